@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algebra of a block of steps during which the weights do not change.
+
+D-RTRL's trace obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t``, and the gradient of a block of ``K``
+steps is ``sum_t <l^t, eps^t> + <e^t, eps^{t-1}>``. Unrolling the recursion and collecting what
+multiplies each ``f^t (x) x^t`` gives an *accumulated signal* that runs backward,
+
+    a^t = l^t + c^t,    c^t = e^{t+1} + (D^{t+1})^T a^{t+1},    c^K = 0,
+
+and the same gradient as a sum over steps, which is one product:
+
+    sum_t xy_to_dw(x^t, sum_s f^t a^t) + < c^0, eps^0 >.
+
+Likewise the trace that leaves the block, with the suffix products ``P^t = D^K ... D^{t+1}``:
+
+    eps^K = P^0 . eps^0 + sum_t (P^t f^t) (x) x^t.
+
+The recursions touch arrays of the size of the hidden state only. No division occurs, so a zero in
+``D`` (a hard reset) is like any other value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+UNROLL_STATES = 4
+
+
+class Accumulated(NamedTuple):
+    """``signal`` a^t [K, S, *V] and ``entry`` c^0 [S, *V] (``None`` where structurally zero)."""
+
+    signal: jax.Array
+    entry: jax.Array | None
+
+
+def accumulate(
+    transition: jax.Array | None, signal: jax.Array, late: jax.Array | None
+) -> Accumulated:
+    """The accumulated signal of one group.
+
+    Parameters
+    ----------
+    transition
+        ``D`` [K, S, S, *V], or ``None`` for zero.
+    signal
+        ``l`` [K, S, *V].
+    late
+        ``e`` [K, S, *V], or ``None`` for zero.
+    """
+    if transition is None:
+        if late is None:
+            return Accumulated(signal, None)
+        shifted = jnp.concatenate([late[1:], jnp.zeros_like(late[:1])])
+        return Accumulated(signal + shifted, late[0])
+
+    def step(carried: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        total = now[1] + carried
+        carried = apply(jnp.swapaxes(now[0], 0, 1), total)
+        return (carried if late is None else carried + now[2]), total
+
+    rows = (transition, signal) if late is None else (transition, signal, late)
+    entry, accumulated = jax.lax.scan(step, jnp.zeros_like(signal[0]), rows, reverse=True)
+    return Accumulated(accumulated, entry)
+
+
+def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``."""
+    states, positions = transition.shape[1], transition.shape[3:]
+    eye = jnp.eye(states, dtype=transition.dtype)
+    identity = jnp.broadcast_to(
+        eye.reshape(states, states, *(1,) * len(positions)), transition.shape[1:]
+    )
+
+    def step(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return compose(product, now), product
+
+    whole, products = jax.lax.scan(step, identity, transition, reverse=True)
+    return products, whole
+
+
+def apply(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """``matrix`` [S, S, ..] times ``vector`` [S, ..], position by position."""
+    states = vector.shape[0]
+    if states > UNROLL_STATES:
+        return jnp.einsum("ij...,j...->i...", matrix, vector)
+    rows = [sum(matrix[i, j] * vector[j] for j in range(states)) for i in range(states)]
+    return jnp.stack(rows)
+
+
+def compose(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a`` times ``b`` for matrices [S, S, ..], position by position."""
+    return jax.vmap(lambda column: apply(a, column), in_axes=1, out_axes=1)(b)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""D-RTRL: parameter-dimension traces with the diagonal of the transition.
+
+Wang et al., Nature Communications 2026, doi 10.1038/s41467-026-68453-w; blocked evaluation after
+Schmidhuber, Neural Computation 4:243, 1992.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._execute import ETraceGraphExecutor, Link, StepJacobians
+from .._rules import Arrays, TraceRules, trace_rules
+from ._blocks import apply, accumulate, suffix_products
+
+
+class Block(NamedTuple):
+    """``K`` steps as an algorithm sees them; every array has a leading axis of ``K`` steps.
+
+    Attributes
+    ----------
+    jacobians
+        ``x`` per relation, ``f`` per link, ``D`` per group.
+    signal, late
+        ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
+    """
+
+    jacobians: StepJacobians
+    signal: tuple[jax.Array, ...]
+    late: tuple[jax.Array | None, ...]
+
+
+Traces = tuple[Arrays, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ParamDimRule:
+    """The learning rule D-RTRL for one compiled model: pure ``init``, ``gradient``, ``update``.
+
+    Parameters
+    ----------
+    executor
+        A compiled executor.
+    trace_dtype
+        Dtype in which traces are kept; ``None``: that of the operation's output.
+    """
+
+    executor: ETraceGraphExecutor
+    trace_dtype: Any = None
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The relations in their groups, one trace each."""
+        return self.executor.links
+
+    @cached_property
+    def rules(self) -> tuple[TraceRules, ...]:
+        """Per link, the rules of its trace."""
+        return tuple(
+            trace_rules(self.executor.operation(k.relation), k.extra, k.group.num_state)
+            for k in self.links
+        )
+
+    def init(self) -> Traces:
+        """Traces of zeros, one dict per link."""
+        return tuple(self._stored(rules.init()) for rules in self.rules)
+
+    def _stored(self, trace: Arrays) -> Arrays:
+        if self.trace_dtype is None:
+            return trace
+        return jax.tree.map(lambda v: v.astype(self.trace_dtype), trace)
+
+    def gradient(
+        self, traces: Traces | None, block: Block, operands: Sequence[Sequence[Any]]
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands of every relation, summed over a block.
+
+        Parameters
+        ----------
+        traces
+            Traces before the block; ``None`` for zero.
+        block
+            The steps.
+        operands
+            Per relation, the values of its operands.
+        """
+        by_group = {
+            g: accumulate(block.jacobians.transition[g], block.signal[g], block.late[g])
+            for g in dict.fromkeys(link.group.index for link in self.links)
+        }
+        total: dict[int, Arrays] = {}
+        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
+            r = link.relation.index
+            accumulated = by_group[link.group.index]
+            weighted = (block.jacobians.f[i] * link.to_y(accumulated.signal, 2)).sum(1)
+            found = rules.operation.contract(
+                block.jacobians.x[r], link.sum_to_y(weighted, 1), operands[r]
+            )
+            if traces is not None and accumulated.entry is not None:
+                entry = link.to_y(accumulated.entry, 1)
+                found = _add(found, rules.solve(entry, traces[i], operands[r]))
+            total[r] = _add(total[r], found) if r in total else found
+        return [total[r] for r in sorted(total)]
+
+    def update(
+        self, traces: Traces | None, block: Block, operands: Sequence[Sequence[Any]]
+    ) -> Traces:
+        """Traces after a block."""
+        products = {
+            g: None if transition is None else suffix_products(transition)
+            for g, transition in enumerate(block.jacobians.transition)
+        }
+        new = []
+        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
+            r = link.relation.index
+            x, f = block.jacobians.x[r], block.jacobians.f[i]
+            found = products[link.group.index]
+            if found is None:  # D is zero: only the last step is left in the trace
+                x = None if x is None else x[-1:]
+                new.append(self._stored(rules.increments(x, f[-1:], operands[r])))
+                continue
+            suffix, whole = found
+            trace = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands[r])
+            if traces is not None:
+                trace = _add(trace, rules.propagate(link.to_y(whole, 2), traces[i]))
+            new.append(self._stored(trace))
+        return tuple(new)
+
+
+def _add(a: Arrays, b: Arrays) -> Arrays:
+    return jax.tree.map(jnp.add, a, b)

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perturbed step: the program whose ordinary gradients are the learning signals.
+
+Ordinary reverse mode of one step counts every path. The algorithms need the paths sorted:
+
+- ``l_g``: from a new hidden value to the loss, the other members of its group held fixed, the
+  rest of the step varying;
+- ``e_g``: from an old hidden value to the loss, all new values of its group held fixed;
+- the direct part: from a parameter to the loss, without the paths
+  ``w -> y -> h_g`` of a relation, whose credit is in ``f``, ``D`` and the trace.
+
+One program has all three as its gradients with respect to zero perturbations of the new hidden
+values, to the old hidden values, and to the parameters. Each variable is read in a *context*:
+
+- ``hold``: groups whose old values are read as constants, because the variable is computed on
+  the way to one of their new values (which ``e_g`` holds fixed);
+- ``near``: the group towards whose members the variable is computed without crossing an ETP
+  operation. In it, members of that group are read unperturbed (their dependence on one another is
+  in ``f`` and ``D``) and the operands of its relations are constants.
+
+Crossing an ETP operation, or reading a hidden state of another group, leaves ``near``. An equation
+is emitted once per context that makes a difference to it; its value is the same in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from .. import _jax
+from .._jax import Atom, JaxprEqn, Var
+from .._jaxpr import depends, differentiable
+from ._diagnostics import Path
+from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of
+from ._module_info import ModuleInfo, extract_module_info
+from ._relations import HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a variable is read; see the module's docstring."""
+
+    hold: frozenset[int] = frozenset()
+    near: int | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """An operand: a variable in a context, a hidden perturbation to add, a gradient to stop."""
+
+    atom: Atom
+    context: Context = Context()
+    perturb: int | None = None
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Run equation ``eqn`` in ``context`` on ``operands``."""
+
+    eqn: int
+    context: Context
+    operands: tuple[Read, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenPerturbation:
+    """The perturbed step as a list of instructions.
+
+    Attributes
+    ----------
+    minfo, groups
+        What it was made from.
+    perturb_hidden_paths, perturb_hidden_states
+        One perturbation per hidden state, in this order.
+    instructions
+        Equations in the contexts in which they are needed, in order.
+    outputs
+        How the outputs of the step are read.
+    anywhere
+        For every computed variable, one context in which its value is at hand.
+    late_reads
+        Groups whose old value reaches an output while their new value is held fixed: for all
+        others ``e_g`` is structurally zero.
+    direct_leaves
+        Parameter leaf variables with a direct gradient.
+    """
+
+    minfo: ModuleInfo
+    groups: tuple[HiddenGroup, ...]
+    perturb_hidden_paths: tuple[Path, ...]
+    perturb_hidden_states: tuple[brainstate.HiddenState, ...]
+    instructions: tuple[Instruction, ...]
+    outputs: tuple[Read, ...]
+    anywhere: Mapping[Var, Context]
+    late_reads: frozenset[int] = frozenset()
+    direct_leaves: frozenset[Var] = field(default_factory=frozenset)
+
+    def init_perturb_data(self) -> list[jax.Array]:
+        """Zero perturbations, one per hidden state."""
+        outvars = self.minfo.hidden_path_to_outvar
+        return [
+            jnp.zeros(outvars[path].aval.shape, outvars[path].aval.dtype)
+            for path in self.perturb_hidden_paths
+        ]
+
+    def eval_jaxpr(
+        self, inputs: Sequence[Any], perturb: Sequence[Any], extra: Sequence[Var] = ()
+    ) -> tuple[list[Any], list[Any]]:
+        """Run the perturbed step.
+
+        Parameters
+        ----------
+        inputs
+            Leaves of the arguments and of the states, as for ``minfo.jaxpr``.
+        perturb
+            One array per hidden state, added to its new value.
+        extra
+            Variables whose values are wanted besides the outputs.
+
+        Returns
+        -------
+        outputs, extras
+            The outputs of ``minfo.jaxpr``, and the values of ``extra``.
+        """
+        jaxpr = self.minfo.jaxpr
+        env: dict[tuple[Var, Context], Any] = {}
+        inputs_by_var = dict(_jax.constants(jaxpr))
+        inputs_by_var.update(zip(jaxpr.invars, inputs, strict=True))
+        old = {v: g.index for g in self.groups for v in g.hidden_invars}
+
+        def value(ref: Read) -> Any:
+            if not _jax.is_var(ref.atom):
+                return ref.atom.val
+            if ref.atom in inputs_by_var:
+                found = inputs_by_var[ref.atom]
+                stop = ref.stop or old.get(ref.atom) in ref.context.hold
+            else:
+                found, stop = env[ref.atom, ref.context], ref.stop
+            if ref.perturb is not None:
+                found = found + perturb[ref.perturb]
+            return jax.lax.stop_gradient(found) if stop else found
+
+        for step in self.instructions:
+            eqn = jaxpr.eqns[step.eqn]
+            values = _jax.bind_equation(eqn, [value(ref) for ref in step.operands])
+            for var, result in zip(eqn.outvars, values, strict=True):
+                env[var, step.context] = result
+        extras = [value(Read(var, self.anywhere.get(var, Context()))) for var in extra]
+        return [value(ref) for ref in self.outputs], extras
+
+
+def perturb_hidden(
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    relations: Sequence[HiddenParamOpRelation],
+) -> HiddenPerturbation:
+    """The perturbed step of a compiled model.
+
+    Parameters
+    ----------
+    minfo, groups, relations
+        Results of the earlier passes.
+    """
+    return _Planner(minfo, tuple(groups), tuple(relations)).plan()
+
+
+def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
+    """The perturbed step of a traced model."""
+    groups, _ = find_hidden_groups_from_minfo(minfo)
+    relations, _, _ = find_hidden_param_op_relations_from_minfo(minfo, groups)
+    return perturb_hidden(minfo, groups, relations)
+
+
+def add_hidden_perturbation_in_module(
+    model: brainstate.nn.Module, *args: Any
+) -> HiddenPerturbation:
+    """The perturbed step of ``extract_module_info(model, *args)``."""
+    return add_hidden_perturbation_from_minfo(extract_module_info(model, *args))
+
+
+class _Planner:
+    """One backward sweep over the equations: which are needed, in which contexts."""
+
+    def __init__(
+        self,
+        minfo: ModuleInfo,
+        groups: tuple[HiddenGroup, ...],
+        relations: tuple[HiddenParamOpRelation, ...],
+    ) -> None:
+        self.minfo = minfo
+        self.groups = groups
+        self.traced = {
+            r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
+            for r in relations
+        }
+        self.member = member_of(groups)
+        self.paths = tuple(path for g in groups for path in g.hidden_paths)
+        rank = {path: k for k, path in enumerate(self.paths)}
+        self.perturbation = {
+            var: rank[path]
+            for g in groups
+            for var, path in zip(g.hidden_outvars, g.hidden_paths, strict=True)
+        }
+        self.producer = {v: i for i, eqn in enumerate(minfo.eqns) for v in eqn.outvars}
+        self.olds = self._old_groups_behind()
+        self.nears = self._near_groups_of()
+
+    def _old_groups_behind(self) -> dict[Var, frozenset[int]]:
+        """Groups whose old values are behind a variable, by any path."""
+        return depends(
+            self.minfo.eqns,
+            {v: frozenset({g.index}) for g in self.groups for v in g.hidden_invars},
+        )
+
+    def _near_groups_of(self) -> dict[Var, frozenset[int]]:
+        """Groups for which reading a variable *near* differs from reading it elsewhere."""
+
+        def through(var: Var, marks: frozenset[int]) -> frozenset[int]:
+            g = self.member.get(var)
+            return marks if g is None else frozenset({g})
+
+        return depends(
+            self.minfo.eqns,
+            {},
+            lambda i, eqn, operand: not is_barrier(eqn),
+            emits=lambda i, eqn: self._emitted(i, eqn),
+            through=through,
+        )
+
+    def _emitted(self, i: int, eqn: JaxprEqn) -> frozenset[int]:
+        traced = self.traced[i][0] if i in self.traced else frozenset()
+        return traced | frozenset(self.member[v] for v in eqn.outvars if v in self.member)
+
+    def _context(self, var: Var, hold: frozenset[int], near: int | None) -> Context:
+        """The context in which the equation of ``var`` runs, without what makes no difference."""
+        outvars = self.minfo.eqns[self.producer[var]].outvars
+        nears = frozenset().union(*(self._raw_nears(v) for v in outvars))
+        olds = frozenset().union(*(self.olds.get(v, frozenset()) for v in outvars))
+        return Context(hold & olds, near if near in nears else None)
+
+    def _raw_nears(self, var: Var) -> frozenset[int]:
+        return self.nears.get(var, frozenset())
+
+    def read(self, atom: Atom, hold: frozenset[int], near: int | None, stop: bool = False) -> Read:
+        """How ``atom`` is read by an equation that runs with ``hold`` and ``near``."""
+        if not _jax.is_var(atom):
+            return Read(atom)
+        g = self.member.get(atom)
+        if g is not None and g != near:
+            context = self._context(atom, hold | {g}, g)
+            return Read(atom, context, self.perturbation[atom], stop)
+        if atom not in self.producer:
+            return Read(atom, Context(hold & self.olds.get(atom, frozenset())), None, stop)
+        return Read(atom, self._context(atom, hold, near), None, stop)
+
+    def operands(self, i: int, context: Context) -> tuple[Read, ...]:
+        """Operands of equation ``i`` in ``context``."""
+        eqn = self.minfo.eqns[i]
+        hold, near = context.hold, context.near
+        if context.near is not None:
+            hold = hold | {context.near}
+        driven, positions = self.traced.get(i, (frozenset(), set()))
+        stop = near is not None and near in driven
+        outside = None if is_barrier(eqn) else near
+        return tuple(
+            self.read(atom, hold, None, stop)
+            if k in positions
+            else self.read(atom, hold, outside)
+            for k, atom in enumerate(eqn.invars)
+        )
+
+    def plan(self) -> HiddenPerturbation:
+        """Sweep backward from the outputs, collecting the contexts each equation needs."""
+        outputs = tuple(self.read(a, frozenset(), None) for a in self.minfo.jaxpr.outvars)
+        needed: dict[int, dict[Context, None]] = {}
+
+        def need(ref: Read) -> None:
+            if _jax.is_var(ref.atom) and ref.atom in self.producer:
+                needed.setdefault(self.producer[ref.atom], {})[ref.context] = None
+
+        for ref in outputs:
+            need(ref)
+        backward: list[Instruction] = []
+        for i in range(len(self.minfo.eqns) - 1, -1, -1):
+            for context in needed.get(i, {}):
+                step = Instruction(i, context, self.operands(i, context))
+                backward.append(step)
+                for ref in step.operands:
+                    need(ref)
+        instructions = tuple(backward[::-1])
+        anywhere = {
+            var: step.context
+            for step in instructions
+            for var in self.minfo.eqns[step.eqn].outvars
+        }
+        live = self._live(instructions, outputs)
+        leaves = {v for vs in self.minfo.weight_path_to_invars.values() for v in vs}
+        states = {path: s for g in self.groups for path, s in zip(g.hidden_paths, g.hidden_states, strict=True)}
+        return HiddenPerturbation(
+            minfo=self.minfo,
+            groups=self.groups,
+            perturb_hidden_paths=self.paths,
+            perturb_hidden_states=tuple(states[path] for path in self.paths),
+            instructions=instructions,
+            outputs=outputs,
+            anywhere=anywhere,
+            late_reads=frozenset(
+                g.index for g in self.groups if any(v in live for v in g.hidden_invars)
+            ),
+            direct_leaves=frozenset(v for v in leaves if v in live),
+        )
+
+    def _live(
+        self, instructions: tuple[Instruction, ...], outputs: tuple[Read, ...]
+    ) -> set[Var]:
+        """Input variables with a differentiable path to the result or to a hidden state."""
+        old = {v: g.index for g in self.groups for v in g.hidden_invars}
+        reached: set[tuple[Var, Context]] = set()
+        live: set[Var] = set()
+
+        def follow(ref: Read) -> None:
+            if not _jax.is_var(ref.atom) or ref.stop or not _jax.is_float(ref.atom.aval):
+                return
+            if ref.atom in self.producer:
+                reached.add((ref.atom, ref.context))
+            elif old.get(ref.atom) not in ref.context.hold:
+                live.add(ref.atom)
+
+        hidden = set(self.member)
+        for k, ref in enumerate(outputs):
+            if k < self.minfo.num_out or ref.atom in hidden:
+                follow(ref)
+        for step in reversed(instructions):
+            eqn = self.minfo.eqns[step.eqn]
+            if differentiable(eqn) and any((v, step.context) in reached for v in eqn.outvars):
+                for ref in step.operands:
+                    follow(ref)
+        return live

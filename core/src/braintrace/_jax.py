@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one module that knows which JAX is installed.
+
+Everything taken from ``jax.extend`` and ``jax.interpreters``, and every difference between
+releases (``ClosedJaxpr`` became ``Jaxpr`` in 0.11), is reached through the names defined here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import brainstate
+import jax
+import numpy as np
+import saiunit
+from jax.extend import core as jex_core
+from jax.extend import source_info_util
+from jax.extend.core import primitives as jaxp
+from jax.interpreters import ad, batching, mlir
+
+Array = jax.Array
+Atom = Any  # Var or Literal
+Jaxpr = Any  # closed in every release: has .invars, .outvars, .eqns, .constvars and .consts
+Literal = jex_core.Literal
+Primitive = jex_core.Primitive
+if TYPE_CHECKING:  # their attributes are typed too loosely to be of use
+    JaxprEqn = Any
+    Var = Any
+else:
+    JaxprEqn = jex_core.JaxprEqn
+    Var = jex_core.Var
+ShapedArray = jax.core.ShapedArray
+
+#: Primitives whose single sub-jaxpr is run once on the operands, in order.
+CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
+
+#: Differentiation rules supplied by the user; kept as one equation.
+CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p})
+
+#: The primitive behind ``jax.lax.stop_gradient``.
+STOP_GRADIENT = jaxp.stop_gradient_p
+
+#: The primitive behind ``jax.lax.split``.
+SPLIT = (
+    jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(jax.ShapeDtypeStruct((2,), "float32"))
+    .eqns[0]
+    .primitive
+)
+
+
+
+def hide_frames(module: Any) -> None:
+    """Attribute equations to the callers of a package, not to its own lines."""
+    source_info_util.register_exclusion(os.path.join(os.path.dirname(module.__file__), ""))
+
+
+for _module in (sys.modules[__package__], brainstate, saiunit):
+    hide_frames(_module)
+
+
+def make_jaxpr(fun: Callable[..., Any], *avals: Any) -> Jaxpr:
+    """Trace ``fun`` to a closed jaxpr."""
+    return jax.make_jaxpr(fun)(*avals)
+
+
+def is_var(atom: Atom) -> bool:
+    """Whether an operand is a variable (not a literal)."""
+    return not isinstance(atom, Literal)
+
+
+def sub_jaxpr(eqn: JaxprEqn) -> Jaxpr:
+    """The closed jaxpr that a call-like equation runs."""
+    for key in ("jaxpr", "call_jaxpr"):
+        if key in eqn.params:
+            return close(eqn.params[key])
+    raise KeyError(f"{eqn.primitive} holds no jaxpr")
+
+
+def close(jaxpr: Jaxpr) -> Jaxpr:
+    """A jaxpr with ``consts``: older JAX keeps open ones in some equations' parameters."""
+    if hasattr(jaxpr, "consts"):
+        return jaxpr
+    return jex_core.ClosedJaxpr(jaxpr, ())
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """Every jaxpr held in an equation's parameters (branches, bodies, calls)."""
+    found: list[Jaxpr] = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "eqns") and hasattr(item, "invars"):
+                found.append(close(item))
+    return found
+
+
+def constants(jaxpr: Jaxpr) -> list[tuple[Var, Any]]:
+    """The constant variables of a closed jaxpr with their values."""
+    return list(zip(jaxpr.constvars, jaxpr.consts, strict=True))
+
+
+def bind_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Run one equation on ``operands``, at its own place in the user's source."""
+    with at_source(eqn):
+        out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
+    """A context in which new equations are attributed to the source of ``eqn``."""
+    return source_info_util.user_context(eqn.source_info.traceback)
+
+
+def source_of(eqn: JaxprEqn) -> str:
+    """The user's ``file:line (function)`` that produced an equation."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def is_float(aval: Any) -> bool:
+    """Whether values of this type carry derivatives."""
+    return bool(jax.numpy.issubdtype(aval.dtype, jax.numpy.inexact))
+
+
+def zero_cotangent(value: Any) -> Any:
+    """The cotangent zero of a value: zeros, or ``float0`` for integers, booleans and keys."""
+    if is_float(value):
+        return jax.numpy.zeros_like(value)
+    return np.zeros(jax.numpy.shape(value), jax.dtypes.float0)
+
+
+# --- JAX rules of a primitive, derived from its implementation -------------------------------
+
+
+def install_rules(
+    primitive: Primitive,
+    impl: Callable[..., Array],
+    batch: Callable[..., tuple[Array, int]],
+) -> None:
+    """Give ``primitive`` evaluation, lowering, JVP, transposition and batching from ``impl``.
+
+    Installing again replaces the rules.
+    """
+
+    def abstract_eval(*avals: Any, **params: Any) -> ShapedArray:
+        out = jax.eval_shape(partial(impl, **params), *avals)
+        return ShapedArray(out.shape, out.dtype)
+
+    @lru_cache(maxsize=256)
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+        return jax.jit(partial(impl, **dict(params)))
+
+    def evaluate(*operands: Array, **params: Any) -> Array:
+        try:
+            run = compiled(tuple(sorted(params.items())))
+        except TypeError:  # unhashable parameters: run operation by operation
+            run = partial(impl, **params)
+        return run(*operands)
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Any]:
+        moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+        y = primitive.bind(*primals, **params)
+        if not moving:
+            return y, ad.Zero(jax.typeof(y).to_tangent_aval())
+        _, y_dot = jax.jvp(
+            _partial_at(partial(impl, **params), primals, moving),
+            [primals[i] for i in moving],
+            [tangents[i] for i in moving],
+        )
+        return y, y_dot
+
+    def transpose(cotangent: Any, *operands: Any, **params: Any) -> list[Any]:
+        linear = [i for i, v in enumerate(operands) if ad.is_undefined_primal(v)]
+        if type(cotangent) is ad.Zero:
+            return [ad.Zero(operands[i].aval) if i in linear else None for i in range(len(operands))]
+        pull = jax.linear_transpose(
+            _partial_at(partial(impl, **params), operands, linear),
+            *(jax.ShapeDtypeStruct(operands[i].aval.shape, operands[i].aval.dtype) for i in linear),
+        )
+        cotangents = dict(zip(linear, pull(cotangent), strict=True))
+        return [cotangents.get(i) for i in range(len(operands))]
+
+    primitive.def_abstract_eval(abstract_eval)
+    primitive.def_impl(evaluate)
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
+
+
+def _partial_at(
+    fun: Callable[..., Array], operands: Sequence[Any], free: Sequence[int]
+) -> Callable[..., Array]:
+    """``fun`` as a function of the operands at positions ``free`` alone."""
+
+    def of_free(*values: Array) -> Array:
+        full = list(operands)
+        for i, value in zip(free, values, strict=True):
+            full[i] = value
+        return fun(*full)
+
+    return of_free
+
+
+def warn(message: str) -> None:
+    """A ``UserWarning`` attributed to the caller's code rather than to this package."""
+    warnings.warn(message, UserWarning, skip_file_prefixes=(os.path.dirname(__file__),)) if (
+        _HAS_SKIP_PREFIXES
+    ) else warnings.warn(message, UserWarning, stacklevel=3)
+
+
+_HAS_SKIP_PREFIXES = "skip_file_prefixes" in (warnings.warn.__text_signature__ or "")
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is being traced (not a concrete array or a number)."""
+    return isinstance(value, jax.core.Tracer)

@@ -1,0 +1,664 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learners: the objects that own traces and touch the states of a model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from . import _jax
+from ._algorithm import Block, ParamDimRule, Traces
+from ._compile import ETraceGraph, StateKind, show_path
+from ._errors import CompilationError
+from ._execute import ETraceGraphExecutor, join_states
+from ._sequence import (
+    BlockRunner,
+    Tape,
+    auto_block_size,
+    flat_states,
+    sweep,
+    trace_step,
+    write_states,
+)
+
+Path = tuple[Any, ...]
+CACHED_DRIVERS = 16
+
+
+class EligibilityTrace(brainstate.ShortTermState):
+    """The state that holds one eligibility trace: a dict of arrays, by trainable key."""
+
+
+class ETraceAlgorithm(brainstate.nn.Module):
+    """Base of the learners: a model with eligibility traces.
+
+    A learner is called like the model it wraps. Differentiating a loss of its result with
+    ``brainstate.transform.grad`` with respect to ``learner.param_states`` gives online gradients;
+    :meth:`etrace_grad` gives those of a whole sequence, much faster.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+
+    Notes
+    -----
+    A subclass says which learning rule it is by :meth:`make_rule`.
+    """
+
+    def __init__(self, model: brainstate.nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, brainstate.nn.Module):
+            raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
+        self.model = model
+        self.executor = ETraceGraphExecutor(model)
+        self.traces: tuple[EligibilityTrace, ...] = ()
+        self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+        self._rule: ParamDimRule | None = None
+        self._tape: Tape | None = None
+        self._drivers: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+
+    def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:
+        """The learning rule for a compiled model."""
+        raise NotImplementedError(f"{type(self).__name__} does not define make_rule")
+
+    # --- compiling ---------------------------------------------------------------------------
+
+    def compile_graph(self, *args: Any) -> None:
+        """Compile the model for arguments like ``args`` and start with traces of zeros.
+
+        Parameters
+        ----------
+        *args
+            Example arguments of one step; only shapes and dtypes matter.
+
+        Raises
+        ------
+        CompilationError, NotSupportedError
+            See :func:`braintrace.compile_etrace_graph`.
+        """
+        executor = ETraceGraphExecutor(self.model)
+        executor.compile_graph(*args)
+        rule = self.make_rule(executor)
+        traces = tuple(EligibilityTrace(trace) for trace in rule.init())
+        self.executor, self._rule, self.traces = executor, rule, traces
+        self._step = _make_step(rule)
+        self._drivers = OrderedDict()
+
+    @property
+    def rule(self) -> ParamDimRule:
+        """The learning rule of the compiled model."""
+        self.graph  # noqa: B018  raises before compile_graph
+        if self._rule is None:
+            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
+        return self._rule
+
+    @property
+    def graph(self) -> ETraceGraph:
+        """What the compiler found."""
+        return self.executor.graph
+
+    @property
+    def report(self) -> str:
+        """What the compiler found and what the traces take, as text."""
+        held = sum(
+            leaf.size * leaf.dtype.itemsize for t in self.traces for leaf in jax.tree.leaves(t.value)
+        )
+        return f"{self.graph.report()}\n\ntraces: {len(self.traces)}, {held / 2**20:.2f} MiB"
+
+    def _states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
+        return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}
+
+    @property
+    def param_states(self) -> dict[Path, brainstate.State[Any]]:
+        """All parameters of the model, by path."""
+        return dict(self.model.states(brainstate.ParamState))
+
+    @property
+    def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
+        """Hidden states of the compiled step, by path."""
+        return self._states_of(StateKind.HIDDEN)
+
+    @property
+    def other_states(self) -> dict[Path, brainstate.State[Any]]:
+        """Further states of the compiled step, by path."""
+        return self._states_of(StateKind.OTHER)
+
+    def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
+        """The traces of a parameter, one dict per relation and hidden group it takes part in.
+
+        Leaves have a trailing state axis: [B, in, out, S] for a dense product of a batch.
+
+        Parameters
+        ----------
+        weight
+            The parameter or its path.
+
+        Raises
+        ------
+        KeyError
+            When the parameter has no trace.
+        """
+        path = weight
+        if isinstance(weight, brainstate.State):
+            path = next((p for p, s in self.param_states.items() if s is weight), weight)
+        found = [
+            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), trace.value)
+            for link, trace in zip(self.rule.links, self.traces, strict=True)
+            if path in link.relation.trainable_paths
+        ]
+        if not found:
+            known = [show_path(p) for link in self.rule.links for p in link.relation.trainable_paths]
+            raise KeyError(f"{weight!r} has no trace; parameters with one are {sorted(set(known))}")
+        return found
+
+    def reset_state(
+        self, batch_size: int | None = None, *, model_states: bool = False, **kwargs: Any
+    ) -> None:
+        """Set the traces (and with ``model_states=True`` those of the model) to their start.
+
+        Parameters
+        ----------
+        batch_size
+            Passed on to the model's ``reset_state``.
+        model_states
+            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``.
+
+        Raises
+        ------
+        ValueError
+            When the model's states come out with another shape than the compiled one; the states
+            then stay as they were.
+        """
+        if model_states:
+            self._reset_model(batch_size, **kwargs)
+        for trace, zero in zip(self.traces, self.rule.init(), strict=True):
+            trace.value = zero
+        self.running_index.value = jnp.zeros((), jnp.int32)
+
+    def _reset_model(self, batch_size: int | None, **kwargs: Any) -> None:
+        slots = self.graph.module_info.slots_of(StateKind.HIDDEN)
+        before = [slot.state.value for slot in slots]
+        brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
+        for slot, old in zip(slots, before, strict=True):
+            shapes = [jnp.shape(v) for v in (slot.state.value, old)]
+            if shapes[0] != shapes[1]:
+                for other, value in zip(slots, before, strict=True):
+                    other.state.restore_value(value)
+                raise ValueError(
+                    f"batch_size={batch_size} resets {show_path(slot.path)} to shape {shapes[0]}, "
+                    f"but the learner was compiled for {shapes[1]}; compile again for another batch"
+                )
+
+    # --- one step ----------------------------------------------------------------------------
+
+    def update(self, *args: Any) -> Any:
+        """Run one step of the model and of the traces.
+
+        Parameters
+        ----------
+        *args
+            Arguments like those the learner was compiled for.
+
+        Returns
+        -------
+        The model's result. Its gradient with respect to the parameters is the online gradient.
+
+        Raises
+        ------
+        CompilationError
+            Before :meth:`compile_graph`, or when the model's states were made anew since.
+        ValueError
+            When an argument has another shape, dtype or structure than the compiled one.
+        """
+        rule = self.rule
+        leaves = self._check_args(args)
+        self._check_states()
+        slots = self.graph.module_info.slots
+        values = {slot.path: slot.state.value for slot in slots}
+        if self._tape is not None:
+            out, new, boundary = self.executor.run(leaves, values, self._tape.perturb)
+            self._tape.boundaries.append(boundary)
+        else:
+            params = {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}
+            out, new, traces = self._step(
+                params, leaves, values, tuple(t.value for t in self.traces)
+            )
+            for state, trace in zip(self.traces, traces, strict=True):
+                state.value = trace
+            self.running_index.value = self.running_index.value + 1
+        for slot in slots:
+            if slot.kind is not StateKind.PARAM:
+                slot.state.value = new[slot.path]
+        return out
+
+    def _check_args(self, args: tuple[Any, ...]) -> list[Any]:
+        info = self.graph.module_info
+        leaves, treedef = jax.tree.flatten(args)
+        if treedef != info.arg_treedef:
+            raise ValueError(
+                f"the arguments have structure {treedef}, but the learner was compiled for "
+                f"{info.arg_treedef}"
+            )
+        names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
+        checked = []
+        for name, leaf, var in zip(names, leaves, info.jaxpr.invars, strict=False):
+            aval = var.aval
+            leaf = jnp.asarray(leaf)
+            if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
+                raise ValueError(
+                    f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the learner "
+                    f"was compiled for shape {aval.shape} and dtype {aval.dtype}; compile again for "
+                    "another batch size"
+                )
+            checked.append(leaf)
+        return checked
+
+    def _check_states(self) -> None:
+        """States made anew after compiling would be left behind silently."""
+        for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
+            if _lookup(self.model, slot.path) is not slot.state:
+                raise CompilationError(
+                    f"the hidden state {show_path(slot.path)} was initialised again after "
+                    "compile_graph; call compile_graph again, or use reset_state to reset it"
+                )
+
+    # --- sequences ---------------------------------------------------------------------------
+
+    def etrace_grad(
+        self,
+        *sequences: Any,
+        step_fn: Callable[..., Any],
+        weights: Mapping[Any, brainstate.State[Any]] | None = None,
+        reduction: str = "mean",
+        has_aux: bool = False,
+        return_value: bool = False,
+        block_size: int | str = "auto",
+        carry_trace: bool = True,
+    ) -> Any:
+        """Gradients of the losses of a sequence, in memory that does not grow with its length.
+
+        States, traces and ``running_index`` move on by the length of the sequence.
+
+        Parameters
+        ----------
+        *sequences
+            Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
+        step_fn
+            Calls the learner once and returns the scalar loss of a step (and auxiliary data).
+        weights
+            Parameter states whose gradients are wanted, by any key; default: all of the model.
+        reduction
+            ``'mean'`` or ``'sum'`` of the per-step losses is what is differentiated.
+        has_aux
+            ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too.
+        return_value
+            Return the per-step losses [T] too.
+        block_size
+            Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
+            round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
+        carry_trace
+            ``False``: credit does not cross the borders of this call; traces are taken as zero
+            before it and are zero after it, and with one block no trace is computed at all.
+
+        Returns
+        -------
+        ``grads``, or ``(grads, losses)``, ``(grads, aux)``, ``(grads, losses, aux)``. ``grads`` has
+        the keys of ``weights`` and values like those of the parameters.
+
+        Raises
+        ------
+        CompilationError
+            Before :meth:`compile_graph`.
+        TypeError, ValueError
+            For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
+            not return a scalar loss or does not call the learner exactly once.
+        """
+        steps = _length(sequences)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        size = self._block_size(block_size, steps)
+        chosen = self.param_states if weights is None else dict(weights)
+        key = (step_fn, tuple(chosen), reduction, has_aux, size, carry_trace)
+        driver = self._driver(
+            key, lambda: self._make_grad(step_fn, chosen, reduction, has_aux, size, carry_trace)
+        )
+        grads, losses, aux = driver(sequences)
+        parts = (grads, *([losses] if return_value else []), *([aux] if has_aux else []))
+        return parts if len(parts) > 1 else grads
+
+    def _block_size(self, block_size: int | str, steps: int) -> int:
+        if block_size == "auto":
+            return auto_block_size(self.rule, steps)
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+            raise ValueError(f"block_size must be 'auto' or a positive integer, got {block_size!r}")
+        return min(block_size, steps)
+
+    def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """A compiled driver for these options, kept for the next call."""
+        if key not in self._drivers:
+            self._drivers[key] = brainstate.transform.jit(make())
+            if len(self._drivers) > CACHED_DRIVERS:
+                self._drivers.popitem(last=False)
+        self._drivers.move_to_end(key)
+        return self._drivers[key]
+
+    def _make_grad(
+        self,
+        step_fn: Callable[..., Any],
+        weights: Mapping[Any, brainstate.State[Any]],
+        reduction: str,
+        has_aux: bool,
+        block_size: int,
+        carry_trace: bool,
+    ) -> Callable[..., Any]:
+        def run(sequences: tuple[Any, ...]) -> Any:
+            return self._grad(
+                sequences, step_fn, weights, reduction, has_aux, block_size, carry_trace
+            )
+
+        return run
+
+    def _attach(self, tape: Tape | None) -> None:
+        self._tape = tape
+
+    def _grad(
+        self,
+        sequences: tuple[Any, ...],
+        step_fn: Callable[..., Any],
+        weights: Mapping[Any, brainstate.State[Any]],
+        reduction: str,
+        has_aux: bool,
+        block_size: int,
+        carry_trace: bool,
+    ) -> Any:
+        rule, steps = self.rule, _length(sequences)
+        first = jax.tree.map(lambda v: v[0], sequences)
+        traced = trace_step(self.executor, step_fn, self._attach, first, has_aux)
+        runner = BlockRunner(rule, traced, tuple(weights.values()))
+        params = {path: state.value for path, state in self._states_of(StateKind.PARAM).items()}
+        result = sweep(
+            runner,
+            flat_states(traced.states),
+            tuple(t.value for t in self.traces) if carry_trace else None,
+            sequences,
+            self.executor.operand_values(params),
+            block_size,
+            keep_trace=carry_trace,
+        )
+        by_path = self.executor.param_gradients(params, result.operands)
+        scale = 1.0 / steps if reduction == "mean" else 1.0
+        grads = {
+            key: self._total(state, traced, result.direct, by_path, scale)
+            for key, state in weights.items()
+        }
+        parameters = list(self._states_of(StateKind.PARAM).values())
+        write_states(traced.states, result.leaves, skip=[*parameters, *weights.values()])
+        new = result.traces if carry_trace and result.traces is not None else rule.init()
+        for state, trace in zip(self.traces, new, strict=True):
+            state.value = trace
+        self.running_index.value = self.running_index.value + steps
+        return grads, result.losses, result.aux
+
+    def _total(
+        self,
+        state: brainstate.State[Any],
+        traced: Any,
+        direct: Mapping[int, Any],
+        by_path: Mapping[Path, Any],
+        scale: float,
+    ) -> Any:
+        """Direct plus traced gradient of one parameter, zero where neither exists."""
+        leaves, treedef = jax.tree.flatten(state.value)
+        total = [jnp.zeros_like(leaf) for leaf in leaves]
+        for k, i in enumerate(traced.leaves_of(state) or ()):
+            if i in direct:
+                total[k] = total[k] + direct[i]
+        for path, other in self._states_of(StateKind.PARAM).items():
+            if other is state and path in by_path:
+                found = jax.tree.leaves(by_path[path])
+                total = [a + b for a, b in zip(total, found, strict=True)]
+        return treedef.unflatten([leaf * jnp.asarray(scale, leaf.dtype) for leaf in total])
+
+    def etrace_evolve(
+        self,
+        *sequences: Any,
+        step_fn: Callable[..., Any] | None = None,
+        return_outputs: bool = False,
+    ) -> Any:
+        """Let states and traces move on over a sequence, without gradients.
+
+        Parameters
+        ----------
+        *sequences
+            Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
+        step_fn
+            Calls the learner once per step; default: the learner itself.
+        return_outputs
+            Return what ``step_fn`` returned, stacked.
+
+        Raises
+        ------
+        CompilationError, ValueError
+            As for :meth:`etrace_grad`.
+        """
+        _length(sequences)
+        self.graph  # noqa: B018  raises before compile_graph
+        run = self if step_fn is None else step_fn
+
+        def make() -> Callable[..., Any]:
+            def evolve(sequences: tuple[Any, ...]) -> Any:
+                def body(inputs: tuple[Any, ...]) -> Any:
+                    out = run(*inputs)
+                    return out if return_outputs else None
+
+                return brainstate.transform.for_loop(body, sequences)
+
+            return evolve
+
+        return self._driver((run, "evolve", return_outputs), make)(sequences)
+
+
+def _lookup(model: Any, path: Path) -> Any:
+    """The object at a state's path in a model."""
+    found = model
+    for part in path:
+        if isinstance(found, Mapping) and part in found:
+            found = found[part]
+        elif isinstance(found, Sequence) and isinstance(part, int):
+            found = found[part]
+        else:
+            found = getattr(found, str(part), None)
+    return found
+
+
+def _length(sequences: tuple[Any, ...]) -> int:
+    """The common length T of sequences."""
+    leaves = jax.tree_util.tree_leaves_with_path(sequences)
+    if not leaves:
+        raise ValueError("at least one sequence is needed, for example inputs [T, ...]")
+    lengths = {}
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"sequences{jax.tree_util.keystr(path)} is a scalar; expected an array [T, ...]"
+            )
+        lengths[jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all sequences must have one length T; got {lengths}")
+    steps = next(iter(lengths.values()))
+    if steps == 0:
+        raise ValueError("the sequences have length zero; at least one step is needed")
+    return steps
+
+
+def _make_step(rule: ParamDimRule) -> Callable[..., Any]:
+    """One step with online gradients: a function of parameters, arguments, states and traces.
+
+    In reverse mode it returns the gradient of the learning rule for the parameters, that of the
+    current step for the arguments, and zero for states and traces: credit for the past is in the
+    traces, not in a chain of steps. A loss around several calls therefore has the sum of their
+    online gradients.
+    """
+    executor = rule.executor
+
+    def forward(params: Any, args: Any, states: Any, traces: Traces) -> Any:
+        def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
+            out, new, boundary = executor.run(args, {**states, **params}, perturb)
+            return (out, {path: new[path] for path in states}), boundary
+
+        perturb = executor.graph.hidden_perturb.init_perturb_data()
+        (out, new), pull, boundary = jax.vjp(
+            program, params, args, states, perturb, has_aux=True
+        )
+        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
+        operands = executor.operand_values(params)
+        groups = executor.graph.hidden_groups
+        block = Block(jacobians, (), (None,) * len(groups))
+        return (out, new, rule.update(traces, block, operands)), (
+            pull,
+            jacobians,
+            params,
+            args,
+            states,
+            traces,
+        )
+
+    @jax.custom_vjp
+    def step(params: Any, args: Any, states: Any, traces: Traces) -> Any:
+        return forward(params, args, states, traces)[0]
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pull, jacobians, params, args, states, traces = residuals
+        out, new, _ = cotangents
+        direct, args_bar, late, signal = pull((out, new))
+        block = Block(jacobians, *_signals(executor, signal, late))
+        found = rule.gradient(traces, block, executor.operand_values(params))
+        traced = executor.param_gradients(params, found)
+        params_bar = {
+            path: jax.tree.map(jnp.add, value, traced[path]) if path in traced else value
+            for path, value in direct.items()
+        }
+        zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))
+        return params_bar, args_bar, *zeros
+
+    step.defvjp(forward, backward)
+    return step
+
+
+def _signals(
+    executor: ETraceGraphExecutor, perturb: Sequence[Any], old: Mapping[Path, Any]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """``l`` and ``e`` of one step, per group, with a leading axis of one step."""
+    plan = executor.graph.hidden_perturb
+    by_path = dict(zip(plan.perturb_hidden_paths, perturb, strict=True))
+    signal, late = [], []
+    for group in executor.graph.hidden_groups:
+        signal.append(join_states(group, [by_path[p] for p in group.hidden_paths])[None])
+        members = [jax.tree.leaves(old[p])[0] for p in group.hidden_paths]
+        reads_late = group.index in plan.late_reads
+        late.append(join_states(group, members)[None] if reads_late else None)
+    return tuple(signal), tuple(late)
+
+
+class D_RTRL(ETraceAlgorithm):
+    """Online learning with parameter-dimension traces (D-RTRL).
+
+    The trace of a relation obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the diagonal ``D`` of
+    the hidden transition, and ``dL/dw = sum_t <l^t, eps^t> + <e^t, eps^{t-1}>`` (Wang et al., Nature
+    Communications 2026, doi 10.1038/s41467-026-68453-w). Exact when every hidden-to-hidden path is
+    element-wise; otherwise the recurrent products are left out of ``D``.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    trace_dtype
+        Dtype of the traces; default: that of each operation's output.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.D_RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    def __init__(self, model: brainstate.nn.Module, *, trace_dtype: Any = None) -> None:
+        super().__init__(model)
+        if trace_dtype is not None and not jnp.issubdtype(trace_dtype, jnp.floating):
+            raise TypeError(f"trace_dtype must be a floating-point dtype, got {trace_dtype}")
+        self.trace_dtype = trace_dtype
+
+    def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:
+        """The rule D-RTRL."""
+        return ParamDimRule(executor, self.trace_dtype)
+
+
+ParamDimVjpAlgorithm = D_RTRL
+
+ALGORITHMS: dict[str, type[ETraceAlgorithm]] = {"d_rtrl": D_RTRL}
+
+
+def compile(  # noqa: A001  the public name
+    model: brainstate.nn.Module,
+    algorithm: str | type[ETraceAlgorithm],
+    *example_inputs: Any,
+    batch_size: int | None = None,
+    verbose: int = 0,
+    **options: Any,
+) -> ETraceAlgorithm:
+    """Initialise a model's states and return a ready learner.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module``.
+    algorithm
+        A learner class or its name (``'d_rtrl'``).
+    *example_inputs
+        Arguments of one step.
+    batch_size
+        Passed on to ``brainstate.nn.init_all_states``.
+    verbose
+        1: print what the compiler found.
+    **options
+        Passed on to the learner.
+
+    Raises
+    ------
+    ValueError
+        For an unknown algorithm.
+    CompilationError, NotSupportedError
+        When the model cannot be compiled.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> learner = braintrace.compile(
+    ...     braintrace.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2
+    ... )
+    >>> learner(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+    if isinstance(algorithm, str):
+        name = algorithm.lower().replace("-", "_")
+        if name not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {algorithm!r}; known are {sorted(ALGORITHMS)}")
+        algorithm = ALGORITHMS[name]
+    if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
+        raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
+    learner = algorithm(model, **options)
+    brainstate.nn.init_all_states(model, batch_size=batch_size)
+    learner.compile_graph(*example_inputs)
+    if verbose:
+        print(learner.report)
+    return learner

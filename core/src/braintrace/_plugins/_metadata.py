@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one module that reads package metadata: who is installed, and what each one exports.
+
+The standard library's ``importlib.metadata`` on purpose: importing its backport changes the
+behaviour of the standard one for the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+from ._settings import normalised
+
+PLUGIN_GROUP = "braintrace.plugins.v"
+EXPORT_GROUPS = {"braintrace.ops": "ops", "braintrace.nn": "nn"}
+CORE = "braintrace-core"
+
+
+class Entry(Protocol):
+    """What the host needs of an entry point."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def value(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+    def load(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A distribution that declares plugin entry points; nothing of it is imported.
+
+    ``exports`` maps (kind, name) to the entry point of the exported object, with ``kind`` one of
+    ``"ops"`` and ``"nn"``. ``needs_core`` are the bounds that its metadata puts on core, and
+    ``core_admitted`` says whether this core is within them.
+    """
+
+    distribution: str
+    version: str
+    origin: str
+    plugins: tuple[Entry, ...]
+    exports: dict[tuple[str, str], Entry]
+    needs_core: str = ""
+    core_admitted: bool = True
+
+    @property
+    def family(self) -> str:
+        """Name of the family: that of its plugin object, else of the distribution."""
+        return self.plugins[0].name if self.plugins else self.distribution
+
+    @property
+    def package(self) -> str | None:
+        """Top-level package of its plugin object."""
+        return package_of(self.plugins[0]) if self.plugins else None
+
+    @property
+    def title(self) -> str:
+        """Distribution and version, as messages name it."""
+        return f"{self.distribution!r} {self.version}"
+
+
+def package_of(entry: Entry) -> str:
+    """Top-level package that an entry point lives in."""
+    return entry.value.partition(":")[0].partition(".")[0].strip()
+
+
+def scan(core_version: str) -> tuple[Candidate, ...]:
+    """Read the metadata of every distribution, once; the broken ones are passed over."""
+    found: dict[str, Candidate] = {}
+    for dist in metadata.distributions():
+        try:
+            entries = tuple(e for e in dist.entry_points if _is_ours(e))
+            if entries and (name := dist.metadata.get("Name")):  # type: ignore[attr-defined]
+                # The first on sys.path is the one that gets imported.
+                found.setdefault(normalised(name), _candidate(dist, name, entries, core_version))
+        except Exception:
+            continue
+    return tuple(sorted(found.values(), key=lambda c: c.distribution))
+
+
+def _is_ours(entry: Entry) -> bool:
+    return entry.group in EXPORT_GROUPS or entry.group.startswith(PLUGIN_GROUP)
+
+
+def _candidate(
+    dist: metadata.Distribution, name: str, entries: tuple[Entry, ...], core_version: str
+) -> Candidate:
+    needs_core, core_admitted = _bounds_on_core(dist.requires or [], core_version)
+    return Candidate(
+        distribution=normalised(name),
+        version=dist.version,
+        origin=_origin(dist),
+        plugins=tuple(e for e in entries if e.group not in EXPORT_GROUPS),
+        exports={(EXPORT_GROUPS[e.group], e.name): e for e in entries if e.group in EXPORT_GROUPS},
+        needs_core=needs_core,
+        core_admitted=core_admitted,
+    )
+
+
+def _bounds_on_core(requires: list[str], core_version: str) -> tuple[str, bool]:
+    from packaging.requirements import Requirement
+
+    bounds = [r for r in map(Requirement, requires) if normalised(r.name) == CORE]
+    active = [r for r in bounds if r.marker is None or r.marker.evaluate({"extra": ""})]
+    admitted = all(r.specifier.contains(core_version, prereleases=True) for r in active)
+    return ",".join(str(r.specifier) for r in active), admitted
+
+
+def _origin(dist: metadata.Distribution) -> str:
+    """Where the distribution lies: the source tree of an editable install, else the folder."""
+    direct_url = json.loads(dist.read_text("direct_url.json") or "{}")
+    if direct_url.get("dir_info", {}).get("editable"):
+        return str(direct_url["url"])
+    return str(dist.locate_file(""))
+
+
+def providers(
+    candidates: tuple[Candidate, ...], kind: str, name: str
+) -> Iterator[tuple[Candidate, Entry]]:
+    """The candidates that export ``name``, with its entry point."""
+    for candidate in candidates:
+        if (kind, name) in candidate.exports:
+            yield candidate, candidate.exports[kind, name]

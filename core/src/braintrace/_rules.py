@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an algorithm asks of an ETP operation, answered by its family's rules or derived.
+
+Two kinds of parameter-dimension trace exist behind one interface (:class:`TraceRules`):
+
+- a *structured* trace, from the hand-written rules ``yw_to_w`` and ``init_drtrl``;
+- a *dense* trace over [position of ``y``, parameter], which is exact for any implementation and is
+  what a primitive with only ``impl`` gets.
+
+Shapes, in names used throughout: ``K`` steps; ``E`` the axes of the hidden group along which ``y``
+is broadcast (usually none); ``Y`` the shape of ``y``, its batch axis ``B`` first when the primitive
+is batched; ``S`` states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._primitive import ETPPrimitiveSpec, find_primitive
+
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The type of an operand, as rules receive it: ``.aval`` has ``shape`` and ``dtype``."""
+
+    aval: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """An ETP equation seen from its rules.
+
+    ``traced`` are the keys of the trainable operands that lead to parameters; the values of all
+    operands but ``x`` are constant over time and passed as ``operands`` (a full list, with
+    ``None`` at ``x``).
+    """
+
+    spec: ETPPrimitiveSpec
+    params: Mapping[str, Any]
+    operand_avals: tuple[Any, ...]
+    y_aval: Any
+    traced: tuple[str, ...]
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Operand positions of all trainable keys."""
+        return self.spec.resolve_trainable_invars(self.params)
+
+    @property
+    def x_aval(self) -> Any | None:
+        """Type of the input, if there is one."""
+        i = self.spec.x_invar_index
+        return None if i is None else self.operand_avals[i]
+
+    def weights(self, operands: Sequence[Any]) -> Arrays:
+        """The trainable operands by key."""
+        return {key: operands[i] for key, i in self.positions.items()}
+
+    def run(self, x: Any, weights: Arrays, operands: Sequence[Any]) -> jax.Array:
+        """``impl`` as a function of input and trainable operands."""
+        full = list(operands)
+        if self.spec.x_invar_index is not None:
+            full[self.spec.x_invar_index] = x
+        for key, i in self.positions.items():
+            full[i] = weights[key]
+        return self.spec.impl(*full, **self.params)
+
+    def xy_to_dw(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """The VJP of ``impl`` in its trainable operands: the family's rule, or derived."""
+        weights = self.weights(operands)
+        if self.spec.xy_to_dw is not None:
+            return self.spec.xy_to_dw(x, dy, weights, **self.params)
+        _, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
+        return pull(dy)[0]
+
+    def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product.
+
+        Parameters
+        ----------
+        x
+            [K, *X], or ``None`` for an operation without input.
+        dy
+            [K, *Y].
+        operands
+            Values of the operands.
+
+        Returns
+        -------
+        dict
+            Cotangents of the traced operands.
+        """
+        if x is None:
+            found = self.xy_to_dw(None, dy.sum(0), operands)
+        elif self.spec.batched:
+            found = self.xy_to_dw(_fold(x), _fold(dy), operands)
+        elif (batched := self._batched()) is not None:
+            found = batched.xy_to_dw(x, dy, operands)
+        elif self.spec.xy_to_dw is None:
+            weights = self.weights(operands)
+            _, pull = jax.vjp(
+                lambda w: jax.vmap(lambda one: self.run(one, w, operands))(x), weights
+            )
+            found = pull(dy)[0]
+        else:
+            each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
+            found = {key: value.sum(0) for key, value in each.items()}
+        return {key: found[key] for key in self.traced}
+
+    def _batched(self) -> Operation | None:
+        """The same operation through its declared batched counterpart."""
+        name = self.spec.batched_counterpart
+        primitive = None if name is None else find_primitive(name)
+        if primitive is None:
+            return None
+        return Operation(
+            primitive.spec, self.params, self.operand_avals, self.y_aval, self.traced
+        )
+
+
+def _fold(array: jax.Array) -> jax.Array:
+    return array.reshape(-1, *array.shape[2:])
+
+
+class TraceRules(ABC):
+    """The parameter-dimension trace of one operation in one hidden group.
+
+    Factors ``f`` and signals are laid out as [S, *E, *Y]; a transition as [S, S, *E, *Y]. The
+    state axis leads in every trace leaf, too.
+    """
+
+    def __init__(self, operation: Operation, extra: tuple[int, ...], num_state: int) -> None:
+        self.operation = operation
+        self.extra = extra
+        self.num_state = num_state
+
+    @abstractmethod
+    def init(self) -> Arrays:
+        """A trace of zeros."""
+
+    @abstractmethod
+    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
+        """``D . eps``."""
+
+    @abstractmethod
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """``sum_k f^k (x) x^k`` for ``f`` [K, S, *E, *Y], in the structure of the trace."""
+
+    @abstractmethod
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        """``< signal, eps >``: cotangents of the traced operands."""
+
+
+def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:
+    """The structured trace where the family wrote its rules, else the dense one."""
+    spec = operation.spec
+    kind = DenseTrace if spec.yw_to_w is None or spec.init_drtrl is None else StructuredTrace
+    return kind(operation, extra, num_state)
+
+
+# --- structured -------------------------------------------------------------------------------
+
+
+class StructuredTrace(TraceRules):
+    """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
+
+    def init(self) -> Arrays:
+        op = self.operation
+        weight_vars = {key: Operand(op.operand_avals[i]) for key, i in op.positions.items()}
+        x_var = None if op.x_aval is None else Operand(op.x_aval)
+        leaves = call_init(
+            op.spec.init_drtrl, x_var, Operand(op.y_aval), weight_vars, self.num_state, op.params
+        )
+
+        def arrange(leaf: jax.Array) -> jax.Array:
+            own = leaf.shape[:-1]
+            return jnp.zeros((self.num_state, *self.extra, *own), leaf.dtype)
+
+        return {key: arrange(leaves[key]) for key in op.traced}
+
+    def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
+        """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
+        for _ in self.extra:
+            rule = jax.vmap(rule, in_axes=axis)
+        return rule
+
+    def _scale(self, factor: jax.Array, trace: Arrays) -> Arrays:
+        """``yw_to_w`` for one state."""
+        op = self.operation
+        rule = partial(op.spec.yw_to_w, **op.params)  # type: ignore[arg-type]
+        return self._each(rule)(factor, trace)
+
+    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
+        states = range(self.num_state)
+        rows = []
+        for i in states:
+            terms = [self._scale(transition[i, j], _state(trace, j)) for j in states]
+            rows.append({key: sum(term[key] for term in terms) for key in trace})
+        return _stack(rows, self.operation.traced)
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        one_state = self._increment_rule(x, operands)
+        rows = [one_state(f[:, s]) for s in range(self.num_state)]
+        return _stack(rows, self.operation.traced)
+
+    def _increment_rule(
+        self, x: Any, operands: Sequence[Any]
+    ) -> Callable[[jax.Array], Arrays]:
+        """Increments of one state, from its factors [K, *E, *Y].
+
+        By default a trace is shaped like the weights, once per example, so the increments of an
+        example over ``K`` steps are what ``xy_to_dw`` gives when the steps are its batch.
+        """
+        op = self.operation
+        if op.spec.instant_drtrl is not None:
+            return lambda f: self._instant(x, f, operands)
+        if x is None:
+            return lambda f: self._each(lambda g: op.xy_to_dw(None, g, operands))(f.sum(0))
+        if not op.spec.batched:
+            return self._each(lambda g: op.contract(x, g, operands), axis=1)
+
+        def one_example(x_b: jax.Array, g: jax.Array) -> Arrays:
+            return op.contract(x_b[:, None], g[:, None], operands)
+
+        examples = jax.vmap(one_example, in_axes=(1, 1))
+        return self._each(lambda g: examples(x, g), axis=1)
+
+    def _instant(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """The family's own increments, added up step by step."""
+        op = self.operation
+        rule = partial(op.spec.instant_drtrl, weights=op.weights(operands), **op.params)  # type: ignore[arg-type]
+        return _sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        op = self.operation
+        summed = len(self.extra)
+        rule = self._scale
+        if op.spec.solve_drtrl is not None:
+            own = partial(op.spec.solve_drtrl, weights=op.weights(operands), **op.params)
+            rule = self._each(own)
+        else:
+            summed += op.spec.batched
+        rows = [rule(signal[s], _state(trace, s)) for s in range(self.num_state)]
+        return {
+            key: sum(row[key].sum(tuple(range(summed))) for row in rows) for key in op.traced
+        }
+
+
+def _state(trace: Arrays, s: int) -> Arrays:
+    return {key: leaf[s] for key, leaf in trace.items()}
+
+
+def _stack(rows: Sequence[Arrays], keys: Sequence[str]) -> Arrays:
+    return {key: jnp.stack([row[key] for row in rows]) for key in keys}
+
+
+def _sum_over_steps(
+    rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array
+) -> Arrays:
+    """``sum_k rule(x[k], f[k])`` without holding more than one term."""
+    shapes = jax.eval_shape(lambda a, b: rule(jax.tree.map(lambda v: v[0], a), b[0]), x, f)
+
+    def add(total: Arrays, step: Any) -> tuple[Arrays, None]:
+        return jax.tree.map(jnp.add, total, rule(*step)), None
+
+    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+    return jax.lax.scan(add, zeros, (x, f))[0]
+
+
+def call_init(
+    rule: Callable[..., Any] | None,
+    x_var: Any,
+    y_var: Any,
+    weight_vars: Mapping[str, Any],
+    num_state: int,
+    params: Mapping[str, Any],
+) -> Any:
+    """Call an ``init_*`` rule, with ``eqn_params`` if it declares it."""
+    if rule is None:
+        raise ValueError("the rule is derived, not written; there is nothing to call")
+    declared = inspect.signature(rule).parameters
+    optional = {"eqn_params": dict(params)} if "eqn_params" in declared else {}
+    return rule(x_var, y_var, dict(weight_vars), num_state, **optional)
+
+
+# --- dense ------------------------------------------------------------------------------------
+
+
+class DenseTrace(TraceRules):
+    """Leaves are [S, *E, *Y, *W]: the derivative of every state of every position.
+
+    ``eps[s, p, w] = d h[p, s] / d w``, with ``d y[p] / d w`` from the Jacobian of ``impl``. Exact
+    for every operation; memory and time grow with positions times parameters.
+    """
+
+    def init(self) -> Arrays:
+        op = self.operation
+        head = (self.num_state, *self.extra, *op.y_aval.shape)
+        return {
+            key: jnp.zeros((*head, *op.operand_avals[op.positions[key]].shape), op.y_aval.dtype)
+            for key in op.traced
+        }
+
+    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
+        states = range(self.num_state)
+
+        def one(leaf: jax.Array) -> jax.Array:
+            wide = transition.reshape(
+                *transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1)
+            )
+            return jnp.stack([sum(wide[i, j] * leaf[j] for j in states) for i in states])
+
+        return {key: one(leaf) for key, leaf in trace.items()}
+
+    def _jacobian(self, x: Any, operands: Sequence[Any]) -> Arrays:
+        """``d y / d w`` [*Y, *W] of one step, example by example when batched."""
+        op = self.operation
+        weights = op.weights(operands)
+
+        def of_weights(x_one: Any) -> Arrays:
+            return jax.jacrev(lambda w: op.run(x_one, w, operands))(weights)
+
+        if not op.spec.batched:
+            return of_weights(x)
+        single = jax.vmap(lambda x_b: of_weights(x_b[None]))(x)
+        return {key: value[:, 0] for key, value in single.items()}
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        def one_step(x_k: Any, f_k: jax.Array) -> Arrays:
+            jacobian = self._jacobian(x_k, operands)
+            return {key: self._outer(f_k, jacobian[key]) for key in self.operation.traced}
+
+        return one_step(None, f.sum(0)) if x is None else _sum_over_steps(one_step, x, f)
+
+    def _outer(self, f: jax.Array, jacobian: jax.Array) -> jax.Array:
+        """[S, *E, *Y] and [*Y, *W] -> [S, *E, *Y, *W]."""
+        weight_ndim = jacobian.ndim - len(self.operation.y_aval.shape)
+        return f.reshape(*f.shape, *(1,) * weight_ndim) * jacobian
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        axes = tuple(range(signal.ndim))
+        return {key: jnp.tensordot(signal, leaf, (axes, axes)) for key, leaf in trace.items()}

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of a whole sequence, block by block.
+
+The user's ``step_fn`` is traced once. Inside a block, a scan runs its steps: each differentiates
+the step's loss with respect to zero perturbations of the hidden states (``l``), to old hidden
+values where anything reads them late (``e``), and to parameters where they act directly, and hands
+out ``x``, ``f`` and ``D``. Nothing of the size of a trace is touched in the scan. After it, the
+learning rule turns the recorded block into cotangents of the operands and, where the trace goes
+on, into the next trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+
+from ._algorithm import Block, ParamDimRule, Traces
+from ._execute import ETraceGraphExecutor, join_states
+from ._jaxpr import reaches
+
+State = brainstate.State[Any]
+
+
+class Tape:
+    """What passes between a driver and the learner's one call inside ``step_fn``."""
+
+    def __init__(self, perturb: Sequence[Any]) -> None:
+        self.perturb = perturb
+        self.boundaries: list[tuple[Any, ...]] = []
+
+    def boundary(self) -> tuple[Any, ...]:
+        """Values from which the step's Jacobians are computed.
+
+        Raises
+        ------
+        ValueError
+            When the learner was not called exactly once.
+        """
+        if len(self.boundaries) != 1:
+            raise ValueError(
+                f"step_fn must call the learner exactly once per step; it called it "
+                f"{len(self.boundaries)} times"
+            )
+        return self.boundaries[0]
+
+
+@dataclass(frozen=True, eq=False)
+class TracedStep:
+    """One step of the user's loss as a flat program over inputs and states.
+
+    Attributes
+    ----------
+    run
+        ``run(perturb, inputs, state_leaves) -> (loss, aux, boundary, new_state_leaves)``.
+    states
+        Every state the step reads or writes.
+    leaf_ranges
+        Where each state's leaves stand among the state leaves.
+    live
+        State leaves (by index) with a differentiable path to the loss.
+    """
+
+    run: Callable[..., tuple[Any, Any, tuple[Any, ...], list[Any]]]
+    states: tuple[State, ...]
+    leaf_ranges: tuple[range, ...]
+    live: frozenset[int]
+
+    def leaves_of(self, state: State) -> range | None:
+        """Indices of a state's leaves, or ``None`` when the step does not use it."""
+        for other, leaves in zip(self.states, self.leaf_ranges, strict=True):
+            if other is state:
+                return leaves
+        return None
+
+    def live_leaves(self, state: State) -> list[int]:
+        """Indices of those leaves of a state on which the loss depends directly."""
+        return [i for i in self.leaves_of(state) or () if i in self.live]
+
+
+def trace_step(
+    executor: ETraceGraphExecutor,
+    step_fn: Callable[..., Any],
+    attach: Callable[[Tape | None], None],
+    inputs: Any,
+    has_aux: bool,
+) -> TracedStep:
+    """Trace ``step_fn`` with the learner in recording mode.
+
+    Parameters
+    ----------
+    attach
+        Gives the learner its tape, and takes it away again with ``None``.
+    inputs
+        Inputs of one step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``step_fn`` does not return a scalar loss (and auxiliary data, with ``has_aux``), or
+        does not call the learner exactly once.
+    """
+
+    def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
+        tape = Tape(perturb)
+        attach(tape)
+        try:
+            result = step_fn(*inputs)
+        finally:
+            attach(None)
+        boundary = tape.boundary()
+        loss, aux = _loss_and_aux(result, has_aux)
+        return loss, aux, boundary
+
+    perturb = executor.graph.hidden_perturb.init_perturb_data()
+    stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
+    stateful.make_jaxpr(perturb, inputs)
+    jaxpr = stateful.get_jaxpr(perturb, inputs)
+    states = tuple(stateful.get_state_trace(perturb, inputs).states)
+    tree = jax.tree.structure(stateful.get_out_shapes(perturb, inputs))
+    ranges, count = [], 0
+    for state in states:
+        size = len(jax.tree.leaves(state.value))
+        ranges.append(range(count, count + size))
+        count += size
+    first = len(jax.tree.leaves((perturb, inputs)))
+    call = jaxpr_as_fun(jaxpr)
+
+    def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any]) -> Any:
+        flat = call(*jax.tree.leaves((perturb, inputs)), *leaves)
+        (loss, aux, boundary), new = jax.tree.unflatten(tree, flat)
+        return loss, aux, boundary, jax.tree.leaves(new)
+
+    live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
+    return TracedStep(run, states, tuple(ranges), live)
+
+
+def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    if has_aux:
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                "with has_aux=True, step_fn must return a pair (loss, aux); got "
+                f"{type(result).__name__}"
+            )
+        loss, aux = result
+    else:
+        loss, aux = result, None
+    leaves = jax.tree.leaves(loss)
+    if len(leaves) != 1 or leaves[0] is not loss:
+        raise TypeError(f"step_fn must return a scalar loss, got {jax.tree.structure(loss)}")
+    loss = jnp.asarray(loss)
+    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(
+            f"step_fn must return a scalar floating-point loss, got shape {loss.shape} and dtype "
+            f"{loss.dtype}. Reduce it, for example with .mean()"
+        )
+    return loss, aux
+
+
+# --- running blocks --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRunner:
+    """Runs blocks of a traced step.
+
+    Attributes
+    ----------
+    rule
+        The learning rule.
+    step
+        The traced step.
+    targets
+        The parameter states whose gradients are wanted.
+    """
+
+    rule: ParamDimRule
+    step: TracedStep
+    targets: tuple[State, ...]
+
+    @property
+    def _direct(self) -> list[int]:
+        """State leaves that are parameters with a direct gradient."""
+        return [i for state in self.targets for i in self.step.live_leaves(state)]
+
+    def _late(self) -> dict[int, list[int]]:
+        """Per group, the leaves of its old values where the loss reads them late."""
+        found = {}
+        for group in self.rule.executor.graph.hidden_groups:
+            leaves = [i for s in group.hidden_states for i in self.step.live_leaves(s)]
+            if leaves:
+                found[group.index] = leaves
+        return found
+
+    def init_direct(self, leaves: Sequence[Any]) -> dict[int, Any]:
+        """Zeros for the direct gradients, by state leaf."""
+        return {i: jnp.zeros_like(leaves[i]) for i in self._direct}
+
+    def record(
+        self, leaves: list[Any], direct: dict[int, Any], inputs: Any
+    ) -> tuple[list[Any], dict[int, Any], Block, Any, Any]:
+        """Run ``K`` steps: states and direct gradients move on, the rest is recorded.
+
+        Returns
+        -------
+        leaves, direct, block, losses, aux
+        """
+        perturb = self.rule.executor.graph.hidden_perturb.init_perturb_data()
+        late = sorted({i for indices in self._late().values() for i in indices})
+        chosen = self._direct
+
+        def one(carry: Any, inputs: Any) -> Any:
+            leaves, direct = carry
+
+            def loss_of(perturb: Any, olds: Any, params: Any) -> Any:
+                full = list(leaves)
+                for i, value in {**olds, **params}.items():
+                    full[i] = value
+                loss, *rest = self.step.run(perturb, inputs, full)
+                return loss, rest
+
+            (loss, (aux, boundary, new)), (signal, olds, params) = jax.value_and_grad(
+                loss_of, argnums=(0, 1, 2), has_aux=True
+            )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen})
+            jacobians = self.rule.executor.jacobians(boundary)
+            direct = {i: value + params[i] for i, value in direct.items()}
+            step = Block(jacobians, self._signals(signal), self._lates(olds, leaves))
+            return (new, direct), (step, loss, aux)
+
+        (leaves, direct), (block, losses, aux) = jax.lax.scan(one, (leaves, direct), inputs)
+        return leaves, direct, block, losses, aux
+
+    def _signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
+        plan, signals = self.rule.executor.graph.hidden_perturb, []
+        by_path = dict(zip(plan.perturb_hidden_paths, perturb, strict=True))
+        for group in self.rule.executor.graph.hidden_groups:
+            signals.append(join_states(group, [by_path[path] for path in group.hidden_paths]))
+        return tuple(signals)
+
+    def _lates(
+        self, olds: Mapping[int, Any], leaves: Sequence[Any]
+    ) -> tuple[jax.Array | None, ...]:
+        late, found = self._late(), []
+        for group in self.rule.executor.graph.hidden_groups:
+            if group.index not in late:
+                found.append(None)
+                continue
+            members = []
+            for state in group.hidden_states:
+                (i,) = self.step.leaves_of(state) or ()
+                members.append(olds.get(i, jnp.zeros_like(leaves[i])))
+            found.append(join_states(group, members))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of a sequence."""
+
+    leaves: list[Any]
+    traces: Traces | None
+    direct: dict[int, Any]
+    operands: list[dict[str, Any]]
+    losses: Any
+    aux: Any
+
+
+def sweep(
+    runner: BlockRunner,
+    leaves: list[Any],
+    traces: Traces | None,
+    inputs: Any,
+    operands: Sequence[Sequence[Any]],
+    block_size: int,
+    keep_trace: bool,
+) -> Sweep:
+    """Run a sequence in blocks of ``block_size`` steps and a shorter last one.
+
+    Parameters
+    ----------
+    traces
+        Traces before the sequence; ``None`` for zero.
+    inputs
+        Pytree of arrays [T, ...].
+    operands
+        Values of the operands of every relation.
+    keep_trace
+        Whether the traces after the sequence are wanted.
+    """
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    full, rest = divmod(steps, block_size)
+    rule = runner.rule
+    zeros = [
+        {t.key: jnp.zeros_like(operands[r.index][t.position]) for t in r.trainables}
+        for r in rule.executor.graph.hidden_param_op_relations
+    ]
+
+    def one_block(carry: Any, inputs: Any, last: bool) -> Any:
+        leaves, traces, direct, total = carry
+        leaves, direct, block, losses, aux = runner.record(leaves, direct, inputs)
+        total = jax.tree.map(jnp.add, total, rule.gradient(traces, block, operands))
+        traces = None if last and not keep_trace else rule.update(traces, block, operands)
+        return (leaves, traces, direct, total), (losses, aux)
+
+    carry = (leaves, traces, runner.init_direct(leaves), zeros)
+    outputs = []
+    if full > 1:
+        carry = (leaves, rule.init() if traces is None else traces, *carry[2:])
+        blocks = jax.tree.map(
+            lambda v: v[: full * block_size].reshape(full, block_size, *v.shape[1:]), inputs
+        )
+        carry, stacked = jax.lax.scan(lambda c, b: one_block(c, b, False), carry, blocks)
+        outputs.append(jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), stacked))
+    elif full == 1:
+        head = jax.tree.map(lambda v: v[:block_size], inputs)
+        carry, out = one_block(carry, head, last=not rest)
+        outputs.append(out)
+    if rest:
+        tail = jax.tree.map(lambda v: v[full * block_size :], inputs)
+        carry, out = one_block(carry, tail, last=True)
+        outputs.append(out)
+    losses, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    leaves, traces, direct, total = carry
+    return Sweep(leaves, traces, direct, total, losses, aux)
+
+
+def auto_block_size(rule: ParamDimRule, steps: int, budget: int = 256 * 2**20) -> int:
+    """How many steps to evaluate together.
+
+    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step and reads and writes the
+    traces once, so longer blocks are faster as long as the record fits. It may take ``budget``
+    bytes, or as much as the traces if that is more; the steps are then divided into equal blocks.
+    """
+    executor = rule.executor
+    plan = executor.graph.hidden_perturb
+    per_step = 2 * sum(_bytes(v) for v in plan.init_perturb_data())
+    for relation in executor.graph.hidden_param_op_relations:
+        per_step += 0 if relation.x_var is None else _bytes(relation.x_var.aval)
+    for link in rule.links:
+        states = link.group.num_state * math.prod(link.group.varshape)
+        per_step += states * link.relation.y_var.aval.dtype.itemsize
+    for group in executor.graph.hidden_groups:
+        per_step += group.num_state * sum(_bytes(v.aval) for v in group.hidden_invars)
+    held = sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
+    longest = max(1, max(budget, held) // max(1, per_step))
+    blocks = -(-steps // longest)
+    return -(-steps // blocks)
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def flat_states(states: Sequence[State]) -> list[Any]:
+    """Leaves of the values of several states."""
+    return [leaf for state in states for leaf in jax.tree.leaves(state.value)]
+
+
+def write_states(states: Sequence[State], leaves: Sequence[Any], skip: Sequence[State]) -> None:
+    """Write leaves back to their states, except those in ``skip``."""
+    start = 0
+    for state in states:
+        old, treedef = jax.tree.flatten(state.value)
+        if not any(state is other for other in skip):
+            state.value = treedef.unflatten(leaves[start : start + len(old)])
+        start += len(old)
+
+
+__all__ = [
+    "BlockRunner",
+    "Sweep",
+    "Tape",
+    "TracedStep",
+    "auto_block_size",
+    "flat_states",
+    "sweep",
+    "trace_step",
+    "write_states",
+]

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that a plugin imports from braintrace; public and versioned.
+
+A plugin is an instance of a small class with two methods marked ``hookimpl``, found through the
+entry point group ``braintrace.plugins.v1``:
+
+>>> from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo, hookimpl
+>>> scale = ETPPrimitiveSpec("doc_api_scale", lambda x, w: x * w)
+>>> class ScalePlugin:
+...     @hookimpl
+...     def braintrace_plugin_info(self):
+...         return PluginInfo("scale", distribution="example-scale", version="1.0")
+...
+...     @hookimpl
+...     def braintrace_primitives(self, api):
+...         return [scale]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _plugins
+from ._errors import CompilationError as CompilationError
+from ._errors import NotSupportedError as NotSupportedError
+from ._plugins._errors import PluginError
+from ._plugins._hooks import API as API
+from ._plugins._hooks import HostInfo as HostInfo
+from ._plugins._hooks import PluginInfo as PluginInfo
+from ._plugins._hooks import hookimpl as hookimpl
+from ._primitive import ETPPrimitiveSpec as ETPPrimitiveSpec
+
+__all__ = [
+    "API",
+    "CompilationError",
+    "ETPPrimitiveSpec",
+    "HostInfo",
+    "NotSupportedError",
+    "PluginInfo",
+    "bind",
+    "hookimpl",
+]
+
+
+def bind(spec: ETPPrimitiveSpec, *operands: Any, **params: Any) -> Any:
+    """Apply the operation of ``spec`` as an ETP primitive.
+
+    Parameters
+    ----------
+    spec
+        One of the specifications that the plugin returns from ``braintrace_primitives``.
+    operands
+        Arrays, in the order of ``spec.impl``; no units.
+    params
+        Static parameters, as ``spec.impl`` takes them.
+
+    Returns
+    -------
+    jax.Array
+        What ``spec.impl`` returns.
+
+    Raises
+    ------
+    CompilationError
+        When the plugin that owns the operation is disabled, failed to load, is incompatible or
+        in conflict: its parameters would not be trained.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from braintrace.plugin_api import ETPPrimitiveSpec, bind
+    >>> def scale(x, w):
+    ...     return x * w
+    >>> bind(ETPPrimitiveSpec("doc_bind_scale", scale), jnp.ones(2), jnp.full(2, 3.0)).tolist()
+    [3.0, 3.0]
+    """
+    try:
+        primitive = _plugins.host().primitive_of(spec)
+    except PluginError as error:
+        raise CompilationError(str(error)) from error.__cause__ or error
+    return primitive.bind(*operands, **params)

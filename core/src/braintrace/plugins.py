@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installed plugins: what they are, which may be used, and loading them.
+
+A plugin is loaded on first use of one of its names; nothing here needs to be called for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ._plugins import host as _host
+from ._plugins._errors import PluginError as PluginError
+from ._plugins._records import PluginRecord as PluginRecord
+from ._plugins._records import PluginState as PluginState
+from ._plugins._settings import names as _names
+
+_UNCHANGED: Any = object()
+
+
+def records() -> tuple[PluginRecord, ...]:
+    """What is known about every installed plugin; imports none of them.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> for record in braintrace.plugins.records():
+    ...     print(record.family, record.version, record.state)  # doctest: +SKIP
+    dense 0.1.0 discovered
+    """
+    return _host().records()
+
+
+def load_all(*, strict: bool | None = None) -> tuple[PluginRecord, ...]:
+    """Load every plugin that is not disabled, and return the records.
+
+    Parameters
+    ----------
+    strict
+        Raise when a plugin does not load; by default what :func:`configure` or
+        ``BRAINTRACE_STRICT_PLUGINS`` says (else ``False``).
+
+    Raises
+    ------
+    PluginError
+        When ``strict`` and a plugin failed, is incompatible or in conflict; it lists them all.
+    """
+    return _host().load_all(strict)
+
+
+def refresh() -> tuple[PluginRecord, ...]:
+    """Read the installed metadata again; plugins that did not load get another chance."""
+    return _host().refresh()
+
+
+def configure(
+    *,
+    allow: Iterable[str] | None = _UNCHANGED,
+    disable: Iterable[str] = _UNCHANGED,
+    strict: bool = _UNCHANGED,
+) -> None:
+    """Choose which plugins may be used, by family or distribution name.
+
+    Call it before the plugins concerned are used: a model already compiled is not changed.
+
+    Parameters
+    ----------
+    allow
+        The only plugins that may be used; ``None`` for all, an empty list for none.
+    disable
+        Plugins that may not be used; ``["*"]`` for all.
+    strict
+        Whether :func:`load_all` raises when a plugin does not load.
+
+    Raises
+    ------
+    TypeError
+        When ``allow`` or ``disable`` is one string instead of several names.
+    """
+    changes: dict[str, Any] = {}
+    if allow is not _UNCHANGED:
+        changes["allow"] = None if allow is None else _names_of("allow", allow)
+    if disable is not _UNCHANGED:
+        changes["disable"] = _names_of("disable", disable)
+    if strict is not _UNCHANGED:
+        changes["strict"] = bool(strict)
+    _host().configure(**changes)
+
+
+def register(plugin: object) -> PluginRecord:
+    """Use a plugin object of this process, as if it were installed (it exports no names).
+
+    Parameters
+    ----------
+    plugin
+        An object with the hooks ``braintrace_plugin_info`` and ``braintrace_primitives``.
+
+    Returns
+    -------
+    PluginRecord
+        Its record, with state ``loaded``.
+
+    Raises
+    ------
+    PluginError
+        When it is not a valid plugin, or may not be used; nothing of it is registered then.
+    """
+    return _host().register(plugin)
+
+
+def _names_of(argument: str, given: Iterable[str]) -> frozenset[str]:
+    if isinstance(given, str):
+        raise TypeError(f"{argument} must be an iterable of names, got the string {given!r}")
+    return _names(given)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backpropagation through time of an unrolled model, whole or truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._step import Path, entry, num_steps, trace_step
+
+
+def bptt(
+    model: Any, sequences: tuple[Any, ...], loss_fn: Callable[..., Any]
+) -> tuple[jax.Array, dict[Path, Any]]:
+    r"""Gradient of :math:`\sum_t L^t` by ``jax.grad`` of the unrolled loop.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states, which are left as they are.
+    sequences
+        Arrays (or pytrees of arrays) ``[T, ...]``: the model's input, then what the loss takes.
+    loss_fn
+        ``loss_fn(out, *rest) -> scalar``.
+
+    Returns
+    -------
+    losses
+        ``[T]``.
+    grads
+        For every ``ParamState``, by path, a pytree like its value.
+
+    Raises
+    ------
+    ValueError
+        When the sequences have no common length or the loss is not a scalar.
+    """
+    step = trace_step(model, sequences, loss_fn)
+
+    def total(parameters: dict[Path, Any]) -> tuple[jax.Array, jax.Array]:
+        values = step.with_parameters(step.values, parameters)
+        losses = []
+        for t in range(num_steps(sequences)):
+            values, (_, loss) = step(values, entry(sequences, t))
+            losses.append(loss)
+        return sum(losses), jnp.stack(losses)
+
+    grads, losses = jax.jit(jax.grad(total, has_aux=True))(step.parameters)
+    return losses, grads
+
+
+def truncated_bptt(
+    model: Any, sequences: tuple[Any, ...], loss_fn: Callable[..., Any], steps: int
+) -> tuple[jax.Array, dict[Path, Any]]:
+    r"""Gradient of :math:`\sum_t L^t`, each term through its last ``steps`` steps only.
+
+    :math:`L^t` is differentiated with the states entering step ``t - steps + 1`` held constant;
+    ``steps=1`` is the current step alone. Arguments, results and errors as in :func:`bptt`.
+
+    Raises
+    ------
+    ValueError
+        Also when ``steps`` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    step = trace_step(model, sequences, loss_fn)
+
+    @jax.jit
+    @jax.value_and_grad
+    def last_loss(parameters: dict[Path, Any], values: Any, window: list[Any]) -> jax.Array:
+        values = step.with_parameters(values, parameters)
+        for inputs in window:
+            values, (_, loss) = step(values, inputs)
+        return loss
+
+    inputs = [entry(sequences, t) for t in range(num_steps(sequences))]
+    entering = [list(step.values)]
+    for now in inputs[:-1]:
+        entering.append(step(entering[-1], now)[0])
+    losses, grads = [], []
+    for t in range(len(inputs)):
+        start = max(0, t - steps + 1)
+        loss, grad = last_loss(step.parameters, entering[start], inputs[start : t + 1])
+        losses.append(loss)
+        grads.append(grad)
+    return jnp.stack(losses), jax.tree.map(lambda *terms: sum(terms), *grads)

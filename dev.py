@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set up the project and run it: ``python3 dev.py demo|test|check|wheels [options]``.
+
+demo    train the digits networks (examples/digits.py); options are passed on, --help included
+test    run the whole test suite; options and paths are passed on to pytest
+check   lint, formatting and types
+wheels  build the wheels, install them by file into empty environments and try them
+
+The environment is made in .venv (or the folder named by VENV), with plain venv and pip.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("braintrace needs Python 3.11 or newer, this is Python " + sys.version.split()[0])
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+import venv
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / os.environ.get("VENV", ".venv")
+EXTRAS = "examples,test,dev"
+NEWER_PYTHONS = ("3.13", "3.12")
+FILES_PER_PROCESS = 4
+NO_TESTS = 5  # pytest's exit status
+
+
+# --- the environment -----------------------------------------------------------------------------
+
+
+def distributions() -> list[Path]:
+    """The folders of the distributions, core first."""
+    return [ROOT / "core", *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))]
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def stamp() -> tuple[str, str]:
+    """What the environment is made from: the interpreter, and what is installed into it."""
+    declared = [EXTRAS, (ROOT / "constraints.txt").read_text()]
+    declared += [(folder / "pyproject.toml").read_text() for folder in distributions()]
+    return digest(sys.version, sys.base_prefix, str(ROOT)), digest(*declared)
+
+
+def digest(*parts: str) -> str:
+    """A short name for a list of texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def environment() -> Path:
+    """The interpreter of the project's environment, made or brought up to date when needed."""
+    mark, python, wanted = VENV / "braintrace-stamp", python_of(VENV), stamp()
+    found = mark.read_text().split() if mark.is_file() and python.exists() else []
+    if found == [*wanted]:
+        return python
+    if VENV.exists() and not (VENV / "pyvenv.cfg").is_file():
+        sys.exit(f"{VENV} is in the way: it is not a virtual environment")
+    print(f"Setting up {VENV.name} (a few minutes the first time) ...", flush=True)
+    if found[:1] != [wanted[0]]:
+        venv.create(VENV, with_pip=True, clear=True)
+    mark.write_text(f"{wanted[0]}\n")
+    install(python, "hatchling", "editables")
+    editable = [f"{ROOT / 'core'}[{EXTRAS}]", *map(str, distributions()[1:])]
+    install(python, "--no-build-isolation", *(part for path in editable for part in ("-e", path)))
+    mark.write_text("\n".join(wanted))
+    return python
+
+
+def install(python: Path, *what: str) -> None:
+    """Install into the environment of ``python``, within the constraints."""
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [*map(str, command), "--constraint", str(ROOT / "constraints.txt"), *what],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\npip could not install {shlex.join(what)}")
+
+
+def newer_python() -> Path | None:
+    """The newest Python on this machine that the constraints know, if newer than this one.
+
+    Every candidate is tried by running it: a command on the PATH may be a version manager's
+    shim for a Python that is not selected.
+    """
+    for version in NEWER_PYTHONS:
+        if tuple(map(int, version.split("."))) <= sys.version_info[:2]:
+            return None
+        for candidate in candidates(version):
+            if runs_as(candidate, version):
+                return candidate
+    return None
+
+
+def candidates(version: str) -> Iterator[Path]:
+    """Files that may be the Python of ``version``: on the PATH, then those of pyenv."""
+    for folder in os.get_exec_path():
+        found = shutil.which(f"python{version}", path=folder)
+        if found:
+            yield Path(found)
+    roots = {os.environ.get("PYENV_ROOT", ""), output("pyenv", "root"), "~/.pyenv"}
+    for root in sorted(roots - {""}):
+        folders = (Path(root).expanduser() / "versions").glob(f"{version}.*")
+        yield from (python_of(folder) for folder in sorted(folders, reverse=True))
+
+
+def runs_as(candidate: Path, version: str) -> bool:
+    """Whether a file is a working Python of that version that can make environments."""
+    code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    return output(str(candidate), "-c", code) == version
+
+
+def output(*command: str) -> str:
+    """What a command prints, or nothing when it fails or does not exist."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def demo(options: Sequence[str]) -> int:
+    """Run the example program."""
+    return subprocess.call([environment(), ROOT / "examples" / "digits.py", *options])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many tests of a pytest process passed, failed and were skipped."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped
+        )
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.passed} passed, {self.failed} failed{skipped}"
+
+
+def test(options: Sequence[str]) -> int:
+    """Run the suite, one pytest process per group of files."""
+    python = environment()
+    if any(Path(option.partition("::")[0]).exists() for option in options):
+        return subprocess.call([python, "-m", "pytest", *options])
+    groups = test_groups()
+    start = time.monotonic()
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        tallies = list(pool.map(partial(run_group, python, options), groups))
+    total = sum(tallies, Tally())
+    print(f"\n{'=' * 30} summary ({time.monotonic() - start:.0f} s) {'=' * 30}")
+    for group, tally in zip(groups, tallies, strict=True):
+        print(f"{'FAILED' if tally.failed else 'ok':8}{title(group)}: {tally}")
+    if total == Tally():
+        print("no test ran")
+    print(total)
+    return 1 if total.failed or total == Tally() else 0
+
+
+def test_groups() -> list[list[Path]]:
+    """The test files of each folder, at most a few together: compiled programs pile up."""
+    files = sorted([*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")])
+    folders = sorted({file.parent for file in files})
+    by_folder = [[file for file in files if file.parent == folder] for folder in folders]
+    size = FILES_PER_PROCESS
+    return [group[i : i + size] for group in by_folder for i in range(0, len(group), size)]
+
+
+def title(group: Sequence[Path]) -> str:
+    """The name of a group in the summary."""
+    names = ", ".join(file.stem.removeprefix("test_") for file in group)
+    return f"{group[0].parent.relative_to(ROOT)} ({names})"
+
+
+def run_group(python: Path, options: Sequence[str], group: Sequence[Path]) -> Tally:
+    """Run one pytest process and print its output when it has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        done = subprocess.run(
+            [python, "-m", "pytest", *options, f"--junitxml={report}", *group],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        tally = read_tally(report, done.returncode)
+    print(f"--- {title(group)}\n{done.stdout}", flush=True)
+    return tally
+
+
+def read_tally(report: Path, status: int) -> Tally:
+    """The counts of a JUnit report; a process that died without failures counts as one."""
+    tally = Tally()
+    if report.is_file():
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            total, failures, errors, skipped = (
+                int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")
+            )
+            failed = failures + errors
+            tally += Tally(max(0, total - failed - skipped), failed, skipped)
+    if status not in (0, NO_TESTS) and not tally.failed:
+        tally += Tally(failed=1)
+    return tally
+
+
+def check(options: Sequence[str]) -> int:
+    """Lint, formatting and types; every one runs, the first failure is the exit status."""
+    refuse("check", options)
+    python = environment()
+    commands = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
+    return first_failure(python, [["-m", *command] for command in commands])
+
+
+def wheels(options: Sequence[str]) -> int:
+    """Build the wheels and try them in empty environments of this and of a newer Python."""
+    refuse("wheels", options)
+    python = environment()
+    newer = newer_python()
+    if newer is None:
+        print("No newer Python was found: the wheels are tried with this one only.")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "dist"
+        for source in distributions():
+            command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(built)]
+            if subprocess.call([python, *command, source], stdout=subprocess.DEVNULL):
+                print(f"{source.name}: the wheel could not be built")
+                return 1
+        files = sorted(built.glob("*.whl"))
+        print("Built", ", ".join(file.name for file in files))
+        interpreters = [Path(sys.executable)] + ([newer] if newer else [])
+        statuses = [try_wheels(python, files, Path(folder)) for python in interpreters]
+    return first_nonzero(statuses)
+
+
+def try_wheels(interpreter: Path, files: Sequence[Path], folder: Path) -> int:
+    """Install wheels by file into an empty environment and use them, away from the sources."""
+    target = Path(tempfile.mkdtemp(dir=folder))
+    subprocess.check_call([interpreter, "-m", "venv", target])
+    python = python_of(target)
+    version = output(str(python), "-c", "import sys; print(sys.version.split()[0])")
+    print(f"Installing the wheels by file with Python {version} ...", flush=True)
+    install(python, *map(str, files))
+    smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
+    first = ["-c", "import braintrace; print(braintrace.matmul)"]
+    return first_failure(python, [["-I", *first], ["-I", str(smoke)]])
+
+
+def first_failure(python: Path, commands: Sequence[Sequence[str]]) -> int:
+    """Run ``python`` with each command; return the first status that is not zero, or zero."""
+    statuses = []
+    for command in commands:
+        print("+", shlex.join(["python", *command]), flush=True)
+        statuses.append(subprocess.call([python, *command], cwd=ROOT, env=without_python_path()))
+    return first_nonzero(statuses)
+
+
+def first_nonzero(statuses: Sequence[int]) -> int:
+    """The first exit status that is a failure (a signal's is negative), or zero."""
+    return next((status for status in statuses if status), 0)
+
+
+def without_python_path() -> dict[str, str]:
+    """The environment variables, less those that would put other packages in the way."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def newest(options: Sequence[str]) -> int:
+    """Print a Python newer than this one, when there is one (for .ci/run)."""
+    refuse("newest", options)
+    print(newer_python() or "")
+    return 0
+
+
+def refuse(command: str, options: Sequence[str]) -> None:
+    """Exit for options of a command that takes none."""
+    if options:
+        sys.exit(f"dev.py {command} takes no options, got {shlex.join(options)}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "test": test,
+    "check": check,
+    "wheels": wheels,
+    "newest": newest,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0 if arguments else 2
+    name, *options = arguments
+    if name not in COMMANDS:
+        print(f"dev.py: unknown command {name!r}; commands are demo, test, check, wheels")
+        return 2
+    return COMMANDS[name](options)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

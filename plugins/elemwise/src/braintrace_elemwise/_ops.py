@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operation ``element_wise``: checks and units around its primitive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import saiunit
+
+from braintrace.plugin_api import bind
+
+from ._primitives import ETP_ELEMWISE
+
+ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
+
+
+def _unchanged(weight: Any) -> Any:
+    return weight
+
+
+def element_wise(
+    weight: ArrayLike,
+    fn: Callable[[Any], Any] = _unchanged,
+    *,
+    weight_fn: Callable[[Any], Any] | None = None,
+) -> jax.Array | saiunit.Quantity:
+    """``fn(weight)``, marked as a parameter that acts position by position on a hidden state.
+
+    Parameters
+    ----------
+    weight
+        Parameter of any shape that broadcasts against the hidden state, for example a time
+        constant per neuron.
+    fn
+        Function of the parameter alone, applied before the operation. It may return another
+        shape, dtype or unit; the compiler pulls the gradient back through it.
+    weight_fn
+        Another name for ``fn``; at most one of them is given.
+
+    Returns
+    -------
+    jax.Array or saiunit.Quantity
+        ``fn(weight)``, with its unit.
+
+    Raises
+    ------
+    TypeError
+        When ``fn`` is no function, both names of it are given, or ``weight`` or ``fn(weight)`` is
+        no array of a real floating-point dtype.
+
+    Notes
+    -----
+    Binds ``etp_elemwise``, which has no input besides the parameter.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import braintrace
+    >>> braintrace.element_wise(jnp.array([0.0, 1.0]), fn=jnp.exp).shape
+    (2,)
+    """
+    if weight_fn is not None and fn is not _unchanged:
+        raise TypeError("element_wise: give either fn or weight_fn, not both")
+    fn = fn if weight_fn is None else weight_fn
+    if not callable(fn):
+        raise TypeError(f"element_wise: fn must be a function, got {type(fn).__name__}")
+    _array("weight", weight)
+    value, unit = _array("fn(weight)", fn(weight))
+    y = bind(ETP_ELEMWISE, value)
+    return saiunit.maybe_decimal(saiunit.Quantity(y, unit=unit))
+
+
+def _array(name: str, value: ArrayLike) -> tuple[jax.Array, saiunit.Unit]:
+    """The mantissa of an argument as a real floating-point array, and its unit."""
+    try:
+        mantissa, unit = saiunit.split_mantissa_unit(value)
+        array = jnp.asarray(mantissa)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"element_wise: {name} must be an array or a saiunit.Quantity, "
+            f"got {type(value).__name__}"
+        ) from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"element_wise: {name} has the complex dtype {array.dtype}; eligibility traces are "
+            "defined for real numbers. Use separate parameters for real and imaginary parts"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"element_wise: {name} has dtype {array.dtype}, expected a floating-point dtype. "
+            "Convert it, for example with weight.astype(jax.numpy.float32)"
+        )
+    return array, unit

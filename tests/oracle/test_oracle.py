@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle against gradients obtained in other ways: facts of mathematics, by hand."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace.testing
+from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, truncated_bptt
+
+from . import cells
+from .cells import Stack, data, element_wise, hidden, loss_fn, mm, param, second
+
+RTOL = 1e-10
+
+ONE_LAYER = [
+    cells.Vanilla,
+    cells.GRU,
+    cells.GRUResetAfter,
+    cells.LSTM,
+    cells.Leaky,
+    cells.LeakyOld,
+    cells.TwoStates,
+    cells.LIF,
+    cells.DelayLine,
+    cells.Processed,
+    cells.Direct,
+    cells.Partial,
+    cells.Chain,
+    cells.Open,
+    cells.Mixing,
+]
+
+STACKS: dict[str, Callable[[], Stack]] = {
+    "vanilla-gru": lambda: Stack(cells.Vanilla(), second(cells.GRU)),
+    "lstm-lstm": lambda: Stack(cells.LSTM(), second(cells.LSTM)),
+    "lif-lif": lambda: Stack(cells.LIF(), second(cells.LIF)),
+    "old-two_states": lambda: Stack(cells.LeakyOld(), second(cells.TwoStates)),
+    "gru-direct-jit": lambda: Stack(cells.GRU(), second(cells.Direct), jit=True),
+}
+
+
+def whole(model: Any, sequences: Any) -> Any:
+    return bptt(model, sequences, loss_fn)[1]
+
+
+def one_step(model: Any, sequences: Any) -> Any:
+    return truncated_bptt(model, sequences, loss_fn, 1)[1]
+
+
+# --- one step: every path is counted exactly once, whatever the architecture ------------------
+
+
+@pytest.mark.parametrize("cell", ONE_LAYER)
+@pytest.mark.parametrize("batch", [None, 2])
+def test_one_step_is_the_ordinary_gradient(cell: type[cells.Cell], batch: int | None) -> None:
+    model, sequences = cell(batch=batch), data(1, batch)
+    losses, grads = bptt(model, sequences, loss_fn)
+    result = d_rtrl_oracle(model, sequences, loss_fn)
+    assert_tree_close(result.grads, grads, RTOL)
+    assert_tree_close(result.loss, losses, RTOL)
+
+
+@pytest.mark.parametrize("make", STACKS.values(), ids=STACKS.keys())
+def test_one_step_of_two_layers_is_the_ordinary_gradient(make: Callable[[], Stack]) -> None:
+    model, sequences = make(), data(1, out=2)
+    assert_tree_close(d_rtrl_oracle(model, sequences, loss_fn).grads, whole(model, sequences), RTOL)
+
+
+@pytest.mark.parametrize(
+    ("cell", "groups"),
+    [
+        (cells.LSTM, []),
+        (cells.LSTM, [[("c",)], [("h",)]]),
+        (cells.Chain, []),
+        (cells.Chain, [[("a",), ("c",)], [("b",)]]),
+        (cells.Chain, [[("b",), ("c",)]]),
+    ],
+)
+def test_one_step_is_the_ordinary_gradient_for_any_grouping(
+    cell: type[cells.Cell], groups: Any
+) -> None:
+    model, sequences = cell(), data(1)
+    result = d_rtrl_oracle(model, sequences, loss_fn, groups=groups)
+    assert len(result.groups) == (3 if cell is cells.Chain else 2) - sum(len(g) - 1 for g in groups)
+    assert_tree_close(result.grads, whole(model, sequences), RTOL)
+
+
+# --- position-wise recurrence: exactly backpropagation through time --------------------------
+
+
+@pytest.mark.parametrize(
+    "cell", [cells.Leaky, cells.LeakyOld, cells.TwoStates, cells.LIF, cells.DelayLine, cells.Chain]
+)
+def test_position_wise_recurrence_is_bptt(cell: type[cells.Cell]) -> None:
+    model, sequences = Stack(cell()), data(6, out=2)
+    losses, grads = bptt(model, sequences, loss_fn)
+    result = d_rtrl_oracle(model, sequences, loss_fn)
+    assert_tree_close(result.grads, grads, RTOL)
+    assert_tree_close(result.loss, losses, RTOL)
+    short = truncated_bptt(model, sequences, loss_fn, 2)[1]
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_tree_close(short, grads, 1e-3)  # credit over many steps matters here
+
+
+# --- recurrent ETP weights: truncation at the operation --------------------------------------
+
+
+def test_vanilla_is_truncated_to_one_step() -> None:
+    model, sequences = Stack(cells.Vanilla()), data(6, out=2)
+    grads = one_step(model, sequences)
+    assert_tree_close(d_rtrl_oracle(model, sequences, loss_fn).grads, grads, RTOL)
+
+
+@pytest.mark.parametrize("cell", [cells.GRUResetAfter, cells.LSTM])
+def test_recurrent_weights_are_bptt_of_the_cut_model(cell: type[cells.Cell]) -> None:
+    sequences = data(6, out=2)
+    result = d_rtrl_oracle(Stack(cell()), sequences, loss_fn)
+    assert_reference(result.grads, bptt(Stack(cell(cut=True)), sequences, loss_fn)[1], cell)
+
+
+def test_gru_with_reset_before_the_product() -> None:
+    """Two relations as in the cut model; the reset gate has the current step's gradient alone."""
+    model, sequences = Stack(cells.GRU()), data(6, out=2)
+    result = d_rtrl_oracle(model, sequences, loss_fn)
+    cut = bptt(Stack(cells.GRU(cut=True)), sequences, loss_fn)[1]
+    now = one_step(model, sequences)
+    reset = ("cells", 0, "wr")
+    assert len(result.relations) == 2
+    assert_tree_close(result.grads, {**cut, reset: now[reset]}, RTOL)
+
+
+def assert_reference(grads: Any, reference: Any, cell: type[cells.Cell]) -> None:
+    """Equality; a plain bias is in no relation, so the cut model gives it too much credit."""
+    if cell is cells.LSTM:
+        bias = ("cells", 0, "b")
+        grads = {k: v for k, v in grads.items() if k != bias}
+        reference = {k: v for k, v in reference.items() if k != bias}
+    assert_tree_close(grads, reference, RTOL)
+
+
+def test_plain_bias_has_the_gradient_of_the_current_step() -> None:
+    model, sequences, bias = cells.LSTM(), data(6), ("b",)
+    grads = d_rtrl_oracle(model, sequences, loss_fn).grads
+    now = one_step(model, sequences)
+    assert_tree_close({bias: grads[bias]}, {bias: now[bias]}, RTOL)
+
+
+def test_weight_that_depends_on_the_input_has_the_gradient_of_the_current_step() -> None:
+    class Hyper(cells.Leaky):
+        def update(self, x: jax.Array) -> jax.Array:
+            scale = 1 + jnp.sin(jnp.sum(x))
+            y = mm(x, scale * self.w.value) + element_wise(self.a.value)
+            self.h.value = 0.9 * jnp.sin(self.h.value) + y
+            return self.h.value
+
+    model, sequences = Hyper(), data(6)
+    grads = d_rtrl_oracle(model, sequences, loss_fn).grads
+    now, all_steps = (reference(model, sequences) for reference in (one_step, whole))
+    assert_tree_close(grads, {("w",): now["w",], ("a",): all_steps["a",]}, RTOL)
+
+
+# --- two layers: the second layer's future is not credited to the first ----------------------
+
+
+class Layers(brainstate.nn.Module):
+    """Two leaky layers; ``forget`` cuts the memory of the second, ``deaf`` its input."""
+
+    def __init__(self, forget: bool = False, deaf: bool = False):
+        super().__init__()
+        self.w1, self.w2, self.readout = param(0, 2, 3), param(1, 3, 3), param(2, 3, 2)
+        self.h1, self.h2 = hidden(3, 2, 3), hidden(4, 2, 3)
+        self.memory = jax.lax.stop_gradient if forget else lambda value: value
+        self.input = jax.lax.stop_gradient if deaf else lambda value: value
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.h1.value = 0.8 * self.h1.value + mm(x, self.w1.value)
+        y = mm(jnp.tanh(self.input(self.h1.value)), self.w2.value)
+        self.h2.value = 0.7 * self.memory(jnp.sin(self.h2.value)) + y
+        return self.h2.value @ self.readout.value
+
+
+def test_two_layers() -> None:
+    sequences = data(6, out=2)
+    first = bptt(Layers(forget=True), sequences, loss_fn)[1]
+    second = bptt(Layers(deaf=True), sequences, loss_fn)[1]
+    result = d_rtrl_oracle(Layers(), sequences, loss_fn)
+    assert result.groups == ((("h1",),), (("h2",),))
+    assert_tree_close(result.grads, {**second, ("w1",): first["w1",]}, RTOL)
+
+
+# --- transitions that mix positions: the true block diagonal, by hand ------------------------
+
+
+def by_hand(model: Any, sequences: Any, readout: np.ndarray, trained: bool) -> dict[Any, Any]:
+    """``h = tanh(x W + h R)`` with the influence of ``W[i, o]`` on ``h[b, o]`` alone.
+
+    ``trained``: ``R`` has a trace of its own (it is an ETP operation); otherwise it has the
+    gradient of the current step.
+    """
+    w, r, h = (np.asarray(model.cells[0].__dict__[name].value) for name in ("w", "r", "h"))
+    grad = {
+        name: np.zeros_like(value) for name, value in (("w", w), ("r", r), ("readout", readout))
+    }
+    eps_w, eps_r = np.zeros((*h.shape[:1], *w.shape)), np.zeros((*h.shape[:1], *r.shape))
+    for x, target in zip(*map(np.asarray, sequences), strict=True):
+        old, h = h, np.tanh(x @ w + h @ r)
+        slope = 1 - h**2
+        D = slope * np.diag(r)
+        increment = np.einsum("bi,bo->bio", old, slope)
+        eps_w = D[:, None] * eps_w + np.einsum("bi,bo->bio", x, slope)
+        eps_r = D[:, None] * eps_r * trained + increment
+        out = h @ readout
+        dout = 2 * (out - target) * np.cos(out) - (out - target) ** 2 * np.sin(out)
+        signal = dout @ readout.T
+        grad["w"] += np.einsum("bo,bio->io", signal, eps_w)
+        grad["r"] += np.einsum("bo,bio->io", signal, eps_r)
+        grad["readout"] += h.T @ dout
+    return {
+        ("cells", 0, "w"): grad["w"],
+        ("cells", 0, "r"): grad["r"],
+        ("readout",): grad["readout"],
+    }
+
+
+@pytest.mark.parametrize("cell", [cells.Mixing, cells.Open])
+def test_mixing_transition_keeps_the_block_diagonal(cell: type[cells.Cell]) -> None:
+    model, sequences = Stack(cell()), data(6, out=2)
+    reference = by_hand(model, sequences, np.asarray(model.readout.value), cell is cells.Open)
+    assert_tree_close(d_rtrl_oracle(model, sequences, loss_fn).grads, reference, RTOL)
+
+
+# --- independence ----------------------------------------------------------------------------
+
+
+def test_nothing_is_taken_from_the_compiler() -> None:
+    folder = Path(braintrace.testing.__file__).parent
+    own = {path.stem for path in folder.glob("*.py")}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                assert node.module in own, path
+            elif isinstance(node, ast.ImportFrom) and node.level > 1:
+                assert (node.level, node.module) == (2, "_primitive"), path
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [node.module]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                )
+                assert not any(str(name).startswith("braintrace") for name in names), path
+
+
+# --- structure -------------------------------------------------------------------------------
+
+
+def test_groups_and_relations() -> None:
+    result = d_rtrl_oracle(Stack(cells.LSTM(), second(cells.GRU)), data(1, out=2), loss_fn)
+    assert result.groups == (
+        (("cells", 0, "c"), ("cells", 0, "h")),
+        (("cells", 1, "h"),),
+    )
+    assert [g for _, g in result.relations] == [0, 1, 1]
+    assert set(result.names.values()) == {"oracle_mm"}
+
+
+def test_layers_at_integer_indices_are_different_groups() -> None:
+    class Pair(brainstate.nn.Module):
+        def __init__(self, names: bool):
+            super().__init__()
+            self.w = param(0, 2, 3)
+            self.h = [hidden(1, 2, 3), hidden(2, 2, 3)]
+            if names:
+                self.a, self.b = self.h
+                del self.h
+
+        def update(self, x: jax.Array) -> jax.Array:
+            a, b = (self.a, self.b) if hasattr(self, "a") else self.h
+            a.value = 0.5 * a.value + mm(x, self.w.value)
+            b.value = 0.9 * b.value + a.value
+            return b.value
+
+    assert d_rtrl_oracle(Pair(True), data(1), loss_fn).groups == ((("a",), ("b",)),)
+    assert d_rtrl_oracle(Pair(False), data(1), loss_fn).groups == ((("h", 0),), (("h", 1),))
+
+
+def test_states_of_different_shapes_are_different_groups() -> None:
+    class Inhibited(cells.Leaky):
+        def build(self) -> None:
+            super().build()
+            self.mean = hidden(5, *self.shape[:-1], 1)
+
+        def update(self, x: jax.Array) -> jax.Array:
+            out = super().update(x) - self.mean.value
+            self.mean.value = 0.5 * self.mean.value + jnp.mean(out, axis=-1, keepdims=True)
+            return out
+
+    result = d_rtrl_oracle(Inhibited(), data(1), loss_fn)
+    assert result.groups == ((("h",),), (("mean",),))
+
+
+def test_paths_without_derivative_connect_nothing() -> None:
+    class Cut(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.frozen = param(0, 2, 3), param(1, 2, 3)
+            self.a, self.b = hidden(2, 2, 3), hidden(3, 2, 3)
+
+        def update(self, x: jax.Array) -> jax.Array:
+            b = self.b.value
+            self.b.value = mm(x, jax.lax.stop_gradient(self.frozen.value)) + jnp.sign(b)
+            self.a.value = 0.5 * self.a.value + mm(x, self.w.value) * (self.b.value > 0)
+            return self.a.value + jax.lax.stop_gradient(self.b.value)
+
+    model, sequences = Cut(), data(4)
+    result = d_rtrl_oracle(model, sequences, loss_fn)
+    assert result.groups == ((("a",),), (("b",),))
+    assert [g for _, g in result.relations] == [0]
+    assert_tree_close(result.grads, whole(model, sequences), RTOL, allow_zero=[("frozen",)])
+
+
+def test_group_state_holds_several_states_on_its_last_axis() -> None:
+    class Grouped(brainstate.nn.Module):
+        def __init__(self, together: bool):
+            super().__init__()
+            self.w = param(0, 2, 3)
+            start = [hidden(1, 2, 3).value, hidden(2, 2, 3).value]
+            if together:
+                self.s = brainstate.HiddenGroupState(jnp.stack(start, axis=-1))
+            else:
+                self.a, self.b = map(brainstate.HiddenState, start)
+
+        def update(self, x: jax.Array) -> jax.Array:
+            together = hasattr(self, "s")
+            a, b = (
+                (self.s.value[..., 0], self.s.value[..., 1])
+                if together
+                else (self.a.value, self.b.value)
+            )
+            a, b = 0.8 * a - 0.3 * jnp.sin(b) + mm(x, self.w.value), 0.6 * b + jnp.tanh(a)
+            if together:
+                self.s.value = jnp.stack([a, b], axis=-1)
+            else:
+                self.a.value, self.b.value = a, b
+            return a + 2 * b
+
+    sequences = data(5)
+    one = d_rtrl_oracle(Grouped(True), sequences, loss_fn)
+    two = d_rtrl_oracle(Grouped(False), sequences, loss_fn)
+    assert_tree_close(one.grads, two.grads, RTOL)
+    assert_tree_close(two.grads, bptt(Grouped(False), sequences, loss_fn)[1], RTOL)
+
+
+def test_influence_of_a_leaky_integrator() -> None:
+    class Integrator(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = brainstate.ParamState({"w": param(0, 2, 3).value, "unused": jnp.ones(2)})
+            self.q = param(1, 4)
+            self.h = hidden(2, 3)
+
+        def update(self, x: jax.Array) -> jax.Array:
+            self.h.value = 0.5 * self.h.value + mm(x, self.p.value["w"])
+            return self.h.value
+
+    xs, targets = data(3, batch=None)
+    result = d_rtrl_oracle(Integrator(), (xs, targets), loss_fn)
+    trace = 0.25 * xs[0] + 0.5 * xs[1] + xs[2]
+    (influence,) = result.influence.values()
+    assert_tree_close(
+        influence,
+        {
+            ("p",): {"w": jnp.einsum("i,ho->hio", trace, jnp.eye(3)), "unused": jnp.zeros((3, 2))},
+            ("q",): jnp.zeros((3, 4)),
+        },
+        RTOL,
+        allow_zero=["p.unused", "q"],
+    )
+    assert result.outputs.shape == (3, 3)
+    assert result.grads["p",]["unused"].tolist() == [0.0, 0.0]
+    assert result.steps[1].x[result.relations[0][0]].tolist() == xs[1].tolist()
+
+
+def test_states_stay_as_they_are() -> None:
+    model = cells.LSTM()
+    before = {path: np.asarray(s.value) for path, s in brainstate.graph.states(model).items()}
+    for reference in (d_rtrl_oracle, bptt, lambda *args: truncated_bptt(*args, 2)):
+        reference(model, data(3), loss_fn)
+    after = {path: np.asarray(s.value) for path, s in brainstate.graph.states(model).items()}
+    assert_tree_close(after, before, 0.0)
+
+
+def test_random_numbers_follow_the_generator() -> None:
+    class Noisy(cells.Leaky):
+        def update(self, x: jax.Array) -> jax.Array:
+            return super().update(x) * brainstate.random.normal(size=self.shape)
+
+    brainstate.random.seed(3)
+    model, sequences = Noisy(), data(4)
+    result = d_rtrl_oracle(model, sequences, loss_fn)
+    assert_tree_close(result.grads, whole(model, sequences), RTOL)
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+def test_operation_inside_control_flow_is_refused() -> None:
+    class Looped(cells.Leaky):
+        def update(self, x: jax.Array) -> jax.Array:
+            w = self.w.value
+            self.h.value, _ = jax.lax.scan(
+                lambda h, _: (0.5 * h + mm(x, w), None), self.h.value, length=2
+            )
+            return self.h.value
+
+    with pytest.raises(ValueError, match="an ETP operation stands inside 'scan'"):
+        d_rtrl_oracle(Looped(), data(1), loss_fn)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    model, (xs, targets) = cells.Leaky(), data(2)
+    with pytest.raises(ValueError, match="one common length"):
+        d_rtrl_oracle(model, (xs, targets[:1]), loss_fn)
+    with pytest.raises(ValueError, match="one scalar"):
+        d_rtrl_oracle(model, (xs, targets), lambda out, target: out)
+    with pytest.raises(ValueError, match="groups must name each state at most once"):
+        d_rtrl_oracle(model, (xs, targets), loss_fn, groups=[[("v",)]])
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        truncated_bptt(model, (xs, targets), loss_fn, 0)
+
+
+def test_truncated_to_all_steps_is_bptt() -> None:
+    model, sequences = Stack(cells.GRU(), second(cells.LSTM)), data(4, out=2)
+    assert_tree_close(
+        truncated_bptt(model, sequences, loss_fn, 4), bptt(model, sequences, loss_fn), RTOL
+    )

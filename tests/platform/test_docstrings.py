@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import pkgutil
+import warnings
+from importlib import import_module
+
+import pytest
+
+PACKAGES = ("braintrace", "braintrace_dense", "braintrace_elemwise")
+
+
+def modules():
+    for package in PACKAGES:
+        yield package
+        path = import_module(package).__path__
+        yield from (m.name for m in pkgutil.walk_packages(path, f"{package}."))
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_examples_in_docstrings(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what the compiler reports
+        results = doctest.testmod(
+            import_module(name),
+            optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
+        )
+    assert results.failed == 0

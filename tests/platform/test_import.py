@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Importing braintrace imports nothing; names resolve on first use."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import pytest
+
+import braintrace
+from braintrace import _lazy
+
+HEAVY = ["jax", "brainstate", "pluggy", "packaging", "importlib.metadata", "importlib_metadata"]
+
+
+def test_import_imports_nothing(run):
+    code = f"import braintrace; out([m for m in {HEAVY} if m in sys.modules])"
+    assert run(code) == []
+
+
+def test_import_adds_few_modules(run):
+    code = "before = set(sys.modules); import braintrace; out(sorted(set(sys.modules) - before))"
+    light = {"__future__", "braintrace", "importlib", "warnings"}
+    assert {name.partition(".")[0] for name in run(code)} <= light
+
+
+def test_records_import_no_plugin(run):
+    code = f"""
+        import braintrace
+        states = [r.state for r in braintrace.plugins.records()]
+        heavy = [m for m in {HEAVY[:3]} if m in sys.modules]
+        out([states, heavy, "braintrace_dense" in sys.modules])
+    """
+    states, heavy, dense = run(code)
+    assert set(states) == {"discovered"} and heavy == [] and not dense
+
+
+def test_loading_every_plugin_initialises_no_backend(run):
+    code = """
+        import braintrace
+        braintrace.plugins.load_all(strict=True)
+        from jax._src import xla_bridge
+        out(xla_bridge.backends_are_initialized())
+    """
+    assert run(code) is False
+
+
+@pytest.mark.parametrize("name", sorted(_lazy.CORE))
+def test_core_names_resolve(name):
+    value = getattr(braintrace, name)
+    assert value is getattr(import_module(f"braintrace.{_lazy.CORE[name]}"), name)
+    assert name in dir(braintrace)
+
+
+@pytest.mark.parametrize("name", _lazy.SUBMODULES)
+def test_submodules_resolve(name):
+    assert getattr(braintrace, name) is sys.modules[f"braintrace.{name}"]
+
+
+def test_plugin_names_are_the_plugins_own_objects():
+    import braintrace_dense
+    import braintrace_dense.nn
+    import braintrace_elemwise
+
+    assert braintrace.matmul is braintrace_dense.matmul
+    assert braintrace.element_wise is braintrace_elemwise.element_wise
+    assert braintrace.nn.Linear is braintrace_dense.nn.Linear
+    assert {"matmul", "element_wise"} <= set(dir(braintrace))
+    assert {"Linear", "GRUCell", "relu"} <= set(dir(braintrace.nn))
+
+
+def test_other_layers_are_those_of_brainstate():
+    import brainstate
+
+    assert braintrace.nn.relu is brainstate.nn.relu
+    assert braintrace.nn.Dropout is brainstate.nn.Dropout
+
+
+def test_absent_official_layers_are_not_brainstates():
+    import brainstate
+
+    assert hasattr(brainstate.nn, "Conv2d")
+    if braintrace.plugins.records() and "Conv2d" not in dir(braintrace.nn):
+        with pytest.raises(AttributeError, match="pip install braintrace-conv"):
+            _ = braintrace.nn.Conv2d
+
+
+@pytest.mark.parametrize("module", ["braintrace", "braintrace.nn"])
+@pytest.mark.parametrize("name", ["no_such_name", "_private", "__wrapped__"])
+def test_unknown_names(module, name):
+    found = import_module(module)
+    assert not hasattr(found, name)
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute '{name}'"):
+        getattr(found, name)
+    with pytest.raises(ImportError, match=f"cannot import name '{name}'"):
+        exec(f"from {module} import {name}")
+    with pytest.raises(ModuleNotFoundError, match=f"No module named '{module}.{name}'"):
+        exec(f"import {module}.{name}")
+
+
+def test_the_finder_is_installed_once_across_reloads(run):
+    code = """
+        import importlib, braintrace
+        importlib.reload(braintrace)
+        out(sum(type(f).__name__ == "_ProviderFinder" for f in sys.meta_path))
+    """
+    assert run(code) == 1
+
+
+def test_names_for_type_checkers_are_the_ones_that_resolve():
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(braintrace.__file__).read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If)).body
+    typed = {
+        alias.name for node in guarded if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    expected = {*_lazy.CORE, *_lazy.SUBMODULES, "matmul", "element_wise"}
+    assert typed == expected
