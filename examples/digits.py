@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train recurrent networks online, without going back through time, to read digits.
+"""Train recurrent networks online, with eligibility traces, to read handwritten digits.
 
-Two networks learn scikit-learn's handwritten digits with D-RTRL: a GRU that sees one row of
-pixels per step, and spiking neurons that see noisy spike trains. Each is trained once more with
-backpropagation through time (BPTT) from the same initial weights, and both are compared.
+Two networks learn scikit-learn's digits with D-RTRL: a GRU that sees one row of pixels per step,
+and spiking neurons that see noisy spike trains. Each is trained once more with backpropagation
+through time (BPTT) from the same initial weights, and both are compared.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,8 @@ class RowReader(brainstate.nn.Module):
     def __init__(self, num_units: int = 64) -> None:
         super().__init__()
         self.cell = braintrace.nn.GRUCell(data.SIDE, num_units)
+        gate = self.cell.Wz.weight  # nearly closed at the start: what was read is kept for long
+        gate.value = {**gate.value, "bias": jnp.full(num_units, -2.0)}
         self.readout = braintrace.nn.Linear(num_units, data.CLASSES)
 
     def update(self, row: jax.Array) -> jax.Array:
@@ -143,14 +146,10 @@ class Task:
     spikes_of: Callable[[brainstate.nn.Module], jax.Array] | None = None
 
 
-def _adam(num_updates: int) -> optax.GradientTransformation:
-    del num_updates
-    return optax.adam(5e-3)
-
-
-def _adam_with_decay(num_updates: int) -> optax.GradientTransformation:
-    rate = optax.cosine_decay_schedule(3e-3, num_updates)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+def adam(num_updates: int, rate: float, decay: float) -> optax.GradientTransformation:
+    """Adam with weight decay, a rate that falls to zero, and gradients of norm 1 at most."""
+    falling = optax.cosine_decay_schedule(rate, num_updates)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(falling, weight_decay=decay))
 
 
 TASKS = {
@@ -160,7 +159,7 @@ TASKS = {
         build=RowReader,
         encode=data.rows,
         step_weights=data.SIDE * np.eye(data.SIDE, dtype=np.float32)[-1],  # the last step counts
-        optimiser=_adam,
+        optimiser=partial(adam, rate=5e-3, decay=0.1),
     ),
     "lif": Task(
         name="lif",
@@ -168,7 +167,7 @@ TASKS = {
         build=SpikeReader,
         encode=partial(data.poisson_spikes, num_steps=32),
         step_weights=np.ones(32, np.float32),  # every step counts
-        optimiser=_adam_with_decay,
+        optimiser=partial(adam, rate=3e-3, decay=0.0),
         spikes_of=lambda network: network.neurons.spikes(),
     ),
 }
@@ -184,7 +183,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def online(model: brainstate.nn.Module, task: Task, options: Options) -> Gradient:
-    """D-RTRL: eligibility traces run forward with the network, so no activity is stored."""
+    """D-RTRL: eligibility traces run forward with the network, ``block_size`` steps at a time."""
     batch_size = options.batch_size
     example = task.encode(jax.random.key(0), jnp.zeros((batch_size, data.PIXELS)))[0]
     learner = braintrace.compile(model, options.algorithm, example, batch_size=batch_size)
@@ -197,6 +196,7 @@ def online(model: brainstate.nn.Module, task: Task, options: Options) -> Gradien
             task.step_weights,
             step_fn=lambda x, weight: weight * cross_entropy(learner(x), labels),
             block_size=options.block_size,
+            carry_trace=False,  # the next batch starts from a reset: no trace has to outlive this
             return_value=True,
         )
         return grads, losses.mean()
@@ -280,10 +280,15 @@ def updater(
 # --- The program -------------------------------------------------------------------------------
 
 
+#: That the GRU's readout has no trace is as it should be, and the report says so as well.
+NO_NEWS = ".*relation_excluded_non_temporal"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, __doc__, len(data.load().train_labels))
     names = TASKS if options.task == "both" else (options.task,)
     rules = RULES if options.bptt else ("D-RTRL",)
+    warnings.filterwarnings("ignore", NO_NEWS)
     runs = []
     for name in names:
         print(f"\n{TASKS[name].title}\n")

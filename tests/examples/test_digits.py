@@ -111,7 +111,7 @@ def test_short_run_trains_everything_and_saves_the_figure(tmp_path):
     assert done.returncode == 0, done.stderr
     results = [line.split() for line in done.stdout.splitlines() if line.endswith(" s")]
     assert [words[-4] for words in results] == ["D-RTRL", "BPTT", "D-RTRL", "BPTT"]
-    assert min(float(words[-3]) for words in results) > 0.4  # guessing reads one in ten
+    assert min(float(words[-3]) for words in results) > 0.3  # guessing reads one in ten
     assert figure.read_bytes().startswith(PNG)
     assert "lif  D-RTRL 2/2" in done.stderr
 

@@ -46,13 +46,18 @@ CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call
 #: The primitive behind ``jax.lax.stop_gradient``.
 STOP_GRADIENT = jaxp.stop_gradient_p
 
-#: The primitive behind ``jax.lax.split``.
-SPLIT = (
-    jax.make_jaxpr(lambda x: jax.lax.split(x, (1, 1)))(jax.ShapeDtypeStruct((2,), "float32"))
-    .eqns[0]
-    .primitive
-)
 
+def _primitive_behind(name: str, fun: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+    """The primitive called ``name`` that ``fun`` is made of, which JAX does not export."""
+    jaxpr = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(s, "float32") for s in shapes))
+    eqns = [e for eqn in jaxpr.eqns for e in (getattr(eqn.params.get("jaxpr"), "eqns", ()), [eqn])]
+    found = [e.primitive for group in eqns for e in group if e.primitive.name == name]
+    return found[0] if found else None
+
+
+SPLIT = _primitive_behind("split", lambda x: jax.lax.split(x, (1, 1)), (2,))
+STACK = _primitive_behind("stack", lambda x: jax.numpy.stack([x, x]), (2,))
+TILE = _primitive_behind("tile", lambda x: jax.numpy.tile(x, 2), (2,))
 
 
 def hide_frames(module: Any) -> None:

@@ -207,7 +207,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
         Returns
         -------
-        The model's result. Its gradient with respect to the parameters is the online gradient.
+        The model's result. Its gradient with respect to the parameters is the online gradient;
+        with respect to the arguments it is that of the current step.
 
         Raises
         ------

@@ -201,6 +201,12 @@ def _concatenate(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | 
     return [tuple(joined)]
 
 
+def _stack(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
+    axis = eqn.params["axis"]
+    joined = [_meet(c) for c in zip(*(o for o in operands if o is not None), strict=True)]
+    return [(*joined[:axis], None, *joined[axis:])]
+
+
 def _resized(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
     """Slices and pads: an axis keeps its symbol only if its size is unchanged."""
     label, old = _only(operands), eqn.invars[0].aval.shape
@@ -310,6 +316,8 @@ RULES: dict[Any, Rule] = {
     jaxp.select_n_p: _select,
     jaxp.clamp_p: _clamp,
     _jax.SPLIT: _resized,
+    _jax.STACK: _stack,
+    _jax.TILE: _resized,
     **dict.fromkeys(
         _primitives("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), _reduce
     ),

@@ -57,8 +57,17 @@ def is_barrier(eqn: JaxprEqn) -> bool:
 
 
 def passes_near(index: int, eqn: JaxprEqn, operand: int) -> bool:
-    """Whether a path stays *near* through an operand: differentiable and no ETP operation."""
-    return differentiable(eqn) and not is_barrier(eqn)
+    """Whether a path stays *near* through an operand of an equation.
+
+    It does through differentiable equations that are no ETP operation, and through the input of a
+    gradient-enabled one; what enters by a trainable operand belongs to that operation's relation.
+    """
+    if not differentiable(eqn):
+        return False
+    if not is_etp_primitive(eqn.primitive):
+        return True
+    spec = eqn.primitive.spec
+    return spec.gradient_enabled and operand == spec.x_invar_index
 
 
 def find_hidden_groups_from_minfo(

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything here is compared in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import brainstate
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with brainstate.environ.context(precision=64):
+        brainstate.random.seed(0)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def diagnostics_are_not_errors() -> Iterator[None]:
+    """Diagnostics are warnings; tests about them ask for them with ``pytest.warns``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+        yield

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Online gradients against an oracle that shares no code with them, and against reverse mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import braintrace as bt
+import jax
+import jax.numpy as jnp
+import pytest
+from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, truncated_bptt
+
+from . import zoo
+
+BATCHES = [None, 1, 3]
+
+
+def compiled(case: zoo.Case) -> Any:
+    learner = bt.D_RTRL(case.model)
+    learner.compile_graph(case.xs[0])
+    return learner
+
+
+def sequence(case: zoo.Case, learner: Any, **options: Any) -> Any:
+    return learner.etrace_grad(
+        case.xs,
+        case.ys,
+        step_fn=lambda x, y: case.loss(learner(x), y),
+        reduction="sum",
+        return_value=True,
+        **options,
+    )
+
+
+def trace_values(learner: Any) -> Any:
+    return [state.value for state in learner.traces]
+
+
+def silent(name: str) -> tuple[Any, ...]:
+    """Parameters whose gradient is zero by nature in a zoo model's single first step."""
+    return {"reads-only-old-state": (("w",),), "delayed": ()}.get(name, ())
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_equals_the_oracle(name: str, batch: int | None) -> None:
+    case = zoo.case(name, batch)
+    oracle = d_rtrl_oracle(case.model, (case.xs, case.ys), case.loss)
+    grads, losses = sequence(case, compiled(case))
+    assert_tree_close(losses, oracle.loss)
+    assert_tree_close(grads, oracle.grads)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("name", zoo.POSITION_WISE)
+def test_position_wise_recurrence_equals_bptt(name: str, batch: int | None) -> None:
+    case = zoo.case(name, batch)
+    losses, reference = bptt(case.model, (case.xs, case.ys), case.loss)
+    grads, online = sequence(case, compiled(case))
+    assert_tree_close(online, losses)
+    assert_tree_close(grads, reference)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_one_step_equals_reverse_mode(name: str, batch: int | None) -> None:
+    case = zoo.case(name, batch, steps=1)
+    _, reference = bptt(case.model, (case.xs, case.ys), case.loss)
+    grads, _ = sequence(case, compiled(case))
+    assert_tree_close(grads, reference, allow_zero=silent(name))
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_every_block_size_gives_the_same_numbers(name: str) -> None:
+    case = zoo.case(name, 2)
+    learner = compiled(case)
+    reference = None
+    for block in (1, 3, zoo.STEPS, zoo.STEPS + 5, "auto"):
+        case.reset()
+        learner.reset_state()
+        found = sequence(case, learner, block_size=block), trace_values(learner)
+        if reference is None:
+            reference = found
+        assert_tree_close(found[0], reference[0], 1e-12)
+        assert_tree_close(found[1], reference[1], 1e-12, scale=1.0, allow_zero=("",))
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_the_trace_is_carried_across_calls(name: str) -> None:
+    case = zoo.case(name, 2)
+    learner = compiled(case)
+    whole, _ = sequence(case, learner)
+    traces = trace_values(learner)
+    case.reset()
+    learner.reset_state()
+    total: Any = None
+    for cut in (slice(0, 2), slice(2, 3), slice(3, None)):
+        part = zoo.Case(case.model, case.xs[cut], case.ys[cut], 2)
+        grads, _ = sequence(part, learner, block_size=2)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert_tree_close(total, whole, 1e-12)
+    assert_tree_close(trace_values(learner), traces, 1e-12, scale=1.0, allow_zero=("",))
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_a_learner_call_under_grad_is_the_same_rule(name: str) -> None:
+    """One gradient per step, and one gradient around the whole loop, both sum to the sequence's."""
+    case = zoo.case(name, 2, steps=4)
+    learner = compiled(case)
+    reference, _ = sequence(case, learner)
+    traces = trace_values(learner)
+
+    @brainstate.transform.jit
+    def of_step(x: Any, y: Any) -> Any:
+        return brainstate.transform.grad(
+            lambda: case.loss(learner(x), y), learner.param_states
+        )()
+
+    case.reset()
+    learner.reset_state()
+    total = None
+    for x, y in zip(case.xs, case.ys, strict=True):
+        grads = of_step(x, y)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert_tree_close(total, reference, 1e-12)
+    assert_tree_close(trace_values(learner), traces, 1e-12, scale=1.0, allow_zero=("",))
+
+    @brainstate.transform.jit
+    def of_loop() -> Any:
+        def loss() -> Any:
+            return brainstate.transform.for_loop(
+                lambda x, y: case.loss(learner(x), y), case.xs, case.ys
+            ).sum()
+
+        return brainstate.transform.grad(loss, learner.param_states)()
+
+    case.reset()
+    learner.reset_state()
+    assert_tree_close(of_loop(), reference, 1e-12)
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_a_batch_is_the_sum_of_its_examples(name: str) -> None:
+    if name == "noisy":
+        pytest.skip("its examples share a state, the mean over the batch")
+    case = zoo.case(name, 3)
+    learner = compiled(case)
+    whole, _ = sequence(case, learner)
+    total = None
+    single = zoo.case(name, 1)
+    for path, state in brainstate.graph.states(single.model).items():
+        if isinstance(state, brainstate.ParamState):
+            state.value = brainstate.graph.states(case.model)[path].value
+    learner = compiled(single)
+    ys_axis = 2 if name == "transposed" else 1
+    for b in range(3):
+        single.reset()
+        learner.reset_state()
+        ys = jnp.take(case.ys, jnp.array([b]), axis=ys_axis)
+        grads, _ = sequence(zoo.Case(single.model, case.xs[:, b : b + 1], ys, 1), learner)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert_tree_close(total, whole)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_vanilla_rnn_is_truncated_to_one_step(batch: int | None) -> None:
+    case = zoo.case("vanilla-1", batch)
+    _, reference = truncated_bptt(case.model, (case.xs, case.ys), case.loss, 1)
+    with pytest.warns(UserWarning, match="D is structurally zero for group 0"):
+        learner = compiled(case)
+    grads, _ = sequence(case, learner)
+    assert_tree_close(grads, reference)
+    (record,) = learner.graph.explain(kind=bt.DiagnosticKind.TRANSITION_STRUCTURALLY_ZERO)
+    assert record.hidden_paths == (("layers", 0, "h"),)
+
+
+def test_permuted_hidden_units_permute_the_gradient() -> None:
+    case, order = zoo.case("two-states", 2), jnp.array([2, 0, 3, 1])
+    grads, _ = sequence(case, compiled(case))
+    other = zoo.case("two-states", 2)
+    other.model.w.value = case.model.w.value[:, order]
+    other.model.b.value = case.model.b.value[order]
+    other.ys = case.ys[..., order]
+    moved, _ = sequence(other, compiled(other))
+    assert_tree_close(moved[("w",)], grads[("w",)][:, order], 1e-12)
+    assert_tree_close(moved[("b",)], grads[("b",)][order], 1e-12)
+
+
+def test_the_zoo_is_alive() -> None:
+    """Spikes occur and do not always occur, so the tests above are not vacuous."""
+    for name in ("bypass", "lif"):
+        case = zoo.case(name, 3)
+        out = bt.D_RTRL(case.model)
+        out.compile_graph(case.xs[0])
+        spikes = out.etrace_evolve(case.xs, return_outputs=True)
+        rate = float((spikes > 0.5).mean())
+        assert 0.05 < rate < 0.95, (name, rate)
+
+
+def test_an_old_state_read_by_step_fn_is_credited() -> None:
+    """The loss may read a state before the learner moves it on, and after."""
+    case = zoo.case("leaky", 2)
+    learner = compiled(case)
+
+    def loss(x: Any, y: Any) -> Any:
+        old = case.model.h.value
+        out = learner(x)
+        return jnp.sum(jnp.sin(old) * y + out * case.model.h.value)
+
+    grads = learner.etrace_grad(case.xs, case.ys, step_fn=loss, reduction="sum", block_size=3)
+    case.reset()
+
+    class Wrapped(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = case.model
+
+        def update(self, x: Any) -> Any:
+            old = self.inner.h.value
+            return old, self.inner(x), self.inner.h.value
+
+    _, reference = bptt(
+        Wrapped(), (case.xs, case.ys), lambda o, y: jnp.sum(jnp.sin(o[0]) * y + o[1] * o[2])
+    )
+    assert_tree_close(grads[("w",)], reference[("inner", "w")])
+
+
+def test_the_gradient_of_an_argument_is_that_of_the_current_step() -> None:
+    """What lies in front of the learner (an encoder) is trained by ordinary derivatives."""
+    case = zoo.case("lstm-2", 2)
+    learner = compiled(case)
+    learner.etrace_evolve(case.xs[:3])
+    states = {p: s.value for p, s in learner.hidden_states.items()}
+    gain = brainstate.ParamState(jnp.ones(zoo.IN))
+    y = jnp.ones((2, zoo.OUT))
+    found = brainstate.transform.grad(
+        lambda: case.loss(learner(case.xs[3] * gain.value), y), gain
+    )()
+    for path, state in learner.hidden_states.items():
+        state.value = states[path]
+    reference = brainstate.transform.grad(
+        lambda: case.loss(case.model(case.xs[3] * gain.value), y), gain
+    )()
+    assert_tree_close(found, reference)
