@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import brainstate
 import jax
@@ -143,7 +144,7 @@ class Task:
     encode: Callable[[jax.Array, jax.Array], jax.Array]
     step_weights: np.ndarray
     optimiser: Callable[[int], optax.GradientTransformation]
-    spikes_of: Callable[[brainstate.nn.Module], jax.Array] | None = None
+    spikes_of: Callable[[Any], jax.Array] | None = None
 
 
 def adam(num_updates: int, rate: float, decay: float) -> optax.GradientTransformation:
@@ -259,7 +260,7 @@ def updater(
     """A function that improves the weights on one batch and returns its loss."""
     digits = data.load()
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
-    weights = model.states(brainstate.ParamState)
+    weights = dict(brainstate.graph.states(model, brainstate.ParamState))
 
     def values() -> dict:
         return {path: weight.value for path, weight in weights.items()}

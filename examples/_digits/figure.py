@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -15,7 +16,7 @@ from .held_out import Raster
 from .results import Run
 
 #: Colours of Okabe and Ito, told apart with any colour vision; dashes tell them apart in grey.
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "D-RTRL": {"color": "#0072B2", "linestyle": "-"},
     "BPTT": {"color": "#D55E00", "linestyle": (0, (4, 2))},
 }

@@ -18,6 +18,11 @@ from . import data
 DRAWN = 0
 
 
+def parameters(model: brainstate.nn.Module) -> dict[Any, Any]:
+    """The parameters of a model, by path."""
+    return dict(brainstate.graph.states(model, brainstate.ParamState))
+
+
 @dataclass(frozen=True)
 class Raster:
     """Spikes ``[T, N]`` (0 or 1) on one held-out image ``[64]``, its label and the answer given."""
@@ -61,7 +66,7 @@ class HeldOut:
         return jnp.mean(self._answers(logits) == self.labels)
 
     def raster(
-        self, trained: brainstate.nn.Module, spikes_of: Callable[[brainstate.nn.Module], jax.Array]
+        self, trained: brainstate.nn.Module, spikes_of: Callable[[Any], jax.Array]
     ) -> Raster:
         """What the neurons do on one held-out image; ``spikes_of(model)`` is ``[450, N]``."""
         logits, spikes = self._run(trained, lambda x: (self.model(x), spikes_of(self.model)))
@@ -74,8 +79,8 @@ class HeldOut:
 
     def _run(self, trained: brainstate.nn.Module, step: Callable[[jax.Array], Any]) -> Any:
         brainstate.nn.reset_all_states(self.model, batch_size=len(self.labels))
-        own = self.model.states(brainstate.ParamState)
-        for path, weight in trained.states(brainstate.ParamState).items():
+        own = parameters(self.model)
+        for path, weight in parameters(trained).items():
             own[path].value = weight.value
         return brainstate.transform.for_loop(step, self.xs)
 

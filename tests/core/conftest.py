@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Iterator
 
 import brainstate
+import jax
 import pytest
+
+jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 import brainstate
-import braintrace as bt
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import braintrace as bt
 
 IN, HIDDEN, OUT, STEPS = 3, 4, 2, 7
 
@@ -184,8 +185,10 @@ class SameStepCross(Model):
 
     def update(self, x: Any) -> Any:
         self.a.value = 0.6 * self.a.value + 0.2 * self.b.value + bt.matmul(x, self.w.value)
-        self.b.value = 0.7 * self.b.value + 0.3 * self.a.value + bt.matmul(
-            jnp.tanh(self.a.value), self.u.value
+        self.b.value = (
+            0.7 * self.b.value
+            + 0.3 * self.a.value
+            + bt.matmul(jnp.tanh(self.a.value), self.u.value)
         )
         return self.b.value + self.a.value**2
 
@@ -209,9 +212,7 @@ class Processed(Model):
 
     def __init__(self) -> None:
         super().__init__()
-        self.p = brainstate.ParamState(
-            {"w": weight(IN, HIDDEN).value, "b": [weight(HIDDEN).value]}
-        )
+        self.p = brainstate.ParamState({"w": weight(IN, HIDDEN).value, "b": [weight(HIDDEN).value]})
         self.q = weight(IN, HIDDEN)
         self.mask = (np.arange(IN * HIDDEN).reshape(IN, HIDDEN) % 3 > 0).astype(float)
 
@@ -430,6 +431,11 @@ class Noisy(Model):
         self.count = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
         self.trail = brainstate.ShortTermState(jnp.zeros(HIDDEN))
 
+    def reset_state(self, batch_size: int | None = None) -> None:
+        super().reset_state(batch_size)
+        self.count.value = jnp.zeros((), jnp.int32)
+        self.trail.value = jnp.zeros(HIDDEN)
+
     def update(self, x: Any) -> Any:
         self.count.value = self.count.value + 1
         self.h.value = 0.8 * self.h.value + bt.matmul(x, self.w.value) / self.count.value
@@ -493,6 +499,13 @@ class Case:
 
     def reset(self) -> None:
         brainstate.nn.reset_all_states(self.model, batch_size=self.batch)
+
+
+def stir(case: Case) -> None:
+    """Random hidden states, so that a single step has no gradient that is zero by symmetry."""
+    rng = np.random.default_rng(2)
+    for state in brainstate.graph.states(case.model, brainstate.HiddenState).values():
+        state.value = jnp.asarray(0.4 + rng.normal(size=state.value.shape))
 
 
 def case(name: str, batch: int | None, steps: int = STEPS) -> Case:

@@ -19,7 +19,7 @@ PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 #: Every module imports from earlier ones only. The plugin host stands beside this order.
 LAYERS = [
     "_errors", "_jax", "_primitive", "_rules", "_jaxpr", "_positions", "_compile", "_execute",
-    "_algorithm", "_sequence", "_learner", "testing",
+    "_algorithm", "_online", "_sequence", "_learner", "testing",
 ]  # fmt: skip
 
 HOST = {

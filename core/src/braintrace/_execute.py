@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -64,9 +64,7 @@ class Link:
     @cached_property
     def _extra_axes(self) -> tuple[int, ...]:
         mapped = set(self.alignment.axes)
-        return tuple(
-            k for k, n in enumerate(self.group.varshape) if n > 1 and k not in mapped
-        )
+        return tuple(k for k, n in enumerate(self.group.varshape) if n > 1 and k not in mapped)
 
     @property
     def extra(self) -> tuple[int, ...]:
@@ -181,8 +179,7 @@ class ETraceGraphExecutor:
         outputs, boundary = plan.eval_jaxpr([*args, *leaves], perturb, self.boundary)
         new = outputs[info.num_out :]
         new_states = {
-            slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves])
-            for slot in info.slots
+            slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in info.slots
         }
         return info.out_treedef.unflatten(outputs[: info.num_out]), new_states, tuple(boundary)
 
@@ -231,13 +228,13 @@ class ETraceGraphExecutor:
         transition = None
         if cone.old_reaches:
             transition = jnp.stack([join_states(group, row[0]) for row in rows])
-        factors = {
-            i: jnp.stack([row[1][i] for row in rows]) for i in reverse
-        }
+        factors = {i: jnp.stack([row[1][i] for row in rows]) for i in reverse}
         for i, link in links.items():
             if not link.bijective:
                 y = zeros[link.relation.y_var]
-                _, moved = jax.jvp(lambda v, i=i: new_values(olds, {i: v}), (y,), (jnp.ones_like(y),))
+                _, moved = jax.jvp(
+                    lambda v, i=i: new_values(olds, {i: v}), (y,), (jnp.ones_like(y),)
+                )
                 factors[i] = link.to_y(join_states(group, moved), 1)
         return transition, factors
 
@@ -263,6 +260,25 @@ class ETraceGraphExecutor:
                 if var in shift:
                     env[var] = env[var] + shift[var]
         return [env[var] for var in group.hidden_outvars]
+
+    def signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
+        """Gradients of the perturbations, per group: ``l`` [S, *V]."""
+        by_path = dict(zip(self.graph.hidden_perturb.perturb_hidden_paths, perturb, strict=True))
+        return tuple(
+            join_states(group, [by_path[path] for path in group.hidden_paths])
+            for group in self.graph.hidden_groups
+        )
+
+    def late_signals(
+        self, gradients: Mapping[Path, Any], groups: Container[int]
+    ) -> tuple[jax.Array | None, ...]:
+        """Gradients of old hidden values, per group: ``e`` [S, *V], ``None`` outside ``groups``."""
+        return tuple(
+            join_states(group, [gradients[path] for path in group.hidden_paths])
+            if group.index in groups
+            else None
+            for group in self.graph.hidden_groups
+        )
 
     def operand_values(self, params: Mapping[Path, Any]) -> list[list[Any]]:
         """Per relation, the values of all operands but ``x`` (``None`` there), from parameters.
@@ -305,9 +321,7 @@ class ETraceGraphExecutor:
 
         def operands(chosen: dict[Path, Any]) -> list[dict[str, Any]]:
             values = self.operand_values({**fixed, **chosen})
-            return [
-                {t.key: values[r.index][t.position] for t in r.trainables} for r in relations
-            ]
+            return [{t.key: values[r.index][t.position] for t in r.trainables} for r in relations]
 
         _, pull = jax.vjp(operands, {path: params[path] for path in traced})
         return pull([dict(c) for c in cotangents])[0]
@@ -343,7 +357,9 @@ def _one_hot_states(group: HiddenGroup, news: Sequence[Any]) -> list[list[Any]]:
     ones = jnp.ones(group.varshape, news[0].dtype)
     zeros = jnp.zeros_like(ones)
     states = range(group.num_state)
-    return [split_states(group, jnp.stack([ones if i == j else zeros for j in states])) for i in states]
+    return [
+        split_states(group, jnp.stack([ones if i == j else zeros for j in states])) for i in states
+    ]
 
 
 def _boundary(graph: ETraceGraph) -> tuple[Var, ...]:

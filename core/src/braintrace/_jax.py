@@ -60,9 +60,15 @@ STACK = _primitive_behind("stack", lambda x: jax.numpy.stack([x, x]), (2,))
 TILE = _primitive_behind("tile", lambda x: jax.numpy.tile(x, 2), (2,))
 
 
+_HIDDEN: list[str] = []
+
+
 def hide_frames(module: Any) -> None:
     """Attribute equations to the callers of a package, not to its own lines."""
-    source_info_util.register_exclusion(os.path.join(os.path.dirname(module.__file__), ""))
+    folder = os.path.join(os.path.dirname(module.__file__), "")
+    if folder not in _HIDDEN:
+        _HIDDEN.append(folder)
+        source_info_util.register_exclusion(folder)
 
 
 for _module in (sys.modules[__package__], brainstate, saiunit):
@@ -181,7 +187,9 @@ def install_rules(
     def transpose(cotangent: Any, *operands: Any, **params: Any) -> list[Any]:
         linear = [i for i, v in enumerate(operands) if ad.is_undefined_primal(v)]
         if type(cotangent) is ad.Zero:
-            return [ad.Zero(operands[i].aval) if i in linear else None for i in range(len(operands))]
+            return [
+                ad.Zero(operands[i].aval) if i in linear else None for i in range(len(operands))
+            ]
         pull = jax.linear_transpose(
             _partial_at(partial(impl, **params), operands, linear),
             *(jax.ShapeDtypeStruct(operands[i].aval.shape, operands[i].aval.dtype) for i in linear),
@@ -212,13 +220,11 @@ def _partial_at(
 
 
 def warn(message: str) -> None:
-    """A ``UserWarning`` attributed to the caller's code rather than to this package."""
-    warnings.warn(message, UserWarning, skip_file_prefixes=(os.path.dirname(__file__),)) if (
-        _HAS_SKIP_PREFIXES
-    ) else warnings.warn(message, UserWarning, stacklevel=3)
-
-
-_HAS_SKIP_PREFIXES = "skip_file_prefixes" in (warnings.warn.__text_signature__ or "")
+    """A ``UserWarning`` attributed to the first frame outside this package and its plugins."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(tuple(_HIDDEN)):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level - 1)
 
 
 def is_traced(value: Any) -> bool:

@@ -11,15 +11,16 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from . import _jax
-from ._algorithm import Block, ParamDimRule, Traces
+from ._algorithm import ParamDimRule
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
-from ._execute import ETraceGraphExecutor, join_states
+from ._execute import ETraceGraphExecutor
+from ._online import online_step
 from ._sequence import (
     BlockRunner,
     Tape,
     auto_block_size,
+    common_length,
     flat_states,
     sweep,
     trace_step,
@@ -87,7 +88,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         rule = self.make_rule(executor)
         traces = tuple(EligibilityTrace(trace) for trace in rule.init())
         self.executor, self._rule, self.traces = executor, rule, traces
-        self._step = _make_step(rule)
+        self._step = online_step(rule)
         self._drivers = OrderedDict()
 
     @property
@@ -107,7 +108,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
     def report(self) -> str:
         """What the compiler found and what the traces take, as text."""
         held = sum(
-            leaf.size * leaf.dtype.itemsize for t in self.traces for leaf in jax.tree.leaves(t.value)
+            leaf.size * leaf.dtype.itemsize
+            for t in self.traces
+            for leaf in jax.tree.leaves(t.value)
         )
         return f"{self.graph.report()}\n\ntraces: {len(self.traces)}, {held / 2**20:.2f} MiB"
 
@@ -117,7 +120,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
     @property
     def param_states(self) -> dict[Path, brainstate.State[Any]]:
         """All parameters of the model, by path."""
-        return dict(self.model.states(brainstate.ParamState))
+        return dict(brainstate.graph.states(self.model, brainstate.ParamState))
 
     @property
     def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
@@ -153,7 +156,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
             if path in link.relation.trainable_paths
         ]
         if not found:
-            known = [show_path(p) for link in self.rule.links for p in link.relation.trainable_paths]
+            known = [
+                show_path(p) for link in self.rule.links for p in link.relation.trainable_paths
+            ]
             raise KeyError(f"{weight!r} has no trace; parameters with one are {sorted(set(known))}")
         return found
 
@@ -217,7 +222,6 @@ class ETraceAlgorithm(brainstate.nn.Module):
         ValueError
             When an argument has another shape, dtype or structure than the compiled one.
         """
-        rule = self.rule
         leaves = self._check_args(args)
         self._check_states()
         slots = self.graph.module_info.slots
@@ -253,9 +257,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
             leaf = jnp.asarray(leaf)
             if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
                 raise ValueError(
-                    f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the learner "
-                    f"was compiled for shape {aval.shape} and dtype {aval.dtype}; compile again for "
-                    "another batch size"
+                    f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
+                    f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; compile "
+                    "again for another batch size"
                 )
             checked.append(leaf)
         return checked
@@ -320,7 +324,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
             not return a scalar loss or does not call the learner exactly once.
         """
-        steps = _length(sequences)
+        steps = common_length(sequences)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         size = self._block_size(block_size, steps)
@@ -378,7 +382,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         block_size: int,
         carry_trace: bool,
     ) -> Any:
-        rule, steps = self.rule, _length(sequences)
+        rule, steps = self.rule, common_length(sequences)
         first = jax.tree.map(lambda v: v[0], sequences)
         traced = trace_step(self.executor, step_fn, self._attach, first, has_aux)
         runner = BlockRunner(rule, traced, tuple(weights.values()))
@@ -424,7 +428,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
             if other is state and path in by_path:
                 found = jax.tree.leaves(by_path[path])
                 total = [a + b for a, b in zip(total, found, strict=True)]
-        return treedef.unflatten([leaf * jnp.asarray(scale, leaf.dtype) for leaf in total])
+        return jax.tree.unflatten(
+            treedef, [leaf * jnp.asarray(scale, leaf.dtype) for leaf in total]
+        )
 
     def etrace_evolve(
         self,
@@ -448,7 +454,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         CompilationError, ValueError
             As for :meth:`etrace_grad`.
         """
-        _length(sequences)
+        common_length(sequences)
         self.graph  # noqa: B018  raises before compile_graph
         run = self if step_fn is None else step_fn
 
@@ -469,111 +475,19 @@ def _lookup(model: Any, path: Path) -> Any:
     """The object at a state's path in a model."""
     found = model
     for part in path:
-        if isinstance(found, Mapping) and part in found:
-            found = found[part]
-        elif isinstance(found, Sequence) and isinstance(part, int):
-            found = found[part]
-        else:
-            found = getattr(found, str(part), None)
+        by_key = isinstance(found, Mapping) and part in found
+        by_index = isinstance(found, Sequence) and isinstance(part, int)
+        found = found[part] if by_key or by_index else getattr(found, str(part), None)
     return found
-
-
-def _length(sequences: tuple[Any, ...]) -> int:
-    """The common length T of sequences."""
-    leaves = jax.tree_util.tree_leaves_with_path(sequences)
-    if not leaves:
-        raise ValueError("at least one sequence is needed, for example inputs [T, ...]")
-    lengths = {}
-    for path, leaf in leaves:
-        if jnp.ndim(leaf) == 0:
-            raise ValueError(
-                f"sequences{jax.tree_util.keystr(path)} is a scalar; expected an array [T, ...]"
-            )
-        lengths[jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"all sequences must have one length T; got {lengths}")
-    steps = next(iter(lengths.values()))
-    if steps == 0:
-        raise ValueError("the sequences have length zero; at least one step is needed")
-    return steps
-
-
-def _make_step(rule: ParamDimRule) -> Callable[..., Any]:
-    """One step with online gradients: a function of parameters, arguments, states and traces.
-
-    In reverse mode it returns the gradient of the learning rule for the parameters, that of the
-    current step for the arguments, and zero for states and traces: credit for the past is in the
-    traces, not in a chain of steps. A loss around several calls therefore has the sum of their
-    online gradients.
-    """
-    executor = rule.executor
-
-    def forward(params: Any, args: Any, states: Any, traces: Traces) -> Any:
-        def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
-            out, new, boundary = executor.run(args, {**states, **params}, perturb)
-            return (out, {path: new[path] for path in states}), boundary
-
-        perturb = executor.graph.hidden_perturb.init_perturb_data()
-        (out, new), pull, boundary = jax.vjp(
-            program, params, args, states, perturb, has_aux=True
-        )
-        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
-        operands = executor.operand_values(params)
-        groups = executor.graph.hidden_groups
-        block = Block(jacobians, (), (None,) * len(groups))
-        return (out, new, rule.update(traces, block, operands)), (
-            pull,
-            jacobians,
-            params,
-            args,
-            states,
-            traces,
-        )
-
-    @jax.custom_vjp
-    def step(params: Any, args: Any, states: Any, traces: Traces) -> Any:
-        return forward(params, args, states, traces)[0]
-
-    def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, jacobians, params, args, states, traces = residuals
-        out, new, _ = cotangents
-        direct, args_bar, late, signal = pull((out, new))
-        block = Block(jacobians, *_signals(executor, signal, late))
-        found = rule.gradient(traces, block, executor.operand_values(params))
-        traced = executor.param_gradients(params, found)
-        params_bar = {
-            path: jax.tree.map(jnp.add, value, traced[path]) if path in traced else value
-            for path, value in direct.items()
-        }
-        zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))
-        return params_bar, args_bar, *zeros
-
-    step.defvjp(forward, backward)
-    return step
-
-
-def _signals(
-    executor: ETraceGraphExecutor, perturb: Sequence[Any], old: Mapping[Path, Any]
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """``l`` and ``e`` of one step, per group, with a leading axis of one step."""
-    plan = executor.graph.hidden_perturb
-    by_path = dict(zip(plan.perturb_hidden_paths, perturb, strict=True))
-    signal, late = [], []
-    for group in executor.graph.hidden_groups:
-        signal.append(join_states(group, [by_path[p] for p in group.hidden_paths])[None])
-        members = [jax.tree.leaves(old[p])[0] for p in group.hidden_paths]
-        reads_late = group.index in plan.late_reads
-        late.append(join_states(group, members)[None] if reads_late else None)
-    return tuple(signal), tuple(late)
 
 
 class D_RTRL(ETraceAlgorithm):
     """Online learning with parameter-dimension traces (D-RTRL).
 
     The trace of a relation obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the diagonal ``D`` of
-    the hidden transition, and ``dL/dw = sum_t <l^t, eps^t> + <e^t, eps^{t-1}>`` (Wang et al., Nature
-    Communications 2026, doi 10.1038/s41467-026-68453-w). Exact when every hidden-to-hidden path is
-    element-wise; otherwise the recurrent products are left out of ``D``.
+    the hidden transition, and ``dL/dw = sum_t <l^t, eps^t> + <e^t, eps^{t-1}>`` (Wang et al.,
+    Nature Communications 2026, doi 10.1038/s41467-026-68453-w). Exact when every hidden-to-hidden
+    path is element-wise; otherwise the recurrent products are left out of ``D``.
 
     Parameters
     ----------
@@ -609,7 +523,7 @@ ParamDimVjpAlgorithm = D_RTRL
 ALGORITHMS: dict[str, type[ETraceAlgorithm]] = {"d_rtrl": D_RTRL}
 
 
-def compile(  # noqa: A001  the public name
+def compile(
     model: brainstate.nn.Module,
     algorithm: str | type[ETraceAlgorithm],
     *example_inputs: Any,

@@ -175,7 +175,9 @@ def _reshape(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None
     places = {
         (math.prod(old[:i]), n): s for i, (n, s) in enumerate(zip(old, label, strict=True)) if n > 1
     }
-    return [tuple(places.get((math.prod(new[:i]), n)) if n > 1 else None for i, n in enumerate(new))]
+    return [
+        tuple(places.get((math.prod(new[:i]), n)) if n > 1 else None for i, n in enumerate(new))
+    ]
 
 
 def _transpose(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
@@ -318,9 +320,7 @@ RULES: dict[Any, Rule] = {
     _jax.SPLIT: _resized,
     _jax.STACK: _stack,
     _jax.TILE: _resized,
-    **dict.fromkeys(
-        _primitives("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), _reduce
-    ),
+    **dict.fromkeys(_primitives("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"), _reduce),
     **dict.fromkeys(
         _primitives("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulative
     ),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ class ETPPrimitive(_jax.Primitive):
         unknown = sorted(set(rules) - set(RULES))
         if unknown:
             raise TypeError(f"unknown rules {unknown} for {self.name!r}; rules are {list(RULES)}")
-        self.spec = replace(self.spec, **rules)
+        self.spec = replace(self.spec, **cast(dict[str, Any], rules))
         return self
 
     def register_yw_to_w(self, rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -301,9 +301,7 @@ def get_primitive_spec(primitive: Any) -> ETPPrimitiveSpec:
 # --- vmap ------------------------------------------------------------------------------------
 
 
-def _batch(
-    primitive: ETPPrimitive, args: Any, dims: Any, **params: Any
-) -> tuple[jax.Array, int]:
+def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
     """Map an ETP primitive over ``x``: its batched counterpart, or a longer batch.
 
     Mapping any other operand has no ETP primitive to stand for it, so the plain implementation

@@ -123,9 +123,7 @@ class Operation:
         primitive = None if name is None else find_primitive(name)
         if primitive is None:
             return None
-        return Operation(
-            primitive.spec, self.params, self.operand_avals, self.y_aval, self.traced
-        )
+        return Operation(primitive.spec, self.params, self.operand_avals, self.y_aval, self.traced)
 
 
 def _fold(array: jax.Array) -> jax.Array:
@@ -197,7 +195,7 @@ class StructuredTrace(TraceRules):
     def _scale(self, factor: jax.Array, trace: Arrays) -> Arrays:
         """``yw_to_w`` for one state."""
         op = self.operation
-        rule = partial(op.spec.yw_to_w, **op.params)  # type: ignore[arg-type]
+        rule = partial(_written(op.spec.yw_to_w), **op.params)
         return self._each(rule)(factor, trace)
 
     def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
@@ -213,9 +211,7 @@ class StructuredTrace(TraceRules):
         rows = [one_state(f[:, s]) for s in range(self.num_state)]
         return _stack(rows, self.operation.traced)
 
-    def _increment_rule(
-        self, x: Any, operands: Sequence[Any]
-    ) -> Callable[[jax.Array], Arrays]:
+    def _increment_rule(self, x: Any, operands: Sequence[Any]) -> Callable[[jax.Array], Arrays]:
         """Increments of one state, from its factors [K, *E, *Y].
 
         By default a trace is shaped like the weights, once per example, so the increments of an
@@ -238,7 +234,7 @@ class StructuredTrace(TraceRules):
     def _instant(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """The family's own increments, added up step by step."""
         op = self.operation
-        rule = partial(op.spec.instant_drtrl, weights=op.weights(operands), **op.params)  # type: ignore[arg-type]
+        rule = partial(_written(op.spec.instant_drtrl), weights=op.weights(operands), **op.params)
         return _sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
@@ -251,9 +247,7 @@ class StructuredTrace(TraceRules):
         else:
             summed += op.spec.batched
         rows = [rule(signal[s], _state(trace, s)) for s in range(self.num_state)]
-        return {
-            key: sum(row[key].sum(tuple(range(summed))) for row in rows) for key in op.traced
-        }
+        return {key: sum(row[key].sum(tuple(range(summed))) for row in rows) for key in op.traced}
 
 
 def _state(trace: Arrays, s: int) -> Arrays:
@@ -264,9 +258,7 @@ def _stack(rows: Sequence[Arrays], keys: Sequence[str]) -> Arrays:
     return {key: jnp.stack([row[key] for row in rows]) for key in keys}
 
 
-def _sum_over_steps(
-    rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array
-) -> Arrays:
+def _sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array) -> Arrays:
     """``sum_k rule(x[k], f[k])`` without holding more than one term."""
     shapes = jax.eval_shape(lambda a, b: rule(jax.tree.map(lambda v: v[0], a), b[0]), x, f)
 
@@ -275,6 +267,13 @@ def _sum_over_steps(
 
     zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
     return jax.lax.scan(add, zeros, (x, f))[0]
+
+
+def _written(rule: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A rule that is known to be there."""
+    if rule is None:
+        raise TypeError("this rule is derived, not written")
+    return rule
 
 
 def call_init(
@@ -286,8 +285,7 @@ def call_init(
     params: Mapping[str, Any],
 ) -> Any:
     """Call an ``init_*`` rule, with ``eqn_params`` if it declares it."""
-    if rule is None:
-        raise ValueError("the rule is derived, not written; there is nothing to call")
+    rule = _written(rule)
     declared = inspect.signature(rule).parameters
     optional = {"eqn_params": dict(params)} if "eqn_params" in declared else {}
     return rule(x_var, y_var, dict(weight_vars), num_state, **optional)
@@ -315,9 +313,7 @@ class DenseTrace(TraceRules):
         states = range(self.num_state)
 
         def one(leaf: jax.Array) -> jax.Array:
-            wide = transition.reshape(
-                *transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1)
-            )
+            wide = transition.reshape(*transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1))
             return jnp.stack([sum(wide[i, j] * leaf[j] for j in states) for i in states])
 
         return {key: one(leaf) for key, leaf in trace.items()}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from ._algorithm import Block, ParamDimRule, Traces
-from ._execute import ETraceGraphExecutor, join_states
+from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
 
 State = brainstate.State[Any]
@@ -211,7 +211,8 @@ class BlockRunner:
         -------
         leaves, direct, block, losses, aux
         """
-        perturb = self.rule.executor.graph.hidden_perturb.init_perturb_data()
+        executor = self.rule.executor
+        perturb = executor.graph.hidden_perturb.init_perturb_data()
         late = sorted({i for indices in self._late().values() for i in indices})
         chosen = self._direct
 
@@ -228,35 +229,24 @@ class BlockRunner:
             (loss, (aux, boundary, new)), (signal, olds, params) = jax.value_and_grad(
                 loss_of, argnums=(0, 1, 2), has_aux=True
             )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen})
-            jacobians = self.rule.executor.jacobians(boundary)
+            jacobians = executor.jacobians(boundary)
             direct = {i: value + params[i] for i, value in direct.items()}
-            step = Block(jacobians, self._signals(signal), self._lates(olds, leaves))
+            step = Block(jacobians, executor.signals(signal), self._late_signals(olds, leaves))
             return (new, direct), (step, loss, aux)
 
         (leaves, direct), (block, losses, aux) = jax.lax.scan(one, (leaves, direct), inputs)
         return leaves, direct, block, losses, aux
 
-    def _signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
-        plan, signals = self.rule.executor.graph.hidden_perturb, []
-        by_path = dict(zip(plan.perturb_hidden_paths, perturb, strict=True))
-        for group in self.rule.executor.graph.hidden_groups:
-            signals.append(join_states(group, [by_path[path] for path in group.hidden_paths]))
-        return tuple(signals)
-
-    def _lates(
+    def _late_signals(
         self, olds: Mapping[int, Any], leaves: Sequence[Any]
     ) -> tuple[jax.Array | None, ...]:
-        late, found = self._late(), []
-        for group in self.rule.executor.graph.hidden_groups:
-            if group.index not in late:
-                found.append(None)
-                continue
-            members = []
-            for state in group.hidden_states:
-                (i,) = self.step.leaves_of(state) or ()
-                members.append(olds.get(i, jnp.zeros_like(leaves[i])))
-            found.append(join_states(group, members))
-        return tuple(found)
+        executor, late = self.rule.executor, self._late()
+        gradients = {}
+        for group in executor.graph.hidden_groups:
+            for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
+                for i in self.step.leaves_of(state) or ():
+                    gradients[path] = olds.get(i, jnp.zeros_like(leaves[i]))
+        return executor.late_signals(gradients, late)
 
 
 @dataclass(frozen=True)
@@ -357,6 +347,31 @@ def _bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
 
 
+def common_length(sequences: tuple[Any, ...]) -> int:
+    """The common length T of sequences.
+
+    Raises
+    ------
+    ValueError
+        When there is none, or it is zero.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(sequences)
+    if not leaves:
+        raise ValueError("at least one sequence is needed, for example inputs [T, ...]")
+    lengths = {}
+    for path, leaf in leaves:
+        name = f"sequences{jax.tree_util.keystr(path)}"
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"{name} is a scalar; expected an array [T, ...]")
+        lengths[name] = jnp.shape(leaf)[0]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all sequences must have one length T; got {lengths}")
+    steps = next(iter(lengths.values()))
+    if steps == 0:
+        raise ValueError("the sequences have length zero; at least one step is needed")
+    return steps
+
+
 def flat_states(states: Sequence[State]) -> list[Any]:
     """Leaves of the values of several states."""
     return [leaf for state in states for leaf in jax.tree.leaves(state.value)]
@@ -368,7 +383,7 @@ def write_states(states: Sequence[State], leaves: Sequence[Any], skip: Sequence[
     for state in states:
         old, treedef = jax.tree.flatten(state.value)
         if not any(state is other for other in skip):
-            state.value = treedef.unflatten(leaves[start : start + len(old)])
+            state.value = jax.tree.unflatten(treedef, leaves[start : start + len(old)])
         start += len(old)
 
 
@@ -378,6 +393,7 @@ __all__ = [
     "Tape",
     "TracedStep",
     "auto_block_size",
+    "common_length",
     "flat_states",
     "sweep",
     "trace_step",

@@ -11,12 +11,15 @@ __path__: list[str] = []
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from brainstate.nn import *  # noqa: F403
+    from typing import Any
 
-    from braintrace_dense.nn import GRUCell as GRUCell  # type: ignore[assignment]
+    from braintrace_dense.nn import GRUCell as GRUCell
     from braintrace_dense.nn import Linear as Linear
-    from braintrace_dense.nn import LSTMCell as LSTMCell  # type: ignore[assignment]
-    from braintrace_dense.nn import ValinaRNNCell as ValinaRNNCell  # type: ignore[assignment]
+    from braintrace_dense.nn import LSTMCell as LSTMCell
+    from braintrace_dense.nn import ValinaRNNCell as ValinaRNNCell
+
+    def __getattr__(name: str) -> Any: ...  # everything else of brainstate.nn
+
 else:
     from . import _lazy
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from .._execute import ETraceGraphExecutor, Link, StepJacobians
 from .._rules import Arrays, TraceRules, trace_rules
-from ._blocks import apply, accumulate, suffix_products
+from ._blocks import accumulate, apply, suffix_products
 
 
 class Block(NamedTuple):

@@ -11,8 +11,9 @@ import brainstate
 
 from .. import _jax
 from .._errors import CompilationError
+from .._jaxpr import depends
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
-from ._groups import HiddenGroup, find_hidden_groups_from_minfo
+from ._groups import HiddenGroup, find_hidden_groups_from_minfo, passes_near
 from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._perturb import HiddenPerturbation, perturb_hidden
 from ._relations import Cone, HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
@@ -149,8 +150,8 @@ def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph
     relations, cones, records = find_hidden_param_op_relations_from_minfo(minfo, groups)
     perturb = perturb_hidden(minfo, groups, relations)
     graph = ETraceGraph(minfo, groups, path_to_group, relations, perturb, tuple(records), cones)
-    unused = [path for path, how in graph.coverage().items() if how == "none"]
-    records.extend(_unused(path) for path in unused)
+    records.extend(_plain(path) for path in _plain_parameters(minfo, groups))
+    records.extend(_unused(path) for path, how in graph.coverage().items() if how == "none")
     for record in records:
         if record.level is DiagnosticLevel.WARNING:
             _jax.warn(str(record))
@@ -165,6 +166,25 @@ def _require(minfo: ModuleInfo) -> None:
         )
     if not minfo.slots_of(StateKind.PARAM):
         raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
+
+
+def _plain_parameters(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Path]:
+    """Parameters that reach a hidden state without any ETP operation."""
+    seeds = {v: frozenset({p}) for p, vs in minfo.weight_path_to_invars.items() for v in vs}
+    marks = depends(minfo.eqns, seeds, passes_near)
+    reaching = {p for g in groups for v in g.hidden_outvars for p in marks.get(v, frozenset())}
+    return [path for path in minfo.weight_path_to_invars if path in reaching]
+
+
+def _plain(path: Path) -> CompilationRecord:
+    return CompilationRecord(
+        DiagnosticKind.PARAMETER_OUTSIDE_OPERATION,
+        DiagnosticLevel.WARNING,
+        f"the parameter {show_path(path)} reaches a hidden state outside of any ETP operation: "
+        "that part of its gradient covers the current step only. Use braintrace.matmul for a "
+        "product (its bias included) and braintrace.element_wise for a factor or an offset",
+        weight_path=path,
+    )
 
 
 def _unused(path: Path) -> CompilationRecord:

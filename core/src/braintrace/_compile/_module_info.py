@@ -139,7 +139,8 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
     except AttributeError as error:
         raise CompilationError(
             f"the model could not be run: {error}. If a state is missing, initialise the model "
-            "first: brainstate.nn.init_all_states(model, batch_size=...), or braintrace.compile(...)"
+            "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
+            "braintrace.compile(...)"
         ) from error
     jaxpr = stateful.get_jaxpr(*args)
     traced = tuple(stateful.get_state_trace(*args).states)

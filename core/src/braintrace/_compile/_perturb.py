@@ -269,9 +269,7 @@ class _Planner:
         stop = near is not None and near in driven
         outside = None if is_barrier(eqn) else near
         return tuple(
-            self.read(atom, hold, None, stop)
-            if k in positions
-            else self.read(atom, hold, outside)
+            self.read(atom, hold, None, stop) if k in positions else self.read(atom, hold, outside)
             for k, atom in enumerate(eqn.invars)
         )
 
@@ -295,13 +293,15 @@ class _Planner:
                     need(ref)
         instructions = tuple(backward[::-1])
         anywhere = {
-            var: step.context
-            for step in instructions
-            for var in self.minfo.eqns[step.eqn].outvars
+            var: step.context for step in instructions for var in self.minfo.eqns[step.eqn].outvars
         }
         live = self._live(instructions, outputs)
         leaves = {v for vs in self.minfo.weight_path_to_invars.values() for v in vs}
-        states = {path: s for g in self.groups for path, s in zip(g.hidden_paths, g.hidden_states, strict=True)}
+        states = {
+            path: s
+            for g in self.groups
+            for path, s in zip(g.hidden_paths, g.hidden_states, strict=True)
+        }
         return HiddenPerturbation(
             minfo=self.minfo,
             groups=self.groups,
@@ -316,9 +316,7 @@ class _Planner:
             direct_leaves=frozenset(v for v in leaves if v in live),
         )
 
-    def _live(
-        self, instructions: tuple[Instruction, ...], outputs: tuple[Read, ...]
-    ) -> set[Var]:
+    def _live(self, instructions: tuple[Instruction, ...], outputs: tuple[Read, ...]) -> set[Var]:
         """Input variables with a differentiable path to the result or to a hidden state."""
         old = {v: g.index for g in self.groups for v in g.hidden_invars}
         reached: set[tuple[Var, Context]] = set()

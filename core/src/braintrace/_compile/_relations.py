@@ -16,9 +16,8 @@ from .._jaxpr import depends, differentiable, etp_equations, slice_to
 from .._positions import Alignment, align
 from .._primitive import ETPPrimitive, ETPPrimitiveSpec
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
-from ._groups import HiddenGroup, is_barrier, member_of, passes_near
+from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of, passes_near
 from ._module_info import ModuleInfo, StateKind, extract_module_info
-from ._groups import find_hidden_groups_from_minfo
 
 Leaf = tuple[Path, int]
 """A parameter's path and the index of one of its leaves."""
@@ -116,34 +115,21 @@ def find_hidden_param_op_relations_from_minfo(
         hidden state mixes positions.
     """
     groups = tuple(groups)
-    records: list[CompilationRecord] = []
-    reached = _near_reach(minfo, groups)
-    far = _far_reach(minfo, groups)
-    origins = _origins(minfo)
-    found: list[tuple[int, tuple[TrainableOperand, ...], frozenset[int]]] = []
-    for i in etp_equations(minfo.eqns):
-        eqn = minfo.eqns[i]
-        operands = _weight_operands(minfo, i, origins)
-        if not reached[i] or not any(o.leaves for o in operands):
-            records.append(_excluded(minfo, eqn, operands, reached[i], far.get(i, frozenset())))
-            continue
-        _refuse_dynamic(eqn, operands, origins)
-        records.extend(_untraced_operands(eqn, operands))
-        found.append((i, tuple(operands), reached[i]))
-    relations: list[HiddenParamOpRelation] = []
+    found, records = _traceable(minfo, groups)
+    driven = [{i for i, _, reached in found if g.index in reached} for g in groups]
     cones = tuple(
-        _cone(minfo, groups, g, [minfo.eqns[i].outvars[0] for i, _, gs in found if g.index in gs])
+        _cone(minfo, groups, g, [minfo.eqns[i].outvars[0] for i in sorted(driven[g.index])])
         for g in groups
     )
-    for cone, group in zip(cones, groups, strict=True):
-        if any(group.index in driven for _, _, driven in found):
-            _check_transition(minfo, group, cone)
-            records.extend(_transition_records(minfo, groups, group, cone))
-    for i, operands, driven in found:
-        relation = _relation(minfo, groups, cones, len(relations), i, operands, driven)
-        relations.append(relation)
-        records.append(_included(relation, groups))
-    return tuple(relations), cones, records
+    for group in groups:
+        if driven[group.index]:
+            _check_transition(minfo, group, cones[group.index])
+            records.extend(_transition_records(minfo, groups, group, cones[group.index]))
+    relations = tuple(
+        _relation(minfo, groups, cones, index, *operation) for index, operation in enumerate(found)
+    )
+    records.extend(_included(relation, groups) for relation in relations)
+    return relations, cones, records
 
 
 def find_hidden_param_op_relations_from_module(
@@ -153,6 +139,30 @@ def find_hidden_param_op_relations_from_module(
     minfo = extract_module_info(model, *args)
     groups, _ = find_hidden_groups_from_minfo(minfo)
     return find_hidden_param_op_relations_from_minfo(minfo, groups)[0]
+
+
+Traceable = tuple[int, tuple[TrainableOperand, ...], frozenset[int]]
+"""An ETP equation with parameters, its operands but ``x``, and the groups it drives."""
+
+
+def _traceable(
+    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]
+) -> tuple[list[Traceable], list[CompilationRecord]]:
+    """The ETP equations that become relations, and why the others do not."""
+    reached, far = _near_reach(minfo, groups), _far_reach(minfo, groups)
+    origins = _origins(minfo)
+    found: list[Traceable] = []
+    records: list[CompilationRecord] = []
+    for i in etp_equations(minfo.eqns):
+        eqn = minfo.eqns[i]
+        operands = tuple(_weight_operands(minfo, i, origins))
+        if not reached[i] or not any(o.leaves for o in operands):
+            records.append(_excluded(minfo, eqn, operands, reached[i], far.get(i, frozenset())))
+            continue
+        _refuse_dynamic(eqn, operands, origins)
+        records.extend(_untraced_operands(eqn, operands))
+        found.append((i, operands, reached[i]))
+    return found, records
 
 
 # --- which operation reaches which group -----------------------------------------------------
@@ -302,8 +312,7 @@ def _cone(
     eqns = tuple(
         i
         for i in sorted(behind)
-        if not is_barrier(minfo.eqns[i])
-        and any(marks.get(var) for var in minfo.eqns[i].outvars)
+        if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
     )
     inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
     free = dict.fromkeys(
@@ -380,10 +389,7 @@ def _cross_group_records(
         passes_near,
     )
     others = {
-        g
-        for var in group.hidden_outvars
-        for g in marks.get(var, frozenset())
-        if g != group.index
+        g for var in group.hidden_outvars for g in marks.get(var, frozenset()) if g != group.index
     }
     return [
         CompilationRecord(

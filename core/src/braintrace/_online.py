@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step as a function whose reverse mode is the learning rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _jax
+from ._algorithm import Block, ParamDimRule, Traces
+
+
+def online_step(rule: ParamDimRule) -> Callable[..., Any]:
+    """One step with online gradients: a function of parameters, arguments, states and traces.
+
+    In reverse mode it returns the gradient of the learning rule for the parameters, that of the
+    current step for the arguments, and zero for states and traces: credit for the past is in the
+    traces, not in a chain of steps. A loss around several calls therefore has the sum of their
+    online gradients.
+    """
+    executor, plan = rule.executor, rule.executor.graph.hidden_perturb
+    hidden = set(plan.perturb_hidden_paths)
+
+    def forward(params: Any, args: Any, states: Any, traces: Traces) -> Any:
+        def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
+            out, new, boundary = executor.run(args, {**states, **params}, perturb)
+            return (out, {path: new[path] for path in states}), boundary
+
+        perturb = plan.init_perturb_data()
+        (out, new), pull, boundary = jax.vjp(program, params, args, states, perturb, has_aux=True)
+        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
+        operands = executor.operand_values(params)
+        block = Block(jacobians, (), ())
+        residuals = pull, jacobians, params, states, traces
+        return (out, new, rule.update(traces, block, operands)), residuals
+
+    @jax.custom_vjp
+    def step(params: Any, args: Any, states: Any, traces: Traces) -> Any:
+        return forward(params, args, states, traces)[0]
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pull, jacobians, params, states, traces = residuals
+        out, new, _ = cotangents
+        direct, args_bar, late, signal = pull((out, new))
+        old = {path: jax.tree.leaves(value)[0] for path, value in late.items() if path in hidden}
+        signals = executor.signals(signal), executor.late_signals(old, plan.late_reads)
+        block = Block(jacobians, *jax.tree.map(lambda v: v[None], signals))
+        found = rule.gradient(traces, block, executor.operand_values(params))
+        traced = executor.param_gradients(params, found)
+        params_bar = {
+            path: jax.tree.map(jnp.add, value, traced[path]) if path in traced else value
+            for path, value in direct.items()
+        }
+        zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))
+        return params_bar, args_bar, *zeros
+
+    step.defvjp(forward, backward)
+    return step

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations registered here, in a few lines, train like those of a plugin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
+
+from . import zoo
+
+IN, HIDDEN, STEPS = zoo.IN, zoo.HIDDEN, 5
+
+
+def trainable(**positions: int) -> Callable[[dict[str, Any]], dict[str, int]]:
+    return lambda params: positions
+
+
+# --- primitives with ``impl`` alone -----------------------------------------------------------
+
+dense = bt.register_primitive("own_dense", lambda x, w: x @ w)
+dense_many = bt.register_primitive("own_dense_many", lambda x, w: x @ w, batched=True)
+curved = bt.register_primitive(
+    "own_curved",
+    lambda x, w, b, power: jnp.tanh(x @ w) * jax.nn.softplus(b) + (x**power).sum(-1) * b**2,
+    trainable_invars_fn=trainable(w=1, b=2),
+)
+curved_many = bt.register_primitive(
+    "own_curved_many",
+    lambda x, w, b: jnp.tanh(x @ w) * jax.nn.softplus(b) + x.sum(-1, keepdims=True) * b**2,
+    batched=True,
+    trainable_invars_fn=trainable(w=1, b=2),
+)
+gate = bt.register_primitive(
+    "own_gate",
+    lambda x, a: jnp.sin(x) * jax.nn.sigmoid(a) + a**2,
+    gradient_enabled=True,
+)
+gate_many = bt.register_primitive(
+    "own_gate_many",
+    lambda x, a: jnp.sin(x) * jax.nn.sigmoid(a) + a**2,
+    batched=True,
+    gradient_enabled=True,
+)
+scaled = bt.register_primitive(
+    "own_scaled",
+    lambda c, w, x: (x * c) @ (w * c[:, None]),
+    x_invar_index=2,
+)
+mixing = bt.register_primitive("own_mixing", lambda x, w: x @ w, gradient_enabled=True)
+
+
+# --- the same with hand-written rules ---------------------------------------------------------
+
+
+def _written(batched: bool) -> bt.ETPPrimitive:
+    """``own_dense`` with every rule written by hand; x has a batch axis if ``batched``."""
+
+    def init(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+        head = y_var.aval.shape[:1] if batched else ()
+        w = weight_vars["weight"].aval
+        return {"weight": jnp.zeros((*head, *w.shape, num_state), w.dtype)}
+
+    return bt.register_primitive(
+        "own_written_many" if batched else "own_written", lambda x, w: x @ w, batched=batched
+    ).register_etp_rules(
+        yw_to_w=lambda dy, trace: {"weight": trace["weight"] * dy[..., None, :]},
+        xy_to_dw=lambda x, dy, weights: {
+            "weight": x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+        },
+        init_drtrl=init,
+    )
+
+
+written, written_many = _written(False), _written(True)
+
+
+def _low_rank(batched: bool, ruled: bool) -> bt.ETPPrimitive:
+    """``y = x B A``: the exact trace is that of the product ``B A``, which both leaves keep."""
+    primitive = bt.register_primitive(
+        f"own_low_rank{'_many' * batched}{'_ruled' * ruled}",
+        lambda x, b, a: x @ b @ a,
+        batched=batched,
+        trainable_invars_fn=trainable(b=1, a=2),
+    )
+
+    def init(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+        b, a = weight_vars["b"].aval, weight_vars["a"].aval
+        head = (*(y_var.aval.shape[:1] if batched else ()), b.shape[0], a.shape[1])
+        return {"b": jnp.zeros((*head, num_state)), "a": jnp.zeros((*head, num_state))}
+
+    def instant(x: Any, f: Any, weights: Any) -> Any:
+        assert x.ndim == f.ndim == 1 + batched  # one state at a time
+        return dict.fromkeys(weights, x[..., :, None] * f[..., None, :])
+
+    def solve(signal: Any, trace: Any, weights: Any) -> Any:
+        assert trace["b"].ndim == signal.ndim + 1 == 2 + batched
+        found = trace["b"] * signal[..., None, :]
+        found = found.sum(0) if batched else found  # d loss / d (B A)
+        return {"b": found @ weights["a"].T, "a": weights["b"].T @ found}
+
+    if ruled:
+        primitive.register_etp_rules(
+            init_drtrl=init,
+            yw_to_w=lambda dy, trace: {k: v * dy[..., None, :] for k, v in trace.items()},
+            instant_drtrl=instant,
+            solve_drtrl=solve,
+        )
+    return primitive
+
+
+low_rank = {(b, r): _low_rank(b, r) for b in (False, True) for r in (False, True)}
+
+
+# --- models -----------------------------------------------------------------------------------
+
+weight = zoo.weight
+
+
+def applied(single: Any, many: Any, x: Any, *operands: Any, **params: Any) -> Any:
+    """The primitive that fits the rank of ``x``; ``many=None``: the single one under ``vmap``."""
+    if x.ndim == 1:
+        return single.bind(x, *operands, **params)
+    if many is None:
+        return jax.vmap(lambda one: single.bind(one, *operands, **params))(x)
+    return many.bind(x, *operands)
+
+
+class Alone(zoo.Model):
+    """The operation's output is the new state."""
+
+    single, many = dense, dense_many
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN + HIDDEN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        xh = jnp.concatenate([x, jnp.tanh(self.h.value)], -1)
+        self.h.value = applied(self.single, self.many, xh, self.w.value)
+        return self.h.value
+
+
+class Curved(zoo.Model):
+    """A nonlinear operation with two parameters, recurrent through it, on two states."""
+
+    names = ("h", "v")
+    single, many = curved, curved_many
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN + HIDDEN, HIDDEN)
+        self.b = weight(HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        xh = jnp.concatenate([x, jnp.sin(self.h.value)], -1)
+        params = {"power": 1} if x.ndim == 1 or self.many is None else {}
+        y = applied(self.single, self.many, xh, self.w.value, self.b.value, **params)
+        self.v.value = 0.7 * self.v.value + y
+        self.h.value = 0.6 * self.h.value * jnp.cos(self.v.value) + y**2
+        return self.h.value * self.v.value
+
+
+class Mapped(Curved):
+    """The unbatched operation under ``vmap``."""
+
+    many = None
+
+
+class Twice(zoo.Model):
+    """Two equations with one shared and one own parameter, and processed weights."""
+
+    single, many = dense, dense_many
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+        self.u = weight(HIDDEN, HIDDEN)
+        self.mask = (np.arange(HIDDEN**2).reshape(HIDDEN, HIDDEN) % 3 > 0).astype(float)
+
+    def update(self, x: Any) -> Any:
+        drive = applied(self.single, self.many, x, self.w.value)
+        squashed = self.mask * jnp.abs(self.u.value) / (1.0 + (self.u.value**2).sum(0))
+        again = applied(self.single, self.many, self.h.value, squashed)
+        third = applied(self.single, self.many, jnp.cos(x), self.w.value * 0.5)
+        self.h.value = 0.5 * self.h.value + drive * jax.nn.sigmoid(again) + third
+        return self.h.value
+
+
+class Written(Twice):
+    single, many = written, written_many
+
+
+class Gated(zoo.Model):
+    """Position-wise and gradient-enabled: the state itself is the operation's input."""
+
+    many: Any = gate_many
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = weight(HIDDEN)
+        self.w = weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        leak = applied(gate, self.many, self.h.value, self.a.value)
+        self.h.value = 0.8 * leak + bt.matmul(x, self.w.value)
+        return self.h.value
+
+
+class GatedMapped(Gated):
+    many = None
+
+
+class Scaled(zoo.Model):
+    """An operand that is a constant, in front of the weight, and ``x`` last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+        self.c = jnp.arange(1.0, IN + 1.0)
+
+    def update(self, x: Any) -> Any:
+        def one(x: Any) -> Any:
+            return scaled.bind(self.c, self.w.value, x)
+
+        y = one(x) if x.ndim == 1 else jax.vmap(one)(x)
+        self.h.value = 0.8 * self.h.value + jnp.tanh(y)
+        return self.h.value
+
+
+class LowRank(zoo.Model):
+    names = ("h", "v")
+    ruled = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = weight(IN + HIDDEN, 2)
+        self.a = weight(2, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        xh = jnp.concatenate([x, jnp.sin(self.h.value)], -1)
+        y = low_rank[x.ndim == 2, self.ruled].bind(xh, self.b.value, self.a.value)
+        self.v.value = 0.7 * self.v.value + jnp.tanh(y)
+        self.h.value = 0.6 * self.h.value + jnp.sin(self.v.value) + 0.3 * y
+        return self.h.value * self.v.value
+
+
+class LowRankDerived(LowRank):
+    ruled = False
+
+
+MODELS = {
+    m.__name__: m
+    for m in (
+        Alone,
+        Curved,
+        Mapped,
+        Twice,
+        Written,
+        Gated,
+        GatedMapped,
+        Scaled,
+        LowRank,
+        LowRankDerived,
+    )
+}
+
+
+def made(name: str, batch: int | None) -> zoo.Case:
+    brainstate.random.seed(3)
+    model = MODELS[name]()
+    brainstate.nn.init_all_states(model, batch_size=batch)
+    rng = np.random.default_rng(4)
+    head = () if batch is None else (batch,)
+    xs = jnp.asarray(rng.normal(size=(STEPS, *head, IN)))
+    return zoo.Case(model, xs, jnp.asarray(rng.normal(size=(STEPS, *head, HIDDEN))), batch)
+
+
+def compiled(case: zoo.Case) -> Any:
+    learner = bt.D_RTRL(case.model)
+    learner.compile_graph(case.xs[0])
+    return learner
+
+
+def sequence(case: zoo.Case, learner: Any, **options: Any) -> Any:
+    return learner.etrace_grad(
+        case.xs,
+        case.ys,
+        step_fn=lambda x, y: case.loss(learner(x), y),
+        reduction="sum",
+        **options,
+    )
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_oracle_at_every_block_size(name: str, batch: int | None) -> None:
+    case = made(name, batch)
+    oracle = d_rtrl_oracle(case.model, (case.xs, case.ys), case.loss)
+    learner = compiled(case)
+    for block_size in (1, 3, STEPS):
+        case.reset()
+        learner.reset_state()
+        grads = sequence(case, learner, block_size=block_size)
+        assert_tree_close(grads, oracle.grads)
+
+
+@pytest.mark.parametrize("name", ["Gated", "GatedMapped"])
+def test_a_gradient_enabled_operation_carries_the_state(name: str) -> None:
+    case = made(name, 2)
+    _, reference = bptt(case.model, (case.xs, case.ys), case.loss)
+    assert_tree_close(sequence(case, compiled(case)), reference)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize(("own", "derived"), [("Written", "Twice"), ("LowRank", "LowRankDerived")])
+def test_written_rules_equal_derived_ones(own: str, derived: str, batch: int | None) -> None:
+    """Also for a trace that is carried from call to call, and in the two forms of one call."""
+    found = []
+    for name in (own, derived):
+        case = made(name, batch)
+        learner = compiled(case)
+        sequence(zoo.Case(case.model, case.xs[:2], case.ys[:2], batch), learner, block_size=1)
+        grads = sequence(zoo.Case(case.model, case.xs[2:], case.ys[2:], batch), learner)
+        step = brainstate.transform.grad(
+            lambda case=case, learner=learner: case.loss(learner(case.xs[0]), case.ys[0]),
+            learner.param_states,
+        )()
+        found.append((grads, step, learner.get_etrace_of(next(iter(learner.param_states)))))
+    assert_tree_close(found[0][:2], found[1][:2], 1e-12)
+    # not vacuous: the two do keep different traces
+    (own_trace, *_), (derived_trace, *_) = found[0][2], found[1][2]
+    assert jax.tree.map(jnp.shape, own_trace) != jax.tree.map(jnp.shape, derived_trace)
+
+
+def test_vmap_of_a_custom_primitive_is_its_batched_counterpart() -> None:
+    learner = compiled(made("Mapped", 2))
+    (relation,) = learner.graph.hidden_param_op_relations
+    assert relation.primitive.name == "own_curved_batched"
+    assert relation.spec.batched
+    assert relation.eqn_params == {"power": 1}
+    assert relation.trainable_paths == (("w",), ("b",))
+
+
+def test_relations_of_an_operation_used_three_times() -> None:
+    graph = compiled(made("Twice", 2)).graph
+    assert [r.primitive.name for r in graph.hidden_param_op_relations] == ["own_dense_many"] * 3
+    paths = [r.trainable_paths for r in graph.hidden_param_op_relations]
+    assert sorted(paths) == [(("u",),), (("w",),), (("w",),)]
+    assert set(graph.coverage().values()) == {"trace"}
+
+
+@pytest.mark.parametrize("name", ["Curved", "Mapped", "GatedMapped", "LowRank"])
+def test_trains(name: str) -> None:
+    case = made(name, 2)
+    learner = compiled(case)
+    target = 0.2 * jnp.sin(case.ys)
+
+    @brainstate.transform.jit
+    def update() -> Any:
+        learner.reset_state(batch_size=2, model_states=True)
+        grads, losses = learner.etrace_grad(
+            case.xs,
+            target,
+            step_fn=lambda x, y: jnp.mean((learner(x) - y) ** 2),
+            return_value=True,
+        )
+        for path, state in learner.param_states.items():
+            state.value = jax.tree.map(lambda w, g: w - 0.05 * g, state.value, grads[path])
+        return losses.mean()
+
+    losses = [float(update()) for _ in range(15)]
+    assert losses[-1] < 0.8 * losses[0], losses
+    assert all(b < a for a, b in zip(losses, losses[1:], strict=False)), losses
+
+
+# --- refused ----------------------------------------------------------------------------------
+
+
+def line_of(function: Any, marker: str) -> int:
+    """The line in this file of a function's source that holds ``marker``."""
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, text in enumerate(lines) if marker in text)
+
+
+class Dynamic(zoo.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+        self.b = weight(HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        y = curved.bind(x, self.w.value * x[0], self.b.value, power=1)  # here
+        self.h.value = 0.5 * self.h.value + y
+        return self.h.value
+
+
+class DynamicConstant(zoo.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        y = scaled.bind(jnp.cos(x), self.w.value, x)  # here
+        self.h.value = 0.5 * self.h.value + y
+        return self.h.value
+
+
+class MixingTransition(zoo.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.u = weight(HIDDEN, HIDDEN)
+        self.w = weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        mixed = mixing.bind(self.h.value, self.u.value)  # here
+        self.h.value = jnp.tanh(mixed) + bt.matmul(x, self.w.value)
+        return self.h.value
+
+
+class Wide(zoo.Model):
+    """The output has more positions than the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, 2 * HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        y = dense.bind(x, self.w.value)
+        self.h.value = 0.5 * self.h.value + y.reshape(2, HIDDEN).sum(0)  # here
+        return self.h.value
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Dynamic, r"operand 'w' \(operand 1\) of 'own_curved' at .*depends on inputs or states"),
+        (DynamicConstant, r"operand '' \(operand 0\)|operand 0 of 'own_scaled' at "),
+        (MixingTransition, r"transition of the hidden state h mixes positions at 'own_mixing'"),
+        (Wide, r"'own_dense' at .*the hidden state h, positions are mixed at"),
+    ],
+)
+def test_unsuitable_uses_are_refused_with_their_line(model: Any, says: str) -> None:
+    built = model()
+    brainstate.nn.init_all_states(built)
+    with pytest.raises(bt.NotSupportedError, match=says) as refusal:
+        bt.D_RTRL(built).compile_graph(jnp.ones(IN))
+    place = f"test_custom_primitive.py:{line_of(model.update, '# here')}"
+    assert place in str(refusal.value)
