@@ -11,6 +11,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from . import _jax
 from ._algorithm import ParamDimRule
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
@@ -329,7 +330,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         size = self._block_size(block_size, steps)
         chosen = self.param_states if weights is None else dict(weights)
-        key = (step_fn, tuple(chosen), reduction, has_aux, size, carry_trace)
+        key = (step_fn, tuple(chosen.items()), reduction, has_aux, size, carry_trace)
         driver = self._driver(
             key, lambda: self._make_grad(step_fn, chosen, reduction, has_aux, size, carry_trace)
         )
@@ -347,11 +348,22 @@ class ETraceAlgorithm(brainstate.nn.Module):
     def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """A compiled driver for these options, kept for the next call."""
         if key not in self._drivers:
+            self._warn_of_new_functions(key[0])
             self._drivers[key] = brainstate.transform.jit(make())
             if len(self._drivers) > CACHED_DRIVERS:
                 self._drivers.popitem(last=False)
         self._drivers.move_to_end(key)
         return self._drivers[key]
+
+    def _warn_of_new_functions(self, step_fn: Any) -> None:
+        """A function written inside a loop is a new one each time, and compiled each time."""
+        code = getattr(step_fn, "__code__", None)
+        others = {k[0] for k in self._drivers if getattr(k[0], "__code__", None) is code}
+        if code is not None and len(others) == 3:
+            _jax.warn(
+                f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
+                "call and is compiled anew each time; define it once, outside of the loop"
+            )
 
     def _make_grad(
         self,
@@ -468,7 +480,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
             return evolve
 
-        return self._driver((run, "evolve", return_outputs), make)(sequences)
+        return self._driver((run, return_outputs), make)(sequences)
 
 
 def _lookup(model: Any, path: Path) -> Any:
