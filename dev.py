@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set up the project and run it: ``python3 dev.py demo|test|check|wheels [options]``.
+"""Set up the project and run it: ``python3 dev.py demo|test|bench|check|wheels [options]``.
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
 test    run the whole test suite; options and paths are passed on to pytest
+bench   measure gradients against BPTT and the peer library; options are passed on
 check   lint, formatting and types
 wheels  build the wheels, install them by file into empty environments and try them
 
@@ -143,6 +144,11 @@ def output(*command: str) -> str:
 def demo(options: Sequence[str]) -> int:
     """Run the example program."""
     return subprocess.call([environment(), ROOT / "examples" / "digits.py", *options])
+
+
+def bench(options: Sequence[str]) -> int:
+    """Run the benchmark program."""
+    return subprocess.call([environment(), ROOT / "benchmarks" / "bench.py", *options])
 
 
 @dataclass(frozen=True)
@@ -306,6 +312,7 @@ def refuse(command: str, options: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
+    "bench": bench,
     "check": check,
     "wheels": wheels,
     "newest": newest,
@@ -319,7 +326,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *options = arguments
     if name not in COMMANDS:
-        print(f"dev.py: unknown command {name!r}; commands are demo, test, check, wheels")
+        print(f"dev.py: unknown command {name!r}; commands are demo, test, bench, check, wheels")
         return 2
     return COMMANDS[name](options)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import brainstate
 import jax
@@ -62,9 +63,8 @@ class Network(brainstate.nn.Module):
     ) -> None:
         super().__init__()
         widths = (sizes.inputs, *(sizes.units,) * depth)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
         self.sizes = sizes
-        self.layers = brainstate.nn.Sequential(*(layer(*pair) for pair in pairs))
+        self.layers = brainstate.nn.Sequential(*(layer(*pair) for pair in pairwise(widths)))
         self.readout = braintrace.nn.Linear(sizes.units, OUTPUTS)
 
     def update(self, x: jax.Array) -> jax.Array:

@@ -36,20 +36,21 @@ def bptt(network: Network, contender: Contender) -> tuple[Gradient, Any]:
         each = brainstate.transform.for_loop(lambda x, y: loss(network(x), y), xs, ys)
         return each.mean()
 
-    return brainstate.transform.grad(total, network.states(brainstate.ParamState)), None
+    return brainstate.transform.grad(total, weights_of(network)), None
 
 
 def sequence(network: Network, contender: Contender) -> tuple[Gradient, Any]:
     """D-RTRL of a sequence, block by block."""
     learner = braintrace.D_RTRL(network)
     learner.compile_graph(example(network))
+    weights = weights_of(network)
 
     def gradient(xs: jax.Array, ys: jax.Array) -> Any:
         return learner.etrace_grad(
             xs,
             ys,
             step_fn=lambda x, y: loss(learner(x), y),
-            weights=network.states(brainstate.ParamState),
+            weights=weights,
             block_size=contender.block_size,
             carry_trace=contender.carry_trace,
         )
@@ -61,7 +62,7 @@ def steps(network: Network, contender: Contender) -> tuple[Gradient, Any]:
     """D-RTRL step by step, as for weights that are updated at every step."""
     learner = braintrace.D_RTRL(network)
     learner.compile_graph(example(network))
-    weights = network.states(brainstate.ParamState)
+    weights = weights_of(network)
 
     def add(total: Any, inputs: Any) -> tuple[Any, None]:
         x, y = inputs
@@ -74,6 +75,11 @@ def steps(network: Network, contender: Contender) -> tuple[Gradient, Any]:
         return jax.tree.map(lambda v: v / len(xs), total)
 
     return gradient, learner
+
+
+def weights_of(network: Network) -> dict[Any, brainstate.State[Any]]:
+    """The parameters by path."""
+    return dict(network.states(brainstate.ParamState).items())  # type: ignore[union-attr]
 
 
 def example(network: Network) -> jax.Array:
@@ -108,7 +114,7 @@ class Entry:
         brainstate.nn.reset_all_states(self.network, batch_size=self.batch)
         if self.learner is not None:
             self.learner.reset_state(batch_size=self.batch)
-        jax.block_until_ready([s.value for s in self.network.states().values()])
+        jax.block_until_ready([state.value for state in dict(self.network.states()).values()])
         wall, cpu = time.perf_counter(), time.process_time()
         found = jax.block_until_ready(self.jitted(*data))
         return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

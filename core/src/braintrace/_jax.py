@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,12 @@ def constants(jaxpr: Jaxpr) -> list[tuple[Var, Any]]:
     return list(zip(jaxpr.constvars, jaxpr.consts, strict=True))
 
 
-def bind_equation(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Run one equation on ``operands``, at its own place in the user's source."""
-    with at_source(eqn):
+def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = True) -> list[Any]:
+    """Run one equation on ``operands``, attributed to its own place in the user's source.
+
+    ``own_source=False`` leaves the place that is current.
+    """
+    with at_source(eqn) if own_source else nullcontext():
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
@@ -130,6 +133,15 @@ def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
 def source_of(eqn: JaxprEqn) -> str:
     """The user's ``file:line (function)`` that produced an equation."""
     return source_info_util.summarize(eqn.source_info)
+
+
+def written_in(eqn: JaxprEqn, function: str) -> bool:
+    """Whether an equation was traced from a line of the user's function of that name.
+
+    What a library traces once (``jnp.roll``) is found again at every later call, with the place of
+    the first one.
+    """
+    return f"({function})" in source_info_util.summarize(eqn.source_info, num_frames=64)
 
 
 def is_float(aval: Any) -> bool:
@@ -224,7 +236,7 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(tuple(_HIDDEN)):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level - 1)
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def is_traced(value: Any) -> bool:

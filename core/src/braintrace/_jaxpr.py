@@ -8,6 +8,7 @@ assembling equations by hand: variables stay unique and each JAX release stays c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,16 +31,23 @@ def read(env: dict[Var, Any], atom: Atom) -> Any:
     return env[atom] if _jax.is_var(atom) else atom.val
 
 
-def run_inlined(jaxpr: Jaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Run a closed jaxpr with every call (``jit``, ``checkpoint``) run equation by equation."""
+def run_inlined(jaxpr: Jaxpr, inputs: Sequence[Any], call: str | None = None) -> list[Any]:
+    """Run a closed jaxpr with every call (``jit``, ``checkpoint``) run equation by equation.
+
+    ``call`` is the name of the called function while inside a call: equations that are not from
+    its own lines are attributed to the line of the call.
+    """
     env: dict[Var, Any] = dict(_jax.constants(jaxpr))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(env, atom) for atom in eqn.invars]
+        own = call is None or _jax.written_in(eqn, call)
         if eqn.primitive in _jax.CALL_PRIMITIVES:
-            values = run_inlined(_jax.sub_jaxpr(eqn), operands)
+            name = str(eqn.params.get("name", call or ""))
+            with _jax.at_source(eqn) if own else nullcontext():
+                values = run_inlined(_jax.sub_jaxpr(eqn), operands, name)
         else:
-            values = _jax.bind_equation(eqn, operands)
+            values = _jax.bind_equation(eqn, operands, own)
         env.update(zip(eqn.outvars, values, strict=True))
     return [read(env, atom) for atom in jaxpr.outvars]
 

@@ -10,6 +10,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import _jax
 from ._algorithm import ParamDimRule
@@ -150,7 +151,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         """
         path = weight
         if isinstance(weight, brainstate.State):
-            path = next((p for p, s in self.param_states.items() if s is weight), weight)
+            path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
         found = [
             jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), trace.value)
             for link, trace in zip(self.rule.links, self.traces, strict=True)
@@ -160,7 +161,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
             known = [
                 show_path(p) for link in self.rule.links for p in link.relation.trainable_paths
             ]
-            raise KeyError(f"{weight!r} has no trace; parameters with one are {sorted(set(known))}")
+            name = show_path(path) if isinstance(path, tuple) else repr(path)
+            raise KeyError(f"{name} has no trace; parameters with one are {sorted(set(known))}")
         return found
 
     def reset_state(
@@ -181,6 +183,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             When the model's states come out with another shape than the compiled one; the states
             then stay as they were.
         """
+        self._check_same_states()
         if model_states:
             self._reset_model(batch_size, **kwargs)
         for trace, zero in zip(self.traces, self.rule.init(), strict=True):
@@ -255,7 +258,13 @@ class ETraceAlgorithm(brainstate.nn.Module):
         checked = []
         for name, leaf, var in zip(names, leaves, info.jaxpr.invars, strict=False):
             aval = var.aval
-            leaf = jnp.asarray(leaf)
+            try:
+                leaf = jnp.asarray(leaf)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"argument{name} is a {type(leaf).__name__}; expected an array of shape "
+                    f"{aval.shape} and dtype {aval.dtype}"
+                ) from None
             if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
                 raise ValueError(
                     f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
@@ -266,6 +275,19 @@ class ETraceAlgorithm(brainstate.nn.Module):
         return checked
 
     def _check_states(self) -> None:
+        """States must be those that were compiled, of the same shapes."""
+        self._check_same_states()
+        info = self.graph.module_info
+        for slot in info.slots:
+            leaves = jax.tree.leaves(slot.state.value)
+            for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
+                if jnp.shape(leaf) != var.aval.shape:
+                    raise ValueError(
+                        f"the state {show_path(slot.path)} has shape {jnp.shape(leaf)}, but the "
+                        f"learner was compiled for shape {var.aval.shape}; compile again"
+                    )
+
+    def _check_same_states(self) -> None:
         """States made anew after compiling would be left behind silently."""
         for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
             if _lookup(self.model, slot.path) is not slot.state:
@@ -326,10 +348,12 @@ class ETraceAlgorithm(brainstate.nn.Module):
             not return a scalar loss or does not call the learner exactly once.
         """
         steps = common_length(sequences)
+        self._check_states()
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        _require_callable(step_fn)
         size = self._block_size(block_size, steps)
-        chosen = self.param_states if weights is None else dict(weights)
+        chosen = self.param_states if weights is None else _checked_weights(weights)
         key = (step_fn, tuple(chosen.items()), reduction, has_aux, size, carry_trace)
         driver = self._driver(
             key, lambda: self._make_grad(step_fn, chosen, reduction, has_aux, size, carry_trace)
@@ -341,9 +365,10 @@ class ETraceAlgorithm(brainstate.nn.Module):
     def _block_size(self, block_size: int | str, steps: int) -> int:
         if block_size == "auto":
             return auto_block_size(self.rule, steps)
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        is_int = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
+        if not is_int or int(block_size) < 1:
             raise ValueError(f"block_size must be 'auto' or a positive integer, got {block_size!r}")
-        return min(block_size, steps)
+        return min(int(block_size), steps)
 
     def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """A compiled driver for these options, kept for the next call."""
@@ -395,6 +420,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         carry_trace: bool,
     ) -> Any:
         rule, steps = self.rule, common_length(sequences)
+        self._check_states()
         first = jax.tree.map(lambda v: v[0], sequences)
         traced = trace_step(self.executor, step_fn, self._attach, first, has_aux)
         runner = BlockRunner(rule, traced, tuple(weights.values()))
@@ -469,6 +495,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         common_length(sequences)
         self.graph  # noqa: B018  raises before compile_graph
         run = self if step_fn is None else step_fn
+        _require_callable(run)
 
         def make() -> Callable[..., Any]:
             def evolve(sequences: tuple[Any, ...]) -> Any:
@@ -481,6 +508,22 @@ class ETraceAlgorithm(brainstate.nn.Module):
             return evolve
 
         return self._driver((run, return_outputs), make)(sequences)
+
+
+def _require_callable(step_fn: Any) -> None:
+    if not callable(step_fn):
+        raise TypeError(f"step_fn must be callable, got {type(step_fn).__name__}")
+
+
+def _checked_weights(weights: Any) -> dict[Any, brainstate.State[Any]]:
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"weights must be a mapping from any key to ParamState, got {type(weights).__name__}"
+        )
+    for key, state in weights.items():
+        if not isinstance(state, brainstate.ParamState):
+            raise TypeError(f"weights[{key!r}] must be a ParamState, got {type(state).__name__}")
+    return dict(weights)
 
 
 def _lookup(model: Any, path: Path) -> Any:
@@ -521,13 +564,20 @@ class D_RTRL(ETraceAlgorithm):
 
     def __init__(self, model: brainstate.nn.Module, *, trace_dtype: Any = None) -> None:
         super().__init__(model)
-        if trace_dtype is not None and not jnp.issubdtype(trace_dtype, jnp.floating):
-            raise TypeError(f"trace_dtype must be a floating-point dtype, got {trace_dtype}")
-        self.trace_dtype = trace_dtype
+        self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)
 
     def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:
         """The rule D-RTRL."""
         return ParamDimRule(executor, self.trace_dtype)
+
+
+def _float_dtype(dtype: Any) -> Any:
+    try:
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype)
+    except TypeError:
+        pass
+    raise TypeError(f"trace_dtype must be a floating-point dtype, got {dtype!r}")
 
 
 ParamDimVjpAlgorithm = D_RTRL

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from . import _jax
 from ._jax import JaxprEqn, Var, jaxp
 from ._jaxpr import differentiable
@@ -114,8 +116,10 @@ def _labels_of(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | No
         return _elementwise(eqn, operands)
     if eqn.primitive in RULES:
         return RULES[eqn.primitive](eqn, operands)
-    if eqn.primitive in _jax.CUSTOM_CALL_PRIMITIVES:
-        return _through(_jax.sub_jaxpr(eqn), operands)
+    if eqn.primitive is jaxp.custom_jvp_call_p:
+        return _custom_jvp(eqn, operands)
+    if eqn.primitive is jaxp.custom_vjp_call_p:
+        return _custom_vjp(eqn, operands)
     if is_etp_primitive(eqn.primitive):
         impl = _jax.make_jaxpr(
             lambda *a: eqn.primitive.spec.impl(*a, **eqn.params), *(v.aval for v in eqn.invars)
@@ -137,6 +141,48 @@ def _through(jaxpr: Any, operands: list[Labels | None]) -> list[Labels | None]:
             found = _labels_of(eqn, inner)
         labels.update({v: f for v, f in zip(eqn.outvars, found, strict=True) if f is not None})
     return [labels.get(v) if _jax.is_var(v) else None for v in jaxpr.outvars]
+
+
+def _custom_jvp(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
+    """The user's rule decides, not the function: follow the tangents through its JVP."""
+    moving = [i for i, o in enumerate(operands) if o is not None]
+
+    def tangents(primals: list[Any], dots: list[Any]) -> Any:
+        def call(*values: Any) -> list[Any]:
+            full = list(primals)
+            for i, value in zip(moving, values, strict=True):
+                full[i] = value
+            return _jax.bind_equation(eqn, full)
+
+        return jax.jvp(call, [primals[i] for i in moving], dots)[1]
+
+    avals = [v.aval for v in eqn.invars]
+    jaxpr = _jax.make_jaxpr(tangents, avals, [avals[i] for i in moving])
+    return _through(jaxpr, [*(None for _ in avals), *(operands[i] for i in moving)])
+
+
+def _custom_vjp(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
+    """The user's rule decides: every cotangent must keep its position on the way back."""
+    moving = [i for i, o in enumerate(operands) if o is not None]
+
+    def cotangents(primals: list[Any], dots: list[Any]) -> Any:
+        _, pull = jax.vjp(lambda *values: _jax.bind_equation(eqn, values), *primals)
+        found = pull(dots)
+        return [found[i] for i in moving]
+
+    outs = [v.aval for v in eqn.outvars]
+    jaxpr = _jax.make_jaxpr(cotangents, [v.aval for v in eqn.invars], outs)
+    result: list[Labels | None] = []
+    for k, out in enumerate(outs):
+        own = tuple(i if n > 1 else None for i, n in enumerate(out.shape))
+        seeds: list[Labels | None] = [None] * len(jaxpr.invars)
+        seeds[len(eqn.invars) + k] = own
+        found = [o for o in zip(_through(jaxpr, seeds), moving, strict=True) if o[0] is not None]
+        if any(label != own for label, _ in found):
+            raise PositionsMixed
+        known = [operands[i] for _, i in found]
+        result.append(tuple(_meet(c) for c in zip(*known, strict=True)) if known else None)  # type: ignore[arg-type]
+    return result
 
 
 # --- rules: labels of the operands (None: no dependence) -> labels of the outputs --------------

@@ -19,9 +19,11 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from ._algorithm import Block, ParamDimRule, Traces
+from ._compile import show_path
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
 
@@ -130,6 +132,7 @@ def trace_step(
         ranges.append(range(count, count + size))
         count += size
     first = len(jax.tree.leaves((perturb, inputs)))
+    _check_kept(executor, states, ranges, jaxpr.invars[first:], jaxpr.outvars[-count:])
     call = jaxpr_as_fun(jaxpr)
 
     def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any]) -> Any:
@@ -139,6 +142,31 @@ def trace_step(
 
     live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
     return TracedStep(run, states, tuple(ranges), live)
+
+
+def _check_kept(
+    executor: ETraceGraphExecutor,
+    states: Sequence[State],
+    ranges: Sequence[range],
+    old: Sequence[Any],
+    new: Sequence[Any],
+) -> None:
+    """A step may not change the type of a state, nor write a parameter."""
+    names = {state: show_path(path) for path, state in executor.path_to_states.items()}
+    for state, leaves in zip(states, ranges, strict=True):
+        name = names.get(state) or state.name or type(state).__name__
+        for i in leaves:
+            a, b = old[i].aval, new[i].aval
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise ValueError(
+                    f"step_fn leaves the state {name} with shape {b.shape} and dtype {b.dtype}; it "
+                    f"was {a.shape} and {a.dtype}, and a sequence needs it to stay so"
+                )
+            if isinstance(state, brainstate.ParamState) and old[i] is not new[i]:
+                raise ValueError(
+                    f"step_fn writes the parameter {name}; weights stay as they are during a "
+                    "sequence gradient, so change them between calls"
+                )
 
 
 def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
@@ -151,10 +179,12 @@ def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
         loss, aux = result
     else:
         loss, aux = result, None
-    leaves = jax.tree.leaves(loss)
-    if len(leaves) != 1 or leaves[0] is not loss:
-        raise TypeError(f"step_fn must return a scalar loss, got {jax.tree.structure(loss)}")
-    loss = jnp.asarray(loss)
+    if isinstance(loss, tuple):
+        raise TypeError("step_fn must return a scalar loss, got a tuple; is has_aux=True missing?")
+    try:
+        loss = jnp.asarray(loss)
+    except (TypeError, ValueError):
+        raise TypeError(f"step_fn must return a scalar loss, got {loss!r:.80}") from None
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             f"step_fn must return a scalar floating-point loss, got shape {loss.shape} and dtype "
@@ -361,8 +391,14 @@ def common_length(sequences: tuple[Any, ...]) -> int:
     lengths = {}
     for path, leaf in leaves:
         name = f"sequences{jax.tree_util.keystr(path)}"
-        if jnp.ndim(leaf) == 0:
+        if (
+            (np.isscalar(leaf)
+            and not isinstance(leaf, str | bytes))
+            or getattr(leaf, "shape", 0) == ()
+        ):
             raise ValueError(f"{name} is a scalar; expected an array [T, ...]")
+        if not isinstance(leaf, np.ndarray | jax.Array):
+            raise TypeError(f"{name} is a {type(leaf).__name__}; expected an array [T, ...]")
         lengths[name] = jnp.shape(leaf)[0]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"all sequences must have one length T; got {lengths}")

@@ -11,6 +11,7 @@ from typing import Any
 import brainstate
 import jax
 
+from .. import _jax
 from .._errors import CompilationError
 from .._jax import Jaxpr, JaxprEqn, Var
 from .._jaxpr import flatten, refuse_nested_operations
@@ -224,6 +225,11 @@ def _check_states(info: ModuleInfo) -> None:
             raise CompilationError(
                 f"the hidden state {show_path(slot.path)} holds {len(slot.leaves)} arrays; it must "
                 "hold one (use a HiddenTreeState for several)"
+            )
+        if slot.kind is StateKind.HIDDEN and not _jax.is_float(old[0].aval):
+            raise CompilationError(
+                f"the hidden state {show_path(slot.path)} has dtype {old[0].aval.dtype}; a hidden "
+                "state must be of a floating-point dtype (keep counters in a ShortTermState)"
             )
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):

@@ -55,6 +55,9 @@ class HiddenParamOpRelation:
         The operands that are traced, and the others that are not ``x`` (constant over time).
     group_alignments
         Per driven group, by index: how the axes of ``y`` lie in the group's positions.
+    path_classification
+        Per driven hidden state: ``'all_direct'``, or ``'partial'`` when other paths to it cross a
+        further ETP operation (their gradient is that of the current step).
     source
         The user's ``file:line (function)``.
     """
@@ -69,6 +72,7 @@ class HiddenParamOpRelation:
     trainables: tuple[TrainableOperand, ...]
     constants: tuple[TrainableOperand, ...]
     group_alignments: Mapping[int, Alignment]
+    path_classification: Mapping[Path, str]
     source: str
 
     @property
@@ -129,6 +133,7 @@ def find_hidden_param_op_relations_from_minfo(
         _relation(minfo, groups, cones, index, *operation) for index, operation in enumerate(found)
     )
     records.extend(_included(relation, groups) for relation in relations)
+    records.extend(_partial(r) for r in relations if "partial" in r.path_classification.values())
     return relations, cones, records
 
 
@@ -260,9 +265,10 @@ def _refuse_dynamic(
 ) -> None:
     for operand in operands:
         if _DYNAMIC in (origins.get(operand.atom, ()) if _jax.is_var(operand.atom) else ()):
-            name = f"{operand.key!r} (operand {operand.position})"
+            name = f"operand {operand.position}"
+            name = f"operand {operand.key!r} ({name})" if operand.key else name
             raise NotSupportedError(
-                f"the operand {name} of {eqn.primitive.name!r} at {_jax.source_of(eqn)} depends on "
+                f"{name} of {eqn.primitive.name!r} at {_jax.source_of(eqn)} depends on "
                 "inputs or states of the step; everything but x must be made of parameters and "
                 "constants, because its trace is kept over time. Apply a factor or a bias that "
                 "changes from step to step to the input or to the output of the operation"
@@ -338,15 +344,17 @@ def _check_transition(minfo: ModuleInfo, group: HiddenGroup, cone: Cone) -> None
             continue
         raise NotSupportedError(
             f"the transition of the hidden state {show_path(path)} mixes positions at "
-            f"{_where(found)}: the diagonal Jacobian of D-RTRL would not be its derivative. Make "
-            "the recurrent product an ETP operation (braintrace.matmul, conv, ...), or keep the "
-            "state's path element-wise"
+            f"{_where(minfo, group, found)}: the diagonal Jacobian of D-RTRL would not be its "
+            "derivative. Make the recurrent product an ETP operation (braintrace.matmul, conv, "
+            "...), or keep the state's path element-wise"
         )
 
 
-def _where(found: Alignment) -> str:
+def _where(minfo: ModuleInfo, group: HiddenGroup, found: Alignment) -> str:
     if found.offence is None:
-        return "a transposition of its axes"
+        news = set(group.hidden_outvars)
+        last = next(e for e in reversed(minfo.eqns) if news.intersection(e.outvars))
+        return f"a transposition of its axes (before {_jax.source_of(last)})"
     return f"{found.offence.primitive.name!r} ({_jax.source_of(found.offence)})"
 
 
@@ -424,7 +432,7 @@ def _relation(
         eqns = [minfo.eqns[i] for i in cones[g].eqns]
         found = align(eqns, y_var, groups[g].hidden_outvars, groups[g].ndim, y_var.aval.ndim)
         if found is None or not found.position_wise:
-            where = "its tail" if found is None else _where(found)
+            where = "its tail" if found is None else _where(minfo, groups[g], found)
             raise NotSupportedError(
                 f"between {eqn.primitive.name!r} at {_jax.source_of(eqn)} and the hidden state "
                 f"{show_path(groups[g].hidden_paths[0])}, positions are mixed at {where}: the "
@@ -445,7 +453,42 @@ def _relation(
         trainables=tuple(o for o in weights if o.leaves),
         constants=tuple(o for o in weights if not o.leaves),
         group_alignments=alignments,
+        path_classification=_classify(minfo, eqn_index, [groups[g] for g in alignments]),
         source=_jax.source_of(eqn),
+    )
+
+
+def _classify(minfo: ModuleInfo, eqn_index: int, groups: Sequence[HiddenGroup]) -> dict[Path, str]:
+    """Which states an operation also reaches through another ETP operation."""
+
+    def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        return differentiable(eqn)
+
+    def arrives(i: int, eqn: JaxprEqn) -> frozenset[str]:
+        crosses = is_barrier(eqn) and any(a in behind for a in eqn.invars if _jax.is_var(a))
+        return frozenset({"crossed"}) if crosses else frozenset()
+
+    behind = depends(minfo.eqns, {minfo.eqns[eqn_index].outvars[0]: frozenset({"any"})}, passes)
+    crossed = depends(minfo.eqns, {}, passes, arrives)
+    return {
+        path: "partial" if crossed.get(var) else "all_direct"
+        for group in groups
+        for path, var in zip(group.hidden_paths, group.hidden_outvars, strict=True)
+    }
+
+
+def _partial(relation: HiddenParamOpRelation) -> CompilationRecord:
+    paths = tuple(p for p, how in relation.path_classification.items() if how == "partial")
+    return CompilationRecord(
+        DiagnosticKind.RELATION_PARTIAL_PATH,
+        DiagnosticLevel.INFO,
+        f"{relation.primitive.name}({show_path(relation.weight_path)}) also reaches "
+        f"{', '.join(map(show_path, paths))} through another ETP operation; that part of its "
+        "gradient is that of the current step",
+        primitive=relation.primitive.name,
+        weight_path=relation.weight_path,
+        hidden_paths=paths,
+        source=relation.source,
     )
 
 
@@ -461,7 +504,10 @@ def _included(
         weight_path=relation.weight_path,
         hidden_paths=tuple(p for g in indices for p in groups[g].hidden_paths),
         source=relation.source,
-        context={"hidden_group_indices": indices},
+        context={
+            "hidden_group_indices": indices,
+            "path_classification": dict(relation.path_classification),
+        },
     )
 
 
