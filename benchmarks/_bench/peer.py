@@ -33,8 +33,8 @@ def interpreter() -> Path:
         raise RuntimeError(f"{FOLDER} is in the way: it is not a virtual environment")
     print(f"Installing the peer, {REQUIREMENT}, into {FOLDER.name} ...", flush=True)
     venv.create(FOLDER, with_pip=True, clear=True)
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--constraint", ROOT / "constraints.txt", REQUIREMENT]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--constraint", str(ROOT / "constraints.txt"), REQUIREMENT]
     done = subprocess.run(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{done.stdout}\npip could not install {REQUIREMENT}")

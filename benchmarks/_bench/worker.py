@@ -114,7 +114,8 @@ class Entry:
         brainstate.nn.reset_all_states(self.network, batch_size=self.batch)
         if self.learner is not None:
             self.learner.reset_state(batch_size=self.batch)
-        jax.block_until_ready([state.value for state in dict(self.network.states()).values()])
+        owner = self.network if self.learner is None else self.learner
+        jax.block_until_ready([state.value for state in jax.tree.leaves(owner.states())])
         wall, cpu = time.perf_counter(), time.process_time()
         found = jax.block_until_ready(self.jitted(*data))
         return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

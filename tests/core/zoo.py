@@ -405,6 +405,22 @@ class Transposed(brainstate.nn.Module):
         return jnp.sin(self.h.value)
 
 
+class Aside(Model):
+    """A member of the group whose new value follows from the input alone."""
+
+    names = ("a", "b")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        a, b = self.a.value, self.b.value
+        self.a.value = jnp.sin(a + b) + bt.matmul(x, self.w.value)
+        self.b.value = jnp.cos(x.sum(-1, keepdims=True)) * jnp.ones_like(b)
+        return self.a.value + self.b.value * b
+
+
 class Mapped(Model):
     """The unbatched operation under ``vmap`` inside the model."""
 
@@ -467,6 +483,7 @@ POSITION_WISE: dict[str, Callable[[], Any]] = {
     "delayed": Delayed,
     "transposed": Transposed,
     "mapped": Mapped,
+    "aside": Aside,
 }
 
 RECURRENT: dict[str, Callable[[], Any]] = {

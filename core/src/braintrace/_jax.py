@@ -169,8 +169,16 @@ def install_rules(
     Installing again replaces the rules.
     """
 
+    def one_array(out: Any) -> Any:
+        if not hasattr(out, "shape"):
+            raise TypeError(
+                f"impl of {primitive.name!r} must return one array, got {type(out).__name__}"
+            )
+        return out
+
     def abstract_eval(*avals: Any, **params: Any) -> ShapedArray:
         out = jax.eval_shape(partial(impl, **params), *avals)
+        one_array(out)
         return ShapedArray(out.shape, out.dtype)
 
     @lru_cache(maxsize=256)
@@ -182,7 +190,7 @@ def install_rules(
             run = compiled(tuple(sorted(params.items())))
         except TypeError:  # unhashable parameters: run operation by operation
             run = partial(impl, **params)
-        return run(*operands)
+        return one_array(run(*operands))
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Any]:
         moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]

@@ -373,18 +373,18 @@ class ETraceAlgorithm(brainstate.nn.Module):
     def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """A compiled driver for these options, kept for the next call."""
         if key not in self._drivers:
-            self._warn_of_new_functions(key[0])
+            self._warn_of_new_functions(*key)
             self._drivers[key] = brainstate.transform.jit(make())
             if len(self._drivers) > CACHED_DRIVERS:
                 self._drivers.popitem(last=False)
         self._drivers.move_to_end(key)
         return self._drivers[key]
 
-    def _warn_of_new_functions(self, step_fn: Any) -> None:
+    def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
         """A function written inside a loop is a new one each time, and compiled each time."""
         code = getattr(step_fn, "__code__", None)
-        others = {k[0] for k in self._drivers if getattr(k[0], "__code__", None) is code}
-        if code is not None and len(others) == 3:
+        same = [k for k in self._drivers if k[1:] == options]
+        if code is not None and sum(getattr(k[0], "__code__", None) is code for k in same) == 3:
             _jax.warn(
                 f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
                 "call and is compiled anew each time; define it once, outside of the loop"

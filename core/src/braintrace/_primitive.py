@@ -91,6 +91,21 @@ class ETPPrimitiveSpec:
             value = getattr(self, rule)
             if value is not None and not callable(value):
                 raise TypeError(f"{rule} of {self.name!r} must be callable, got {type(value)}")
+        for flag in ("batched", "gradient_enabled"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(
+                    f"{flag} of {self.name!r} must be a bool, got {getattr(self, flag)!r}"
+                )
+        if self.x_invar_index is not None and not _is_position(self.x_invar_index):
+            raise ValueError(
+                f"x_invar_index of {self.name!r} must be None or an operand position from 0, got "
+                f"{self.x_invar_index!r}"
+            )
+        if not isinstance(self.batched_counterpart, str | None):
+            raise TypeError(
+                f"batched_counterpart of {self.name!r} must be the name of a primitive, got "
+                f"{self.batched_counterpart!r}"
+            )
         if self.y_outvar_index != 0:
             raise ValueError(
                 f"y_outvar_index of {self.name!r} is {self.y_outvar_index}; an ETP primitive has "
@@ -104,7 +119,14 @@ class ETPPrimitiveSpec:
         if self.trainable_invars_fn is None:
             return {"weight": 0 if self.x_invar_index is None else self.x_invar_index + 1}
         positions = dict(self.trainable_invars_fn(dict(params)))
-        if not positions or self.x_invar_index in positions.values():
+        places = list(positions.values())
+        distinct = len(set(places)) == len(places)
+        if not places or not all(map(_is_position, places)) or not distinct:
+            raise ValueError(
+                f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
+                "least one operand, each by a position of its own from 0"
+            )
+        if self.x_invar_index in places:
             raise ValueError(
                 f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
                 f"least one operand and none of them may be x (operand {self.x_invar_index})"
@@ -117,6 +139,10 @@ class ETPPrimitiveSpec:
         return self.resolve_trainable_invars({}).get("weight")
 
 
+def _is_position(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 class ETPPrimitive(_jax.Primitive):
     """A JAX primitive with an :class:`ETPPrimitiveSpec`.
 
@@ -126,6 +152,7 @@ class ETPPrimitive(_jax.Primitive):
 
     spec: ETPPrimitiveSpec
     owner: str
+    derived: ETPPrimitive | None
 
     def __init__(self, spec: ETPPrimitiveSpec, owner: str) -> None:
         super().__init__(spec.name)
@@ -134,6 +161,7 @@ class ETPPrimitive(_jax.Primitive):
 
     def _define(self, spec: ETPPrimitiveSpec) -> None:
         self.spec = spec
+        self.derived = None
         _jax.install_rules(self, spec.impl, partial(_batch, self))
 
     def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
@@ -148,6 +176,7 @@ class ETPPrimitive(_jax.Primitive):
         if unknown:
             raise TypeError(f"unknown rules {unknown} for {self.name!r}; rules are {list(RULES)}")
         self.spec = replace(self.spec, **cast(dict[str, Any], rules))
+        self.derived = None
         return self
 
     def register_yw_to_w(self, rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -338,11 +367,15 @@ def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
             )
         return found
     with _LOCK:
-        name = f"{spec.name}_batched"
-        known = _REGISTRY.get(name)
-        if known is not None and known.owner == primitive.owner:
-            return known
-        return register_primitive_spec(_derive_batched(primitive, name), owner=primitive.owner)
+        if primitive.derived is None:
+            derived = _derive_batched(primitive, f"{spec.name}_batched")
+            known = find_primitive(derived.name)
+            if known is not None and known.owner == f"{primitive.owner}:derived":
+                known._define(derived)
+            primitive.derived = register_primitive_spec(
+                derived if known is None else known.spec, owner=f"{primitive.owner}:derived"
+            )
+        return primitive.derived
 
 
 def _derive_batched(primitive: ETPPrimitive, name: str) -> ETPPrimitiveSpec:

@@ -391,11 +391,9 @@ def common_length(sequences: tuple[Any, ...]) -> int:
     lengths = {}
     for path, leaf in leaves:
         name = f"sequences{jax.tree_util.keystr(path)}"
-        if (
-            (np.isscalar(leaf)
-            and not isinstance(leaf, str | bytes))
-            or getattr(leaf, "shape", 0) == ()
-        ):
+        if (np.isscalar(leaf) and not isinstance(leaf, str | bytes)) or getattr(
+            leaf, "shape", 0
+        ) == ():
             raise ValueError(f"{name} is a scalar; expected an array [T, ...]")
         if not isinstance(leaf, np.ndarray | jax.Array):
             raise TypeError(f"{name} is a {type(leaf).__name__}; expected an array [T, ...]")

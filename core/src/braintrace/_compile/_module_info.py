@@ -135,9 +135,14 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
     stateful = brainstate.transform.StatefulFunction(model, return_only_write=False)
+    before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         stateful.make_jaxpr(*args)
-    except AttributeError as error:
+    except Exception as error:
+        for state, value in before.items():
+            state.restore_value(value)
+        if not isinstance(error, AttributeError):
+            raise
         raise CompilationError(
             f"the model could not be run: {error}. If a state is missing, initialise the model "
             "first with brainstate.nn.init_all_states(model, batch_size=...) or use "

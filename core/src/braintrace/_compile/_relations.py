@@ -10,7 +10,7 @@ from typing import Any
 import brainstate
 
 from .. import _jax
-from .._errors import NotSupportedError
+from .._errors import CompilationError, NotSupportedError
 from .._jax import Atom, JaxprEqn, Var
 from .._jaxpr import depends, differentiable, etp_equations, slice_to
 from .._positions import Alignment, align
@@ -245,6 +245,13 @@ def _weight_operands(
         for k in range(len(slot.leaves))
     }
     keys = {position: key for key, position in spec.resolve_trainable_invars(eqn.params).items()}
+    missing = [position for position in keys if position >= len(eqn.invars)]
+    if missing:
+        raise CompilationError(
+            f"the primitive {spec.name!r} names operand {missing[0]} ({keys[missing[0]]!r}) as "
+            f"trainable, but at {_jax.source_of(eqn)} it is bound with {len(eqn.invars)} operands; "
+            "give it a trainable_invars_fn that says where its trainable operands stand"
+        )
     operands = []
     for position, atom in enumerate(eqn.invars):
         if position == spec.x_invar_index:
@@ -321,12 +328,8 @@ def _cone(
         if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
     )
     inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
-    free = dict.fromkeys(
-        atom
-        for i in eqns
-        for atom in minfo.eqns[i].invars
-        if _jax.is_var(atom) and atom not in inner
-    )
+    read = [atom for i in eqns for atom in minfo.eqns[i].invars if _jax.is_var(atom)]
+    free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
     old_reaches = any(
         old in marks.get(new, frozenset())
         for new in group.hidden_outvars
