@@ -662,7 +662,7 @@ def test_a_custom_vjp_without_a_broadcast_is_fine() -> None:
     brainstate.nn.init_all_states(built)
     learner = bt.D_RTRL(built)
     learner.compile_graph(jnp.ones(IN))
-    assert learner.graph.coverage() == {("w",): "trace", ("a",): "trace"}
+    assert learner.graph.coverage() == {("w",): "trace", ("a",): "trace", ("u",): "none"}
 
 
 @pytest.mark.parametrize("surrogate", [zoo.spike, zoo.spike_vjp])

@@ -240,3 +240,81 @@ def test_the_gradient_of_an_argument_is_that_of_the_current_step() -> None:
         lambda: case.loss(case.model(case.xs[3] * gain.value), y), gain
     )()
     assert_tree_close(found, reference)
+
+
+def test_a_state_that_took_up_an_old_value_is_credited() -> None:
+    """The loss reads a non-hidden state, which read the old hidden value in the same step."""
+
+    class Late(zoo.Leaky):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = brainstate.ShortTermState(jnp.zeros((2, zoo.HIDDEN)))
+
+        def update(self, x: Any) -> Any:
+            self.seen.value = jnp.sin(self.h.value)
+            return super().update(x)
+
+    model = Late()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    case = zoo.case("leaky", 2, steps=4)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(case.xs[0])
+
+    def loss(x: Any) -> Any:
+        learner(x)
+        return jnp.sum(model.seen.value**2)
+
+    reference = learner.etrace_grad(case.xs, step_fn=loss, reduction="sum")
+    brainstate.nn.reset_all_states(model, batch_size=2)
+    learner.reset_state()
+    total: Any = None
+    for x in case.xs:
+        grads = brainstate.transform.grad(lambda x=x: loss(x), learner.param_states)()
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    assert_tree_close(total, reference, 1e-12)
+
+
+def test_the_result_of_a_sequence_gradient_cannot_be_differentiated() -> None:
+    case = zoo.case("leaky", 2, steps=2)
+    learner = compiled(case)
+
+    def loss() -> Any:
+        _, losses = sequence(case, learner)
+        return losses.sum()
+
+    with pytest.raises(bt.NotSupportedError, match="cannot be differentiated"):
+        brainstate.transform.grad(loss, learner.param_states)()
+
+
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [
+        ("PARAMETER_OUTSIDE_OPERATION", zoo.PlainParameters),
+        ("CREDIT_THROUGH_OTHER_STATE", zoo.Noisy),
+        ("CROSS_GROUP_DEPENDENCE", zoo.Residual),
+        ("TRANSITION_STRUCTURALLY_ZERO", zoo.Direct),
+        ("PARAMETER_UNUSED", lambda: _with_unused(zoo.Leaky())),
+    ],
+)
+def test_lost_credit_is_a_warning(kind: str, build: Any) -> None:
+    model = build()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    with pytest.warns(UserWarning, match=getattr(bt.DiagnosticKind, kind).value):
+        bt.compile_etrace_graph(model, jnp.ones((2, zoo.IN)))
+
+
+def _with_unused(model: Any) -> Any:
+    model.unused = zoo.weight(2)
+    return model
+
+
+def test_another_environment_is_refused() -> None:
+    """Dropout in training mode would otherwise stay on."""
+    case = zoo.case("leaky", 2, steps=1)
+    with brainstate.environ.context(fit=True):
+        learner = compiled(case)
+    with (
+        brainstate.environ.context(fit=False),
+        pytest.raises(bt.CompilationError, match="compiled with fit=True"),
+    ):
+        learner(case.xs[0])

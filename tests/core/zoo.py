@@ -23,7 +23,7 @@ IN, HIDDEN, OUT, STEPS = 3, 4, 2, 7
 
 
 def weight(*shape: int, scale: float = 0.6) -> brainstate.ParamState:
-    return brainstate.ParamState(brainstate.random.randn(*shape).astype("float64") * scale)
+    return brainstate.ParamState(jnp.asarray(brainstate.random.randn(*shape), "float64") * scale)
 
 
 @jax.custom_jvp
@@ -421,6 +421,33 @@ class Aside(Model):
         return self.a.value + self.b.value * b
 
 
+class ThroughElementWise(Model):
+    """The state passes a gradient-enabled operation by an operand that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        kept = bt.element_wise(0.5 * self.h.value, jnp.tanh)
+        self.h.value = 0.3 * self.h.value + kept + bt.matmul(x, self.w.value)
+        return self.h.value
+
+
+class ScalarParameter(Model):
+    """A parameter without axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+        self.a = weight()
+
+    def update(self, x: Any) -> Any:
+        leak = bt.element_wise(self.a.value, jax.nn.sigmoid)
+        self.h.value = leak * self.h.value + bt.matmul(x, self.w.value)
+        return self.h.value
+
+
 class Mapped(Model):
     """The unbatched operation under ``vmap`` inside the model."""
 
@@ -484,6 +511,8 @@ POSITION_WISE: dict[str, Callable[[], Any]] = {
     "transposed": Transposed,
     "mapped": Mapped,
     "aside": Aside,
+    "through-element-wise": ThroughElementWise,
+    "scalar-parameter": ScalarParameter,
 }
 
 RECURRENT: dict[str, Callable[[], Any]] = {

@@ -17,7 +17,7 @@ from ._algorithm import ParamDimRule
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
 from ._execute import ETraceGraphExecutor
-from ._online import online_step
+from ._online import add_gradients, not_differentiable, online_step
 from ._sequence import (
     BlockRunner,
     Tape,
@@ -90,6 +90,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         rule = self.make_rule(executor)
         traces = tuple(EligibilityTrace(trace) for trace in rule.init())
         self.executor, self._rule, self.traces = executor, rule, traces
+        self._environment = _environment()
         self._step = online_step(rule)
         self._drivers = OrderedDict()
 
@@ -191,18 +192,21 @@ class ETraceAlgorithm(brainstate.nn.Module):
         self.running_index.value = jnp.zeros((), jnp.int32)
 
     def _reset_model(self, batch_size: int | None, **kwargs: Any) -> None:
-        slots = self.graph.module_info.slots_of(StateKind.HIDDEN)
-        before = [slot.state.value for slot in slots]
-        brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
-        for slot, old in zip(slots, before, strict=True):
-            shapes = [jnp.shape(v) for v in (slot.state.value, old)]
-            if shapes[0] != shapes[1]:
-                for other, value in zip(slots, before, strict=True):
-                    other.state.restore_value(value)
-                raise ValueError(
-                    f"batch_size={batch_size} resets {show_path(slot.path)} to shape {shapes[0]}, "
-                    f"but the learner was compiled for {shapes[1]}; compile again for another batch"
-                )
+        before = {s: s.value for s in brainstate.graph.states(self.model).values()}
+        try:
+            brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
+            for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
+                shapes = [jnp.shape(v) for v in (slot.state.value, before[slot.state])]
+                if shapes[0] != shapes[1]:
+                    raise ValueError(
+                        f"batch_size={batch_size} resets {show_path(slot.path)} to shape "
+                        f"{shapes[0]}, but the learner was compiled for {shapes[1]}; compile again "
+                        "for another batch"
+                    )
+        except Exception:
+            for state, value in before.items():
+                state.restore_value(value)
+            raise
 
     # --- one step ----------------------------------------------------------------------------
 
@@ -289,11 +293,20 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
     def _check_same_states(self) -> None:
         """States made anew after compiling would be left behind silently."""
-        for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
+        info = self.graph.module_info
+        for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
             if _lookup(self.model, slot.path) is not slot.state:
                 raise CompilationError(
-                    f"the hidden state {show_path(slot.path)} was initialised again after "
-                    "compile_graph; call compile_graph again, or use reset_state to reset it"
+                    f"the {slot.kind.value} state {show_path(slot.path)} was initialised again "
+                    "after compile_graph; call compile_graph again, or use reset_state to reset it"
+                )
+        now = _environment()
+        for key, value in self._environment.items():
+            if now[key] != value:
+                raise CompilationError(
+                    f"the learner was compiled with {key}={value} in brainstate.environ, which is "
+                    f"now {now[key]}; call compile_graph again, or call the model itself to "
+                    "evaluate it"
                 )
 
     # --- sequences ---------------------------------------------------------------------------
@@ -446,7 +459,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         for state, trace in zip(self.traces, new, strict=True):
             state.value = trace
         self.running_index.value = self.running_index.value + steps
-        return grads, result.losses, result.aux
+        return not_differentiable((grads, result.losses, result.aux), (params, sequences))
 
     def _total(
         self,
@@ -461,7 +474,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         total = [jnp.zeros_like(leaf) for leaf in leaves]
         for k, i in enumerate(traced.leaves_of(state) or ()):
             if i in direct:
-                total[k] = total[k] + direct[i]
+                total[k] = add_gradients(total[k], direct[i])
         for path, other in self._states_of(StateKind.PARAM).items():
             if other is state and path in by_path:
                 found = jax.tree.leaves(by_path[path])
@@ -510,9 +523,21 @@ class ETraceAlgorithm(brainstate.nn.Module):
         return self._driver((run, return_outputs), make)(sequences)
 
 
+def _environment() -> dict[str, Any]:
+    """The settings of ``brainstate.environ`` that a compiled step is fixed to."""
+    return {key: brainstate.environ.get(key, None) for key in ("fit", "dt")}
+
+
 def _require_callable(step_fn: Any) -> None:
     if not callable(step_fn):
         raise TypeError(f"step_fn must be callable, got {type(step_fn).__name__}")
+    try:
+        hash(step_fn)
+    except TypeError:
+        raise TypeError(
+            f"step_fn must be hashable, because it is compiled once; {type(step_fn).__name__} is "
+            "not. Wrap it in a function"
+        ) from None
 
 
 def _checked_weights(weights: Any) -> dict[Any, brainstate.State[Any]]:
@@ -548,6 +573,8 @@ class D_RTRL(ETraceAlgorithm):
     ----------
     model
         A ``brainstate.nn.Module`` with initialised states.
+    vjp_method
+        ``'single-step'``: learning signals are those of the current step.
     trace_dtype
         Dtype of the traces; default: that of each operation's output.
 
@@ -562,8 +589,16 @@ class D_RTRL(ETraceAlgorithm):
     (2, 4)
     """
 
-    def __init__(self, model: brainstate.nn.Module, *, trace_dtype: Any = None) -> None:
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        vjp_method: str = "single-step",
+        *,
+        trace_dtype: Any = None,
+    ) -> None:
         super().__init__(model)
+        if vjp_method != "single-step":
+            raise ValueError(f"vjp_method must be 'single-step', got {vjp_method!r}")
         self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)
 
     def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:

@@ -11,6 +11,31 @@ import jax.numpy as jnp
 
 from . import _jax
 from ._algorithm import Block, ParamDimRule, Traces
+from ._errors import NotSupportedError
+
+
+def add_gradients(a: Any, b: Any) -> Any:
+    """The sum of two cotangents of one leaf; integer leaves have none."""
+    return a if jax.dtypes.float0 in (a.dtype, b.dtype) else jnp.add(a, b)
+
+
+@jax.custom_vjp
+def not_differentiable(results: Any, inputs: Any) -> Any:
+    """``results``, which may not be differentiated with respect to ``inputs``.
+
+    Their ordinary derivative would leave out everything that is in the traces.
+    """
+    return results
+
+
+def _refuse(_: Any, cotangents: Any) -> Any:
+    raise NotSupportedError(
+        "the result of etrace_grad (its gradients and its losses) cannot be differentiated; "
+        "differentiate a loss of learner(x), or use what etrace_grad returns as it is"
+    )
+
+
+not_differentiable.defvjp(lambda results, inputs: (results, None), _refuse)
 
 
 def online_step(rule: ParamDimRule) -> Callable[..., Any]:
@@ -51,7 +76,7 @@ def online_step(rule: ParamDimRule) -> Callable[..., Any]:
         found = rule.gradient(traces, block, executor.operand_values(params))
         traced = executor.param_gradients(params, found)
         params_bar = {
-            path: jax.tree.map(jnp.add, value, traced[path]) if path in traced else value
+            path: jax.tree.map(add_gradients, value, traced[path]) if path in traced else value
             for path, value in direct.items()
         }
         zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))

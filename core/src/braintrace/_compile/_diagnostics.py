@@ -30,6 +30,7 @@ class DiagnosticKind(enum.Enum):
     HIDDEN_GROUP_MERGED = "hidden_group_merged"
     TRANSITION_STRUCTURALLY_ZERO = "transition_structurally_zero"
     CROSS_GROUP_DEPENDENCE = "cross_group_dependence"
+    CREDIT_THROUGH_OTHER_STATE = "credit_through_other_state"
     PARAMETER_OUTSIDE_OPERATION = "parameter_outside_operation"
     PARAMETER_UNUSED = "parameter_unused"
 

@@ -11,9 +11,10 @@ import brainstate
 
 from .. import _jax
 from .._errors import CompilationError
-from .._jaxpr import depends
+from .._jaxpr import depends, differentiable
+from .._primitive import is_etp_primitive
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
-from ._groups import HiddenGroup, find_hidden_groups_from_minfo, passes_near
+from ._groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._perturb import HiddenPerturbation, perturb_hidden
 from ._relations import Cone, HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
@@ -59,7 +60,7 @@ class ETraceGraph:
         for path, leaves in self.module_info.weight_path_to_invars.items():
             ways = ["trace"] * (path in traced) + ["direct"] * any(v in direct for v in leaves)
             covered[path] = "+".join(ways) or "none"
-        return covered
+        return covered | dict.fromkeys(self.module_info.unread_parameters, "none")
 
     def explain(
         self,
@@ -100,7 +101,7 @@ class ETraceGraph:
         ]
         shapes = self.module_info.weight_path_to_invars
         parameters = [
-            (show_path(path), ", ".join(v.aval.str_short() for v in shapes[path]), how)
+            (show_path(path), ", ".join(v.aval.str_short() for v in shapes.get(path, ())), how)
             for path, how in self.coverage().items()
         ]
         return "\n\n".join(
@@ -151,6 +152,7 @@ def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph
     perturb = perturb_hidden(minfo, groups, relations)
     graph = ETraceGraph(minfo, groups, path_to_group, relations, perturb, tuple(records), cones)
     records.extend(_plain(path) for path in _plain_parameters(minfo, groups))
+    records.extend(_carrier(path) for path in _carriers(minfo, groups))
     records.extend(_unused(path) for path, how in graph.coverage().items() if how == "none")
     for record in records:
         if record.level is DiagnosticLevel.WARNING:
@@ -169,18 +171,61 @@ def _require(minfo: ModuleInfo) -> None:
 
 
 def _plain_parameters(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Path]:
-    """Parameters that reach a hidden state without any ETP operation."""
+    """Parameters that reach a hidden state other than as a trainable operand."""
+
+    def passes(i: int, eqn: Any, operand: int) -> bool:
+        if not is_etp_primitive(eqn.primitive):
+            return differentiable(eqn)
+        return operand == eqn.primitive.spec.x_invar_index
+
     seeds = {v: frozenset({p}) for p, vs in minfo.weight_path_to_invars.items() for v in vs}
-    marks = depends(minfo.eqns, seeds, passes_near)
+    marks = depends(minfo.eqns, seeds, passes)
     reaching = {p for g in groups for v in g.hidden_outvars for p in marks.get(v, frozenset())}
     return [path for path in minfo.weight_path_to_invars if path in reaching]
+
+
+def _carriers(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Path]:
+    """Other states that take up hidden values and are read again by a later step."""
+    others = [s for s in minfo.slots_of(StateKind.OTHER) if s.leaves]
+    seeds = {v: frozenset({s.path}) for s in others for v in minfo.invars_of(s)}
+    seeds |= {v: frozenset({"hidden"}) for g in groups for v in g.hidden_invars}
+    members = {v for g in groups for v in g.hidden_outvars}
+    marks = depends(
+        minfo.eqns,
+        seeds,
+        lambda i, eqn, operand: differentiable(eqn),
+        emits=lambda i, eqn: frozenset({"hidden"} if members & set(eqn.outvars) else ()),
+    )
+
+    def behind(atom: Any) -> frozenset[Any]:
+        return marks.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
+
+    used = [*members, *minfo.jaxpr.outvars[: minfo.num_out]]
+    read = {mark for atom in used for mark in behind(atom)}
+    return [
+        s.path
+        for s in others
+        if s.path in read and any("hidden" in behind(a) for a in minfo.outvars_of(s))
+    ]
+
+
+def _carrier(path: Path) -> CompilationRecord:
+    return CompilationRecord(
+        DiagnosticKind.CREDIT_THROUGH_OTHER_STATE,
+        DiagnosticLevel.WARNING,
+        f"the state {show_path(path)} takes up hidden values and is read by the next step, but it "
+        "is not a brainstate.HiddenState: no credit passes through it. Make it a HiddenState if "
+        "it should",
+        hidden_paths=(path,),
+    )
 
 
 def _plain(path: Path) -> CompilationRecord:
     return CompilationRecord(
         DiagnosticKind.PARAMETER_OUTSIDE_OPERATION,
         DiagnosticLevel.WARNING,
-        f"the parameter {show_path(path)} reaches a hidden state outside of any ETP operation: "
+        f"the parameter {show_path(path)} reaches a hidden state other than as the weight of an "
+        "ETP operation: "
         "that part of its gradient covers the current step only. Use braintrace.matmul for a "
         "product (its bias included) and braintrace.element_wise for a factor or an offset",
         weight_path=path,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from .._jax import JaxprEqn, Var
 from .._jaxpr import depends, differentiable
 from .._primitive import is_etp_primitive
 from ._diagnostics import Path
-from ._module_info import ModuleInfo, StateKind, StateSlot, extract_module_info
+from ._module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot, extract_module_info
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +57,30 @@ def is_barrier(eqn: JaxprEqn) -> bool:
     return is_etp_primitive(eqn.primitive) and not eqn.primitive.spec.gradient_enabled
 
 
-def passes_near(index: int, eqn: JaxprEqn, operand: int) -> bool:
-    """Whether a path stays *near* through an operand of an equation.
+def near_paths(minfo: ModuleInfo) -> Callable[[int, JaxprEqn, int], bool]:
+    """The rule by which a path stays *near* through an operand of an equation.
 
-    It does through differentiable equations that are no ETP operation, and through the input of a
-    gradient-enabled one; what enters by a trainable operand belongs to that operation's relation.
+    It does through differentiable equations that are no ETP operation, and through a
+    gradient-enabled one, unless it enters by a trainable operand that parameters lead to: that
+    belongs to the relation of the operation.
     """
-    if not differentiable(eqn):
-        return False
-    if not is_etp_primitive(eqn.primitive):
-        return True
-    spec = eqn.primitive.spec
-    return spec.gradient_enabled and operand == spec.x_invar_index
+
+    def passes(index: int, eqn: JaxprEqn, operand: int) -> bool:
+        if not differentiable(eqn) or is_barrier(eqn):
+            return False
+        if not is_etp_primitive(eqn.primitive):
+            return True
+        return operand == eqn.primitive.spec.x_invar_index or not has_parameters(minfo, eqn)
+
+    return passes
+
+
+def has_parameters(minfo: ModuleInfo, eqn: JaxprEqn) -> bool:
+    """Whether parameters lead to a trainable operand of an ETP equation."""
+    positions = eqn.primitive.spec.resolve_trainable_invars(eqn.params).values()
+    atoms = [eqn.invars[k] for k in positions if k < len(eqn.invars)]
+    behind = [minfo.origins.get(a, frozenset()) for a in atoms if _jax.is_var(a)]
+    return any(marks - {DYNAMIC} for marks in behind)
 
 
 def find_hidden_groups_from_minfo(
@@ -81,7 +94,7 @@ def find_hidden_groups_from_minfo(
     """
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
-    marks = depends(minfo.eqns, seeds, passes_near)
+    marks = depends(minfo.eqns, seeds, near_paths(minfo))
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):
@@ -131,8 +144,3 @@ def same_layer(a: Path, b: Path) -> bool:
 def member_of(groups: tuple[HiddenGroup, ...]) -> dict[Var, int]:
     """Which group a new-value variable belongs to."""
     return {var: group.index for group in groups for var in group.hidden_outvars}
-
-
-def unwrap(atom: Any) -> Any:
-    """A variable, or ``None`` for a literal."""
-    return atom if _jax.is_var(atom) else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import brainstate
@@ -14,8 +16,10 @@ import jax
 from .. import _jax
 from .._errors import CompilationError
 from .._jax import Jaxpr, JaxprEqn, Var
-from .._jaxpr import flatten, refuse_nested_operations
+from .._jaxpr import depends, flatten, refuse_nested_operations
 from ._diagnostics import Path, show_path
+
+DYNAMIC = "dynamic"
 
 
 class StateKind(enum.Enum):
@@ -58,6 +62,8 @@ class ModuleInfo:
         Structure of the arguments and of the result.
     num_args, num_out
         Number of leaves of the arguments and of the result.
+    unread_parameters
+        Parameters of the model that the step does not read.
     """
 
     jaxpr: Jaxpr
@@ -66,6 +72,19 @@ class ModuleInfo:
     out_treedef: Any
     num_args: int
     num_out: int
+    unread_parameters: tuple[Path, ...] = ()
+
+    @cached_property
+    def origins(self) -> dict[Var, frozenset[Any]]:
+        """For each variable: the parameter leaves ``(path, k)`` behind it, and ``DYNAMIC``.
+
+        ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
+        """
+        seeds: dict[Var, frozenset[Any]] = {v: frozenset({DYNAMIC}) for v in self.jaxpr.invars}
+        for slot in self.slots_of(StateKind.PARAM):
+            for k, var in enumerate(self.invars_of(slot)):
+                seeds[var] = frozenset({(slot.path, k)})
+        return depends(self.eqns, seeds)
 
     @property
     def eqns(self) -> Sequence[JaxprEqn]:
@@ -140,7 +159,8 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
         stateful.make_jaxpr(*args)
     except Exception as error:
         for state, value in before.items():
-            state.restore_value(value)
+            with suppress(ValueError):  # brainstate refuses a state whose structure was changed
+                state.restore_value(value)
         if not isinstance(error, AttributeError):
             raise
         raise CompilationError(
@@ -161,7 +181,10 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
         outputs=[*range(num_out), *(num_out + i for i in order)],
         own=[num_out + i for slot in hidden for i in slot.leaves],
     )
-    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out)
+    read = {slot.path for slot in slots}
+    parameters = brainstate.graph.states(model, brainstate.ParamState)
+    unread = tuple(path for path in parameters if path not in read)
+    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, unread)
     _check_states(info)
     refuse_nested_operations(flat)
     return info

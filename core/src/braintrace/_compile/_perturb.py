@@ -33,12 +33,16 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
+from .._errors import NotSupportedError
 from .._jax import Atom, JaxprEqn, Var
 from .._jaxpr import depends, differentiable
 from ._diagnostics import Path
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of
-from ._module_info import ModuleInfo, extract_module_info
+from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._relations import HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
+
+#: How often a step may be written out on average before the model is refused.
+MOST_COPIES = 50
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,7 @@ class _Planner:
             need(ref)
         backward: list[Instruction] = []
         for i in range(len(self.minfo.eqns) - 1, -1, -1):
+            self._refuse_explosion(len(backward))
             for context in needed.get(i, {}):
                 step = Instruction(i, context, self.operands(i, context))
                 backward.append(step)
@@ -316,6 +321,14 @@ class _Planner:
             direct_leaves=frozenset(v for v in leaves if v in live),
         )
 
+    def _refuse_explosion(self, count: int) -> None:
+        if count > MOST_COPIES * len(self.minfo.eqns):
+            raise NotSupportedError(
+                f"the {len(self.groups)} hidden groups of the model read one another's old values "
+                f"in so many ways that its step would be written out more than {MOST_COPIES} "
+                "times. Let fewer layers read the old states of others"
+            )
+
     def _live(self, instructions: tuple[Instruction, ...], outputs: tuple[Read, ...]) -> set[Var]:
         """Input variables with a differentiable path to the result or to a hidden state."""
         old = {v: g.index for g in self.groups for v in g.hidden_invars}
@@ -330,9 +343,13 @@ class _Planner:
             elif old.get(ref.atom) not in ref.context.hold:
                 live.add(ref.atom)
 
-        hidden = set(self.member)
+        params = {
+            self.minfo.num_out + i
+            for slot in self.minfo.slots_of(StateKind.PARAM)
+            for i in slot.leaves
+        }
         for k, ref in enumerate(outputs):
-            if k < self.minfo.num_out or ref.atom in hidden:
+            if k not in params:
                 follow(ref)
         for step in reversed(instructions):
             eqn = self.minfo.eqns[step.eqn]

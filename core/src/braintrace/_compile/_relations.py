@@ -16,8 +16,8 @@ from .._jaxpr import depends, differentiable, etp_equations, slice_to
 from .._positions import Alignment, align
 from .._primitive import ETPPrimitive, ETPPrimitiveSpec
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
-from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of, passes_near
-from ._module_info import ModuleInfo, StateKind, extract_module_info
+from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of, near_paths
+from ._module_info import DYNAMIC, ModuleInfo, StateKind, extract_module_info
 
 Leaf = tuple[Path, int]
 """A parameter's path and the index of one of its leaves."""
@@ -128,7 +128,8 @@ def find_hidden_param_op_relations_from_minfo(
     for group in groups:
         if driven[group.index]:
             _check_transition(minfo, group, cones[group.index])
-            records.extend(_transition_records(minfo, groups, group, cones[group.index]))
+            records.extend(_transition_records(group, cones[group.index]))
+    records.extend(_cross_group_records(minfo, groups, driven))
     relations = tuple(
         _relation(minfo, groups, cones, index, *operation) for index, operation in enumerate(found)
     )
@@ -155,16 +156,15 @@ def _traceable(
 ) -> tuple[list[Traceable], list[CompilationRecord]]:
     """The ETP equations that become relations, and why the others do not."""
     reached, far = _near_reach(minfo, groups), _far_reach(minfo, groups)
-    origins = _origins(minfo)
     found: list[Traceable] = []
     records: list[CompilationRecord] = []
     for i in etp_equations(minfo.eqns):
         eqn = minfo.eqns[i]
-        operands = tuple(_weight_operands(minfo, i, origins))
+        operands = tuple(_weight_operands(minfo, i))
         if not reached[i] or not any(o.leaves for o in operands):
-            records.append(_excluded(minfo, eqn, operands, reached[i], far.get(i, frozenset())))
+            records.append(_excluded(eqn, operands, reached[i], far.get(i, frozenset())))
             continue
-        _refuse_dynamic(eqn, operands, origins)
+        _refuse_dynamic(minfo, eqn, operands)
         records.extend(_untraced_operands(eqn, operands))
         found.append((i, operands, reached[i]))
     return found, records
@@ -191,7 +191,7 @@ def _near_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int,
     marks = depends(
         minfo.eqns,
         {},
-        passes_near,
+        near_paths(minfo),
         emits=lambda i, eqn: frozenset({(i, None)}) if i in etp else frozenset(),
         through=through,
     )
@@ -221,21 +221,8 @@ def _far_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, 
 
 # --- trainable operands ----------------------------------------------------------------------
 
-_DYNAMIC = "dynamic"
 
-
-def _origins(minfo: ModuleInfo) -> dict[Var, frozenset[Any]]:
-    """For each variable: the parameter leaves behind it, and whether anything else is."""
-    seeds: dict[Var, frozenset[Any]] = {v: frozenset({_DYNAMIC}) for v in minfo.jaxpr.invars}
-    for slot in minfo.slots_of(StateKind.PARAM):
-        for k, var in enumerate(minfo.invars_of(slot)):
-            seeds[var] = frozenset({(slot.path, k)})
-    return depends(minfo.eqns, seeds)
-
-
-def _weight_operands(
-    minfo: ModuleInfo, eqn_index: int, origins: Mapping[Var, frozenset[Any]]
-) -> list[TrainableOperand]:
+def _weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]:
     """Every operand but ``x``, with the parameter leaves behind the trainable ones."""
     eqn = minfo.eqns[eqn_index]
     spec = eqn.primitive.spec
@@ -256,22 +243,18 @@ def _weight_operands(
     for position, atom in enumerate(eqn.invars):
         if position == spec.x_invar_index:
             continue
-        behind = origins.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
-        leaves = sorted(behind - {_DYNAMIC}, key=rank.__getitem__) if position in keys else []
-        chain = () if _DYNAMIC in behind else tuple(slice_to(minfo.eqns[:eqn_index], [atom]))
+        behind = minfo.origins.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
+        leaves = sorted(behind - {DYNAMIC}, key=rank.__getitem__) if position in keys else []
+        chain = () if DYNAMIC in behind else tuple(slice_to(minfo.eqns[:eqn_index], [atom]))
         operands.append(
             TrainableOperand(keys.get(position, ""), position, atom, tuple(leaves), chain)
         )
     return operands
 
 
-def _refuse_dynamic(
-    eqn: JaxprEqn,
-    operands: Sequence[TrainableOperand],
-    origins: Mapping[Var, frozenset[Any]],
-) -> None:
+def _refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:
     for operand in operands:
-        if _DYNAMIC in (origins.get(operand.atom, ()) if _jax.is_var(operand.atom) else ()):
+        if _jax.is_var(operand.atom) and DYNAMIC in minfo.origins.get(operand.atom, ()):
             name = f"operand {operand.position}"
             name = f"operand {operand.key!r} ({name})" if operand.key else name
             raise NotSupportedError(
@@ -307,6 +290,7 @@ def _cone(
 ) -> Cone:
     member = member_of(groups)
     sources = {*group.hidden_invars, *ys}
+    passes_near = near_paths(minfo)
 
     def cut(var: Var) -> bool:
         return member.get(var, group.index) != group.index
@@ -348,9 +332,20 @@ def _check_transition(minfo: ModuleInfo, group: HiddenGroup, cone: Cone) -> None
         raise NotSupportedError(
             f"the transition of the hidden state {show_path(path)} mixes positions at "
             f"{_where(minfo, group, found)}: the diagonal Jacobian of D-RTRL would not be its "
-            "derivative. Make the recurrent product an ETP operation (braintrace.matmul, conv, "
-            "...), or keep the state's path element-wise"
+            "derivative. "
+            + _remedy(
+                found,
+                "Make the recurrent product an ETP operation (braintrace.matmul, conv, ...), or "
+                "keep the state's path element-wise",
+            )
         )
+
+
+def _remedy(found: Alignment | None, remedy: str) -> str:
+    name = "" if found is None or found.offence is None else found.offence.primitive.name
+    if name in ("cond", "scan", "while"):
+        return "Control flow on a state's path is not supported; use jnp.where, or unroll the loop"
+    return remedy
 
 
 def _where(minfo: ModuleInfo, group: HiddenGroup, found: Alignment) -> str:
@@ -361,9 +356,7 @@ def _where(minfo: ModuleInfo, group: HiddenGroup, found: Alignment) -> str:
     return f"{found.offence.primitive.name!r} ({_jax.source_of(found.offence)})"
 
 
-def _transition_records(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], group: HiddenGroup, cone: Cone
-) -> list[CompilationRecord]:
+def _transition_records(group: HiddenGroup, cone: Cone) -> list[CompilationRecord]:
     records = []
     names = ", ".join(show_path(path) for path in group.hidden_paths)
     if len(group.hidden_paths) > 1:
@@ -388,31 +381,41 @@ def _transition_records(
                 context={"group": group.index},
             )
         )
-    return records + _cross_group_records(minfo, groups, group)
+    return records
 
 
 def _cross_group_records(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], group: HiddenGroup
+    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], driven: Sequence[set[int]]
 ) -> list[CompilationRecord]:
+    """Where a group that has traces is read by another one without an ETP operation."""
+    member = member_of(groups)
+    sources = {v: g.index for g in groups if driven[g.index] for v in g.hidden_invars}
     marks = depends(
         minfo.eqns,
-        {v: frozenset({g.index}) for g in groups for v in g.hidden_invars},
-        passes_near,
+        {v: frozenset({g}) for v, g in sources.items()},
+        near_paths(minfo),
+        emits=lambda i, eqn: frozenset(
+            member[v] for v in eqn.outvars if v in member and driven[member[v]]
+        ),
     )
-    others = {
-        g for var in group.hidden_outvars for g in marks.get(var, frozenset()) if g != group.index
+    found = {
+        (g, group.index)
+        for group in groups
+        for var in group.hidden_outvars
+        for g in marks.get(var, frozenset())
+        if g != group.index
     }
     return [
         CompilationRecord(
             DiagnosticKind.CROSS_GROUP_DEPENDENCE,
             DiagnosticLevel.WARNING,
-            f"group {group.index} ({show_path(group.hidden_paths[0])}) reads group {g} "
+            f"group {to} ({show_path(groups[to].hidden_paths[0])}) reads group {g} "
             f"({show_path(groups[g].hidden_paths[0])}) without an ETP operation between them; "
             "traces do not carry credit from one group to another over time",
-            hidden_paths=(*group.hidden_paths, *groups[g].hidden_paths),
-            context={"from": g, "to": group.index},
+            hidden_paths=(*groups[to].hidden_paths, *groups[g].hidden_paths),
+            context={"from": g, "to": to},
         )
-        for g in sorted(others)
+        for g, to in sorted(found)
     ]
 
 
@@ -515,7 +518,6 @@ def _included(
 
 
 def _excluded(
-    minfo: ModuleInfo,
     eqn: JaxprEqn,
     operands: Sequence[TrainableOperand],
     near: frozenset[int],
@@ -526,7 +528,9 @@ def _excluded(
     name = eqn.primitive.name
     shown = "no parameter" if path is None else show_path(path)
     kind, level = DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE, DiagnosticLevel.INFO
-    text = f"{name} has no trainable parameter; it is an ordinary operation"
+    text = f"{name} has no trainable parameter, so nothing is traced through it"
+    if near and is_barrier(eqn):
+        text += "; paths from hidden state to hidden state are cut at it all the same"
     if leaves and far:
         kind = DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT
         text = (

@@ -218,6 +218,6 @@ def _by_path(step: Step, graph: Graph, rows: np.ndarray) -> dict[Path, Any]:
     for path, value in step.parameters.items():
         leaves, tree = jax.tree.flatten(value)
         flat = used.get(path) or [np.zeros((*lead, np.size(leaf))) for leaf in leaves]
-        shaped = [f.reshape(*lead, *np.shape(leaf)) for f, leaf in zip(flat, leaves, strict=True)]
+        shaped = [f.reshape((*lead, *np.shape(leaf))) for f, leaf in zip(flat, leaves, strict=True)]
         result[path] = jax.tree.unflatten(tree, shaped)
     return result
