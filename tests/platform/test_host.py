@@ -128,7 +128,6 @@ GARBAGE = {
         [good_spec, ETPPrimitiveSpec("lonely", scale, batched_counterpart="nowhere")],
         "names 'nowhere' as its batched counterpart",
     ),
-    "operand": ([good_spec, ETPPrimitiveSpec("neg", scale, x_invar_index=-1)], "x_invar_index"),
     "name of another": (
         [good_spec, ETPPrimitiveSpec("etp_mm", scale)],
         "'etp_mm' is registered by 'braintrace_dense'",

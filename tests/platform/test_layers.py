@@ -25,7 +25,7 @@ LAYERS = [
 HOST = {
     "__init__": set(),
     "_lazy": {"_plugins"},
-    "_plugins": {"__init__", "_errors", "_lazy", "_primitive"},
+    "_plugins": {"__init__", "_errors", "_jax", "_lazy", "_primitive"},
     "plugins": {"_plugins"},
     "plugin_api": {"_errors", "_plugins", "_primitive"},
     "nn": {"_lazy"},

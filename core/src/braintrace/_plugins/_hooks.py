@@ -191,17 +191,8 @@ def _checked_specs(given: object) -> tuple[ETPPrimitiveSpec, ...]:
         raise ValueError(f"braintrace_primitives returns {', '.join(twice)} more than once")
     by_name = {spec.name: spec for spec in specs}
     for spec in specs:
-        _check_operands(spec)
         _check_counterpart(spec, by_name)
     return specs
-
-
-def _check_operands(spec: ETPPrimitiveSpec) -> None:
-    index = spec.x_invar_index
-    if index is not None and (type(index) is not int or index < 0):
-        raise ValueError(
-            f"x_invar_index of {spec.name!r} must be None or an operand position, got {index!r}"
-        )
 
 
 def _check_counterpart(spec: ETPPrimitiveSpec, by_name: dict[str, ETPPrimitiveSpec]) -> None:
