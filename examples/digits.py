@@ -186,7 +186,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def online(model: brainstate.nn.Module, task: Task, options: Options) -> Gradient:
     """D-RTRL: eligibility traces run forward with the network, ``block_size`` steps at a time."""
     batch_size = options.batch_size
-    example = task.encode(jax.random.key(0), jnp.zeros((batch_size, data.PIXELS)))[0]
+    example = task.encode(jax.random.key(0), jnp.zeros((batch_size, data.PIXELS), jnp.float32))[0]
     learner = braintrace.compile(model, options.algorithm, example, batch_size=batch_size)
     print(learner.graph.report(), flush=True)
 
@@ -290,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = TASKS if options.task == "both" else (options.task,)
     rules = RULES if options.bptt else ("D-RTRL",)
     warnings.filterwarnings("ignore", NO_NEWS)
+    jax.config.update("jax_enable_x64", False)  # float32 whatever the environment says
     runs = []
     for name in names:
         print(f"\n{TASKS[name].title}\n")

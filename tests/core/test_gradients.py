@@ -318,3 +318,48 @@ def test_another_environment_is_refused() -> None:
         pytest.raises(bt.CompilationError, match="compiled with fit=True"),
     ):
         learner(case.xs[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "states", "inputs"),
+    [
+        ("float32", "float64", "float32"),
+        ("float64", "float32", "float64"),
+        ("float32", "float32", "bfloat16"),
+    ],
+)
+def test_mixed_dtypes(weights: str, states: str, inputs: str) -> None:
+    """Weights, states of one group and inputs may differ in dtype; gradients are the weights'."""
+
+    class Mixed(zoo.Model):
+        names = ("h", "v")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = brainstate.ParamState(zoo.weight(zoo.IN, zoo.HIDDEN).value.astype(weights))
+
+        def start(self, batch_size: int | None) -> Any:
+            return super().start(batch_size).astype(states)
+
+        def update(self, x: Any) -> Any:
+            h = 0.8 * self.h.value + 0.1 * self.v.value + bt.matmul(x, self.w.value)
+            self.h.value = h.astype(states)
+            self.v.value = (0.5 * self.v.value + h).astype(states)
+            return self.h.value * self.v.value
+
+    model = Mixed()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    xs = zoo.case("leaky", 2, steps=5).xs.astype(inputs)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(xs[0])
+    found = []
+    for block in (1, 2, 5):
+        brainstate.nn.reset_all_states(model, batch_size=2)
+        learner.reset_state()
+        grads = learner.etrace_grad(
+            xs, step_fn=lambda x: jnp.sum(learner(x) ** 2), block_size=block
+        )
+        found.append(grads)
+        assert grads[("w",)].dtype == weights
+    for other in found[1:]:
+        assert_tree_close(other, found[0], 1e-5)

@@ -354,11 +354,18 @@ def split_states(group: HiddenGroup, joined: jax.Array) -> list[jax.Array]:
 
 def _one_hot_states(group: HiddenGroup, news: Sequence[Any]) -> list[list[Any]]:
     """For each state, cotangents that are one at that state of every position."""
-    ones = jnp.ones(group.varshape, news[0].dtype)
-    zeros = jnp.zeros_like(ones)
+    ones, zeros = jnp.ones(group.varshape), jnp.zeros(group.varshape)
     states = range(group.num_state)
     return [
-        split_states(group, jnp.stack([ones if i == j else zeros for j in states])) for i in states
+        [
+            part.astype(new.dtype)
+            for part, new in zip(
+                split_states(group, jnp.stack([ones if i == j else zeros for j in states])),
+                news,
+                strict=True,
+            )
+        ]
+        for i in states
     ]
 
 

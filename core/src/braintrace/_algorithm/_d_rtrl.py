@@ -69,12 +69,16 @@ class ParamDimRule:
 
     def init(self) -> Traces:
         """Traces of zeros, one dict per link."""
-        return tuple(self._stored(rules.init()) for rules in self.rules)
+        return tuple(self._stored(i, rules.init()) for i, rules in enumerate(self.rules))
 
-    def _stored(self, trace: Arrays) -> Arrays:
-        if self.trace_dtype is None:
-            return trace
-        return jax.tree.map(lambda v: v.astype(self.trace_dtype), trace)
+    @cached_property
+    def _dtypes(self) -> tuple[Any, ...]:
+        """Dtypes in which traces are kept."""
+        shapes = jax.eval_shape(lambda: tuple(rules.init() for rules in self.rules))
+        return jax.tree.map(lambda v: self.trace_dtype or v.dtype, shapes)
+
+    def _stored(self, link: int, trace: Arrays) -> Arrays:
+        return {key: leaf.astype(self._dtypes[link][key]) for key, leaf in trace.items()}
 
     def gradient(
         self, traces: Traces | None, block: Block, operands: Sequence[Sequence[Any]]
@@ -105,6 +109,8 @@ class ParamDimRule:
             if traces is not None and accumulated.entry is not None:
                 entry = link.to_y(accumulated.entry, 1)
                 found = _add(found, rules.solve(entry, traces[i], operands[r]))
+            weights = rules.operation.weights(operands[r])
+            found = {key: leaf.astype(weights[key].dtype) for key, leaf in found.items()}
             total[r] = _add(total[r], found) if r in total else found
         return [total[r] for r in sorted(total)]
 
@@ -123,13 +129,13 @@ class ParamDimRule:
             found = products[link.group.index]
             if found is None:  # D is zero: only the last step is left in the trace
                 x = None if x is None else x[-1:]
-                new.append(self._stored(rules.increments(x, f[-1:], operands[r])))
+                new.append(self._stored(i, rules.increments(x, f[-1:], operands[r])))
                 continue
             suffix, whole = found
             trace = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands[r])
             if traces is not None:
                 trace = _add(trace, rules.propagate(link.to_y(whole, 2), traces[i]))
-            new.append(self._stored(trace))
+            new.append(self._stored(i, trace))
         return tuple(new)
 
 
