@@ -184,6 +184,21 @@ def test_permuted_hidden_units_permute_the_gradient() -> None:
     assert_tree_close(moved[("b",)], grads[("b",)][order], 1e-12)
 
 
+@pytest.mark.parametrize("name", ["gru-2", "lif", "reads-old-state"])
+def test_evolving_moves_states_and_traces_like_a_gradient(name: str) -> None:
+    case = zoo.case(name, 2)
+    learner = compiled(case)
+    sequence(case, learner)
+    moved = trace_values(learner), {p: s.value for p, s in learner.hidden_states.items()}
+    case.reset()
+    learner.reset_state()
+    out = learner.etrace_evolve(case.xs, return_outputs=True)
+    assert out.shape == case.ys.shape
+    assert int(learner.running_index.value) == zoo.STEPS
+    now = trace_values(learner), {p: s.value for p, s in learner.hidden_states.items()}
+    assert_tree_close(now, moved, 1e-12, scale=1.0, allow_zero=("",))
+
+
 def test_the_zoo_is_alive() -> None:
     """Spikes occur and do not always occur, so the tests above are not vacuous."""
     for name in ("bypass", "lif"):

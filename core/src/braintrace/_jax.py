@@ -36,6 +36,7 @@ else:
     JaxprEqn = jex_core.JaxprEqn
     Var = jex_core.Var
 ShapedArray = jax.core.ShapedArray
+jaxpr_as_fun = jex_core.jaxpr_as_fun
 
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})

@@ -20,8 +20,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
+from . import _jax
 from ._algorithm import Block, ParamDimRule, Traces
 from ._compile import show_path
 from ._execute import ETraceGraphExecutor
@@ -133,7 +133,7 @@ def trace_step(
         count += size
     first = len(jax.tree.leaves((perturb, inputs)))
     _check_kept(executor, states, ranges, jaxpr.invars[first:], jaxpr.outvars[-count:])
-    call = jaxpr_as_fun(jaxpr)
+    call = _jax.jaxpr_as_fun(jaxpr)
 
     def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any]) -> Any:
         flat = call(*jax.tree.leaves((perturb, inputs)), *leaves)
