@@ -130,8 +130,10 @@ def find_hidden_param_op_relations_from_minfo(
             _check_transition(minfo, group, cones[group.index])
             records.extend(_transition_records(group, cones[group.index]))
     records.extend(_cross_group_records(minfo, groups, driven))
+    crossed = _crossed_reach(minfo)
     relations = tuple(
-        _relation(minfo, groups, cones, index, *operation) for index, operation in enumerate(found)
+        _relation(minfo, groups, cones, crossed, index, *operation)
+        for index, operation in enumerate(found)
     )
     records.extend(_included(relation, groups) for relation in relations)
     records.extend(_partial(r) for r in relations if "partial" in r.path_classification.values())
@@ -426,6 +428,7 @@ def _relation(
     minfo: ModuleInfo,
     groups: tuple[HiddenGroup, ...],
     cones: tuple[Cone, ...],
+    crossed: Mapping[Var, frozenset[int]],
     index: int,
     eqn_index: int,
     weights: tuple[TrainableOperand, ...],
@@ -459,25 +462,36 @@ def _relation(
         trainables=tuple(o for o in weights if o.leaves),
         constants=tuple(o for o in weights if not o.leaves),
         group_alignments=alignments,
-        path_classification=_classify(minfo, eqn_index, [groups[g] for g in alignments]),
+        path_classification=_classify(crossed, eqn_index, [groups[g] for g in alignments]),
         source=_jax.source_of(eqn),
     )
 
 
-def _classify(minfo: ModuleInfo, eqn_index: int, groups: Sequence[HiddenGroup]) -> dict[Path, str]:
-    """Which states an operation also reaches through another ETP operation."""
+def _crossed_reach(minfo: ModuleInfo) -> dict[Var, frozenset[int]]:
+    """For each variable: the ETP equations that reach it through a further one, in one sweep."""
 
     def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
         return differentiable(eqn)
 
-    def arrives(i: int, eqn: JaxprEqn) -> frozenset[str]:
-        crosses = is_barrier(eqn) and any(a in behind for a in eqn.invars if _jax.is_var(a))
-        return frozenset({"crossed"}) if crosses else frozenset()
+    etp = set(etp_equations(minfo.eqns))
+    behind = depends(
+        minfo.eqns, {}, passes, lambda i, eqn: frozenset({i}) if i in etp else frozenset()
+    )
 
-    behind = depends(minfo.eqns, {minfo.eqns[eqn_index].outvars[0]: frozenset({"any"})}, passes)
-    crossed = depends(minfo.eqns, {}, passes, arrives)
+    def crossing(i: int, eqn: JaxprEqn) -> frozenset[int]:
+        if not is_barrier(eqn):
+            return frozenset()
+        return frozenset().union(*(behind.get(a, ()) for a in eqn.invars if _jax.is_var(a)))
+
+    return depends(minfo.eqns, {}, passes, crossing)
+
+
+def _classify(
+    crossed: Mapping[Var, frozenset[int]], eqn_index: int, groups: Sequence[HiddenGroup]
+) -> dict[Path, str]:
+    """Which states an operation also reaches through another ETP operation."""
     return {
-        path: "partial" if crossed.get(var) else "all_direct"
+        path: "partial" if eqn_index in crossed.get(var, ()) else "all_direct"
         for group in groups
         for path, var in zip(group.hidden_paths, group.hidden_outvars, strict=True)
     }
