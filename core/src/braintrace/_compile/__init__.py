@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler: from a model to an :class:`ETraceGraph`, one pass per module."""
 
+from ._cones import Cone
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, show_path
 from ._graph import ETraceGraph, compile_etrace_graph
 from ._groups import (
@@ -9,15 +10,13 @@ from ._groups import (
     find_hidden_groups_from_module,
 )
 from ._module_info import ModuleInfo, StateKind, StateSlot, extract_module_info
+from ._operations import HiddenParamOpRelation, TrainableOperand
 from ._perturb import (
     HiddenPerturbation,
     add_hidden_perturbation_from_minfo,
     add_hidden_perturbation_in_module,
 )
 from ._relations import (
-    Cone,
-    HiddenParamOpRelation,
-    TrainableOperand,
     find_hidden_param_op_relations_from_minfo,
     find_hidden_param_op_relations_from_module,
 )

@@ -11,13 +11,14 @@ import brainstate
 
 from .. import _jax
 from .._errors import CompilationError
-from .._jaxpr import depends, differentiable
-from .._primitive import is_etp_primitive
+from ._cones import Cone
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
+from ._findings import carrier_records, plain_parameter_records, unused
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._module_info import ModuleInfo, StateKind, extract_module_info
+from ._operations import HiddenParamOpRelation
 from ._perturb import HiddenPerturbation, perturb_hidden
-from ._relations import Cone, HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
+from ._relations import find_hidden_param_op_relations_from_minfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +152,9 @@ def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph
     relations, cones, records = find_hidden_param_op_relations_from_minfo(minfo, groups)
     perturb = perturb_hidden(minfo, groups, relations)
     graph = ETraceGraph(minfo, groups, path_to_group, relations, perturb, tuple(records), cones)
-    records.extend(_plain(path) for path in _plain_parameters(minfo, groups))
-    records.extend(_carrier(path) for path in _carriers(minfo, groups))
-    records.extend(_unused(path) for path, how in graph.coverage().items() if how == "none")
+    records.extend(plain_parameter_records(minfo, groups))
+    records.extend(carrier_records(minfo, groups))
+    records.extend(unused(path) for path, how in graph.coverage().items() if how == "none")
     for record in records:
         if record.level is DiagnosticLevel.WARNING:
             _jax.warn(str(record))
@@ -168,75 +169,3 @@ def _require(minfo: ModuleInfo) -> None:
         )
     if not minfo.slots_of(StateKind.PARAM):
         raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
-
-
-def _plain_parameters(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Path]:
-    """Parameters that reach a hidden state other than as a trainable operand."""
-
-    def passes(i: int, eqn: Any, operand: int) -> bool:
-        if not is_etp_primitive(eqn.primitive):
-            return differentiable(eqn)
-        return operand == eqn.primitive.spec.x_invar_index
-
-    seeds = {v: frozenset({p}) for p, vs in minfo.weight_path_to_invars.items() for v in vs}
-    marks = depends(minfo.eqns, seeds, passes)
-    reaching = {p for g in groups for v in g.hidden_outvars for p in marks.get(v, frozenset())}
-    return [path for path in minfo.weight_path_to_invars if path in reaching]
-
-
-def _carriers(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Path]:
-    """Other states that take up hidden values and are read again by a later step."""
-    others = [s for s in minfo.slots_of(StateKind.OTHER) if s.leaves]
-    seeds = {v: frozenset({s.path}) for s in others for v in minfo.invars_of(s)}
-    seeds |= {v: frozenset({"hidden"}) for g in groups for v in g.hidden_invars}
-    members = {v for g in groups for v in g.hidden_outvars}
-    marks = depends(
-        minfo.eqns,
-        seeds,
-        lambda i, eqn, operand: differentiable(eqn),
-        emits=lambda i, eqn: frozenset({"hidden"} if members & set(eqn.outvars) else ()),
-    )
-
-    def behind(atom: Any) -> frozenset[Any]:
-        return marks.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
-
-    used = [*members, *minfo.jaxpr.outvars[: minfo.num_out]]
-    read = {mark for atom in used for mark in behind(atom)}
-    return [
-        s.path
-        for s in others
-        if s.path in read and any("hidden" in behind(a) for a in minfo.outvars_of(s))
-    ]
-
-
-def _carrier(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.CREDIT_THROUGH_OTHER_STATE,
-        DiagnosticLevel.WARNING,
-        f"the state {show_path(path)} takes up hidden values and is read by the next step, but it "
-        "is not a brainstate.HiddenState: no credit passes through it. Make it a HiddenState if "
-        "it should",
-        hidden_paths=(path,),
-    )
-
-
-def _plain(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.PARAMETER_OUTSIDE_OPERATION,
-        DiagnosticLevel.WARNING,
-        f"the parameter {show_path(path)} reaches a hidden state other than as the weight of an "
-        "ETP operation: "
-        "that part of its gradient covers the current step only. Use braintrace.matmul for a "
-        "product (its bias included) and braintrace.element_wise for a factor or an offset",
-        weight_path=path,
-    )
-
-
-def _unused(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.PARAMETER_UNUSED,
-        DiagnosticLevel.WARNING,
-        f"no differentiable path leads from the parameter {show_path(path)} to the result or to a "
-        "hidden state: its gradient is zero",
-        weight_path=path,
-    )

@@ -39,7 +39,8 @@ from .._jaxpr import depends, differentiable
 from ._diagnostics import Path
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of
 from ._module_info import ModuleInfo, StateKind, extract_module_info
-from ._relations import HiddenParamOpRelation, find_hidden_param_op_relations_from_minfo
+from ._operations import HiddenParamOpRelation
+from ._relations import find_hidden_param_op_relations_from_minfo
 
 #: How often a step may be written out on average before the model is refused.
 MOST_COPIES = 50

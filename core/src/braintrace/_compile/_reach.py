@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ETP operation reaches which hidden group, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import _jax
+from .._jax import JaxprEqn, Var
+from .._jaxpr import depends, differentiable, etp_equations
+from ._diagnostics import Path
+from ._groups import HiddenGroup, is_barrier, member_of, near_paths
+from ._module_info import ModuleInfo
+
+
+def near_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, frozenset[int]]:
+    """For each ETP equation: the groups it reaches without crossing another one.
+
+    A path that passes a hidden state of one group ends there for all the others: the rest of it
+    belongs to that state's learning signal.
+    """
+    member = member_of(groups)
+
+    def through(var: Var, marks: frozenset[Any]) -> frozenset[Any]:
+        g = member.get(var)
+        if g is None:
+            return marks
+        return frozenset((i, g) for i, via in marks if via in (None, g))
+
+    etp = etp_equations(minfo.eqns)
+    marks = depends(
+        minfo.eqns,
+        {},
+        near_paths(minfo),
+        emits=lambda i, eqn: frozenset({(i, None)}) if i in etp else frozenset(),
+        through=through,
+    )
+    reached: dict[int, set[int]] = {i: set() for i in etp}
+    for var, g in member.items():
+        for i, via in marks.get(var, frozenset()):
+            if via == g:
+                reached[i].add(g)
+    return {i: frozenset(found) for i, found in reached.items()}
+
+
+def far_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, frozenset[int]]:
+    """For each ETP equation: the groups it reaches by any differentiable path."""
+    etp = etp_equations(minfo.eqns)
+    marks = depends(
+        minfo.eqns,
+        {},
+        lambda i, eqn, operand: differentiable(eqn),
+        emits=lambda i, eqn: frozenset({i}) if i in etp else frozenset(),
+    )
+    reached: dict[int, set[int]] = {}
+    for var, g in member_of(groups).items():
+        for i in marks.get(var, frozenset()):
+            reached.setdefault(i, set()).add(g)
+    return {i: frozenset(found) for i, found in reached.items()}
+
+
+def crossed_reach(minfo: ModuleInfo) -> dict[Var, frozenset[int]]:
+    """For each variable: the ETP equations that reach it through a further one, in one sweep."""
+
+    def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        return differentiable(eqn)
+
+    etp = set(etp_equations(minfo.eqns))
+    behind = depends(
+        minfo.eqns, {}, passes, lambda i, eqn: frozenset({i}) if i in etp else frozenset()
+    )
+
+    def crossing(i: int, eqn: JaxprEqn) -> frozenset[int]:
+        if not is_barrier(eqn):
+            return frozenset()
+        return frozenset().union(*(behind.get(a, ()) for a in eqn.invars if _jax.is_var(a)))
+
+    return depends(minfo.eqns, {}, passes, crossing)
+
+
+def classify(
+    crossed: Mapping[Var, frozenset[int]], eqn_index: int, groups: Sequence[HiddenGroup]
+) -> dict[Path, str]:
+    """Which states an operation also reaches through another ETP operation."""
+    return {
+        path: "partial" if eqn_index in crossed.get(var, ()) else "all_direct"
+        for group in groups
+        for path, var in zip(group.hidden_paths, group.hidden_outvars, strict=True)
+    }
