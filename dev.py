@@ -32,7 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / os.environ.get("VENV", ".venv")
-EXTRAS = "examples,test,dev"
+EXTRAS = "examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 FILES_PER_PROCESS = 4
 NO_TESTS = 5  # pytest's exit status

@@ -635,3 +635,8 @@ def test_an_error_in_a_loss_under_grad_leaves_no_tracers(bench: Bench) -> None:
 
     with refused(bench, KeyError, "in the middle of a loss"):
         brainstate.transform.grad(loss, bench.learner.param_states)()
+
+
+def test_an_unknown_option_is_named_at_once() -> None:
+    with pytest.raises(TypeError, match=r"unknown option 'frozn'; options .*'frozen'"):
+        bt.D_RTRL(zoo.Leaky(), frozn=())

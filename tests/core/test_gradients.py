@@ -308,7 +308,6 @@ def test_the_result_of_a_sequence_gradient_cannot_be_differentiated() -> None:
         ("CREDIT_THROUGH_OTHER_STATE", zoo.Noisy),
         ("CROSS_GROUP_DEPENDENCE", zoo.Residual),
         ("TRANSITION_STRUCTURALLY_ZERO", zoo.Direct),
-        ("PARAMETER_UNUSED", lambda: _with_unused(zoo.Leaky())),
     ],
 )
 def test_lost_credit_is_a_warning(kind: str, build: Any) -> None:
@@ -316,11 +315,6 @@ def test_lost_credit_is_a_warning(kind: str, build: Any) -> None:
     brainstate.nn.init_all_states(model, batch_size=2)
     with pytest.warns(UserWarning, match=getattr(bt.DiagnosticKind, kind).value):
         bt.compile_etrace_graph(model, jnp.ones((2, zoo.IN)))
-
-
-def _with_unused(model: Any) -> Any:
-    model.unused = zoo.weight(2)
-    return model
 
 
 def test_another_environment_is_refused() -> None:

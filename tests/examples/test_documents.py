@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "README.md": r"mean squared error 0\.\d+ before, 0\.00\d+ after training",
+    "docs/reading-the-graph.md": r"2 hidden groups of 2 states, 4 relations",
     "docs/quickstart.md": r"loss \d\.\d+ -> 0\.\d+\n\(100, 32, 1\)",
 }
 
@@ -31,7 +32,9 @@ def test_code_runs_and_prints_what_it_promises(document):
     assert re.search(EXPECTED[document], done.stdout), done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/index.md", "docs/quickstart.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/reading-the-graph.md"]
+)
 def test_links_lead_to_files(document):
     folder = (ROOT / document).parent
     text = (ROOT / document).read_text(encoding="utf-8")

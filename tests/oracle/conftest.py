@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
+
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:

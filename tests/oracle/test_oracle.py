@@ -239,6 +239,167 @@ def test_mixing_transition_keeps_the_block_diagonal(cell: type[cells.Cell]) -> N
     assert_tree_close(d_rtrl_oracle(model, sequences, loss_fn).grads, reference, RTOL)
 
 
+# --- the coupled scope: ETP products stay in the transition ----------------------------------
+
+
+def coupled(model: Any, sequences: Any) -> Any:
+    return d_rtrl_oracle(model, sequences, loss_fn, recurrence_scope="coupled")
+
+
+@pytest.mark.parametrize("cell", ONE_LAYER)
+@pytest.mark.parametrize("batch", [None, 2])
+def test_one_coupled_step_is_the_ordinary_gradient(
+    cell: type[cells.Cell], batch: int | None
+) -> None:
+    model, sequences = cell(batch=batch), data(1, batch)
+    assert_tree_close(coupled(model, sequences).grads, whole(model, sequences), RTOL)
+
+
+def test_coupled_transition_of_a_vanilla_cell_by_hand() -> None:
+    model, sequences = cells.Vanilla(), data(4)
+    result = coupled(model, sequences)
+    weights = np.diag(np.asarray(model.w.value)[model.n_in :])
+    for now, h in zip(result.steps, result.outputs, strict=True):
+        assert_tree_close(now.D[0], np.diag(((1 - h**2) * weights).ravel()), RTOL)
+
+
+def jacobians(model: Any, x: jax.Array, groups: Any) -> list[np.ndarray]:
+    """The derivatives of the new values of each group in its old values, by ``jax.jacfwd``."""
+    step = brainstate.transform.StatefulFunction(model.update, return_only_write=False)
+    step.make_jaxpr(x)
+    path_of = {id(state): path for path, state in brainstate.graph.states(model).items()}
+    paths = [path_of[id(state)] for state in step.get_states(x)]
+    start = {path: state.value for path, state in brainstate.graph.states(model).items()}
+
+    def run(values: dict[Any, jax.Array]) -> dict[Any, jax.Array]:
+        return dict(zip(paths, step.jaxpr_call([values[p] for p in paths], x)[0], strict=True))
+
+    dense = jax.jacfwd(run)(start)
+
+    def block(new: Any, old: Any) -> np.ndarray:
+        return np.asarray(dense[new][old]).reshape(start[new].size, start[old].size)
+
+    return [np.block([[block(new, old) for old in group] for new in group]) for group in groups]
+
+
+#: No path leaves a group and comes back, and no new value leads to another through an operation.
+CLOSED: dict[str, Callable[[], Any]] = {
+    **{
+        cell.__name__: cell
+        for cell in ONE_LAYER
+        if cell not in (cells.Processed, cells.Direct, cells.Partial)
+    },
+    **{name: make for name, make in STACKS.items() if name != "gru-direct-jit"},
+}
+
+
+@pytest.mark.parametrize("make", CLOSED.values(), ids=CLOSED.keys())
+def test_coupled_transition_is_the_block_diagonal_of_the_jacobian(make: Callable[[], Any]) -> None:
+    model, sequences = make(), data(1, out=2 if make in STACKS.values() else 3)
+    result = coupled(model, sequences)
+    dense = jacobians(model, sequences[0][0], result.groups)
+    for found, true, group in zip(result.steps[0].D.values(), dense, result.groups, strict=True):
+        position = np.tile(np.arange(6), len(group))
+        same = position[:, None] == position
+        assert_tree_close(found, np.where(same, true, 0.0), RTOL)
+
+
+def test_coupled_path_ends_where_a_new_value_enters_an_operation() -> None:
+    """``old -> h -> (operation) -> g``: the transition of ``g`` has it neither way."""
+
+    class Within(cells.Cell):
+        def build(self) -> None:
+            self.r, self.u = (self.weight(k, 1, 1) for k in range(2))
+            self.a, self.b = self.state(0), self.state(1)
+
+        n_in, n_hidden = 1, 1
+
+        def update(self, x: jax.Array) -> jax.Array:
+            a, b = self.a.value, self.b.value
+            self.a.value = jnp.sin(mm(a, self.r.value)) + 0.2 * b + x
+            self.b.value = 0.5 * self.a.value + mm(self.a.value, self.u.value)
+            return self.b.value
+
+    model, (xs, targets) = Within(batch=None), data(1, None)
+    a, r = float(model.a.value[0]), float(model.r.value[0, 0])
+    slope = np.cos(a * r) * r
+    result = coupled(model, (xs[:, :1], targets[:, :1]))
+    expected = np.array([[slope, 0.2], [0.5 * slope, 0.5 * 0.2]])
+    assert_tree_close(result.steps[0].D[0], expected, RTOL)
+
+
+def thin(cell: type[cells.Cell]) -> cells.Cell:
+    """One unit: every recurrent path stays at its position."""
+    return type(cell.__name__, (cell,), {"n_hidden": 1})()
+
+
+def thin_data() -> tuple[jax.Array, jax.Array]:
+    xs, targets = data(6)
+    return xs, targets[..., :1]
+
+
+@pytest.mark.parametrize("cell", [cells.Vanilla, cells.GRUResetAfter, cells.LSTM])
+def test_coupled_is_bptt_for_one_unit(cell: type[cells.Cell]) -> None:
+    """All but the parameters that never had a trace: plain biases."""
+    model, sequences = thin(cell), thin_data()
+    traced = {path for path in whole(model, sequences) if path != ("b",)}
+    found, reference, diagonal = (
+        {path: grads[path] for path in traced}
+        for grads in (
+            coupled(model, sequences).grads,
+            whole(model, sequences),
+            d_rtrl_oracle(model, sequences, loss_fn).grads,
+        )
+    )
+    assert_tree_close(found, reference, RTOL)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_tree_close(diagonal, reference, 1e-3)
+
+
+def test_coupled_gru_of_one_unit_has_no_trace_of_its_reset_gate() -> None:
+    model, sequences = thin(cells.GRU), thin_data()
+    reference = {**whole(model, sequences), ("wr",): one_step(model, sequences)["wr",]}
+    assert_tree_close(coupled(model, sequences).grads, reference, RTOL)
+
+
+def test_coupled_is_bptt_for_recurrent_weights_on_the_diagonal() -> None:
+    class Masked(cells.Cell):
+        def build(self) -> None:
+            self.w = self.weight(0, self.n_in, self.n_hidden)
+            self.r = self.weight(1, self.n_hidden, self.n_hidden)
+            self.h = self.state(0)
+
+        def update(self, x: jax.Array) -> jax.Array:
+            recurrent = mm(self.h.value, jnp.eye(self.n_hidden) * self.r.value)
+            self.h.value = jnp.tanh(mm(x, self.w.value) + recurrent)
+            return self.h.value
+
+    model, sequences = Stack(Masked()), data(6, out=2)
+    assert_tree_close(coupled(model, sequences).grads, whole(model, sequences), RTOL)
+
+
+@pytest.mark.parametrize("cell", [cells.Leaky, cells.LeakyOld, cells.TwoStates, cells.LIF])
+def test_coupled_is_diagonal_without_recurrent_operations(cell: type[cells.Cell]) -> None:
+    model, sequences = Stack(cell()), data(4, out=2)
+    diagonal = d_rtrl_oracle(model, sequences, loss_fn)
+    assert_tree_close(coupled(model, sequences).grads, diagonal.grads, 0.0)
+
+
+def test_coupled_layers_stay_apart() -> None:
+    """A group's old value reaches its new one around another group in ``l`` and ``e`` alone."""
+
+    class Ring(Layers):
+        def update(self, x: jax.Array) -> jax.Array:
+            self.h2.value = 0.7 * self.h2.value + mm(jnp.sin(self.h1.value), self.w2.value)
+            self.h1.value = 0.8 * self.h1.value + mm(x, self.w1.value) + self.h2.value
+            return self.h1.value @ self.readout.value
+
+    result = d_rtrl_oracle(
+        Ring(), data(2, out=2), loss_fn, groups=[[("h1",)]], recurrence_scope="coupled"
+    )
+    assert_tree_close(result.steps[0].D, {0: 0.8 * np.eye(6), 1: 0.7 * np.eye(6)}, RTOL)
+
+
 # --- independence ----------------------------------------------------------------------------
 
 
@@ -291,6 +452,26 @@ def test_layers_at_integer_indices_are_different_groups() -> None:
 
     assert d_rtrl_oracle(Pair(True), data(1), loss_fn).groups == ((("a",), ("b",)),)
     assert d_rtrl_oracle(Pair(False), data(1), loss_fn).groups == ((("h", 0),), (("h", 1),))
+
+
+def test_of_two_states_with_one_value_the_first_of_the_model_has_it() -> None:
+    """Whatever the order in which the step touches them."""
+
+    class Twins(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = param(0, 2, 3)
+            self.h = [hidden(1, 2, 3), hidden(2, 2, 3)]
+
+        def update(self, x: jax.Array) -> jax.Array:
+            late = self.h[1].value
+            self.h[0].value = self.h[1].value = 0.5 * self.h[0].value + mm(x, self.w.value)
+            return self.h[0].value * late
+
+    result = d_rtrl_oracle(Twins(), data(1), loss_fn)
+    assert result.groups == ((("h", 0),), (("h", 1),))
+    assert [g for _, g in result.relations] == [0]
+    assert_tree_close(result.steps[0].D[0], 0.5 * np.eye(6), RTOL)
 
 
 def test_states_of_different_shapes_are_different_groups() -> None:
@@ -436,6 +617,8 @@ def test_wrong_arguments_are_refused() -> None:
         d_rtrl_oracle(model, (xs, targets), loss_fn, groups=[[("v",)]])
     with pytest.raises(ValueError, match="steps must be at least 1"):
         truncated_bptt(model, (xs, targets), loss_fn, 0)
+    with pytest.raises(ValueError, match="recurrence_scope must be one of"):
+        d_rtrl_oracle(model, (xs, targets), loss_fn, recurrence_scope="full")  # type: ignore[arg-type]
 
 
 def test_truncated_to_all_steps_is_bptt() -> None:

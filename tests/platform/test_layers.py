@@ -16,19 +16,23 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core" / "src" / "braintrace"
 PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 
-#: Every module imports from earlier ones only. The plugin host stands beside this order.
+#: Every module imports from earlier ones only. The plugin host and the command line stand beside
+#: this order.
 LAYERS = [
-    "_errors", "_jax", "_primitive", "_rules", "_jaxpr", "_positions", "_compile", "_execute",
+    "_errors", "_units", "_jax", "_primitive", "_rules", "_jaxpr", "_position_control",
+    "_position_rules", "_element_map", "_positions", "_compile", "_layout", "_sweeps", "_execute",
     "_algorithm", "_online", "_sequence", "_learner", "testing",
 ]  # fmt: skip
 
 HOST = {
     "__init__": set(),
     "_lazy": {"_plugins"},
-    "_plugins": {"__init__", "_errors", "_jax", "_lazy", "_primitive"},
+    "_plugins": {"__init__", "_errors", "_units", "_jax", "_lazy", "_primitive"},
     "plugins": {"_plugins"},
     "plugin_api": {"_errors", "_plugins", "_primitive"},
     "nn": {"_lazy"},
+    "_cli": {"__init__", "_compile", "_errors"},
+    "__main__": {"_cli"},
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import plugins as plugins
     from . import testing as testing
     from ._compile import CompilationRecord as CompilationRecord
+    from ._compile import ControlFlowPolicy as ControlFlowPolicy
     from ._compile import DiagnosticKind as DiagnosticKind
     from ._compile import DiagnosticLevel as DiagnosticLevel
     from ._compile import ETraceGraph as ETraceGraph

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import brainstate
@@ -23,11 +21,12 @@ from ._compile import (
     TrainableOperand,
     compile_etrace_graph,
 )
-from ._errors import CompilationError, NotSupportedError
+from ._errors import CompilationError
 from ._jax import Var
-from ._jaxpr import read, run_equations
-from ._positions import Alignment
+from ._jaxpr import holds, read, run_equations
+from ._layout import Link, join_states
 from ._rules import Operation
+from ._sweeps import Reverse, block_diagonal, factor_by_position
 
 Path = tuple[Any, ...]
 
@@ -50,47 +49,6 @@ class StepJacobians(NamedTuple):
     transition: tuple[jax.Array | None, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Link:
-    """One relation in one hidden group, and the layout of ``y`` in the group's positions.
-
-    ``extra`` are the sizes of the group's axes along which ``y`` is broadcast.
-    """
-
-    relation: HiddenParamOpRelation
-    group: HiddenGroup
-    alignment: Alignment
-
-    @cached_property
-    def _extra_axes(self) -> tuple[int, ...]:
-        mapped = set(self.alignment.axes)
-        return tuple(k for k, n in enumerate(self.group.varshape) if n > 1 and k not in mapped)
-
-    @property
-    def extra(self) -> tuple[int, ...]:
-        """Sizes of the axes ``E``."""
-        return tuple(self.group.varshape[k] for k in self._extra_axes)
-
-    @property
-    def bijective(self) -> bool:
-        """Whether every position of the group has its own position of ``y``."""
-        return not self._extra_axes
-
-    def to_y(self, array: jax.Array, lead: int = 0) -> jax.Array:
-        """Lay out [*lead, *V] as [*lead, *E, *Y]."""
-        v = self.group.varshape
-        mapped = tuple(k for k in self.alignment.axes if k is not None)
-        ones = tuple(k for k in range(len(v)) if k not in mapped and k not in self._extra_axes)
-        order = (*self._extra_axes, *mapped, *ones)
-        if order != tuple(range(len(v))):
-            array = array.transpose(*range(lead), *(lead + k for k in order))
-        return array.reshape(*array.shape[:lead], *self.extra, *self.relation.y_var.aval.shape)
-
-    def sum_to_y(self, array: jax.Array, lead: int) -> jax.Array:
-        """Sum [*lead, *E, *Y] over the axes ``E``."""
-        return array.sum(tuple(range(lead, lead + len(self.extra)))) if self.extra else array
-
-
 class ETraceGraphExecutor:
     """Compiles a model and runs its steps.
 
@@ -98,22 +56,34 @@ class ETraceGraphExecutor:
     ----------
     model
         A ``brainstate.nn.Module`` with initialised states.
+    **options
+        Options of :func:`braintrace.compile_etrace_graph`.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option.
     """
 
-    def __init__(self, model: brainstate.nn.Module) -> None:
+    def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
+        unknown = sorted(options.keys() - _compile_options())
+        if unknown:
+            raise TypeError(
+                f"unknown option {unknown[0]!r}; options of compiling are "
+                f"{sorted(_compile_options())}"
+            )
         self.model = model
+        self.options = options
         self._graph: ETraceGraph | None = None
 
     def compile_graph(self, *args: Any) -> None:
         """Compile for arguments of these shapes and dtypes; see ``compile_etrace_graph``."""
-        graph = compile_etrace_graph(self.model, *args)
+        graph = compile_etrace_graph(self.model, *args, **self.options)
         links = tuple(
             Link(relation, graph.hidden_groups[g], alignment)
             for relation in graph.hidden_param_op_relations
             for g, alignment in relation.group_alignments.items()
         )
-        for link in links:
-            _refuse_forward_mode(graph, link)
         self._graph, self.links = graph, links
         self.boundary = _boundary(graph)
 
@@ -165,7 +135,7 @@ class ETraceGraphExecutor:
         states
             Value of every state, by path.
         perturb
-            One array per hidden state, in the order of ``graph.hidden_perturb``; zeros if omitted.
+            One array per hidden state, in the order of ``graph.perturbed``; zeros if omitted.
 
         Returns
         -------
@@ -173,7 +143,7 @@ class ETraceGraphExecutor:
             The result, the new values of the states, and the values of :attr:`boundary`, from
             which :meth:`jacobians` is computed.
         """
-        info, plan = self.graph.module_info, self.graph.hidden_perturb
+        info, plan = self.graph.module_info, self.graph.perturbed
         leaves = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
         perturb = plan.init_perturb_data() if perturb is None else perturb
         outputs, boundary = plan.eval_jaxpr([*args, *leaves], perturb, self.boundary)
@@ -186,9 +156,10 @@ class ETraceGraphExecutor:
     def jacobians(self, boundary: Sequence[Any]) -> StepJacobians:
         """``x``, ``f`` and ``D`` of a step, from the values of its boundary.
 
-        For a position-wise cone, one reverse sweep per state with a cotangent of ones gives
+        While positions are apart, one reverse sweep per state with a cotangent of ones gives
         ``D[p, i, :]`` and ``f_r[p, i]`` of all relations at once. A relation whose ``y`` is
         broadcast over positions takes a forward sweep instead, because a reverse one would sum.
+        Along axes where positions are mixed, there is a reverse sweep for each of them.
         """
         env = dict(zip(self.boundary, boundary, strict=True))
         info = self.graph.module_info
@@ -210,33 +181,55 @@ class ETraceGraphExecutor:
         return StepJacobians(x, tuple(found[i] for i in range(len(self.links))), tuple(transitions))
 
     def _group_jacobians(
-        self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: Mapping[Var, Any]
+        self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: dict[Var, Any]
     ) -> tuple[jax.Array | None, dict[int, jax.Array]]:
-        ys = [link.relation.y_var for link in links.values()]
-        reverse = [i for i, link in links.items() if link.bijective]
-        zeros = {y: jnp.zeros(y.aval.shape, y.aval.dtype) for y in ys}
+        forward = [i for i, k in links.items() if _takes_forward_mode(self.graph, k)]
+        reverse = [i for i in links if i not in forward]
+        ys = {i: link.relation.y_var.aval for i, link in links.items()}
+        zeros = {i: jnp.zeros(y.shape, y.dtype) for i, y in ys.items()}
         olds = [env[var] for var in group.hidden_invars] if cone.old_reaches else []
 
         def new_values(olds: list[Any], perturb: dict[int, Any]) -> list[Any]:
-            shift = dict(zeros)
-            shift.update({links[i].relation.y_var: v for i, v in perturb.items()})
+            shift = {links[i].relation.y_var: perturb.get(i, zero) for i, zero in zeros.items()}
             return self._run_cone(group, cone, olds, shift, env)
 
-        at_zero = {i: zeros[links[i].relation.y_var] for i in reverse}
+        at_zero = {i: zeros[i] for i in reverse}
         news, pull = jax.lax.optimization_barrier(jax.vjp(new_values, olds, at_zero))
-        rows = [pull(cotangent) for cotangent in _one_hot_states(group, news)]
-        transition = None
-        if cone.old_reaches:
-            transition = jnp.stack([join_states(group, row[0]) for row in rows])
+        sweep = Reverse(group, news, pull)
+        rows = sweep.rows()
         factors = {i: jnp.stack([row[1][i] for row in rows]) for i in reverse}
         for i, link in links.items():
-            if not link.bijective:
-                y = zeros[link.relation.y_var]
+            if i in forward:
                 _, moved = jax.jvp(
-                    lambda v, i=i: new_values(olds, {i: v}), (y,), (jnp.ones_like(y),)
+                    lambda v, i=i: new_values(olds, {i: v}), (zeros[i],), (jnp.ones_like(zeros[i]),)
                 )
                 factors[i] = link.to_y(join_states(group, moved), 1)
-        return transition, factors
+            elif link.extra:
+                factors[i] = factor_by_position(sweep, link, i)
+        return self._transition(group, cone, sweep, rows, env), factors
+
+    def _transition(
+        self,
+        group: HiddenGroup,
+        cone: Cone,
+        sweep: Reverse,
+        rows: Sequence[Any],
+        env: dict[Var, Any],
+    ) -> jax.Array | None:
+        """``D`` of a group [S, S, *V]; ``None`` when it is structurally zero."""
+        transition = cone.transition
+        if transition is None:
+            return None
+        if transition.program is not None:
+            held = [read(env, var) for var in transition.free]
+            call = _jax.jaxpr_as_fun(transition.program)
+            olds = [env[var] for var in group.hidden_invars]
+            news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
+            sweep = Reverse(group, news, lambda cotangents: (*pull(cotangents), {}))
+            rows = [] if transition.mixed else sweep.rows()
+        if transition.mixed:
+            return block_diagonal(sweep, transition.mixed)
+        return jnp.stack([join_states(group, row[0]) for row in rows])
 
     def _run_cone(
         self,
@@ -263,7 +256,7 @@ class ETraceGraphExecutor:
 
     def signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
         """Gradients of the perturbations, per group: ``l`` [S, *V]."""
-        by_path = dict(zip(self.graph.hidden_perturb.perturb_hidden_paths, perturb, strict=True))
+        by_path = dict(zip(self.graph.perturbed.perturb_hidden_paths, perturb, strict=True))
         return tuple(
             join_states(group, [by_path[path] for path in group.hidden_paths])
             for group in self.graph.hidden_groups
@@ -316,7 +309,7 @@ class ETraceGraphExecutor:
             For every traced parameter, a cotangent like its value.
         """
         relations = self.graph.hidden_param_op_relations
-        traced = tuple(dict.fromkeys(p for r in relations for p in r.trainable_paths))
+        traced = tuple(dict.fromkeys(p for r in relations for p in r.parameter_paths))
         fixed = {path: value for path, value in params.items() if path not in traced}
 
         def operands(chosen: dict[Path, Any]) -> list[dict[str, Any]]:
@@ -327,46 +320,10 @@ class ETraceGraphExecutor:
         return pull([dict(c) for c in cotangents])[0]
 
 
-def join_states(group: HiddenGroup, members: Sequence[Any]) -> jax.Array:
-    """Stack one array per member along a leading state axis: [S, *V].
-
-    The state axis leads in all internal arrays: a trailing axis of one or two entries makes every
-    element-wise loop short.
-    """
-    return jnp.concatenate(
-        [
-            array[None] if array.shape == group.varshape else jnp.moveaxis(array, -1, 0)
-            for array in members
-        ]
-    )
-
-
-def split_states(group: HiddenGroup, joined: jax.Array) -> list[jax.Array]:
-    """The inverse of :func:`join_states`."""
-    parts, start = [], 0
-    for var, count in zip(group.hidden_outvars, group.state_counts, strict=True):
-        part = joined[start : start + count]
-        whole = var.aval.shape == group.varshape
-        parts.append(part[0] if whole else jnp.moveaxis(part, 0, -1))
-        start += count
-    return parts
-
-
-def _one_hot_states(group: HiddenGroup, news: Sequence[Any]) -> list[list[Any]]:
-    """For each state, cotangents that are one at that state of every position."""
-    ones, zeros = jnp.ones(group.varshape), jnp.zeros(group.varshape)
-    states = range(group.num_state)
-    return [
-        [
-            part.astype(new.dtype)
-            for part, new in zip(
-                split_states(group, jnp.stack([ones if i == j else zeros for j in states])),
-                news,
-                strict=True,
-            )
-        ]
-        for i in states
-    ]
+def _compile_options() -> frozenset[str]:
+    """Names of the options of compiling."""
+    parameters = inspect.signature(compile_etrace_graph).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def _boundary(graph: ETraceGraph) -> tuple[Var, ...]:
@@ -378,7 +335,8 @@ def _boundary(graph: ETraceGraph) -> tuple[Var, ...]:
     wanted: dict[Any, None] = {}
     for group, cone in zip(graph.hidden_groups, graph.cones, strict=True):
         if group.index in driven:
-            wanted.update(dict.fromkeys((*group.hidden_invars, *cone.free)))
+            held = () if cone.transition is None else cone.transition.free
+            wanted.update(dict.fromkeys((*group.hidden_invars, *cone.free, *held)))
     for relation in relations:
         wanted[relation.y_var] = None
         if relation.x_var is not None:
@@ -386,16 +344,12 @@ def _boundary(graph: ETraceGraph) -> tuple[Var, ...]:
     return tuple(var for var in wanted if _jax.is_var(var) and var in known)
 
 
-def _refuse_forward_mode(graph: ETraceGraph, link: Link) -> None:
-    """A broadcast ``y`` needs forward mode, which ``jax.custom_vjp`` functions do not have."""
-    if link.bijective:
-        return
-    for i in graph.cones[link.group.index].eqns:
-        eqn = graph.module_info.eqns[i]
-        if eqn.primitive is _jax.jaxp.custom_vjp_call_p:
-            raise NotSupportedError(
-                f"{link.relation.primitive.name!r} at {link.relation.source} is broadcast over the "
-                f"positions {math.prod(link.extra)} times on its way to a hidden state through a "
-                f"jax.custom_vjp function at {_jax.source_of(eqn)}. Define that function with "
-                "jax.custom_jvp, or give the parameter the shape of the state"
-            )
+def _takes_forward_mode(graph: ETraceGraph, link: Link) -> bool:
+    """Whether one forward sweep gives ``f``: ``y`` is broadcast and nothing on its way forbids it.
+
+    ``jax.custom_vjp`` functions have no forward mode.
+    """
+    cone = graph.cones[link.group.index]
+    eqns = graph.module_info.eqns
+    custom = any(holds(eqns[i], _jax.jaxp.custom_vjp_call_p) for i in cone.eqns)
+    return bool(link.extra) and not link.alignment.mixed and not custom

@@ -44,6 +44,9 @@ CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
 #: Differentiation rules supplied by the user; kept as one equation.
 CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p})
 
+#: The differentiation rule of every primitive that has one, those of other libraries included.
+JVP_RULES = ad.primitive_jvps
+
 #: The primitive behind ``jax.lax.stop_gradient``.
 STOP_GRADIENT = jaxp.stop_gradient_p
 
@@ -58,6 +61,7 @@ def _primitive_behind(name: str, fun: Callable[..., Any], *shapes: tuple[int, ..
 
 SPLIT = _primitive_behind("split", lambda x: jax.lax.split(x, (1, 1)), (2,))
 STACK = _primitive_behind("stack", lambda x: jax.numpy.stack([x, x]), (2,))
+UNSTACK = _primitive_behind("unstack", lambda x: jax.numpy.unstack(x), (2, 1))
 TILE = _primitive_behind("tile", lambda x: jax.numpy.tile(x, 2), (2,))
 
 
@@ -81,6 +85,18 @@ def make_jaxpr(fun: Callable[..., Any], *avals: Any) -> Jaxpr:
     return jax.make_jaxpr(fun)(*avals)
 
 
+def types_of(avals: Sequence[Any]) -> AbstractContextManager[Any]:
+    """A context in which values of these types can be made: with 64 bits if one of them has."""
+    wide = any(getattr(aval.dtype, "itemsize", 0) == 8 for aval in avals)
+    return jax.enable_x64(True) if wide else nullcontext()
+
+
+def check_jaxpr(jaxpr: Jaxpr) -> None:
+    """Raise when a jaxpr is not well formed: unbound variables, types that do not fit."""
+    open_jaxpr: Any = getattr(jaxpr, "jaxpr", jaxpr)
+    jex_core.check_jaxpr(open_jaxpr)
+
+
 def is_var(atom: Atom) -> bool:
     """Whether an operand is a variable (not a literal)."""
     return not isinstance(atom, Literal)
@@ -99,6 +115,14 @@ def close(jaxpr: Jaxpr) -> Jaxpr:
     if hasattr(jaxpr, "consts"):
         return jaxpr
     return jex_core.ClosedJaxpr(jaxpr, ())
+
+
+def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """How many constants and how many carried values a ``scan`` has; the other operands are xs."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carried, _ = eqn.params["ft_in"].unpack()
+    return len(consts), len(carried)
 
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
@@ -142,12 +166,18 @@ def written_in(eqn: JaxprEqn, function: str) -> bool:
     What a library traces once (``jnp.roll``) is found again at every later call, with the place of
     the first one.
     """
-    return f"({function})" in source_info_util.summarize(eqn.source_info, num_frames=64)
+    frames = source_info_util.summarize(eqn.source_info, num_frames=64)
+    return any(f"{mark}{function})" in frames for mark in "(.")
 
 
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
-    return bool(jax.numpy.issubdtype(aval.dtype, jax.numpy.inexact))
+    return _is_float_dtype(aval.dtype)
+
+
+@lru_cache(maxsize=256)
+def _is_float_dtype(dtype: Any) -> bool:
+    return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
 
 
 def zero_cotangent(value: Any) -> Any:
@@ -191,7 +221,7 @@ def install_rules(
             run = compiled(tuple(sorted(params.items())))
         except TypeError:  # unhashable parameters: run operation by operation
             run = partial(impl, **params)
-        return one_array(run(*operands))
+        return one_array(run(*map(jax.numpy.asarray, operands)))
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Any]:
         moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]

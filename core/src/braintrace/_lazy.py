@@ -32,6 +32,7 @@ CORE = {
     "register_primitive": "_primitive",
     "register_primitive_spec": "_primitive",
     "CompilationRecord": "_compile",
+    "ControlFlowPolicy": "_compile",
     "DiagnosticKind": "_compile",
     "DiagnosticLevel": "_compile",
     "ETraceGraph": "_compile",

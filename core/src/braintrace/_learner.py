@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _jax
 from ._algorithm import ParamDimRule
-from ._compile import ETraceGraph, StateKind, show_path
+from ._compile import ETraceGraph, StateKind, check_scope, show_path
 from ._errors import CompilationError
 from ._execute import ETraceGraphExecutor
 from ._online import add_gradients, not_differentiable, online_step
@@ -28,6 +28,7 @@ from ._sequence import (
     trace_step,
     write_states,
 )
+from ._units import in_units_of, unit_change
 
 Path = tuple[Any, ...]
 CACHED_DRIVERS = 16
@@ -48,18 +49,20 @@ class ETraceAlgorithm(brainstate.nn.Module):
     ----------
     model
         A ``brainstate.nn.Module`` with initialised states.
+    **options
+        Options of :func:`braintrace.compile_etrace_graph`.
 
     Notes
     -----
     A subclass says which learning rule it is by :meth:`make_rule`.
     """
 
-    def __init__(self, model: brainstate.nn.Module) -> None:
+    def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
         super().__init__()
         if not isinstance(model, brainstate.nn.Module):
             raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
         self.model = model
-        self.executor = ETraceGraphExecutor(model)
+        self.executor = ETraceGraphExecutor(model, **options)
         self.traces: tuple[EligibilityTrace, ...] = ()
         self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
         self._rule: ParamDimRule | None = None
@@ -85,7 +88,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         CompilationError, NotSupportedError
             See :func:`braintrace.compile_etrace_graph`.
         """
-        executor = ETraceGraphExecutor(self.model)
+        executor = ETraceGraphExecutor(self.model, **self.executor.options)
         executor.compile_graph(*args)
         rule = self.make_rule(executor)
         traces = tuple(EligibilityTrace(trace) for trace in rule.init())
@@ -156,11 +159,11 @@ class ETraceAlgorithm(brainstate.nn.Module):
         found = [
             jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), trace.value)
             for link, trace in zip(self.rule.links, self.traces, strict=True)
-            if path in link.relation.trainable_paths
+            if path in link.relation.parameter_paths
         ]
         if not found:
             known = [
-                show_path(p) for link in self.rule.links for p in link.relation.trainable_paths
+                show_path(p) for link in self.rule.links for p in link.relation.parameter_paths
             ]
             name = show_path(path) if isinstance(path, tuple) else repr(path)
             raise KeyError(f"{name} has no trace; parameters with one are {sorted(set(known))}")
@@ -252,10 +255,14 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
     def _check_args(self, args: tuple[Any, ...]) -> list[Any]:
         info = self.graph.module_info
+        args = in_units_of(info.arg_treedef, info.with_environment(args))
         leaves, treedef = jax.tree.flatten(args)
         if treedef != info.arg_treedef:
+            change = unit_change(info.arg_treedef, treedef)
             raise ValueError(
-                f"the arguments have structure {treedef}, but the learner was compiled for "
+                f"the arguments have {change}, for which the learner was compiled"
+                if change
+                else f"the arguments have structure {treedef}, but the learner was compiled for "
                 f"{info.arg_treedef}"
             )
         names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
@@ -283,7 +290,13 @@ class ETraceAlgorithm(brainstate.nn.Module):
         self._check_same_states()
         info = self.graph.module_info
         for slot in info.slots:
-            leaves = jax.tree.leaves(slot.state.value)
+            leaves, treedef = jax.tree.flatten(slot.state.value)
+            if treedef != slot.treedef:
+                change = unit_change(slot.treedef, treedef)
+                raise ValueError(
+                    f"the state {show_path(slot.path)} has {change or f'structure {treedef}'}, "
+                    "unlike when the learner was compiled; assign it as it was, or compile again"
+                )
             for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
                 if jnp.shape(leaf) != var.aval.shape:
                     raise ValueError(
@@ -385,6 +398,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
     def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         """A compiled driver for these options, kept for the next call."""
+        names = self.graph.module_info.environment
+        key = (*key, tuple(str(brainstate.environ.get(name, None)) for name in names))
         if key not in self._drivers:
             self._warn_of_new_functions(*key)
             self._drivers[key] = brainstate.transform.jit(make())
@@ -577,6 +592,12 @@ class D_RTRL(ETraceAlgorithm):
         ``'single-step'``: learning signals are those of the current step.
     trace_dtype
         Dtype of the traces; default: that of each operation's output.
+    recurrence_scope
+        ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
+        diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
+        sweep for each position of a layer at every step.
+    **options
+        Further options of :func:`braintrace.compile_etrace_graph`.
 
     Examples
     --------
@@ -595,8 +616,10 @@ class D_RTRL(ETraceAlgorithm):
         vjp_method: str = "single-step",
         *,
         trace_dtype: Any = None,
+        recurrence_scope: str = "diagonal",
+        **options: Any,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, recurrence_scope=check_scope(recurrence_scope), **options)
         if vjp_method != "single-step":
             raise ValueError(f"vjp_method must be 'single-step', got {vjp_method!r}")
         self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)

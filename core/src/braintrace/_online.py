@@ -46,7 +46,7 @@ def online_step(rule: ParamDimRule) -> Callable[..., Any]:
     traces, not in a chain of steps. A loss around several calls therefore has the sum of their
     online gradients.
     """
-    executor, plan = rule.executor, rule.executor.graph.hidden_perturb
+    executor, plan = rule.executor, rule.executor.graph.perturbed
     hidden = set(plan.perturb_hidden_paths)
 
     def forward(params: Any, args: Any, states: Any, traces: Traces) -> Any:

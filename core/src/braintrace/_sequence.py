@@ -20,6 +20,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import saiunit
 
 from . import _jax
 from ._algorithm import Block, ParamDimRule, Traces
@@ -120,7 +121,7 @@ def trace_step(
         loss, aux = _loss_and_aux(result, has_aux)
         return loss, aux, boundary
 
-    perturb = executor.graph.hidden_perturb.init_perturb_data()
+    perturb = executor.graph.perturbed.init_perturb_data()
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
     jaxpr = stateful.get_jaxpr(perturb, inputs)
@@ -181,6 +182,11 @@ def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
         loss, aux = result, None
     if isinstance(loss, tuple):
         raise TypeError("step_fn must return a scalar loss, got a tuple; is has_aux=True missing?")
+    if saiunit.math.is_quantity(loss):
+        raise TypeError(
+            f"step_fn must return a loss without a unit, got one in {saiunit.get_unit(loss)}; "
+            "divide it by its unit, or make its parts dimensionless"
+        )
     try:
         loss = jnp.asarray(loss)
     except (TypeError, ValueError):
@@ -242,7 +248,7 @@ class BlockRunner:
         leaves, direct, block, losses, aux
         """
         executor = self.rule.executor
-        perturb = executor.graph.hidden_perturb.init_perturb_data()
+        perturb = executor.graph.perturbed.init_perturb_data()
         late = sorted({i for indices in self._late().values() for i in indices})
         chosen = self._direct
 
@@ -358,13 +364,12 @@ def auto_block_size(rule: ParamDimRule, steps: int, budget: int = 256 * 2**20) -
     bytes, or as much as the traces if that is more; the steps are then divided into equal blocks.
     """
     executor = rule.executor
-    plan = executor.graph.hidden_perturb
+    plan = executor.graph.perturbed
     per_step = 2 * sum(_bytes(v) for v in plan.init_perturb_data())
     for relation in executor.graph.hidden_param_op_relations:
         per_step += 0 if relation.x_var is None else _bytes(relation.x_var.aval)
     for link in rule.links:
-        states = link.group.num_state * math.prod(link.group.varshape)
-        per_step += states * link.relation.y_var.aval.dtype.itemsize
+        per_step += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
     for group in executor.graph.hidden_groups:
         per_step += group.num_state * sum(_bytes(v.aval) for v in group.hidden_invars)
     held = sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))

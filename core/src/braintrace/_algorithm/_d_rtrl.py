@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._execute import ETraceGraphExecutor, Link, StepJacobians
+from .._execute import ETraceGraphExecutor, StepJacobians
+from .._layout import Link
 from .._rules import Arrays, TraceRules, trace_rules
 from ._blocks import accumulate, apply, suffix_products
 

@@ -2,6 +2,7 @@
 """The compiler: from a model to an :class:`ETraceGraph`, one pass per module."""
 
 from ._cones import Cone
+from ._control import ControlFlowPolicy, Rewrite
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, show_path
 from ._graph import ETraceGraph, compile_etrace_graph
 from ._groups import (
@@ -20,10 +21,12 @@ from ._relations import (
     find_hidden_param_op_relations_from_minfo,
     find_hidden_param_op_relations_from_module,
 )
+from ._transitions import Transition, check_scope
 
 __all__ = [
     "CompilationRecord",
     "Cone",
+    "ControlFlowPolicy",
     "DiagnosticKind",
     "DiagnosticLevel",
     "ETraceGraph",
@@ -31,11 +34,14 @@ __all__ = [
     "HiddenParamOpRelation",
     "HiddenPerturbation",
     "ModuleInfo",
+    "Rewrite",
     "StateKind",
     "StateSlot",
     "TrainableOperand",
+    "Transition",
     "add_hidden_perturbation_from_minfo",
     "add_hidden_perturbation_in_module",
+    "check_scope",
     "compile_etrace_graph",
     "extract_module_info",
     "find_hidden_groups_from_minfo",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from .. import _jax
 from .._jax import JaxprEqn, Var
-from .._jaxpr import depends, slice_to
+from .._jaxpr import Along, depends, slice_to
 from ._groups import HiddenGroup, is_barrier, member_of, near_paths
 from ._module_info import ModuleInfo
+from ._transitions import Transition, coupled_transition, near_transition
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,18 +19,35 @@ class Cone:
     """The part of a step that leads to a hidden group without crossing an ETP operation.
 
     Its inputs are the group's old values, the outputs ``y`` of its relations, and ``free``
-    variables, which are held constant.
+    variables, which are held constant. ``transition`` is that of the group; ``None`` when it is
+    structurally zero.
     """
 
     group: int
     eqns: tuple[int, ...]
     free: tuple[Var, ...]
     old_reaches: bool
+    transition: Transition | None
 
 
 def find_cone(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], group: HiddenGroup, ys: Sequence[Var]
+    minfo: ModuleInfo,
+    groups: tuple[HiddenGroup, ...],
+    group: HiddenGroup,
+    ys: Sequence[Var],
+    scope: str = "diagonal",
 ) -> Cone:
+    """The cone of a group that is driven by the operations with outputs ``ys``.
+
+    Parameters
+    ----------
+    minfo, groups, group
+        The traced model, its groups and the one in question.
+    ys
+        Outputs of the operations that drive the group; without any, no transition is needed.
+    scope
+        The recurrence scope.
+    """
     member = member_of(groups)
     sources = {*group.hidden_invars, *ys}
     passes_near = near_paths(minfo)
@@ -41,16 +59,17 @@ def find_cone(
         atom = eqn.invars[operand]
         return passes_near(i, eqn, operand) and not (_jax.is_var(atom) and cut(atom))
 
-    behind = set(slice_to(minfo.eqns, group.hidden_outvars, enters))
+    behind = slice_to(minfo.eqns, group.hidden_outvars, enters, Along.DERIVATIVES)
     marks = depends(
-        minfo.eqns,
+        [minfo.eqns[i] for i in behind],
         {var: frozenset({var}) for var in group.hidden_invars},
         enters,
         emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
+        along=Along.DERIVATIVES,
     )
     eqns = tuple(
         i
-        for i in sorted(behind)
+        for i in behind
         if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
     )
     inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
@@ -61,4 +80,9 @@ def find_cone(
         for new in group.hidden_outvars
         for old in group.hidden_invars
     )
-    return Cone(group.index, eqns, tuple(free), old_reaches)
+    transition = None
+    if ys and scope == "coupled":
+        transition = coupled_transition(minfo, groups, group)
+    elif ys and old_reaches:
+        transition = near_transition(group, [minfo.eqns[i] for i in eqns])
+    return Cone(group.index, eqns, tuple(free), old_reaches, transition)

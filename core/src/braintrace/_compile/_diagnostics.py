@@ -19,7 +19,7 @@ class DiagnosticLevel(enum.Enum):
 
 
 class DiagnosticKind(enum.Enum):
-    """What a record is about."""
+    """What a record is about; ``docs/diagnostics.md`` says what to do about each."""
 
     RELATION_INCLUDED = "relation_included"
     RELATION_EXCLUDED_NO_PARAMSTATE = "relation_excluded_no_paramstate"
@@ -27,20 +27,44 @@ class DiagnosticKind(enum.Enum):
     RELATION_EXCLUDED_WEIGHT_TO_WEIGHT = "relation_excluded_weight_to_weight"
     RELATION_PARTIAL_PATH = "relation_partial_path"
     TRAINABLE_INVAR_NOT_PARAMSTATE = "trainable_invar_not_paramstate"
+    PYTREE_WEIGHT_LEAF_AMBIGUOUS = "pytree_weight_leaf_ambiguous"
+    MULTI_OUTPUT_PRIMITIVE_DETECTED = "multi_output_primitive_detected"
     HIDDEN_GROUP_MERGED = "hidden_group_merged"
     TRANSITION_STRUCTURALLY_ZERO = "transition_structurally_zero"
+    TRANSITION_TAIL_BOUNDED = "transition_tail_bounded"
+    TRANSITION_NOT_POSITION_WISE = "transition_not_position_wise"
+    TAIL_NOT_POSITION_WISE = "tail_not_position_wise"
     CROSS_GROUP_DEPENDENCE = "cross_group_dependence"
     CREDIT_THROUGH_OTHER_STATE = "credit_through_other_state"
     PARAMETER_OUTSIDE_OPERATION = "parameter_outside_operation"
     PARAMETER_UNUSED = "parameter_unused"
+    STATE_MISMATCH = "state_mismatch"
+    PRIMITIVE_INSIDE_NESTED_JIT = "primitive_inside_nested_jit"
+    PRIMITIVE_INSIDE_CONTROL_FLOW = "primitive_inside_control_flow"
+    WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
+    CONTROL_FLOW_REWRITTEN = "control_flow_rewritten"
 
 
 @dataclass(frozen=True)
 class CompilationRecord:
     """One finding of the compiler.
 
-    ``message`` is for people; ``context`` holds the facts it was made from; ``source`` is the
-    user's ``file:line (function)``.
+    Attributes
+    ----------
+    kind, level
+        What it is about, and how much attention it deserves.
+    message
+        The finding, for people.
+    primitive
+        Name of the primitive of the equation it is about.
+    weight_path, hidden_paths
+        The parameter and the states it is about.
+    context
+        The facts the message was made from.
+    source
+        The user's ``file:line (function)``.
+    remedy
+        What to do about it, if anything.
     """
 
     kind: DiagnosticKind
@@ -49,12 +73,14 @@ class CompilationRecord:
     primitive: str | None = None
     weight_path: Path | None = None
     hidden_paths: tuple[Path, ...] = ()
-    source: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    remedy: str = ""
 
     def __str__(self) -> str:
         where = f" [{self.source}]" if self.source else ""
-        return f"{self.level.value}: {self.kind.value}: {self.message}{where}"
+        remedy = f". {self.remedy}" if self.remedy else ""
+        return f"{self.level.value}: {self.kind.value}: {self.message}{remedy}{where}"
 
 
 def show_path(path: Path) -> str:

@@ -3,68 +3,304 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import brainstate
+
 from .. import _jax
-from .._jax import JaxprEqn
-from .._jaxpr import depends, differentiable
+from .._jax import Atom, JaxprEqn, Var
+from .._jaxpr import Along, depends, slice_to
 from .._primitive import is_etp_primitive
 from ._cones import Cone
+from ._control import Rewrite
+from ._coverage import why_uncovered
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
 from ._groups import HiddenGroup, is_barrier, member_of, near_paths
 from ._module_info import ModuleInfo, StateKind
 from ._operations import HiddenParamOpRelation, TrainableOperand
 
+Kind = DiagnosticKind
+Records = list[CompilationRecord]
 
-def untraced_operands(
-    eqn: JaxprEqn, operands: Sequence[TrainableOperand]
-) -> list[CompilationRecord]:
-    return [
-        CompilationRecord(
-            DiagnosticKind.TRAINABLE_INVAR_NOT_PARAMSTATE,
-            DiagnosticLevel.INFO,
-            f"the operand {operand.key!r} of {eqn.primitive.name!r} is not a parameter",
-            primitive=eqn.primitive.name,
-            source=_jax.source_of(eqn),
-            context={"key": operand.key},
-        )
-        for operand in operands
-        if operand.key and not operand.leaves
+
+def _record(
+    level: DiagnosticLevel, kind: Kind, message: str, eqn: JaxprEqn | None = None, **facts: Any
+) -> CompilationRecord:
+    """A record about an equation, whose primitive and place it takes unless told otherwise."""
+    if eqn is not None:
+        facts = {"primitive": eqn.primitive.name, "source": _jax.source_of(eqn)} | facts
+    return CompilationRecord(kind, level, message, **facts)
+
+
+_info = partial(_record, DiagnosticLevel.INFO)
+_warning = partial(_record, DiagnosticLevel.WARNING)
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(map(show_path, paths))
+
+
+def described(offence: JaxprEqn) -> str:
+    """The equation that mixes positions, with its place in the user's source."""
+    return f"{offence.primitive.name!r} ({_jax.source_of(offence)})"
+
+
+def _producer(minfo: ModuleInfo, atom: Atom) -> JaxprEqn | None:
+    i = minfo.producers.get(atom) if _jax.is_var(atom) else None
+    return None if i is None else minfo.eqns[i]
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+def operand_records(eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> Records:
+    """Trainable operands that are no parameters, or of which several leaves are behind one."""
+    keyed = [operand for operand in operands if operand.key]
+    return [_untraced(eqn, operand) for operand in keyed if not operand.leaves] + [
+        _ambiguous(eqn, operand, path)
+        for operand in keyed
+        for path in dict.fromkeys(path for path, _ in operand.leaves)
+        if sum(leaf[0] == path for leaf in operand.leaves) > 1
     ]
 
 
-def transition_records(group: HiddenGroup, cone: Cone) -> list[CompilationRecord]:
-    records = []
-    names = ", ".join(show_path(path) for path in group.hidden_paths)
+def _untraced(eqn: JaxprEqn, operand: TrainableOperand) -> CompilationRecord:
+    return _info(
+        Kind.TRAINABLE_INVAR_NOT_PARAMSTATE,
+        f"the operand {operand.key!r} of {eqn.primitive.name!r} is not a parameter",
+        eqn,
+        context={"key": operand.key},
+        remedy="Keep its value in a brainstate.ParamState if it should be learned",
+    )
+
+
+def _ambiguous(eqn: JaxprEqn, operand: TrainableOperand, path: Path) -> CompilationRecord:
+    leaves = [k for owner, k in operand.leaves if owner == path]
+    return _info(
+        Kind.PYTREE_WEIGHT_LEAF_AMBIGUOUS,
+        f"the operand {operand.key!r} of {eqn.primitive.name!r} is computed from the leaves "
+        f"{leaves} of {show_path(path)}: the trace is that of the computed operand, and its "
+        "gradient is pulled back to each of them, which is exact",
+        eqn,
+        weight_path=path,
+        context={"key": operand.key, "leaves": leaves},
+        remedy="Keep the leaves in parameters of their own to have a name for each",
+    )
+
+
+def included(relation: HiddenParamOpRelation, groups: tuple[HiddenGroup, ...]) -> CompilationRecord:
+    indices = list(relation.group_alignments)
+    return CompilationRecord(
+        Kind.RELATION_INCLUDED,
+        DiagnosticLevel.INFO,
+        f"{relation.primitive.name}({relation.weight_path}) -> {indices}",
+        relation.primitive.name,
+        relation.weight_path,
+        tuple(p for g in indices for p in groups[g].hidden_paths),
+        {
+            "hidden_group_indices": indices,
+            "path_classification": dict(relation.path_classification),
+        },
+        relation.source,
+    )
+
+
+def partial_path(relation: HiddenParamOpRelation) -> CompilationRecord:
+    paths = tuple(p for p, how in relation.path_classification.items() if how == "partial")
+    return _info(
+        Kind.RELATION_PARTIAL_PATH,
+        f"{relation.primitive.name}({show_path(relation.weight_path)}) also reaches "
+        f"{_names(paths)} through another ETP operation; that part of its gradient is that of the "
+        "current step",
+        primitive=relation.primitive.name,
+        weight_path=relation.weight_path,
+        hidden_paths=paths,
+        source=relation.source,
+        remedy="Let the other operation read the value of the step before if its credit matters",
+    )
+
+
+def tail_not_position_wise(
+    relation: HiddenParamOpRelation, group: HiddenGroup, offence: JaxprEqn, factor: int
+) -> CompilationRecord:
+    """A tail that mixes positions: right, but with a larger trace."""
+    return _warning(
+        Kind.TAIL_NOT_POSITION_WISE,
+        f"between {relation.primitive.name}({show_path(relation.weight_path)}) and "
+        f"{show_path(group.hidden_paths[0])}, positions are mixed at {described(offence)}: the "
+        f"gradient is right, but the trace is {factor} times as large",
+        offence,
+        weight_path=relation.weight_path,
+        hidden_paths=group.hidden_paths,
+        context={"group": group.index, "factor": factor},
+        remedy="Put a normalisation, a pooling or a dense product in front of the operation",
+    )
+
+
+def excluded(
+    eqn: JaxprEqn,
+    operands: Sequence[TrainableOperand],
+    near: frozenset[int],
+    far: frozenset[int],
+) -> CompilationRecord:
+    """An ETP operation that is no relation."""
+    path = next((leaf[0] for operand in operands for leaf in operand.leaves), None)
+    reached = {"near_groups": sorted(near), "far_groups": sorted(far)}
+    facts: dict[str, Any] = {"weight_path": path, "context": reached}
+    name = eqn.primitive.name
+    if path is None:
+        cut = "; paths from hidden state to hidden state are cut at it all the same"
+        return _info(
+            Kind.RELATION_EXCLUDED_NO_PARAMSTATE,
+            f"{name} has no trainable parameter, so nothing is traced through it"
+            + (cut if near and is_barrier(eqn) else ""),
+            eqn,
+            remedy="Use a plain JAX operation, or keep its weight in a brainstate.ParamState",
+            **facts,
+        )
+    if far:
+        return _info(
+            Kind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT,
+            f"{name}({show_path(path)}) reaches a hidden state only through another ETP operation; "
+            "its gradient is that of the current step",
+            eqn,
+            remedy="Let it drive a state of its own if its credit over time matters",
+            **facts,
+        )
+    return _warning(
+        Kind.RELATION_EXCLUDED_NON_TEMPORAL,
+        f"{name}({show_path(path)}) reaches no hidden state; its gradient is that of the current "
+        "step, which is exact",
+        eqn,
+        remedy="Nothing to do for a readout",
+        **facts,
+    )
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def transition_records(group: HiddenGroup, cone: Cone) -> Records:
+    """What is peculiar about the transition of a group that has traces."""
+    records = [_several_results(group, eqn) for eqn in _with_several_results(group, cone)]
     if len(group.hidden_paths) > 1:
-        records.append(
-            CompilationRecord(
-                DiagnosticKind.HIDDEN_GROUP_MERGED,
-                DiagnosticLevel.INFO,
-                f"{names} recur together as group {group.index}",
-                hidden_paths=group.hidden_paths,
-                context={"group": group.index},
-            )
-        )
-    if not cone.old_reaches:
-        records.append(
-            CompilationRecord(
-                DiagnosticKind.TRANSITION_STRUCTURALLY_ZERO,
-                DiagnosticLevel.WARNING,
-                f"D is structurally zero for group {group.index} ({names}): its old value reaches "
-                "its new value only through ETP operations, so D-RTRL is truncated BPTT of one "
-                "step there. A leak or a gate on the state gives the trace something to carry",
-                hidden_paths=group.hidden_paths,
-                context={"group": group.index},
-            )
-        )
+        records.append(_merged(group))
+    if cone.transition is None:
+        records.append(_structurally_zero(group))
+    elif cone.transition.mixed and cone.transition.program is None:
+        records.append(transition_not_position_wise(group, cone.transition.offence))
     return records
+
+
+def _about(group: HiddenGroup, **facts: Any) -> dict[str, Any]:
+    """What every record about a group holds; it stands where its first new value is computed."""
+    eqn = _producer(group.module_info, group.hidden_outvars[0])
+    return {"eqn": eqn, "hidden_paths": group.hidden_paths} | facts
+
+
+def _merged(group: HiddenGroup) -> CompilationRecord:
+    return _info(
+        Kind.HIDDEN_GROUP_MERGED,
+        f"{_names(group.hidden_paths)} recur together as group {group.index}",
+        **_about(group, context={"group": group.index}),
+        remedy="Nothing to do; states of different items of a list stay apart",
+    )
+
+
+def _structurally_zero(group: HiddenGroup) -> CompilationRecord:
+    return _warning(
+        Kind.TRANSITION_STRUCTURALLY_ZERO,
+        f"D is structurally zero for group {group.index} ({_names(group.hidden_paths)}): its old "
+        "value reaches its new value only through ETP operations, so D-RTRL is truncated BPTT of "
+        "one step there",
+        **_about(group, context={"group": group.index}),
+        remedy="A leak or a gate on the state gives the trace something to carry, and "
+        "recurrence_scope='coupled' keeps the diagonal of the ETP operations",
+    )
+
+
+def transition_not_position_wise(group: HiddenGroup, offence: JaxprEqn) -> CompilationRecord:
+    """A transition that mixes positions: its off-diagonal part is dropped."""
+    return _warning(
+        Kind.TRANSITION_NOT_POSITION_WISE,
+        f"the transition of group {group.index} ({_names(group.hidden_paths)}) mixes positions at "
+        f"{described(offence)}: D is the true diagonal of its Jacobian, and credit between "
+        "positions is left out",
+        **_about(group, eqn=offence, context={"group": group.index}),
+        remedy="Make a recurrent product an ETP operation, which leaves it out by choice, or keep "
+        "the path from old to new values element-wise",
+    )
+
+
+def _with_several_results(group: HiddenGroup, cone: Cone) -> list[JaxprEqn]:
+    eqns = [group.module_info.eqns[i] for i in cone.eqns]
+    return [eqn for eqn in eqns if sum(_jax.is_float(var.aval) for var in eqn.outvars) > 1]
+
+
+def _several_results(group: HiddenGroup, eqn: JaxprEqn) -> CompilationRecord:
+    return _info(
+        Kind.MULTI_OUTPUT_PRIMITIVE_DETECTED,
+        f"{eqn.primitive.name!r} on the way to group {group.index} ({_names(group.hidden_paths)}) "
+        f"has {len(eqn.outvars)} results, and each is followed by itself",
+        **_about(group, eqn=eqn, context={"group": group.index, "results": len(eqn.outvars)}),
+        remedy="Nothing to do, unless positions are reported as mixed there",
+    )
+
+
+def bounded_records(
+    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], cones: Sequence[Cone]
+) -> Records:
+    """Transitions of which a part is cut off at ETP operations, while another part is not."""
+    crossed = _crossed_by_transitions(minfo, groups)
+    return [
+        _bounded(group, [minfo.eqns[i] for i in crossed[group.index]])
+        for group, cone in zip(groups, cones, strict=True)
+        if crossed[group.index] and cone.transition is not None and cone.transition.program is None
+    ]
+
+
+def _bounded(group: HiddenGroup, eqns: Sequence[JaxprEqn]) -> CompilationRecord:
+    at = ", ".join(map(described, eqns))
+    return _info(
+        Kind.TRANSITION_TAIL_BOUNDED,
+        f"the transition of group {group.index} ({_names(group.hidden_paths)}) ends at {at}: what "
+        "its old value does to its new one through them is left out of D",
+        **_about(group, eqn=eqns[0], context={"group": group.index, "operations": len(eqns)}),
+        remedy="recurrence_scope='coupled' keeps its diagonal",
+    )
+
+
+def _crossed_by_transitions(
+    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]
+) -> dict[int, list[int]]:
+    """Per group, the ETP equations between its old and its new values, found in two sweeps."""
+    member = member_of(groups)
+
+    def own(var: Var, marks: frozenset[Any]) -> frozenset[Any]:
+        g = member.get(var)
+        return marks if g is None else frozenset(m for m in marks if m[0] == g)
+
+    olds = {v: frozenset({(g.index, None)}) for g in groups for v in g.hidden_invars}
+    behind = depends(minfo.eqns, olds, through=own, along=Along.DERIVATIVES)
+
+    def crossing(i: int, eqn: JaxprEqn) -> frozenset[Any]:
+        arriving = (behind.get(a, ()) for a in eqn.invars if _jax.is_var(a))
+        return frozenset((g, i) for marks in arriving for g, _ in marks if is_barrier(eqn))
+
+    crossed = depends(minfo.eqns, {}, emits=crossing, through=own, along=Along.DERIVATIVES)
+    return {
+        group.index: sorted(
+            {i for v in group.hidden_outvars for g, i in crossed.get(v, ()) if g == group.index}
+        )
+        for group in groups
+    }
 
 
 def cross_group_records(
     minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], driven: Sequence[set[int]]
-) -> list[CompilationRecord]:
+) -> Records:
     """Where a group that has traces is read by another one without an ETP operation."""
     member = member_of(groups)
     sources = {v: g.index for g in groups if driven[g.index] for v in g.hidden_invars}
@@ -75,6 +311,7 @@ def cross_group_records(
         emits=lambda i, eqn: frozenset(
             member[v] for v in eqn.outvars if v in member and driven[member[v]]
         ),
+        along=Along.DERIVATIVES,
     )
     found = {
         (g, group.index)
@@ -83,106 +320,82 @@ def cross_group_records(
         for g in marks.get(var, frozenset())
         if g != group.index
     }
+    return [_crosses(groups[g], groups[to]) for g, to in sorted(found)]
+
+
+def _crosses(group: HiddenGroup, reader: HiddenGroup) -> CompilationRecord:
+    return _warning(
+        Kind.CROSS_GROUP_DEPENDENCE,
+        f"group {reader.index} ({show_path(reader.hidden_paths[0])}) reads group {group.index} "
+        f"({show_path(group.hidden_paths[0])}) without an ETP operation between them; traces do "
+        "not carry credit from one group to another over time",
+        **_about(
+            reader,
+            hidden_paths=(*reader.hidden_paths, *group.hidden_paths),
+            context={"from": group.index, "to": reader.index},
+        ),
+        remedy="Put an ETP operation between the layers, or keep states that belong together in "
+        "one layer and of one shape",
+    )
+
+
+# --- the model as a whole -----------------------------------------------------------------------
+
+
+def model_records(
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    relations: Sequence[HiddenParamOpRelation],
+    coverage: Mapping[Path, str],
+) -> Records:
+    """Findings about parameters, states and control flow rather than about operations."""
     return [
-        CompilationRecord(
-            DiagnosticKind.CROSS_GROUP_DEPENDENCE,
-            DiagnosticLevel.WARNING,
-            f"group {to} ({show_path(groups[to].hidden_paths[0])}) reads group {g} "
-            f"({show_path(groups[g].hidden_paths[0])}) without an ETP operation between them; "
-            "traces do not carry credit from one group to another over time",
-            hidden_paths=(*groups[to].hidden_paths, *groups[g].hidden_paths),
-            context={"from": g, "to": to},
-        )
-        for g, to in sorted(found)
+        *rewrite_records(minfo, relations),
+        *plain_parameter_records(minfo, groups),
+        *carrier_records(minfo, groups),
+        *(unused(minfo, path) for path, how in coverage.items() if how == "none"),
+        *mismatch_records(minfo),
     ]
 
 
-def partial_path(relation: HiddenParamOpRelation) -> CompilationRecord:
-    paths = tuple(p for p, how in relation.path_classification.items() if how == "partial")
-    return CompilationRecord(
-        DiagnosticKind.RELATION_PARTIAL_PATH,
-        DiagnosticLevel.INFO,
-        f"{relation.primitive.name}({show_path(relation.weight_path)}) also reaches "
-        f"{', '.join(map(show_path, paths))} through another ETP operation; that part of its "
-        "gradient is that of the current step",
-        primitive=relation.primitive.name,
-        weight_path=relation.weight_path,
-        hidden_paths=paths,
-        source=relation.source,
-    )
-
-
-def included(relation: HiddenParamOpRelation, groups: tuple[HiddenGroup, ...]) -> CompilationRecord:
-    indices = list(relation.group_alignments)
-    return CompilationRecord(
-        DiagnosticKind.RELATION_INCLUDED,
-        DiagnosticLevel.INFO,
-        f"{relation.primitive.name}({relation.weight_path}) -> {indices}",
-        primitive=relation.primitive.name,
-        weight_path=relation.weight_path,
-        hidden_paths=tuple(p for g in indices for p in groups[g].hidden_paths),
-        source=relation.source,
-        context={
-            "hidden_group_indices": indices,
-            "path_classification": dict(relation.path_classification),
-        },
-    )
-
-
-def excluded(
-    eqn: JaxprEqn,
-    operands: Sequence[TrainableOperand],
-    near: frozenset[int],
-    far: frozenset[int],
-) -> CompilationRecord:
-    leaves = [leaf for operand in operands for leaf in operand.leaves]
-    path = leaves[0][0] if leaves else None
-    name = eqn.primitive.name
-    shown = "no parameter" if path is None else show_path(path)
-    kind, level = DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE, DiagnosticLevel.INFO
-    text = f"{name} has no trainable parameter, so nothing is traced through it"
-    if near and is_barrier(eqn):
-        text += "; paths from hidden state to hidden state are cut at it all the same"
-    if leaves and far:
-        kind = DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT
-        text = (
-            f"{name}({shown}) reaches a hidden state only through another ETP operation; its "
-            "gradient is that of the current step"
-        )
-    elif leaves:
-        kind, level = DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL, DiagnosticLevel.WARNING
-        text = (
-            f"{name}({shown}) reaches no hidden state; its gradient is that of the current step, "
-            "which is exact"
-        )
-    return CompilationRecord(
-        kind,
-        level,
-        text,
-        primitive=name,
-        weight_path=path,
-        source=_jax.source_of(eqn),
-        context={"near_groups": sorted(near), "far_groups": sorted(far)},
-    )
-
-
-def plain_parameter_records(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup]
-) -> list[CompilationRecord]:
+def plain_parameter_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Records:
     """Parameters that reach a hidden state other than as a trainable operand."""
 
-    def passes(i: int, eqn: Any, operand: int) -> bool:
-        if not is_etp_primitive(eqn.primitive):
-            return differentiable(eqn)
-        return operand == eqn.primitive.spec.x_invar_index
+    def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        etp = is_etp_primitive(eqn.primitive)
+        return not etp or operand == eqn.primitive.spec.x_invar_index
 
     seeds = {v: frozenset({p}) for p, vs in minfo.weight_path_to_invars.items() for v in vs}
-    marks = depends(minfo.eqns, seeds, passes)
-    reaching = {p for g in groups for v in g.hidden_outvars for p in marks.get(v, frozenset())}
-    return [_plain(path) for path in minfo.weight_path_to_invars if path in reaching]
+    marks = depends(minfo.eqns, seeds, passes, along=Along.DERIVATIVES)
+    news = [v for g in groups for v in g.hidden_outvars]
+    reaching = {p for v in news for p in marks.get(v, frozenset())}
+    if not reaching:
+        return []
+    readers = [minfo.eqns[i] for i in slice_to(minfo.eqns, news, passes, Along.DERIVATIVES)]
+    return [
+        _plain(path, next((eqn for eqn in readers if {*leaves} & {*_variables(eqn)}), None))
+        for path, leaves in minfo.weight_path_to_invars.items()
+        if path in reaching
+    ]
 
 
-def carrier_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[CompilationRecord]:
+def _variables(eqn: JaxprEqn) -> list[Var]:
+    return [atom for atom in eqn.invars if _jax.is_var(atom)]
+
+
+def _plain(path: Path, eqn: JaxprEqn | None) -> CompilationRecord:
+    return _warning(
+        Kind.PARAMETER_OUTSIDE_OPERATION,
+        f"the parameter {show_path(path)} reaches a hidden state other than as the weight of an "
+        "ETP operation: that part of its gradient covers the current step only",
+        eqn,
+        weight_path=path,
+        remedy="Use braintrace.matmul for a product (its bias included) and "
+        "braintrace.element_wise for a factor or an offset",
+    )
+
+
+def carrier_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Records:
     """Other states that take up hidden values and are read again by a later step."""
     others = [s for s in minfo.slots_of(StateKind.OTHER) if s.leaves]
     seeds = {v: frozenset({s.path}) for s in others for v in minfo.invars_of(s)}
@@ -191,8 +404,8 @@ def carrier_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Co
     marks = depends(
         minfo.eqns,
         seeds,
-        lambda i, eqn, operand: differentiable(eqn),
         emits=lambda i, eqn: frozenset({"hidden"} if members & set(eqn.outvars) else ()),
+        along=Along.DERIVATIVES,
     )
 
     def behind(atom: Any) -> frozenset[Any]:
@@ -200,41 +413,97 @@ def carrier_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[Co
 
     used = [*members, *minfo.jaxpr.outvars[: minfo.num_out]]
     read = {mark for atom in used for mark in behind(atom)}
-    return [
-        _carrier(s.path)
-        for s in others
-        if s.path in read and any("hidden" in behind(a) for a in minfo.outvars_of(s))
-    ]
+    found = [(s, a) for s in others if s.path in read for a in minfo.outvars_of(s)]
+    carried = {s.path: _producer(minfo, a) for s, a in found[::-1] if "hidden" in behind(a)}
+    return [_carrier(s.path, carried[s.path]) for s in others if s.path in carried]
 
 
-def _carrier(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.CREDIT_THROUGH_OTHER_STATE,
-        DiagnosticLevel.WARNING,
+def _carrier(path: Path, eqn: JaxprEqn | None) -> CompilationRecord:
+    return _warning(
+        Kind.CREDIT_THROUGH_OTHER_STATE,
         f"the state {show_path(path)} takes up hidden values and is read by the next step, but it "
-        "is not a brainstate.HiddenState: no credit passes through it. Make it a HiddenState if "
-        "it should",
+        "is not a brainstate.HiddenState: no credit passes through it",
+        eqn,
         hidden_paths=(path,),
+        remedy="Make it a HiddenState if it should",
     )
 
 
-def _plain(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.PARAMETER_OUTSIDE_OPERATION,
-        DiagnosticLevel.WARNING,
-        f"the parameter {show_path(path)} reaches a hidden state other than as the weight of an "
-        "ETP operation: "
-        "that part of its gradient covers the current step only. Use braintrace.matmul for a "
-        "product (its bias included) and braintrace.element_wise for a factor or an offset",
+def unused(minfo: ModuleInfo, path: Path) -> CompilationRecord:
+    """A frozen parameter without a gradient."""
+    return _info(
+        Kind.PARAMETER_UNUSED,
+        f"the frozen parameter {show_path(path)} has no gradient: {why_uncovered(minfo, path)}",
         weight_path=path,
+        remedy="Nothing to do; take it out of frozen to make that an error",
     )
 
 
-def unused(path: Path) -> CompilationRecord:
-    return CompilationRecord(
-        DiagnosticKind.PARAMETER_UNUSED,
-        DiagnosticLevel.WARNING,
-        f"no differentiable path leads from the parameter {show_path(path)} to the result or to a "
-        "hidden state: its gradient is zero",
+def mismatch_records(minfo: ModuleInfo) -> Records:
+    """States of the model that its step leaves alone, and states of the step that it lacks."""
+    used = {slot.path for slot in minfo.slots}
+    idle = [
+        path
+        for path, state in minfo.retrieved_model_states.items()
+        if path not in used and isinstance(state, brainstate.HiddenState)
+    ]
+    strange = [
+        slot
+        for slot in minfo.slots
+        if slot.path not in minfo.retrieved_model_states
+        and not isinstance(slot.state, brainstate.random.RandomState)
+    ]
+    return [_idle(path) for path in idle] + [_strange(slot.path, slot.state) for slot in strange]
+
+
+def _idle(path: Path) -> CompilationRecord:
+    return _warning(
+        Kind.STATE_MISMATCH,
+        f"the step neither reads nor writes the hidden state {show_path(path)} of the model",
+        hidden_paths=(path,),
+        context={"direction": "retrieved_not_in_compiled"},
+        remedy="Call the layer it belongs to, or take that layer out of the model",
+    )
+
+
+def _strange(path: Path, state: brainstate.State[Any]) -> CompilationRecord:
+    return _warning(
+        Kind.STATE_MISMATCH,
+        f"the step uses a {type(state).__name__} ({state.name or 'no name'}) that is not reachable "
+        "from the model; it is carried along, but resetting the model leaves it as it is",
+        hidden_paths=(path,),
+        context={"direction": "compiled_not_in_retrieved"},
+        remedy="Make the module that owns it an attribute of the model",
+    )
+
+
+# --- calls and control flow -----------------------------------------------------------------------
+
+_REWRITES = {
+    Kind.PRIMITIVE_INSIDE_NESTED_JIT: "Nothing to do",
+    Kind.PRIMITIVE_INSIDE_CONTROL_FLOW: "Call the operation outside of the branch or loop to have "
+    "it run, and traced, once",
+    Kind.CONTROL_FLOW_REWRITTEN: "ControlFlowPolicy says what is rewritten, and up to which length",
+    Kind.WEIGHT_IN_CONTROL_FLOW: "Use the parameter through an ETP operation to have it traced",
+}
+
+
+def rewrite_records(minfo: ModuleInfo, relations: Sequence[HiddenParamOpRelation]) -> Records:
+    """What was found in calls, branches and loops, and done to them."""
+    return [_rewritten(found, relations) for found in dict.fromkeys(minfo.rewrites)]
+
+
+def _rewritten(found: Rewrite, relations: Sequence[HiddenParamOpRelation]) -> CompilationRecord:
+    kind, place = Kind(found.kind), (found.primitive, found.source)
+    here = [r for r in relations if (r.primitive.name, r.source) == place]
+    path = here[0].weight_path if here else found.weight_path
+    states = dict.fromkeys(path for r in here for path in r.connected_hidden_paths)
+    return _info(
+        kind,
+        found.description,
+        primitive=found.primitive,
         weight_path=path,
+        hidden_paths=tuple(states),
+        source=found.source,
+        remedy=_REWRITES[kind],
     )

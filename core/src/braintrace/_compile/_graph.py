@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import brainstate
@@ -12,13 +12,17 @@ import brainstate
 from .. import _jax
 from .._errors import CompilationError
 from ._cones import Cone
-from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, show_path
-from ._findings import carrier_records, plain_parameter_records, unused
+from ._control import ControlFlowPolicy
+from ._coverage import Frozen, find_coverage, require_coverage, resolve_frozen
+from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._findings import model_records
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._operations import HiddenParamOpRelation
 from ._perturb import HiddenPerturbation, perturb_hidden
-from ._relations import find_hidden_param_op_relations_from_minfo
+from ._relations import analyse_operations
+from ._show import Drawing, draw, summarize, to_html, to_text
+from ._transitions import check_scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,29 +43,46 @@ class ETraceGraph:
         What the compiler has to say.
     cones
         Per group, the part of the step between its relations and its new values.
+    recurrence_scope
+        Which paths from old to new values are in ``D``: ``'diagonal'`` or ``'coupled'``.
+    frozen
+        Parameters that the caller named as frozen.
     """
 
     module_info: ModuleInfo
     hidden_groups: tuple[HiddenGroup, ...]
     hid_path_to_group: dict[Path, HiddenGroup]
     hidden_param_op_relations: tuple[HiddenParamOpRelation, ...]
-    hidden_perturb: HiddenPerturbation
+    hidden_perturb: HiddenPerturbation | None
     diagnostics: tuple[CompilationRecord, ...]
     cones: tuple[Cone, ...]
+    recurrence_scope: str
+    frozen: frozenset[Path]
+    _coverage: Mapping[Path, str] = field(repr=False)
+
+    @property
+    def perturbed(self) -> HiddenPerturbation:
+        """The perturbed step.
+
+        Raises
+        ------
+        CompilationError
+            When the graph was compiled with ``include_hidden_perturb=False``.
+        """
+        if self.hidden_perturb is None:
+            raise CompilationError(
+                "the graph holds no perturbed step; compile it with include_hidden_perturb=True"
+            )
+        return self.hidden_perturb
 
     def coverage(self) -> dict[Path, str]:
         """How the gradient of each parameter arises.
 
         ``'trace'`` (through the eligibility trace), ``'direct'`` (ordinary derivative of the
-        current step), ``'trace+direct'``, or ``'none'``.
+        current step), ``'trace+direct'``, or ``'none'`` (only a frozen parameter may have none;
+        one that has a gradient keeps it).
         """
-        direct = self.hidden_perturb.direct_leaves
-        traced = {p for r in self.hidden_param_op_relations for p in r.trainable_paths}
-        covered = {}
-        for path, leaves in self.module_info.weight_path_to_invars.items():
-            ways = ["trace"] * (path in traced) + ["direct"] * any(v in direct for v in leaves)
-            covered[path] = "+".join(ways) or "none"
-        return covered | dict.fromkeys(self.module_info.unread_parameters, "none")
+        return dict(self._coverage)
 
     def explain(
         self,
@@ -69,62 +90,65 @@ class ETraceGraph:
         weight_path: Path | None = None,
         hidden_path: Path | None = None,
         kind: DiagnosticKind | None = None,
+        level: DiagnosticLevel | None = None,
     ) -> list[CompilationRecord]:
-        """The diagnostics about a parameter, a hidden state or of a kind."""
+        """The diagnostics about a parameter, a hidden state, of a kind or of a level."""
         return [
             record
             for record in self.diagnostics
             if (weight_path is None or record.weight_path == weight_path)
             and (hidden_path is None or hidden_path in record.hidden_paths)
             and (kind is None or record.kind is kind)
+            and (level is None or record.level is level)
         ]
 
-    def report(self) -> str:
-        """What the compiler found, as text for a terminal."""
-        groups = [
-            (
-                str(g.index),
-                ", ".join(show_path(p) for p in g.hidden_paths),
-                str(g.varshape),
-                str(g.num_state),
-                "position-wise" if self.cones[g.index].old_reaches else "zero",
-            )
-            for g in self.hidden_groups
-        ]
-        relations = [
-            (
-                r.primitive.name,
-                ", ".join(show_path(p) for p in r.trainable_paths),
-                ", ".join(str(g) for g in r.group_alignments),
-                r.source,
-            )
-            for r in self.hidden_param_op_relations
-        ]
-        shapes = self.module_info.weight_path_to_invars
-        parameters = [
-            (show_path(path), ", ".join(v.aval.str_short() for v in shapes.get(path, ())), how)
-            for path, how in self.coverage().items()
-        ]
-        return "\n\n".join(
-            [
-                _table(("group", "hidden states", "positions", "states", "transition D"), groups),
-                _table(("operation", "parameters", "drives group", "source"), relations),
-                _table(("parameter", "leaves", "gradient"), parameters),
-            ]
-        )
+    def report(self, width: int | None = None, fold: bool = True) -> str:
+        """What the compiler found, as text for a terminal.
+
+        Groups, relations, parameters, operations without a trace, warnings, and one line of
+        totals.
+
+        Parameters
+        ----------
+        width
+            Columns of the text; ``None``: those of the terminal, 100 where there is none.
+        fold
+            Whether layers that are alike share a row, as ``layers[1-19]``.
+        """
+        return to_text(summarize(self), width, fold)
+
+    def draw(self, columns: int | None = None) -> Drawing:
+        """An SVG drawing of groups, operations and what flows between them.
+
+        Parameters
+        ----------
+        columns
+            How many layers stand in a row; ``None``: as many as fit on a page.
+
+        Returns
+        -------
+        Drawing
+            ``str()`` of it is the SVG; ``.save(path)`` writes it; notebooks show it.
+
+        Raises
+        ------
+        ValueError
+            When ``columns`` is not positive.
+        """
+        return draw(summarize(self), columns)
+
+    def _repr_html_(self) -> str:
+        return to_html(summarize(self))
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(row: tuple[str, ...]) -> str:
-        return "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-
-    rule = "  ".join("-" * w for w in widths)
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])
-
-
-def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph:
+def compile_etrace_graph(
+    model: brainstate.nn.Module,
+    *args: Any,
+    include_hidden_perturb: bool = True,
+    frozen: Frozen = (),
+    control_flow: ControlFlowPolicy | None = None,
+    recurrence_scope: str = "diagonal",
+) -> ETraceGraph:
     """Compile one step of a model.
 
     Parameters
@@ -133,6 +157,17 @@ def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph
         A ``brainstate.nn.Module`` whose states are initialised.
     *args
         Example arguments of one step.
+    include_hidden_perturb
+        Whether the graph holds the perturbed step, which an executor needs.
+    frozen
+        Parameters that may have no gradient: paths (``('out', 'weight')``), their names
+        (``'out.weight'``), prefixes of either, ``ParamState`` objects, or a predicate on the path.
+        One that does have a gradient keeps it: leave it out of the optimizer.
+    control_flow
+        What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
+    recurrence_scope
+        ``'diagonal'``: ``D`` is the derivative along paths that cross no ETP operation.
+        ``'coupled'``: along those, too, at equal positions.
 
     Returns
     -------
@@ -142,23 +177,46 @@ def compile_etrace_graph(model: brainstate.nn.Module, *args: Any) -> ETraceGraph
     Raises
     ------
     CompilationError
-        When the model has no hidden state or no parameter, or its states are inconsistent.
+        When the model has no hidden state or no parameter, its states are inconsistent, or a
+        parameter that is not frozen has no gradient.
     NotSupportedError
         When a gradient would not be right; the text names the line and a remedy.
+    ValueError, TypeError
+        When ``frozen`` names no parameter or the recurrence scope is unknown.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> graph.coverage()
+    {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}
     """
-    minfo = extract_module_info(model, *args)
+    check_scope(recurrence_scope)
+    minfo = extract_module_info(model, *args, control_flow=control_flow)
     _require(minfo)
+    spared = resolve_frozen(minfo, frozen)
     groups, path_to_group = find_hidden_groups_from_minfo(minfo)
-    relations, cones, records = find_hidden_param_op_relations_from_minfo(minfo, groups)
-    perturb = perturb_hidden(minfo, groups, relations)
-    graph = ETraceGraph(minfo, groups, path_to_group, relations, perturb, tuple(records), cones)
-    records.extend(plain_parameter_records(minfo, groups))
-    records.extend(carrier_records(minfo, groups))
-    records.extend(unused(path) for path, how in graph.coverage().items() if how == "none")
-    for record in records:
-        if record.level is DiagnosticLevel.WARNING:
-            _jax.warn(str(record))
-    return ETraceGraph(minfo, groups, path_to_group, relations, perturb, tuple(records), cones)
+    relations, cones, records = analyse_operations(minfo, groups, recurrence_scope)
+    perturbed = perturb_hidden(minfo, groups, relations)
+    coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
+    require_coverage(minfo, coverage, spared)
+    graph = ETraceGraph(
+        minfo,
+        groups,
+        path_to_group,
+        relations,
+        perturbed if include_hidden_perturb else None,
+        (*records, *model_records(minfo, groups, relations, coverage)),
+        cones,
+        recurrence_scope,
+        spared,
+        coverage,
+    )
+    for record in graph.explain(level=DiagnosticLevel.WARNING):
+        _jax.warn(str(record))
+    return graph
 
 
 def _require(minfo: ModuleInfo) -> None:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +13,26 @@ import brainstate
 import jax
 
 from .. import _jax
-from .._errors import CompilationError
+from .._errors import CompilationError, NotSupportedError
 from .._jax import Jaxpr, JaxprEqn, Var
-from .._jaxpr import depends, flatten, refuse_nested_operations
+from .._jaxpr import depends, flatten
+from .._units import unit_change
+from ._control import (
+    CONTROL_PRIMITIVES,
+    ControlFlowPolicy,
+    Rewrite,
+    canonicalise,
+    inside_call,
+    weight_inside,
+)
 from ._diagnostics import Path, show_path
+from ._loops import loops_without_derivative
+from ._slices import between
 
 DYNAMIC = "dynamic"
+
+#: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
+MOVING = ("i", "t")
 
 
 class StateKind(enum.Enum):
@@ -62,8 +75,13 @@ class ModuleInfo:
         Structure of the arguments and of the result.
     num_args, num_out
         Number of leaves of the arguments and of the result.
-    unread_parameters
-        Parameters of the model that the step does not read.
+    retrieved_model_states
+        All states of the model, by path, read by the step or not.
+    rewrites
+        What was done to calls, branches and loops, and what stands in those that stayed.
+    environment
+        Names of ``brainstate.environ`` that were set when the step was traced and change from step
+        to step. Their values, in a dict, are the last argument of the program.
     """
 
     jaxpr: Jaxpr
@@ -72,7 +90,19 @@ class ModuleInfo:
     out_treedef: Any
     num_args: int
     num_out: int
-    unread_parameters: tuple[Path, ...] = ()
+    retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
+    rewrites: tuple[Rewrite, ...] = ()
+    environment: tuple[str, ...] = ()
+
+    @property
+    def unread_parameters(self) -> tuple[Path, ...]:
+        """Parameters of the model that the step does not read."""
+        read = {slot.path for slot in self.slots}
+        return tuple(
+            path
+            for path, state in self.retrieved_model_states.items()
+            if isinstance(state, brainstate.ParamState) and path not in read
+        )
 
     @cached_property
     def origins(self) -> dict[Var, frozenset[Any]]:
@@ -85,6 +115,11 @@ class ModuleInfo:
             for k, var in enumerate(self.invars_of(slot)):
                 seeds[var] = frozenset({(slot.path, k)})
         return depends(self.eqns, seeds)
+
+    @cached_property
+    def producers(self) -> dict[Var, int]:
+        """Index of the equation that computes each variable."""
+        return {var: i for i, eqn in enumerate(self.eqns) for var in eqn.outvars}
 
     @property
     def eqns(self) -> Sequence[JaxprEqn]:
@@ -133,9 +168,88 @@ class ModuleInfo:
         """Which parameter a leaf variable belongs to."""
         return {v: path for path, vs in self.weight_path_to_invars.items() for v in vs}
 
+    @property
+    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
+        """Path of each state of the step. The key is the state itself, which is its identity."""
+        return {slot.state: slot.path for slot in self.slots}
 
-def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
+    def with_environment(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a call, followed by those that come from ``brainstate.environ``.
+
+        Raises
+        ------
+        CompilationError
+            When one that was there when the step was traced is not set now.
+        """
+        missing = [k for k in self.environment if brainstate.environ.get(k, None) is None]
+        if missing:
+            raise CompilationError(
+                f"the step was compiled with {missing[0]!r} in brainstate.environ, which is not "
+                f"set now; call it inside brainstate.environ.context({missing[0]}=...)"
+            )
+        return (*args, _moving(self.environment)) if self.environment else args
+
+    def jaxpr_call(
+        self, *args: Any, old_state_vals: Mapping[Path, Any] | None = None
+    ) -> tuple[Any, dict[Path, Any]]:
+        """Run the step as it was traced.
+
+        Parameters
+        ----------
+        *args
+            Arguments like those it was traced for.
+        old_state_vals
+            Values of the states, by path; those that are missing are the current ones.
+
+        Returns
+        -------
+        out, new_state_vals
+            The model's result, and the new value of every state of the step, by path. No state is
+            written.
+
+        Raises
+        ------
+        ValueError
+            When the arguments have another structure, or a path is not a state of the step.
+        """
+        leaves, treedef = jax.tree.flatten(self.with_environment(args))
+        if treedef != self.arg_treedef:
+            raise ValueError(
+                f"the arguments have structure {treedef}; the step was traced for "
+                f"{self.arg_treedef}"
+            )
+        values = {slot.path: slot.state.value for slot in self.slots}
+        unknown = [path for path in old_state_vals or () if path not in values]
+        if unknown:
+            raise ValueError(f"{show_path(unknown[0])} is not a state of the step")
+        values |= dict(old_state_vals or {})
+        leaves += [leaf for slot in self.slots for leaf in jax.tree.leaves(values[slot.path])]
+        results = _jax.jaxpr_as_fun(self.jaxpr)(*leaves)
+        out, new = results[: self.num_out], results[self.num_out :]
+        return self.out_treedef.unflatten(out), {
+            slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in self.slots
+        }
+
+    def trace_to_param(self, var: Var) -> tuple[Path | None, tuple[_jax.Primitive, ...]]:
+        """The first parameter that leads to a variable, and the primitives crossed, in order.
+
+        ``(None, ())`` when none does. When several do, it is the first in the order of the states.
+        """
+        behind = self.origins.get(var, frozenset()) - {DYNAMIC}
+        for path, leaves in self.weight_path_to_invars.items():
+            if any((path, k) in behind for k in range(len(leaves))):
+                crossed = between(self.eqns, leaves, [var]).eqns
+                return path, tuple(eqn.primitive for eqn in crossed)
+        return None, ()
+
+
+def extract_module_info(
+    model: brainstate.nn.Module, *args: Any, control_flow: ControlFlowPolicy | None = None
+) -> ModuleInfo:
     """Trace one call ``model(*args)`` to a flat program over arguments and states.
+
+    Calls (``jit``, ``checkpoint``) are inlined; ETP operations are taken out of branches and
+    loops.
 
     Parameters
     ----------
@@ -143,24 +257,35 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
         A ``brainstate.nn.Module`` whose states are initialised.
     *args
         Example arguments: arrays, quantities or pytrees of them.
+    control_flow
+        What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
 
     Raises
     ------
     CompilationError
         When a state is missing or changes its shape, dtype or unit, or a parameter is written.
     NotSupportedError
-        When an ETP operation stands inside control flow or a custom differentiation rule.
+        When an ETP operation stands inside a loop that is not written out or a custom
+        differentiation rule, or a derivative would have to pass through a ``while``.
     """
+    policy = ControlFlowPolicy() if control_flow is None else control_flow
+    if not isinstance(policy, ControlFlowPolicy):
+        raise TypeError(f"control_flow must be a ControlFlowPolicy, got {type(policy).__name__}")
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
-    stateful = brainstate.transform.StatefulFunction(model, return_only_write=False)
+    environment = tuple(k for k in MOVING if brainstate.environ.get(k, None) is not None)
+    step = _in_environment(model) if environment else model
+    args = (*args, _moving(environment)) if environment else args
+    stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         stateful.make_jaxpr(*args)
     except Exception as error:
+        after = {state: jax.tree.structure(state.value) for state in before}
         for state, value in before.items():
-            with suppress(ValueError):  # brainstate refuses a state whose structure was changed
-                state.restore_value(value)
+            _put_back(state, value)
+        if isinstance(error, ValueError):
+            _refuse_new_structures(model, after)
         if not isinstance(error, AttributeError):
             raise
         raise CompilationError(
@@ -175,19 +300,74 @@ def extract_module_info(model: brainstate.nn.Module, *args: Any) -> ModuleInfo:
     order, slots = _arrange(model, traced, new_treedefs)
     num_args, num_out = len(arg_leaves), out_treedef.num_leaves
     hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
+    own = [num_out + i for slot in hidden for i in slot.leaves]
+    calls: list[Rewrite] = []
     flat = flatten(
         jaxpr,
         inputs=[*range(num_args), *(num_args + i for i in order)],
         outputs=[*range(num_out), *(num_out + i for i in order)],
-        own=[num_out + i for slot in hidden for i in slot.leaves],
+        own=own,
+        note=lambda eqn: calls.append(inside_call(eqn)),
     )
-    read = {slot.path for slot in slots}
-    parameters = brainstate.graph.states(model, brainstate.ParamState)
-    unread = tuple(path for path in parameters if path not in read)
-    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, unread)
+    fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
+    opened, rewrites = canonicalise(flat, fixed, policy)
+    if opened is not flat:  # what was the result of a branch may now be an input of the step
+        flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
+    states = dict(brainstate.graph.states(model))
+    records = (*calls, *rewrites)
+    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, states, records)
     _check_states(info)
-    refuse_nested_operations(flat)
-    return info
+    _check_loops(info)
+    records = (*records, *_weights_in_control_flow(info))
+    return replace(info, rewrites=records, environment=environment)
+
+
+def _in_environment(model: brainstate.nn.Module) -> Callable[..., Any]:
+    """The model as a function whose last argument is put into ``brainstate.environ``."""
+
+    def step(*inputs: Any) -> Any:
+        with brainstate.environ.context(**inputs[-1]):
+            return model(*inputs[:-1])
+
+    return step
+
+
+def _moving(names: Sequence[str]) -> dict[str, Any]:
+    """Current values in ``brainstate.environ``, in its dtypes: a time may come as an integer."""
+    dtypes = {"i": brainstate.environ.ditype(), "t": brainstate.environ.dftype()}
+    return {
+        name: jax.tree.map(
+            lambda leaf, dtype=dtypes[name]: jax.numpy.asarray(leaf, dtype),
+            brainstate.environ.get(name),
+        )
+        for name in names
+    }
+
+
+def _put_back(state: brainstate.State[Any], value: Any) -> None:
+    try:
+        state.restore_value(value)
+    except ValueError:  # refused to a state whose structure was changed; an assignment is not
+        state.value = value
+
+
+def _refuse_new_structures(model: brainstate.nn.Module, after: Mapping[Any, Any]) -> None:
+    """Say which state a step has left in another structure or unit than it found it in."""
+    for path, state in brainstate.graph.states(model).items():
+        _same_structure(path, jax.tree.structure(state.value), after[state])
+
+
+def _same_structure(path: Path, before: Any, after: Any) -> None:
+    if before == after:
+        return
+    change = unit_change(before, after)
+    raise CompilationError(
+        f"the state {show_path(path)} has {change} after a step; both must be the same. Convert "
+        "what the model assigns to it, or initialise it in the unit that the model computes"
+        if change
+        else f"the state {show_path(path)} changes its structure in one step: it was {before} and "
+        f"becomes {after}"
+    )
 
 
 def _output_trees(stateful: Any, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
@@ -213,11 +393,7 @@ def _arrange(
         state = traced[i]
         path = paths.get(state, ("<outside the model>", len(slots)))
         leaves, treedef = jax.tree.flatten(state.value)
-        if treedef != new_treedefs[i]:
-            raise CompilationError(
-                f"the state {show_path(path)} changes its structure or unit in one step: it was "
-                f"{treedef} and becomes {new_treedefs[i]}"
-            )
+        _same_structure(path, treedef, new_treedefs[i])
         kind = _kind(state, path, state in paths)
         slots.append(
             StateSlot(path, state, kind, treedef, range(len(order), len(order) + len(leaves)))
@@ -227,9 +403,11 @@ def _arrange(
 
 
 def _kind(state: Any, path: Path, inside: bool) -> StateKind:
+    """The kind of a state. A hidden state of integers or booleans carries no derivative."""
     kind = StateKind.OTHER
     if isinstance(state, brainstate.HiddenState):
-        kind = StateKind.HIDDEN
+        smooth = any(_jax.is_float(jax.typeof(leaf)) for leaf in jax.tree.leaves(state.value))
+        kind = StateKind.HIDDEN if smooth else StateKind.OTHER
     elif isinstance(state, brainstate.ParamState):
         kind = StateKind.PARAM
     if kind is not StateKind.OTHER and not inside:
@@ -254,11 +432,6 @@ def _check_states(info: ModuleInfo) -> None:
                 f"the hidden state {show_path(slot.path)} holds {len(slot.leaves)} arrays; it must "
                 "hold one (use a HiddenTreeState for several)"
             )
-        if slot.kind is StateKind.HIDDEN and not _jax.is_float(old[0].aval):
-            raise CompilationError(
-                f"the hidden state {show_path(slot.path)} has dtype {old[0].aval.dtype}; a hidden "
-                "state must be of a floating-point dtype (keep counters in a ShortTermState)"
-            )
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
                 raise CompilationError(
@@ -266,3 +439,28 @@ def _check_states(info: ModuleInfo) -> None:
                     f"{b.aval.str_short()} after it; both must be the same. Initialise it with the "
                     "shape (batch included) and dtype that the model computes"
                 )
+
+
+def _check_loops(info: ModuleInfo) -> None:
+    for eqn in loops_without_derivative(info.jaxpr):
+        raise NotSupportedError(
+            f"a derivative would have to pass through {eqn.primitive.name!r} at "
+            f"{_jax.source_of(eqn)}, and JAX has no reverse mode for a loop whose number of "
+            "iterations is not known before it runs. Use jax.lax.scan, or fori_loop with static "
+            "bounds; or, if no derivative is wanted, put jax.lax.stop_gradient around what enters "
+            "the loop or leaves it"
+        )
+
+
+def _weights_in_control_flow(info: ModuleInfo) -> list[Rewrite]:
+    """Parameters that a branch or loop reads."""
+    found: dict[tuple[int, Path], Rewrite] = {}
+    for i, eqn in enumerate(info.eqns):
+        if eqn.primitive not in CONTROL_PRIMITIVES:
+            continue
+        for atom in eqn.invars:
+            behind = info.origins.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
+            paths = {leaf[0] for leaf in behind} if DYNAMIC not in behind else set()
+            for path in sorted(paths, key=show_path):
+                found[i, path] = weight_inside(eqn, path)
+    return list(found.values())

@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import brainstate
+import jax.numpy as jnp
 
 from .. import _jax
 from .._errors import CompilationError, NotSupportedError
-from .._jax import Atom, JaxprEqn, Var
-from .._jaxpr import slice_to
+from .._jax import Atom, Jaxpr, JaxprEqn, Var
+from .._jaxpr import Along
 from .._positions import Alignment
 from .._primitive import ETPPrimitive, ETPPrimitiveSpec
 from ._diagnostics import Path
+from ._groups import HiddenGroup, near_paths
 from ._module_info import DYNAMIC, ModuleInfo, StateKind
+from ._slices import Slice, between
 
 Leaf = tuple[Path, int]
 """A parameter's path and the index of one of its leaves."""
@@ -57,6 +63,23 @@ class HiddenParamOpRelation:
         further ETP operation (their gradient is that of the current step).
     source
         The user's ``file:line (function)``.
+    hidden_groups
+        The driven groups, in the order of ``group_alignments``.
+    module_info
+        The step that the relation was found in.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> update, candidate = braintrace.find_hidden_param_op_relations_from_module(
+    ...     cell, jnp.ones((2, 3))
+    ... )
+    >>> update.primitive.name, update.weight_path, update.connected_hidden_paths
+    ('etp_mm', ('Wz', 'weight'), (('h',),))
+    >>> update.trainable_leaf_indices
+    {'weight': 1, 'bias': 0}
     """
 
     index: int
@@ -71,6 +94,8 @@ class HiddenParamOpRelation:
     group_alignments: Mapping[int, Alignment]
     path_classification: Mapping[Path, str]
     source: str
+    hidden_groups: tuple[HiddenGroup, ...]
+    module_info: ModuleInfo = field(repr=False)
 
     @property
     def spec(self) -> ETPPrimitiveSpec:
@@ -78,16 +103,116 @@ class HiddenParamOpRelation:
         return self.primitive.spec
 
     @property
-    def trainable_paths(self) -> tuple[Path, ...]:
-        """Paths of the parameters, each once."""
+    def parameter_paths(self) -> tuple[Path, ...]:
+        """Paths of all parameters behind the trainable operands, each once."""
         return tuple(dict.fromkeys(leaf[0] for t in self.trainables for leaf in t.leaves))
 
     @property
     def weight_path(self) -> Path:
         """Path of the first parameter."""
-        return self.trainable_paths[0]
+        return self.parameter_paths[0]
 
     path = weight_path
+
+    @property
+    def connected_hidden_paths(self) -> tuple[Path, ...]:
+        """Paths of the hidden states of the driven groups."""
+        return tuple(path for group in self.hidden_groups for path in group.hidden_paths)
+
+    @property
+    def trainable_vars(self) -> dict[str, Atom]:
+        """The operand of each trainable key."""
+        return {t.key: t.atom for t in self.trainables}
+
+    @property
+    def trainable_paths(self) -> dict[str, Path]:
+        """Path of the parameter behind each trainable key.
+
+        An operand may be computed from several leaves, of one parameter or of several; this and
+        the next two properties name the first, ``trainables`` has them all.
+        """
+        return {t.key: t.leaves[0][0] for t in self.trainables}
+
+    @property
+    def trainable_leaf_indices(self) -> dict[str, int]:
+        """Which leaf of its parameter's value (in the order of ``jax.tree``) each key is."""
+        return {t.key: t.leaves[0][1] for t in self.trainables}
+
+    @property
+    def trainable_param_states(self) -> dict[str, brainstate.State[Any]]:
+        """The ``ParamState`` behind each trainable key."""
+        states = self.module_info.compiled_model_states
+        return {key: states[path] for key, path in self.trainable_paths.items()}
+
+    @property
+    def trainable_processing_chains(self) -> dict[str, tuple[_jax.Primitive, ...]]:
+        """The primitives between the parameter and the operand of each trainable key, in order."""
+        eqns = self.module_info.eqns
+        return {t.key: tuple(eqns[i].primitive for i in t.chain) for t in self.trainables}
+
+    @cached_property
+    def tail_slices(self) -> tuple[Slice, ...]:
+        """Per driven group, the equations from ``y`` to its new values.
+
+        They lie on paths that carry a derivative, cross no ETP operation and pass no hidden state
+        of another group; what they read besides, the group's old values included, is free.
+        """
+        info, near = self.module_info, near_paths(self.module_info)
+        states = frozenset(info.hidden_path_to_outvar.values())
+        return tuple(
+            between(
+                info.eqns,
+                [self.y_var],
+                group.hidden_outvars,
+                states.difference(group.hidden_outvars),
+                near,
+                Along.DERIVATIVES,
+            )
+            for group in self.hidden_groups
+        )
+
+    @cached_property
+    def y_to_hidden_group_jaxprs(self) -> tuple[Jaxpr, ...]:
+        """Per driven group, the tail as a jaxpr ``[*free, y] -> new values``."""
+        return tuple(tail.jaxpr() for tail in self.tail_slices)
+
+    @property
+    def y_to_hidden_group_constvars(self) -> tuple[tuple[Var, ...], ...]:
+        """Per driven group, the variables of the step behind the inputs ``free`` of its tail."""
+        return tuple(tail.free for tail in self.tail_slices)
+
+    def y_to_hidden_groups(
+        self, y: Any, free_values: Mapping[Var, Any], concat_hidden_vals: bool = True
+    ) -> list[Any]:
+        """New values of the driven groups as a function of ``y``.
+
+        Parameters
+        ----------
+        y
+            The output of the operation.
+        free_values
+            Values of the variables in :attr:`y_to_hidden_group_constvars`.
+        concat_hidden_vals
+            Whether the values of a group are one array [*V, S] or a list, one per member.
+
+        Raises
+        ------
+        ValueError
+            When a value is missing or ``y`` has another shape.
+        """
+        if jnp.shape(y) != self.y_var.aval.shape:
+            raise ValueError(
+                f"y of {self.primitive.name!r} has shape {self.y_var.aval.shape}, got "
+                f"{jnp.shape(y)}"
+            )
+        missing = {v for tail in self.tail_slices for v in tail.free if v not in free_values}
+        if missing:
+            raise ValueError(f"free_values lacks {len(missing)} of the tail's free variables")
+        found: list[Any] = []
+        for group, tail in zip(self.hidden_groups, self.tail_slices, strict=True):
+            values = tail.run(*(free_values[v] for v in tail.free), y)
+            found.append(group.concat_hidden(values) if concat_hidden_vals else values)
+        return found
 
 
 def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]:
@@ -113,11 +238,24 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
             continue
         behind = minfo.origins.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
         leaves = sorted(behind - {DYNAMIC}, key=rank.__getitem__) if position in keys else []
-        chain = () if DYNAMIC in behind else tuple(slice_to(minfo.eqns[:eqn_index], [atom]))
+        chain = () if DYNAMIC in behind else _equations_behind(minfo, atom)
         operands.append(
             TrainableOperand(keys.get(position, ""), position, atom, tuple(leaves), chain)
         )
     return operands
+
+
+def _equations_behind(minfo: ModuleInfo, atom: Atom) -> tuple[int, ...]:
+    """Indices of the equations that lead to an operand."""
+    found: set[int] = set()
+    waiting = [atom]
+    while waiting:
+        atom = waiting.pop()
+        i = minfo.producers.get(atom) if _jax.is_var(atom) else None
+        if i is not None and i not in found:
+            found.add(i)
+            waiting.extend(minfo.eqns[i].invars)
+    return tuple(sorted(found))
 
 
 def refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import brainstate
@@ -34,13 +35,13 @@ import jax.numpy as jnp
 
 from .. import _jax
 from .._errors import NotSupportedError
-from .._jax import Atom, JaxprEqn, Var
-from .._jaxpr import depends, differentiable
+from .._jax import Atom, Jaxpr, JaxprEqn, Var
+from .._jaxpr import Along, depends, operands_behind
 from ._diagnostics import Path
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo, is_barrier, member_of
 from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._operations import HiddenParamOpRelation
-from ._relations import find_hidden_param_op_relations_from_minfo
+from ._relations import analyse_operations
 
 #: How often a step may be written out on average before the model is refused.
 MOST_COPIES = 50
@@ -114,6 +115,24 @@ class HiddenPerturbation:
             for path in self.perturb_hidden_paths
         ]
 
+    @cached_property
+    def perturb_jaxpr(self) -> Jaxpr:
+        """The perturbed step as a closed jaxpr ``[*inputs of the step, *perturbations]``."""
+        inputs = [var.aval for var in self.minfo.jaxpr.invars]
+        outvars = self.minfo.hidden_path_to_outvar
+        perturb = [outvars[path].aval for path in self.perturb_hidden_paths]
+
+        def run(*values: Any) -> list[Any]:
+            return self.eval_jaxpr(values[: len(inputs)], values[len(inputs) :])[0]
+
+        with _jax.types_of([*inputs, *perturb]):
+            return _jax.make_jaxpr(run, *inputs, *perturb)
+
+    @property
+    def perturb_vars(self) -> tuple[Var, ...]:
+        """The inputs of :attr:`perturb_jaxpr` that are perturbations, one per hidden state."""
+        return tuple(self.perturb_jaxpr.invars[len(self.minfo.jaxpr.invars) :])
+
     def eval_jaxpr(
         self, inputs: Sequence[Any], perturb: Sequence[Any], extra: Sequence[Var] = ()
     ) -> tuple[list[Any], list[Any]]:
@@ -178,7 +197,7 @@ def perturb_hidden(
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     """The perturbed step of a traced model."""
     groups, _ = find_hidden_groups_from_minfo(minfo)
-    relations, _, _ = find_hidden_param_op_relations_from_minfo(minfo, groups)
+    relations, _, _ = analyse_operations(minfo, groups)
     return perturb_hidden(minfo, groups, relations)
 
 
@@ -354,7 +373,7 @@ class _Planner:
                 follow(ref)
         for step in reversed(instructions):
             eqn = self.minfo.eqns[step.eqn]
-            if differentiable(eqn) and any((v, step.context) in reached for v in eqn.outvars):
-                for ref in step.operands:
-                    follow(ref)
+            results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
+            for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():
+                follow(step.operands[k])
         return live

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import _jax
 from .._jax import JaxprEqn, Var
-from .._jaxpr import depends, differentiable, etp_equations
+from .._jaxpr import Along, depends, etp_equations
 from ._diagnostics import Path
 from ._groups import HiddenGroup, is_barrier, member_of, near_paths
 from ._module_info import ModuleInfo
@@ -35,6 +35,7 @@ def near_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, 
         near_paths(minfo),
         emits=lambda i, eqn: frozenset({(i, None)}) if i in etp else frozenset(),
         through=through,
+        along=Along.DERIVATIVES,
     )
     reached: dict[int, set[int]] = {i: set() for i in etp}
     for var, g in member.items():
@@ -50,8 +51,8 @@ def far_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, f
     marks = depends(
         minfo.eqns,
         {},
-        lambda i, eqn, operand: differentiable(eqn),
         emits=lambda i, eqn: frozenset({i}) if i in etp else frozenset(),
+        along=Along.DERIVATIVES,
     )
     reached: dict[int, set[int]] = {}
     for var, g in member_of(groups).items():
@@ -62,13 +63,12 @@ def far_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, f
 
 def crossed_reach(minfo: ModuleInfo) -> dict[Var, frozenset[int]]:
     """For each variable: the ETP equations that reach it through a further one, in one sweep."""
-
-    def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
-        return differentiable(eqn)
-
     etp = set(etp_equations(minfo.eqns))
     behind = depends(
-        minfo.eqns, {}, passes, lambda i, eqn: frozenset({i}) if i in etp else frozenset()
+        minfo.eqns,
+        {},
+        emits=lambda i, eqn: frozenset({i}) if i in etp else frozenset(),
+        along=Along.DERIVATIVES,
     )
 
     def crossing(i: int, eqn: JaxprEqn) -> frozenset[int]:
@@ -76,7 +76,7 @@ def crossed_reach(minfo: ModuleInfo) -> dict[Var, frozenset[int]]:
             return frozenset()
         return frozenset().union(*(behind.get(a, ()) for a in eqn.invars if _jax.is_var(a)))
 
-    return depends(minfo.eqns, {}, passes, crossing)
+    return depends(minfo.eqns, {}, emits=crossing, along=Along.DERIVATIVES)
 
 
 def classify(

@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import brainstate
 
 from .. import _jax
-from .._errors import NotSupportedError
-from .._jax import Var
+from .._errors import CompilationError, NotSupportedError
+from .._jax import JaxprEqn, Var
 from .._jaxpr import etp_equations
 from .._positions import Alignment, align
 from ._cones import Cone, find_cone
-from ._diagnostics import CompilationRecord, show_path
+from ._diagnostics import CompilationRecord, Path, show_path
 from ._findings import (
+    bounded_records,
     cross_group_records,
+    described,
     excluded,
     included,
+    operand_records,
     partial_path,
+    tail_not_position_wise,
     transition_records,
-    untraced_operands,
 )
 from ._groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._module_info import ModuleInfo, extract_module_info
@@ -32,10 +36,39 @@ from ._operations import (
     weight_operands,
 )
 from ._reach import classify, crossed_reach, far_reach, near_reach
+from ._transitions import check_scope
 
 
 def find_hidden_param_op_relations_from_minfo(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup]
+    minfo: ModuleInfo, path_to_group: Mapping[Path, HiddenGroup] | Sequence[HiddenGroup]
+) -> tuple[HiddenParamOpRelation, ...]:
+    """The relations of a traced model.
+
+    Parameters
+    ----------
+    minfo
+        A traced model.
+    path_to_group
+        The groups of its hidden states: either result of ``find_hidden_groups_from_minfo``.
+
+    Raises
+    ------
+    ValueError
+        When groups of the model are missing.
+    NotSupportedError
+        When a gradient would not be right; the text names the line and a remedy.
+    """
+    known = path_to_group.values() if isinstance(path_to_group, Mapping) else path_to_group
+    groups = sorted(set(known), key=lambda group: group.index)
+    held = {path for group in groups for path in group.hidden_paths}
+    missing = [path for path in minfo.hidden_path_to_outvar if path not in held]
+    if missing:
+        raise ValueError(f"path_to_group lacks the group of {show_path(missing[0])}")
+    return analyse_operations(minfo, groups)[0]
+
+
+def analyse_operations(
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], recurrence_scope: str = "diagonal"
 ) -> tuple[tuple[HiddenParamOpRelation, ...], tuple[Cone, ...], list[CompilationRecord]]:
     """Relations, the cone of every group, and what was found on the way.
 
@@ -43,19 +76,25 @@ def find_hidden_param_op_relations_from_minfo(
     ------
     NotSupportedError
         When a traced operand depends on both parameters and inputs or states, or a path to a
-        hidden state mixes positions.
+        hidden state mixes so many positions that its derivative would not fit.
     """
     groups = tuple(groups)
     found, records = _traceable(minfo, groups)
     driven = [{i for i, _, reached in found if g.index in reached} for g in groups]
     cones = tuple(
-        find_cone(minfo, groups, g, [minfo.eqns[i].outvars[0] for i in sorted(driven[g.index])])
+        find_cone(
+            minfo,
+            groups,
+            g,
+            [minfo.eqns[i].outvars[0] for i in sorted(driven[g.index])],
+            check_scope(recurrence_scope),
+        )
         for g in groups
     )
     for group in groups:
         if driven[group.index]:
-            _check_transition(minfo, group, cones[group.index])
             records.extend(transition_records(group, cones[group.index]))
+    records.extend(bounded_records(minfo, groups, cones))
     records.extend(cross_group_records(minfo, groups, driven))
     crossed = crossed_reach(minfo)
     relations = tuple(
@@ -66,7 +105,21 @@ def find_hidden_param_op_relations_from_minfo(
     records.extend(
         partial_path(r) for r in relations if "partial" in r.path_classification.values()
     )
+    records.extend(_mixed_tails(relations, groups))
     return relations, cones, records
+
+
+def _mixed_tails(
+    relations: Sequence[HiddenParamOpRelation], groups: Sequence[HiddenGroup]
+) -> list[CompilationRecord]:
+    return [
+        tail_not_position_wise(
+            relation, groups[g], found.offence, math.prod(found.result[k] for k in found.extra)
+        )
+        for relation in relations
+        for g, found in relation.group_alignments.items()
+        if found.mixed and found.offence is not None
+    ]
 
 
 def find_hidden_param_op_relations_from_module(
@@ -75,8 +128,11 @@ def find_hidden_param_op_relations_from_module(
     """The relations of ``extract_module_info(model, *args)``."""
     minfo = extract_module_info(model, *args)
     groups, _ = find_hidden_groups_from_minfo(minfo)
-    return find_hidden_param_op_relations_from_minfo(minfo, groups)[0]
+    return find_hidden_param_op_relations_from_minfo(minfo, groups)
 
+
+#: How many numbers the factor ``f`` of a relation whose tail mixes positions may take at a step.
+LARGEST_FACTOR = 2**27
 
 Traceable = tuple[int, tuple[TrainableOperand, ...], frozenset[int]]
 """An ETP equation with parameters, its operands but ``x``, and the groups it drives."""
@@ -96,43 +152,31 @@ def _traceable(
             records.append(excluded(eqn, operands, reached[i], far.get(i, frozenset())))
             continue
         refuse_dynamic(minfo, eqn, operands)
-        records.extend(untraced_operands(eqn, operands))
+        records.extend(operand_records(eqn, operands))
         found.append((i, operands, reached[i]))
     return found, records
 
 
-def _check_transition(minfo: ModuleInfo, group: HiddenGroup, cone: Cone) -> None:
-    eqns = [minfo.eqns[i] for i in cone.eqns]
-    for path, old in zip(group.hidden_paths, group.hidden_invars, strict=True):
-        shape = old.aval.shape[: group.ndim]
-        found = align(eqns, old, group.hidden_outvars, group.ndim, group.ndim)
-        if found is None or (found.position_wise and found.is_identity(shape, group.varshape)):
-            continue
-        raise NotSupportedError(
-            f"the transition of the hidden state {show_path(path)} mixes positions at "
-            f"{_where(minfo, group, found)}: the diagonal Jacobian of D-RTRL would not be its "
-            "derivative. "
-            + _remedy(
-                found,
-                "Make the recurrent product an ETP operation (braintrace.matmul, conv, ...), or "
-                "keep the state's path element-wise",
-            )
+def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> Alignment:
+    """How the output of an operation lies in the positions of a group that it drives."""
+    y = eqn.outvars[0]
+    found = align(cone, y, group.hidden_outvars, group.ndim, y.aval.ndim)
+    if found is None:
+        raise CompilationError(
+            f"no way was found from {eqn.primitive.name!r} at {_jax.source_of(eqn)} to "
+            f"{show_path(group.hidden_paths[0])}, although it depends on it; please report this"
         )
-
-
-def _remedy(found: Alignment | None, remedy: str) -> str:
-    name = "" if found is None or found.offence is None else found.offence.primitive.name
-    if name in ("cond", "scan", "while"):
-        return "Control flow on a state's path is not supported; use jnp.where, or unroll the loop"
-    return remedy
-
-
-def _where(minfo: ModuleInfo, group: HiddenGroup, found: Alignment) -> str:
-    if found.offence is None:
-        news = set(group.hidden_outvars)
-        last = next(e for e in reversed(minfo.eqns) if news.intersection(e.outvars))
-        return f"a transposition of its axes (before {_jax.source_of(last)})"
-    return f"{found.offence.primitive.name!r} ({_jax.source_of(found.offence)})"
+    size = group.num_state * math.prod(group.varshape[k] for k in found.extra) * y.aval.size
+    if found.mixed and size > LARGEST_FACTOR:
+        raise NotSupportedError(
+            f"between {eqn.primitive.name!r} at {_jax.source_of(eqn)} and the hidden state "
+            f"{show_path(group.hidden_paths[0])}, positions are mixed at "
+            f"{described(found.offence)}: the derivative of every position in every output takes "
+            f"{size} numbers at each step, more than {LARGEST_FACTOR}. Put the normalisation, "
+            "pooling or dense product in front of the operation, or use an ETP operation for the "
+            "product"
+        )
+    return found
 
 
 def _relation(
@@ -150,17 +194,7 @@ def _relation(
     alignments = {}
     for g in sorted(driven):
         eqns = [minfo.eqns[i] for i in cones[g].eqns]
-        found = align(eqns, y_var, groups[g].hidden_outvars, groups[g].ndim, y_var.aval.ndim)
-        if found is None or not found.position_wise:
-            where = "its tail" if found is None else _where(minfo, groups[g], found)
-            raise NotSupportedError(
-                f"between {eqn.primitive.name!r} at {_jax.source_of(eqn)} and the hidden state "
-                f"{show_path(groups[g].hidden_paths[0])}, positions are mixed at {where}: the "
-                "position-wise factor f would not be the derivative. Use one operation per gate "
-                "instead of slicing one output, and keep normalisation, pooling and dense "
-                "products in front of the operation"
-            )
-        alignments[g] = found
+        alignments[g] = _alignment(eqn, groups[g], eqns)
     x_index = spec.x_invar_index
     return HiddenParamOpRelation(
         index=index,
@@ -175,4 +209,6 @@ def _relation(
         group_alignments=alignments,
         path_classification=classify(crossed, eqn_index, [groups[g] for g in alignments]),
         source=_jax.source_of(eqn),
+        hidden_groups=tuple(groups[g] for g in alignments),
+        module_info=minfo,
     )

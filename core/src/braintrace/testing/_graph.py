@@ -83,6 +83,7 @@ def build_graph(step: Step, groups: Sequence[Sequence[Path]] | None = None) -> G
         elif path is not None and isinstance(state, brainstate.HiddenState) and is_float(leaves[0]):
             hidden_places[path] = start, state
         start += len(leaves)
+    hidden_places = {path: hidden_places[path] for path in step.order if path in hidden_places}
     program = flatten(
         step.jaxpr,
         parameters={first_input + k for of_path in places.values() for k in of_path},
@@ -98,7 +99,6 @@ def build_graph(step: Step, groups: Sequence[Sequence[Path]] | None = None) -> G
         )
         for path, (k, state) in hidden_places.items()
     ]
-    hidden.sort(key=lambda h: step.order.index(h.path))
     parameters = {
         path: tuple(program.inputs[first_input + k] for k in of_path)
         for path, of_path in places.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ._paths import (
     Reached,
     around,
     arriving_at,
+    coupled,
     outside_relations,
     path_sums,
     signal,
@@ -27,6 +28,8 @@ from ._paths import (
     within,
 )
 from ._step import Path, Step, entry, num_steps, trace_step
+
+RecurrenceScope = Literal["diagonal", "coupled"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,11 @@ class StepRecord:
     Groups ``g`` and ETP equations ``r`` are numbers; ``|g|`` is the number of entries of the
     members of a group, one member after the other; ``n`` is the number of parameter entries.
 
-    - ``D[g]`` ``[|g|, |g|]``: :math:`\partial h_g^t / \partial h_g^{t-1}` along paths that cross no
-      ETP equation and meet no other group, entries at equal positions only;
-    - ``F[r, g]`` ``[|g|, size(y)]``: :math:`\partial h_g^t / \partial y_r` along such paths;
+    - ``D[g]`` ``[|g|, |g|]``: :math:`\partial h_g^t / \partial h_g^{t-1}` along the paths of the
+      recurrence scope (see :func:`d_rtrl_oracle`), entries at equal positions only: where a
+      transition mixes positions, this is the true block diagonal, never a sum over positions;
+    - ``F[r, g]`` ``[|g|, size(y)]``: :math:`\partial h_g^t / \partial y_r` along paths that cross
+      no ETP equation and meet no other group;
     - ``dY[r]`` ``[size(y), n]``: :math:`\partial y_r / \partial \theta` through the trainable
       operands;
     - ``x[r]``: the input of the ETP operation, ``None`` when it has none;
@@ -87,6 +92,7 @@ def d_rtrl_oracle(
     loss_fn: Callable[..., Any],
     *,
     groups: Sequence[Sequence[Path]] | None = None,
+    recurrence_scope: RecurrenceScope = "diagonal",
 ) -> OracleResult:
     r"""D-RTRL with the parameter-dimension trace, by path sums over dense local Jacobians.
 
@@ -109,6 +115,12 @@ def d_rtrl_oracle(
     groups
         Hidden groups as lists of state paths, in place of those found in the model; a hidden state
         that is not named is a group of its own.
+    recurrence_scope
+        Which paths from an old to a new value of a group are in ``D``. None may meet another group.
+        ``'diagonal'``: those that cross no ETP equation. ``'coupled'``: also those that cross ETP
+        equations on the way to the first new value of the group that they meet; from there they may
+        go on to other members of the group without crossing one (what leaves a new value through
+        an ETP equation is in ``l``). Nothing else depends on the scope.
 
     Returns
     -------
@@ -118,11 +130,16 @@ def d_rtrl_oracle(
     ------
     ValueError
         When the sequences have no common length, the loss is not a scalar, ``groups`` names
-        something else than hidden states, or an ETP operation stands inside control flow.
+        something else than hidden states, ``recurrence_scope`` is none of the above, or an ETP
+        operation stands inside control flow.
     """
+    if recurrence_scope not in get_args(RecurrenceScope):
+        raise ValueError(
+            f"recurrence_scope must be one of {get_args(RecurrenceScope)}, got {recurrence_scope!r}"
+        )
     step = trace_step(model, sequences, loss_fn)
     graph = build_graph(step, groups)
-    out, loss, steps = _run(step, graph, sequences)
+    out, loss, steps = _run(step, graph, sequences, recurrence_scope)
     n = sum(map(graph.program.size, graph.leaves))
     grad = np.zeros(n)
     influence = {(r, g): np.zeros((steps[0].D[g].shape[0], n)) for r, g in graph.relations}
@@ -145,37 +162,40 @@ def d_rtrl_oracle(
 
 
 def _run(
-    step: Step, graph: Graph, sequences: tuple[Any, ...]
+    step: Step, graph: Graph, sequences: tuple[Any, ...], scope: RecurrenceScope
 ) -> tuple[Any, np.ndarray, list[StepRecord]]:
     """Outputs, losses and records of all steps."""
     program, num_out = graph.program, step.out_tree.num_leaves
-    linearise = jax.jit(program.linearise)
     states = jax.tree.leaves(step.values)
     outs, losses, records = [], [], []
     for t in range(num_steps(sequences)):
-        values, jacobians = linearise([*jax.tree.leaves(entry(sequences, t)), *states])
+        values, jacobians = program.linearise([*jax.tree.leaves(entry(sequences, t)), *states])
         results = [values[v] for v in program.outputs]
         states = results[num_out:]
         out, loss = jax.tree.unflatten(step.out_tree, results[:num_out])
         outs.append(out)
         losses.append(loss)
-        records.append(_record(graph, values, [np.asarray(j, dtype=float) for j in jacobians]))
+        dense = [np.asarray(j, dtype=float) for j in jacobians]
+        records.append(_record(graph, values, dense, scope))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *outs)
     return stacked, np.stack(losses), records
 
 
-def _record(graph: Graph, values: list[Any], jacobians: list[np.ndarray]) -> StepRecord:
+def _record(
+    graph: Graph, values: list[Any], jacobians: list[np.ndarray], scope: RecurrenceScope
+) -> StepRecord:
     program, group_of = graph.program, graph.group_of
 
     def sums(sources: Reached, rule: Any) -> Reached:
         return path_sums(program.edges, jacobians, sources, rule)
 
+    start, recurrent = (NEAR, within) if scope == "diagonal" else (FAR, coupled)
     D, signals, old = {}, {}, {}
     for g, members in enumerate(graph.groups):
         before, after = [h.old for h in members], [h.new for h in members]
         n = sum(map(program.size, after))
         position = np.concatenate([h.positions for h in members])
-        total = sums(starting_at(program, before, NEAR), within(group_of, g))
+        total = sums(starting_at(program, before, start), recurrent(group_of, g))
         same = position[:, None] == position[None, :]
         D[g] = np.where(same, arriving_at(program, total, after, n), 0.0)
         near = sums(starting_at(program, after, NEAR), signal(group_of, g))

@@ -76,8 +76,25 @@ def uncrossed(edge: Edge, mode: Mode) -> Mode | None:
 
 
 def within(group_of: dict[int, int], g: int) -> Rule:
-    """Uncrossed paths through no hidden state of another group: ``D`` and ``F``."""
+    """Uncrossed paths through no hidden state of another group: ``F``, and the diagonal ``D``."""
     return lambda edge, mode: None if edge.crosses or group_of.get(edge.target, g) != g else mode
+
+
+def coupled(group_of: dict[int, int], g: int) -> Rule:
+    """The coupled ``D``: a path, which starts far, may cross ETP equations until it arrives.
+
+    It arrives at the first new value of the group that it meets, and is near from there on: it may
+    go on to further members, but what leaves a new value through an ETP equation is in ``l``. A
+    path that meets another group is dropped.
+    """
+
+    def rule(edge: Edge, mode: Mode) -> Mode | None:
+        met = group_of.get(edge.target, g)
+        if met != g or (mode == NEAR and edge.crosses):
+            return None
+        return NEAR if edge.target in group_of else mode
+
+    return rule
 
 
 def signal(group_of: dict[int, int], g: int) -> Rule:

@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -22,12 +25,17 @@ from .._primitive import get_primitive_spec, is_etp_primitive
 
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
 
+Run = Callable[..., list[Any]]
+
 
 @dataclass(frozen=True)
 class Equation:
-    """``results = run(*operands)``; ``primitive`` and ``trainable`` positions for ETP ones."""
+    """``results = run(*operands)``; ``primitive`` and ``trainable`` positions for ETP ones.
 
-    run: Callable[..., list[Any]]
+    Equations that compute the same have equal ``run``, so that it is compiled once for them all.
+    """
+
+    run: Run
     operands: tuple[int, ...]
     results: tuple[int, ...]
     primitive: Any = None
@@ -70,16 +78,13 @@ class Program:
     def linearise(self, inputs: Sequence[Any]) -> tuple[list[Any], list[jax.Array]]:
         """Values of all variables, and per edge the matrix ``[size(target), size(source)]``."""
         values = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
-        for equation in self.equations:
-            results = equation.run(*(values[v] for v in equation.operands))
+        wanted = {k: tuple(edges) for k, edges in groupby(self.edges, attrgetter("equation"))}
+        jacobians: list[jax.Array] = []
+        for k, equation in enumerate(self.equations):
+            pairs = tuple((edge.operand, edge.result) for edge in wanted.get(k, ()))
+            results, local = _evaluate(equation.run, pairs, [values[v] for v in equation.operands])
             values.update(zip(equation.results, results, strict=True))
-        jacobians = []
-        for edge in self.edges:
-            equation = self.equations[edge.equation]
-            operands = [values[v] for v in equation.operands]
-            function = _single(equation.run, operands, edge.operand, edge.result)
-            dense = jax.jacrev(function)(operands[edge.operand])
-            jacobians.append(dense.reshape(self.size(edge.target), self.size(edge.source)))
+            jacobians.extend(local)
         return [values[v] for v in range(len(self.avals))], jacobians
 
 
@@ -92,8 +97,8 @@ def flatten(jaxpr: Any, parameters: set[int], hidden: Sequence[int]) -> Program:
         Positions of the inputs that are parameters.
     hidden
         Positions of the outputs that are new values of hidden states. Each gets a variable of its
-        own: where two share one, or one is an input or a constant, an identity is put in front of
-        the output, and readers keep reading the original.
+        own: where two share one, it is that of the first, and the other gets a copy, as does one
+        that is an input or a constant. Readers keep reading the original.
     """
     builder = _Builder()
     inputs = [builder.variable(v.aval) for v in _open(jaxpr).invars]
@@ -138,7 +143,7 @@ class _Builder:
 
     def identity(self, variable: int) -> int:
         copy = self.variable(self.avals[variable])
-        self.equations.append(Equation(lambda value: [value], (variable,), (copy,)))
+        self.equations.append(Equation(_same, (variable,), (copy,)))
         return copy
 
     def inline(self, jaxpr: Any, operands: Sequence[int]) -> list[int]:
@@ -162,11 +167,7 @@ class _Builder:
                 f"an ETP operation stands inside {eqn.primitive.name!r}, which the oracle takes as "
                 "one equation; write the model without it (unroll the loop, use `where`)"
             )
-
-        def run(*values: Any) -> list[Any]:
-            out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-            return list(out) if eqn.primitive.multiple_results else [out]
-
+        run = _bound(eqn)
         results = [self.variable(v.aval) for v in eqn.outvars]
         if not is_etp_primitive(eqn.primitive):
             self.equations.append(Equation(run, tuple(operands), tuple(results)))
@@ -177,6 +178,47 @@ class _Builder:
             Equation(run, tuple(operands), tuple(results), eqn.primitive, trainable)
         )
         return [self.identity(v) for v in results]  # y is thereby never itself a hidden value
+
+
+@dataclass(frozen=True)
+class _Bind:
+    """A primitive with its parameters, as a function."""
+
+    primitive: Any
+    params: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *values: Any) -> list[Any]:
+        params = self.primitive.get_bind_params(dict(self.params))
+        out = self.primitive.bind(*values, **params)
+        return list(out) if self.primitive.multiple_results else [out]
+
+
+def _bound(eqn: Any) -> Run:
+    run = _Bind(eqn.primitive, tuple(sorted(eqn.params.items())))
+    try:
+        hash(run)
+    except TypeError:  # a parameter that cannot be compared: equal to itself only
+        return partial(run)
+    return run
+
+
+def _same(value: Any) -> list[Any]:
+    return [value]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(
+    run: Run, pairs: tuple[tuple[int, int], ...], operands: list[Any]
+) -> tuple[list[Any], list[jax.Array]]:
+    """Results, and per pair of operand and result ``[size(result), size(operand)]``."""
+    results = run(*operands)
+
+    def dense(operand: int, result: int) -> jax.Array:
+        function = _single(run, operands, operand, result)
+        of = operands[operand]
+        return jax.jacrev(function)(of).reshape(results[result].size, of.size)
+
+    return results, [dense(*pair) for pair in pairs]
 
 
 def _find_edges(
@@ -192,25 +234,30 @@ def _find_edges(
             passes = etp and get_primitive_spec(equation.primitive).gradient_enabled
             crosses = etp and (trainable or not passes)
             for j, target in enumerate(equation.results):
-                if _carries_derivative(equation, avals, i, j):
+                if _carries_derivative(
+                    equation.run, tuple(avals[v] for v in equation.operands), avals[target], i, j
+                ):
                     edges.append(Edge(source, target, k, i, j, trainable, crosses))
         if varying.intersection(equation.operands):
             varying.update(equation.results)
     return edges
 
 
+@lru_cache(maxsize=4096)
 def _carries_derivative(
-    equation: Equation, avals: Sequence[jax.ShapeDtypeStruct], operand: int, result: int
+    run: Run,
+    operands: tuple[jax.ShapeDtypeStruct, ...],
+    target: jax.ShapeDtypeStruct,
+    operand: int,
+    result: int,
 ) -> bool:
-    source, target = avals[equation.operands[operand]], avals[equation.results[result]]
-    if not (is_float(source) and is_float(target)):
+    if not (is_float(operands[operand]) and is_float(target)):
         return False
 
-    def transposed(operands: list[Any], cotangent: Any) -> Any:
-        function = _single(equation.run, operands, operand, result)
-        return jax.vjp(function, operands[operand])[1](cotangent)
+    def transposed(values: list[Any], cotangent: Any) -> Any:
+        return jax.vjp(_single(run, values, operand, result), values[operand])[1](cotangent)
 
-    jaxpr = _open(jax.make_jaxpr(transposed)([avals[v] for v in equation.operands], target))
+    jaxpr = _open(jax.make_jaxpr(transposed)(list(operands), target))
     reached = {jaxpr.invars[-1]}
     for eqn in jaxpr.eqns:
         if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
@@ -218,9 +265,7 @@ def _carries_derivative(
     return any(v in reached for v in jaxpr.outvars if not isinstance(v, Literal))
 
 
-def _single(
-    run: Callable[..., list[Any]], operands: Sequence[Any], operand: int, result: int
-) -> Callable[[Any], Any]:
+def _single(run: Run, operands: Sequence[Any], operand: int, result: int) -> Callable[[Any], Any]:
     """One result as a function of one operand."""
     return lambda value: run(*operands[:operand], value, *operands[operand + 1 :])[result]
 

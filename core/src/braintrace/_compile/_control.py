@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control flow around ETP operations, rewritten so that the operations stand in the open.
+
+A trace is kept per ETP equation, so each must be an equation of the step itself, run at every
+step. A branch is cut at its operations (see ``_branches``); a ``scan`` becomes its iterations,
+one after the other; a ``while`` has no length and is refused. Control flow without an ETP
+operation inside stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _jax
+from .._errors import NotSupportedError
+from .._jax import Jaxpr, JaxprEqn, jaxp
+from .._jaxpr import (
+    etp_equations,
+    first_nested_operation,
+    read,
+    run_equations,
+    run_inlined,
+)
+from ._branches import Branch, run_branches, varying_variables
+from ._diagnostics import Path, show_path
+from ._loops import fixed_in_body, run_iterations
+
+CONTROL_PRIMITIVES = frozenset({jaxp.cond_p, jaxp.scan_p, jaxp.while_p})
+
+
+@dataclass(frozen=True)
+class ControlFlowPolicy:
+    """What the compiler does with an ETP operation inside control flow.
+
+    Parameters
+    ----------
+    cond
+        ``'convert'``: cut the branches of a ``cond`` or ``switch`` at their ETP operations, in a
+        way that is safe when the branch not taken has no finite value or derivative.
+        ``'refuse'``: raise ``NotSupportedError``.
+    scan_unroll_limit
+        The longest ``scan`` (or ``fori_loop`` with static bounds) that is written out, in
+        iterations. Zero: none is. Every iteration of every operation has a trace of its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> import braintrace as bt
+    >>> bt.ControlFlowPolicy(scan_unroll_limit=32)
+    ControlFlowPolicy(cond='convert', scan_unroll_limit=32)
+    """
+
+    cond: str = "convert"
+    scan_unroll_limit: int = 16
+
+    def __post_init__(self) -> None:
+        if self.cond not in ("convert", "refuse"):
+            raise ValueError(f"cond must be 'convert' or 'refuse', got {self.cond!r}")
+        limit = self.scan_unroll_limit
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"scan_unroll_limit must be an integer, got {limit!r}")
+        if limit < 0:
+            raise ValueError(f"scan_unroll_limit must not be negative, got {limit}")
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Something that was found in a call, a branch or a loop, or done to it.
+
+    Attributes
+    ----------
+    kind
+        The value of a ``DiagnosticKind``: ``'control_flow_rewritten'`` (a branch was cut or a loop
+        written out), ``'primitive_inside_control_flow'`` (an ETP operation in one, which it
+        concerns), ``'primitive_inside_nested_jit'`` (an ETP operation in a call that was inlined),
+        ``'weight_in_control_flow'`` (a parameter is read plainly in a branch or loop).
+    source
+        The user's ``file:line (function)``.
+    primitive
+        Name of the primitive: of the control flow in the first and the last case, of the ETP
+        operation in the others.
+    description
+        For people.
+    weight_path
+        The parameter, in the last case.
+    """
+
+    kind: str
+    source: str
+    primitive: str
+    description: str
+    weight_path: Path | None = None
+
+
+def canonicalise(
+    jaxpr: Jaxpr, fixed: Sequence[bool], policy: ControlFlowPolicy
+) -> tuple[Jaxpr, tuple[Rewrite, ...]]:
+    """``jaxpr`` with every ETP operation taken out of branches and loops.
+
+    Parameters
+    ----------
+    jaxpr
+        A closed jaxpr without calls.
+    fixed
+        For each input, whether it is made of parameters and constants.
+    policy
+        What to do with control flow.
+
+    Raises
+    ------
+    NotSupportedError
+        When an operation stands in a loop that is not written out, in a ``while``, or in a
+        function with a custom differentiation rule.
+    """
+    found: list[Rewrite] = []
+    return _Rewriting(policy, found.append).open(jaxpr, fixed), tuple(found)
+
+
+@dataclass(frozen=True)
+class _Rewriting:
+    """One run of the pass; every level of nesting is left behind for good, so it ends."""
+
+    policy: ControlFlowPolicy
+    note: Callable[[Rewrite], None]
+
+    def program(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
+        """A branch or body without calls, with all its ETP operations in the open."""
+
+        def run(*values: Any) -> list[Any]:
+            return run_inlined(jaxpr, values, note=lambda e: self.note(inside_call(e)))
+
+        return self.open(_jax.make_jaxpr(run, *jaxpr.in_avals), fixed)
+
+    def open(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
+        """The same for a program without calls."""
+        if all(first_nested_operation(eqn) is None for eqn in jaxpr.eqns):
+            return jaxpr
+        varying = varying_variables(jaxpr, fixed)
+        replacements = {
+            i: self.replacement(
+                eqn, operation, [not (_jax.is_var(a) and a in varying) for a in eqn.invars]
+            )
+            for i, eqn in enumerate(jaxpr.eqns)
+            if (operation := first_nested_operation(eqn)) is not None
+        }
+
+        def run(*values: Any) -> list[Any]:
+            env = dict(_jax.constants(jaxpr))
+            env.update(zip(jaxpr.invars, values, strict=True))
+            for i, eqn in enumerate(jaxpr.eqns):
+                if i not in replacements:
+                    run_equations([eqn], env)
+                    continue
+                with _jax.at_source(eqn):
+                    results = replacements[i]([read(env, atom) for atom in eqn.invars])
+                env.update(zip(eqn.outvars, results, strict=True))
+            return [read(env, atom) for atom in jaxpr.outvars]
+
+        return _jax.make_jaxpr(run, *jaxpr.in_avals)
+
+    def replacement(
+        self, eqn: JaxprEqn, operation: JaxprEqn, fixed: Sequence[bool]
+    ) -> Callable[[list[Any]], list[Any]]:
+        """What to run instead of control flow with an ETP operation inside."""
+        if eqn.primitive is jaxp.cond_p and self.policy.cond == "convert":
+            branches = [self.program(_jax.close(b), fixed[1:]) for b in eqn.params["branches"]]
+            plans = [Branch(branch, tuple(fixed[1:])) for branch in branches]
+            self.note(_rewritten(eqn, f"{len(plans)} branches are cut at their operations"))
+            self.inside(eqn, [plan.jaxpr for plan in plans])
+            return lambda operands: run_branches(plans, operands[0], operands[1:])
+        if eqn.primitive is jaxp.scan_p and eqn.params["length"] <= self.policy.scan_unroll_limit:
+            body = self.program(_jax.sub_jaxpr(eqn), fixed_in_body(eqn, fixed))
+            self.note(_rewritten(eqn, f"its {eqn.params['length']} iterations are written out"))
+            self.inside(eqn, [body])
+            return lambda operands: run_iterations(eqn, body, operands)
+        raise NotSupportedError(self.refusal(eqn, operation))
+
+    def inside(self, eqn: JaxprEqn, programs: Sequence[Jaxpr]) -> None:
+        where = f"{eqn.primitive.name!r} at {_jax.source_of(eqn)}"
+        for program in programs:
+            for i in etp_equations(program.eqns):
+                operation = program.eqns[i]
+                self.note(
+                    Rewrite(
+                        "primitive_inside_control_flow",
+                        _jax.source_of(operation),
+                        operation.primitive.name,
+                        f"{operation.primitive.name} stood inside {where}",
+                    )
+                )
+
+    def refusal(self, eqn: JaxprEqn, operation: JaxprEqn) -> str:
+        name = eqn.primitive.name
+        text = (
+            f"the ETP operation {operation.primitive.name!r} at {_jax.source_of(operation)} stands "
+            f"inside {name!r} at {_jax.source_of(eqn)}"
+        )
+        if eqn.primitive is jaxp.cond_p:
+            return f"{text}, which ControlFlowPolicy(cond='refuse') does not allow. Use 'convert'"
+        if eqn.primitive is jaxp.scan_p:
+            length, limit = eqn.params["length"], self.policy.scan_unroll_limit
+            return (
+                f"{text}, which has {length} iterations; loops of up to {limit} are written out, "
+                f"with a trace for each iteration. Raise the limit with "
+                f"ControlFlowPolicy(scan_unroll_limit={length}), move the operation out of the "
+                "loop, or use a plain product in it (the gradient of its weight is then that of "
+                "the current step)"
+            )
+        if eqn.primitive is jaxp.while_p:
+            return (
+                f"{text}, whose number of iterations is not known before it runs, so there is no "
+                "trace for each. Use jax.lax.scan, or fori_loop with static bounds, or move the "
+                "operation out of the loop"
+            )
+        return (
+            f"{text}, where its parameters cannot be traced. Call the operation outside of it, or "
+            "use a plain JAX operation there"
+        )
+
+
+def _rewritten(eqn: JaxprEqn, how: str) -> Rewrite:
+    name = eqn.primitive.name
+    return Rewrite("control_flow_rewritten", _jax.source_of(eqn), name, f"{name}: {how}")
+
+
+def inside_call(operation: JaxprEqn) -> Rewrite:
+    """The record of an ETP operation in a call that was inlined."""
+    name = operation.primitive.name
+    return Rewrite(
+        "primitive_inside_nested_jit",
+        _jax.source_of(operation),
+        name,
+        f"{name} stood inside a nested jit or checkpoint, which is inlined",
+    )
+
+
+def weight_inside(eqn: JaxprEqn, path: Path) -> Rewrite:
+    """The record of a parameter that a branch or loop reads."""
+    name = eqn.primitive.name
+    text = (
+        f"{name} reads the parameter {show_path(path)} other than by an ETP operation; that part "
+        "of its gradient is that of the current step"
+    )
+    return Rewrite("weight_in_control_flow", _jax.source_of(eqn), name, text, path)

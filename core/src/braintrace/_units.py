@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Physical units as part of a pytree's structure.
+
+The unit of a ``saiunit.Quantity`` belongs to its tree structure, so that equal structures mean
+equal units and arrays can be taken out and put back without a thought for units. What is left to
+do is here: saying how two structures differ, and converting to the units of a structure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import saiunit
+
+
+def unit_change(expected: Any, found: Any) -> str | None:
+    """``"the unit V instead of mV"`` if two tree structures differ in units alone.
+
+    Parameters
+    ----------
+    expected, found
+        Tree structures. Of several units that differ the first is named.
+    """
+    (wanted, bare), (got, other) = _units(expected), _units(found)
+    if bare != other:
+        return None
+    changes = (pair for pair in zip(wanted, got, strict=True) if pair[0] != pair[1])
+    return next((f"{_named(b)} instead of {_named(a)}" for a, b in changes), None)
+
+
+def in_units_of(expected: Any, tree: Any) -> Any:
+    """``tree`` with its quantities in the units of a tree structure, where dimensions agree.
+
+    A tree of another structure is returned as it is.
+    """
+    wanted, bare = _units(expected)
+    leaves, treedef = _flatten(tree)
+    if treedef != bare:
+        return tree
+    pairs = zip(leaves, wanted, strict=True)
+    return treedef.unflatten([_converted(leaf, unit) for leaf, unit in pairs])
+
+
+def _units(structure: Any) -> tuple[list[saiunit.Unit], Any]:
+    """The unit of every leaf, and the structure without units."""
+    leaves, bare = _flatten(structure.unflatten([0.0] * structure.num_leaves))
+    return [saiunit.get_unit(leaf) for leaf in leaves], bare
+
+
+def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(tree, is_leaf=saiunit.math.is_quantity)
+
+
+def _converted(leaf: Any, unit: saiunit.Unit) -> Any:
+    own = saiunit.get_unit(leaf)
+    if own == unit or not own.has_same_dim(unit) or not saiunit.math.is_quantity(leaf):
+        return leaf
+    return leaf.in_unit(unit)
+
+
+def _named(unit: saiunit.Unit) -> str:
+    return "no unit" if unit == saiunit.UNITLESS else f"the unit {unit}"

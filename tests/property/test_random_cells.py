@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Online gradients of random cells against the oracle.
+
+``BRAINTRACE_PROPERTY_RUNS=20`` draws twenty times as many cells, other ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+
+import braintrace as bt
+from braintrace.testing import OracleResult, assert_tree_close, d_rtrl_oracle
+
+from .models import Cell, data, loss_fn
+from .programs import Program, Way, programs, sequences, single_steps
+
+RUNS = int(os.environ.get("BRAINTRACE_PROPERTY_RUNS", "1"))
+RTOL = 1e-9
+
+#: What a good part of the cells has, so that a run is not about trivial ones.
+OFTEN = ("gradients", "traces", "late reads", "direct parts", "several groups", "several states")
+
+
+@dataclass
+class Tally:
+    """What was met in a run."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    refusals: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> int:
+        return self.counts[name]
+
+    def add(self, program: Program, result: OracleResult) -> None:
+        first = result.steps[0]
+        facts = {
+            "cells": True,
+            "gradients": any(_norm(grad) for grad in result.grads.values()),
+            "traces": any(_norm(now.D[g]) for now in result.steps for _, g in result.relations),
+            "late reads": any(map(_norm, first.e.values())),
+            "direct parts": bool(_norm(first.direct)),
+            "several groups": len(result.groups) > 1,
+            "several states": any(len(group) > 1 for group in result.groups),
+            "shared by groups": len({r for r, _ in result.relations}) < len(result.relations),
+            "mixing": program.mixes,
+        }
+        self.counts.update(name for name, holds in facts.items() if holds)
+
+
+def _norm(tree: Any) -> float:
+    return float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+# --- the gradient, in the way that was drawn -------------------------------------------------
+
+
+def gradient(learner: Any, way: Way, xs: Any, ys: Any) -> Any:
+    of_call = of_sequence(learner, way) if way.driver == "sequence" else of_steps(learner)
+    total = None
+    with nullcontext() if way.jit else jax.disable_jit():
+        for k in range(way.calls):
+            cut = slice(k * way.steps, (k + 1) * way.steps)
+            grads = of_call(xs[cut], ys[cut])
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    return total
+
+
+def of_sequence(learner: Any, way: Way) -> Any:
+    def step_fn(x: Any, y: Any) -> Any:
+        return loss_fn(learner(x), y)
+
+    def of_call(xs: Any, ys: Any) -> Any:
+        return learner.etrace_grad(xs, ys, step_fn=step_fn, reduction="sum", block_size=way.block)
+
+    return of_call
+
+
+def of_steps(learner: Any) -> Any:
+    @brainstate.transform.jit
+    def of_call(xs: Any, ys: Any) -> Any:
+        def loss() -> Any:
+            return sum(loss_fn(learner(x), y) for x, y in zip(xs, ys, strict=True))
+
+        return brainstate.transform.grad(loss, learner.param_states)()
+
+    return of_call
+
+
+# --- the property ----------------------------------------------------------------------------
+
+
+def check(program: Program, way: Way, tally: Tally, scope: Any) -> None:
+    """The gradient is that of the oracle, or the cell is refused with its place."""
+    model, (xs, ys) = Cell(program), data(program, way.total)
+    result = d_rtrl_oracle(model, (xs, ys), loss_fn, recurrence_scope=scope)
+    size = _norm(result.grads)
+    assume(result.groups and np.isfinite(size) and size < 1e8)
+    tally.add(program, result)
+    if tally["cells"] % 100 == 0:
+        jax.clear_caches()
+    dead = [path for path, grad in result.grads.items() if not _norm(grad)]
+    learner = bt.D_RTRL(model, recurrence_scope=scope, frozen=dead)
+    try:
+        learner.compile_graph(xs[0])
+    except bt.NotSupportedError as error:
+        assert re.search(r"\.py:\d+", str(error)), error
+        tally.refusals.append(str(error))
+        return
+    compare(gradient(learner, way, xs, ys), result.grads)
+
+
+def compare(grads: Any, reference: Any) -> None:
+    """Leaf by leaf; where the reference is zero everywhere, exactly zero."""
+    found, wanted = _leaves(grads), _leaves(reference)
+    live = {name: leaf for name, leaf in wanted.items() if _norm(leaf)}
+    assert found.keys() == wanted.keys()
+    if live:
+        assert_tree_close({name: found[name] for name in live}, live, RTOL)
+    assert not [name for name in wanted.keys() - live.keys() if _norm(found[name])]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found}
+
+
+def run(cases: int, program: Any, way: Any, scope: str = "diagonal") -> Tally:
+    tally = Tally()
+
+    @settings(
+        max_examples=cases * RUNS,
+        derandomize=RUNS == 1,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
+    @given(program=program, way=way)
+    def property_(program: Program, way: Way) -> None:
+        check(program, way, tally, scope)
+
+    property_()
+    if RUNS > 1:
+        print(tally.counts, *Counter(tally.refusals).most_common(20), sep="\n")
+    return tally
+
+
+def refused(tally: Tally) -> float:
+    return len(tally.refusals) / tally["cells"]
+
+
+def test_random_cells() -> None:
+    tally = run(150, programs(), sequences())
+    assert refused(tally) < 0.05, Counter(tally.refusals)
+    assert all(tally[name] > 0.15 * tally["cells"] for name in OFTEN), tally.counts
+    assert tally["shared by groups"], tally.counts
+
+
+def test_random_cells_step_by_step() -> None:
+    assert refused(run(40, programs(), single_steps())) < 0.1
+
+
+def test_random_cells_in_the_coupled_scope() -> None:
+    tally = run(40, programs(), sequences(), "coupled")
+    assert refused(tally) < 0.1, Counter(tally.refusals)
+    assert tally["traces"] > 0.3 * tally["cells"], tally.counts
+
+
+@pytest.mark.parametrize("scope", ["diagonal", "coupled"])
+def test_random_cells_that_mix_positions(scope: str) -> None:
+    """What is refused here may be more: loops and conditions on the way of a state, long tails."""
+    tally = run(40, programs(mixing=True), sequences(), scope)
+    assert refused(tally) < 0.4, Counter(tally.refusals)
+    assert tally["mixing"] > 0.4 * tally["cells"], tally.counts
