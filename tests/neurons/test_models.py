@@ -151,7 +151,7 @@ def diagnostics(model: Any) -> str:
 
 
 def test_a_boolean_hidden_state_carries_no_derivative() -> None:
-    model = zoo.Network(zoo.bp.GifRef(zoo.N, ref_var=True), u.mA, 1.0, 1.0)
+    model = zoo.neuron("GifRef", recurrent=True, ref_var=True)
     bench = Bench(model, 2)
     learner = bench.learner()
     assert ("neuron", "refractory") in learner.other_states
