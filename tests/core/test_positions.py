@@ -78,6 +78,18 @@ def centred_slope_vjp(v: Any) -> Any:
 centred_slope_vjp.defvjp(lambda v: (jnp.sin(v), v), lambda v, g: (g * jnp.cos(v) - g.mean(),))
 
 
+@jax.custom_vjp
+def row_mean_vjp(v: Any) -> Any:
+    """What is left of the axis that is summed over has size one."""
+    return v.mean(-1, keepdims=True)
+
+
+row_mean_vjp.defvjp(
+    lambda v: (v.mean(-1, keepdims=True), v),
+    lambda v, g: (jnp.broadcast_to(g / v.shape[-1], v.shape),),
+)
+
+
 @jax.custom_jvp
 def rotated(v: Any) -> Any:
     return jnp.flip(jnp.sin(v), -1)
@@ -248,6 +260,7 @@ MIXED: dict[str, Mixed] = {
     "custom_jvp body mixes": (rotated, (2, 3), None, None, (0, None)),
     "custom_jvp rule mixes": (centred_slope, (3,), None, None, (None,)),
     "custom_vjp rule mixes": (centred_slope_vjp, (3,), None, None, (None,)),
+    "custom_vjp sums an axis": (lambda v: v - row_mean_vjp(v), (2, 3), None, None, (0, None)),
     "spike, then reversed": (
         lambda v: v + zoo.spike(v - 0.5)[..., ::-1], (2, 3), None, None, (0, None),
     ),

@@ -133,11 +133,16 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | N
 
 
 def _kept(own: Labels, back: Labels, operand: Labels | None) -> Labels:
-    """What a result may say of an operand whose cotangent carries the labels ``back``."""
+    """What a result may say of an operand whose cotangent carries the labels ``back``.
+
+    An axis of size one (``None`` in ``own``) may be what is left of an axis that was summed over.
+    """
     if operand is None or len(back) != len(own):
         return (None,) * len(own)
     same = zip(own, back, operand, strict=True)
-    return tuple(label if axis == there else None for axis, there, label in same)
+    return tuple(
+        label if axis is not None and axis == there else None for axis, there, label in same
+    )
 
 
 # --- rules: labels of the operands (None: no dependence) -> labels of the outputs --------------
