@@ -752,9 +752,11 @@ class MappedCond(Plain):
 
 
 def test_a_mapped_predicate_takes_the_operation_away_aloud() -> None:
-    with pytest.warns(UserWarning, match="vmap maps an operand of 'etp_mv' other than x"):
+    text = "vmap maps an operand of 'etp_mv' other than x"
+    with pytest.warns(UserWarning, match=text) as said:
         case = built(MappedCond, 2)
         info = bt.extract_module_info(case.model, case.xs[0])
+    assert {w.filename for w in said if text in str(w.message)} == {__file__}
     assert not any(eqn.primitive.name.startswith("etp") for eqn in info.eqns)
 
 

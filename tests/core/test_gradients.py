@@ -317,16 +317,44 @@ def test_lost_credit_is_a_warning(kind: str, build: Any) -> None:
         bt.compile_etrace_graph(model, jnp.ones((2, zoo.IN)))
 
 
+class Reads(zoo.Leaky):
+    """A step that reads settings of ``brainstate.environ``, one of them with a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = brainstate.nn.Dropout(0.5)
+
+    def update(self, x: Any) -> Any:
+        return super().update(self.drop(x)) * brainstate.environ.get("gain", 2.0)
+
+
 def test_another_environment_is_refused() -> None:
-    """Dropout in training mode would otherwise stay on."""
-    case = zoo.case("leaky", 2, steps=1)
+    """Dropout in training mode would otherwise stay on, and a gain be what it was."""
+    model = Reads()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    learner, x = bt.D_RTRL(model), jnp.ones((2, zoo.IN))
     with brainstate.environ.context(fit=True):
-        learner = compiled(case)
+        learner.compile_graph(x)
+        with (
+            brainstate.environ.context(gain=3.0),
+            pytest.raises(bt.CompilationError, match="reads 'gain' .* was not set .* is 3.0 now"),
+        ):
+            learner(x)
+        with brainstate.environ.context(unread=3.0, t=0.1, i=1):
+            learner(x)
     with (
         brainstate.environ.context(fit=False),
-        pytest.raises(bt.CompilationError, match="compiled with fit=True"),
+        pytest.raises(bt.CompilationError, match="reads 'fit' .* was True .* is False now"),
     ):
-        learner(case.xs[0])
+        learner(x)
+
+
+def test_a_time_that_the_step_does_not_read_need_not_be_there() -> None:
+    case = zoo.case("leaky", 2, steps=1)
+    with brainstate.environ.context(t=0.0, i=0):
+        learner = compiled(case)
+    assert learner.graph.module_info.environment == ()
+    learner(case.xs[0])
 
 
 @pytest.mark.parametrize(

@@ -577,3 +577,31 @@ def test_coupled_leaves_no_transition_zero() -> None:
         bt.compile_etrace_graph(built, xs[0])
     graph = bt.compile_etrace_graph(built, xs[0], recurrence_scope="coupled")
     assert not graph.explain(kind=DiagnosticKind.TRANSITION_STRUCTURALLY_ZERO)
+
+
+@pytest.mark.parametrize("scope", ["diagonal", "coupled"])
+def test_plain_mixing_is_reported_in_every_scope(scope: str) -> None:
+    built = RollOnTransition()
+    xs, _ = data(built, 2)
+    with pytest.warns(UserWarning, match="transition_not_position_wise"):
+        graph = bt.compile_etrace_graph(built, xs[0], recurrence_scope=scope)
+    (record,) = graph.explain(kind=DiagnosticKind.TRANSITION_NOT_POSITION_WISE)
+    assert f"{line_of(RollOnTransition, '# here')}" in str(record.source)
+
+
+class Memoryless(Driven):
+    def update(self, x: Any) -> Any:
+        self.h.value = jnp.tanh(bt.matmul(x, self.w.value))
+        return self.h.value
+
+
+@pytest.mark.parametrize("scope", ["diagonal", "coupled"])
+def test_a_state_without_memory_leaves_nothing_out(scope: str) -> None:
+    built = Memoryless()
+    xs, start = data(built, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grads = gradient(built, xs, start, 1, recurrence_scope=scope)[1]
+    for path, state in brainstate.graph.states(built).items():
+        state.value = start[path]
+    assert_tree_close(grads, bptt(built, (xs,), loss_of)[1])

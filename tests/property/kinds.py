@@ -172,12 +172,13 @@ def _processes() -> dict[str, Callable[[Any, Any], Any]]:
 PROCESS = _processes()
 PROCESSES = ("as it is",) * 5 + tuple(PROCESS)[1:]
 
-#: New value of a state from its old one, the value read, and a vector of parameters.
-KEEP: dict[str, Callable[[Any, Any, Any], Any]] = {
-    "leaky": lambda old, v, b: 0.8 * old + v,
-    "value": lambda old, v, b: v,
-    "learned": lambda old, v, b: _leak(old, b) + v,
-    "sine": lambda old, v, b: jnp.sin(old) + v,
-    "gated": lambda old, v, b: jax.nn.sigmoid(v) * old + v,
+#: New value of a state from its old one, two values read, and a vector of parameters.
+KEEP: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
+    "leaky": lambda old, v, u, b: 0.8 * old + v,
+    "value": lambda old, v, u, b: v,
+    "both": lambda old, v, u, b: 0.6 * old + v - 0.4 * u,
+    "learned": lambda old, v, u, b: _leak(old, b) + v,
+    "sine": lambda old, v, u, b: jnp.sin(old) + v,
+    "gated": lambda old, v, u, b: jax.nn.sigmoid(u) * old + v,
 }
-KEEPS = tuple(KEEP)
+KEEPS = ("leaky", "both", "gated", *KEEP)

@@ -79,10 +79,14 @@ class Step:
         self.cell, self.x = cell, x
         self.old: dict[int, Any] = {}
         self.values: list[Any] = []
-        self.sources: list[Callable[[], Any]] = [lambda: x]
-        for state in (s for states in cell.states for s in states):
-            self.sources.extend(self.components(state))
-        self.sources.append(lambda: jnp.full(x.shape, 0.4))
+        self.states = [state for states in cell.states for state in states]
+        self.sources = self.sources_of(0)
+
+    def sources_of(self, k: int) -> list[Callable[[], Any]]:
+        """What is there before anything is made, as state ``k`` counts it."""
+        ordered = self.states[k:] + self.states[:k]
+        olds = [part for state in ordered for part in self.components(state)]
+        return [lambda: self.x, *olds, lambda: jnp.full(self.x.shape, 0.4)]
 
     def components(self, state: brainstate.State) -> list[Callable[[], Any]]:
         """The old value of a state; each part of it when it holds two."""
@@ -134,25 +138,25 @@ class Step:
         old = self.old_value(state)
         values = [self.read(ref, self.values) for ref in write.args]
         if isinstance(state, brainstate.HiddenGroupState):
-            both = [keep(old[..., k], value, b) for k, value in enumerate(values)]
+            both = [keep(old[..., k], values[k], values[1 - k], b) for k in range(2)]
             mixed = jnp.tanh(old @ MIX) if write.keep == "value" else 0.0
             state.value = jnp.stack(both, -1) + mixed
             self.values.extend([state.value[..., 0], state.value[..., 1]])
         else:
-            state.value = keep(old, values[0], b)
+            state.value = keep(old, *values, b)
             self.values.append(state.value)
 
     def run(self) -> Any:
-        program = self.cell.program
-        for described, states in zip(program.layers, self.cell.states, strict=True):
-            for spec, state in zip(described, states, strict=True):
-                for item in spec.body:
-                    if isinstance(item, Call):
-                        self.values.extend(self.call(item, self.values))
-                    else:
-                        self.values.append(self.make(item, self.values))
-                for write in spec.writes:
-                    self.write(state, write)
+        described = [state for states in self.cell.program.layers for state in states]
+        for k, (spec, state) in enumerate(zip(described, self.states, strict=True)):
+            self.sources = self.sources_of(k)
+            for item in spec.body:
+                if isinstance(item, Call):
+                    self.values.extend(self.call(item, self.values))
+                else:
+                    self.values.append(self.make(item, self.values))
+            for write in spec.writes:
+                self.write(state, write)
         return self.readout()
 
     def readout(self) -> Any:

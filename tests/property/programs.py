@@ -5,13 +5,14 @@ Every value of a cell has the shape ``[batch, WIDTH]`` (or ``[WIDTH]``), and eve
 width, so that any value can stand anywhere and no shape tells groups apart.
 
 A *reference* says which value is read: 0 is the newest, 1 the one before it, and so on; -1 is the
-input, -2 and below are the old states and a constant. References wrap around, so that each one
-means something in every program.
+input, -2 the old value of the state that is being computed, -3 and below are those of the states
+after it, then of the first ones, and a constant. References wrap around, so that each one means
+something in every program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,67 +121,119 @@ class Way:
         return self.calls * self.steps
 
 
-# --- strategies ------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------
+#
+# A program is read off a block of random bytes in which every part has a place of its own. Byte 0
+# is the simplest choice, and making one part simpler moves no other: that is what shrinking needs.
+# Strategies nested like the records would be easier to read, but hypothesis makes most of its
+# examples from parts of earlier ones, and the cells of one run would look alike.
 
+REFS: tuple[Ref, ...] = (0, 0, 0, 0, 1, 1, 2, 3, 4, -1, -2, -2, -3, -3, -4, -5)
+INPUTS: tuple[Ref, ...] = (0, 0, 1, -1, -2, -2, -2, -3, -4)
+NEWEST: tuple[Ref, ...] = (0,) * 12 + REFS
 OFTEN = ("product", "affine", "leak")
-
-REFS = st.one_of(st.integers(0, 4), st.integers(-6, -1))
-USES = st.builds(Use, st.integers(0, 2), st.sampled_from(PROCESSES))
-WRITES = st.builds(Write, st.sampled_from(KEEPS), st.tuples(REFS, REFS), USES)
+STATES = ("plain",) * 5 + ("group", "group", "other")
+CALLS = ("jit", "jit jit", "checkpoint")
 
 
-def some(item: st.SearchStrategy[Any], *counts: int) -> st.SearchStrategy[tuple[Any, ...]]:
-    """A tuple whose length is one of ``counts``, each as likely as the others."""
-    return st.sampled_from(counts).flatmap(lambda n: st.tuples(*[item] * n))
+class Choices:
+    """Choices read off bytes, one each."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    def pick(self, options: Sequence[Any]) -> Any:
+        first, self.left = self.left[0], self.left[1:]
+        return options[first % len(options)]
+
+    def part(self, size: int) -> Choices:
+        """The choices of the next ``size`` bytes, used or not."""
+        part, self.left = Choices(self.left[:size]), self.left[size:]
+        return part
+
+    def some(
+        self, counts: Sequence[int], size: int, make: Callable[[Choices], Any]
+    ) -> tuple[Any, ...]:
+        """As many parts as picked, with room for the most."""
+        count = self.pick(counts)
+        parts = [self.part(size) for _ in range(max(counts))]
+        return tuple(make(part) for part in parts[:count])
 
 
-@st.composite
-def makes(draw: st.DrawFn, kinds: Sequence[str]) -> Make:
-    kind = draw(st.one_of(st.sampled_from(OFTEN), st.sampled_from(kinds), st.sampled_from(kinds)))
+USE, MAKE, WRITE = 2, 10, 5
+ITEM = 2 + 3 * MAKE
+STATE = 4 + 3 * ITEM + MAKE + 2 * WRITE
+LAYER = 1 + 2 * STATE
+PROGRAM = 10 + 3 * LAYER
+
+
+def use(choices: Choices) -> Use:
+    return Use(choices.pick(range(3)), choices.pick(PROCESSES))
+
+
+def make(choices: Choices, kinds: Sequence[str]) -> Make:
+    kind = choices.pick(kinds)
     found = KINDS[kind]
-    args = tuple(draw(REFS) for _ in range(found.arity))
-    return Make(kind, args, tuple(draw(USES) for _ in found.leaves))
+    args = [choices.pick(INPUTS if "matrix" in found.leaves else REFS) for _ in range(3)]
+    uses = [use(choices) for _ in range(2)]
+    return Make(kind, tuple(args[: found.arity]), tuple(uses[: len(found.leaves)]))
 
 
-def states(kinds: Sequence[str], *counts: int) -> st.SearchStrategy[State]:
-    """A state with so many items in its body."""
-    make = makes(kinds)
-    call = st.builds(Call, st.sampled_from(["jit", "jit jit", "checkpoint"]), some(make, 1, 2, 3))
-    return st.builds(
-        State,
-        st.sampled_from(["plain"] * 5 + ["group", "group", "other"]),
-        some(st.one_of(make, make, make, call), *counts),
-        some(WRITES, *[1] * 8, 0, 2),
+def item(choices: Choices, kinds: Sequence[str]) -> Make | Call:
+    wrap = choices.pick((None,) * 7 + CALLS)
+    made = choices.some((1, 2, 3), MAKE, lambda part: make(part, part.pick([OFTEN, kinds, kinds])))
+    return made[0] if wrap is None else Call(wrap, made)
+
+
+def write(choices: Choices) -> Write:
+    return Write(choices.pick(KEEPS), (choices.pick(NEWEST), choices.pick(REFS)), use(choices))
+
+
+def state(choices: Choices, kinds: Sequence[str], counts: Sequence[int]) -> State:
+    kind = choices.pick(STATES)
+    body = choices.some(counts, ITEM, lambda part: item(part, kinds))
+    drive = choices.some((0, 1), MAKE, lambda part: make(part, ("product", "affine")))
+    return State(kind, body + drive, choices.some((1,) * 8 + (0, 2), WRITE, write))
+
+
+def layer(choices: Choices, kinds: Sequence[str]) -> tuple[State, ...]:
+    count = choices.pick((1, 2, 2))
+    first = state(choices.part(STATE), kinds, (1, 1, 2, 3))
+    second = state(choices.part(STATE), kinds, (0, 0, 1, 1, 2))
+    return (first, second)[:count]
+
+
+def program(data: bytes, kinds: Sequence[str]) -> Program:
+    choices = Choices(data)
+    return Program(
+        batch=choices.pick((None, 2, 1)),
+        container=choices.pick(("list", "dict", "attributes")),
+        trees=(choices.pick((False, True)), choices.pick((False, True))),
+        readout=choices.pick(("sum", "plain", "etp")),
+        outputs=(0, *choices.some((0, 1, 2), 1, lambda part: part.pick(REFS))),
+        layers=choices.some((1, 2, 3), LAYER, lambda part: layer(part, kinds)),
     )
 
 
-def programs(mixing: bool = False) -> st.SearchStrategy[Program]:
+#: Calls, steps of each, steps of a block; two have a shorter last block.
+SHAPES = ((1, 3, 1), (1, 3, 3), (1, 4, 2), (2, 2, 2), (2, 2, 1), (3, 1, 1), (1, 4, 3), (1, 5, 2))
+SINGLE = (("step", 3, 1, 1), ("step", 4, 1, 1), ("loop", 2, 2, 1))
+
+
+def sequence(choices: Choices) -> Way:
+    return Way("sequence", *choices.pick(SHAPES), choices.pick((False,) * 5 + (True,)))
+
+
+def single_steps(choices: Choices) -> Way:
+    return Way(*choices.pick(SINGLE), True)
+
+
+def cases(
+    way: Callable[[Choices], Way], mixing: bool = False
+) -> st.SearchStrategy[tuple[Program, Way]]:
+    """Programs and how their gradient is taken."""
     kinds = [*POSITION_WISE, *MIXING] if mixing else POSITION_WISE
-    first, second = states(kinds, 1, 2, 3), states(kinds, 0, 1, 2)
-    return st.builds(
-        Program,
-        batch=st.sampled_from([None, 2, 1]),
-        container=st.sampled_from(["list", "dict", "attributes"]),
-        trees=st.tuples(st.booleans(), st.booleans()),
-        layers=some(st.one_of(st.tuples(first), st.tuples(first, second)), 1, 2, 3),
-        outputs=some(REFS, 0, 1, 2).map(lambda more: (0, *more)),
-        readout=st.sampled_from(["sum", "plain", "etp"]),
-    )
-
-
-SEQUENCES = [(1, 3, 1), (1, 3, 3), (1, 4, 2), (1, 4, 3), (2, 2, 2), (2, 2, 1), (3, 1, 1), (1, 5, 2)]
-
-
-def sequences() -> st.SearchStrategy[Way]:
-    jit = st.sampled_from([False] * 5 + [True])
-    return st.builds(lambda s, jit: Way("sequence", *s, jit), st.sampled_from(SEQUENCES), jit)
-
-
-def single_steps() -> st.SearchStrategy[Way]:
-    return st.sampled_from(
-        [
-            Way("step", 3, 1, 1, True),
-            Way("step", 4, 1, 1, True),
-            Way("loop", 2, 2, 1, True),
-        ]
+    size = PROGRAM + 2
+    return st.binary(min_size=size, max_size=size).map(
+        lambda data: (program(data[:PROGRAM], kinds), way(Choices(data[PROGRAM:])))
     )

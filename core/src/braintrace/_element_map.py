@@ -60,7 +60,7 @@ def element_map(
 
 def _own(shape: tuple[int, ...], ndim: int) -> Numbers:
     """Every element's own position; the axes behind the positions hold their states."""
-    own = np.arange(math.prod(shape[:ndim])).reshape(*shape[:ndim], *(1,) * (len(shape) - ndim))
+    own = np.arange(math.prod(shape[:ndim])).reshape((*shape[:ndim], *(1,) * (len(shape) - ndim)))
     return np.broadcast_to(own, shape)
 
 

@@ -170,6 +170,11 @@ def written_in(eqn: JaxprEqn, function: str) -> bool:
     return any(f"{mark}{function})" in frames for mark in "(.")
 
 
+def from_another_trace(value: Any, tracer: Any) -> bool:
+    """Whether a value was made by another run of tracing than ``tracer``."""
+    return isinstance(value, jax.core.Tracer) and value._trace is not tracer._trace
+
+
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
     return _is_float_dtype(aval.dtype)
@@ -271,9 +276,10 @@ def _partial_at(
 
 
 def warn(message: str) -> None:
-    """A ``UserWarning`` attributed to the first frame outside this package and its plugins."""
+    """A ``UserWarning`` attributed to the first frame outside JAX, this package and its plugins."""
+    inside = (*_HIDDEN, os.path.join(os.path.dirname(jax.__file__), ""))
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(tuple(_HIDDEN)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 

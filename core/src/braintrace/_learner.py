@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _jax
 from ._algorithm import ParamDimRule
-from ._compile import ETraceGraph, StateKind, check_scope, show_path
+from ._compile import ETraceGraph, StateKind, changed_setting, check_scope, show_path
 from ._errors import CompilationError
 from ._execute import ETraceGraphExecutor
 from ._online import add_gradients, not_differentiable, online_step
@@ -61,6 +61,10 @@ class ETraceAlgorithm(brainstate.nn.Module):
         super().__init__()
         if not isinstance(model, brainstate.nn.Module):
             raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
+        if isinstance(model, ETraceAlgorithm):
+            raise TypeError(
+                f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
+            )
         self.model = model
         self.executor = ETraceGraphExecutor(model, **options)
         self.traces: tuple[EligibilityTrace, ...] = ()
@@ -93,7 +97,6 @@ class ETraceAlgorithm(brainstate.nn.Module):
         rule = self.make_rule(executor)
         traces = tuple(EligibilityTrace(trace) for trace in rule.init())
         self.executor, self._rule, self.traces = executor, rule, traces
-        self._environment = _environment()
         self._step = online_step(rule)
         self._drivers = OrderedDict()
 
@@ -224,14 +227,17 @@ class ETraceAlgorithm(brainstate.nn.Module):
         Returns
         -------
         The model's result. Its gradient with respect to the parameters is the online gradient;
-        with respect to the arguments it is that of the current step.
+        with respect to the arguments it is that of the current step, and with respect to states
+        zero: credit for the past is in the traces.
 
         Raises
         ------
         CompilationError
             Before :meth:`compile_graph`, or when the model's states were made anew since.
         ValueError
-            When an argument has another shape, dtype or structure than the compiled one.
+            When an argument or a state has another shape, dtype or structure than the compiled one.
+        NotSupportedError
+            When the gradient is differentiated once more.
         """
         leaves = self._check_args(args)
         self._check_states()
@@ -279,8 +285,12 @@ class ETraceAlgorithm(brainstate.nn.Module):
             if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
                 raise ValueError(
                     f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
-                    f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; compile "
-                    "again for another batch size"
+                    f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; "
+                    + (
+                        "convert it"
+                        if leaf.shape == aval.shape
+                        else "compile again for another batch size"
+                    )
                 )
             checked.append(leaf)
         return checked
@@ -303,6 +313,12 @@ class ETraceAlgorithm(brainstate.nn.Module):
                         f"the state {show_path(slot.path)} has shape {jnp.shape(leaf)}, but the "
                         f"learner was compiled for shape {var.aval.shape}; compile again"
                     )
+                if jnp.result_type(leaf) != var.aval.dtype:
+                    raise ValueError(
+                        f"the state {show_path(slot.path)} has dtype {jnp.result_type(leaf)}, but "
+                        f"the learner was compiled for {var.aval.dtype}; convert what is assigned "
+                        "to it, or compile again"
+                    )
 
     def _check_same_states(self) -> None:
         """States made anew after compiling would be left behind silently."""
@@ -310,17 +326,18 @@ class ETraceAlgorithm(brainstate.nn.Module):
         for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
             if _lookup(self.model, slot.path) is not slot.state:
                 raise CompilationError(
-                    f"the {slot.kind.value} state {show_path(slot.path)} was initialised again "
-                    "after compile_graph; call compile_graph again, or use reset_state to reset it"
+                    f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
+                    "replaced or deleted after compile_graph; call compile_graph again, or use "
+                    "reset_state to reset it"
                 )
-        now = _environment()
-        for key, value in self._environment.items():
-            if now[key] != value:
-                raise CompilationError(
-                    f"the learner was compiled with {key}={value} in brainstate.environ, which is "
-                    f"now {now[key]}; call compile_graph again, or call the model itself to "
-                    "evaluate it"
-                )
+        changed = changed_setting(info.settings)
+        if changed is not None:
+            key, then, now = changed
+            raise CompilationError(
+                f"the model reads {key!r} from brainstate.environ, which was {then} when the "
+                f"learner was compiled and is {now} now; call compile_graph again, or call the "
+                "model itself to evaluate it"
+            )
 
     # --- sequences ---------------------------------------------------------------------------
 
@@ -538,11 +555,6 @@ class ETraceAlgorithm(brainstate.nn.Module):
         return self._driver((run, return_outputs), make)(sequences)
 
 
-def _environment() -> dict[str, Any]:
-    """The settings of ``brainstate.environ`` that a compiled step is fixed to."""
-    return {key: brainstate.environ.get(key, None) for key in ("fit", "dt")}
-
-
 def _require_callable(step_fn: Any) -> None:
     if not callable(step_fn):
         raise TypeError(f"step_fn must be callable, got {type(step_fn).__name__}")
@@ -686,9 +698,7 @@ def compile(
     """
     if isinstance(algorithm, str):
         name = algorithm.lower().replace("-", "_")
-        if name not in ALGORITHMS:
-            raise ValueError(f"unknown algorithm {algorithm!r}; known are {sorted(ALGORITHMS)}")
-        algorithm = ALGORITHMS[name]
+        algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
     learner = algorithm(model, **options)
@@ -697,3 +707,15 @@ def compile(
     if verbose:
         print(learner.report)
     return learner
+
+
+def _of_a_plugin(name: str) -> type[ETraceAlgorithm]:
+    """The learner that an installed plugin offers under a name."""
+    from ._plugins import _services, host
+
+    offered, problems = _services.algorithms(host())
+    if name not in offered:
+        notes = "".join(f"; {problem}" for problem in problems)
+        known = sorted({*ALGORITHMS, *offered})
+        raise ValueError(f"unknown algorithm {name!r}; known are {known}{notes}")
+    return offered[name]

@@ -38,6 +38,32 @@ def _refuse(_: Any, cotangents: Any) -> Any:
 not_differentiable.defvjp(lambda results, inputs: (results, None), _refuse)
 
 
+@jax.custom_vjp
+def _first_order(gradient: jax.Array, inputs: Any) -> jax.Array:
+    """``gradient``, which may not be differentiated again with respect to ``inputs``.
+
+    Traced operands are cut out of the step, so a second derivative would leave them out silently.
+    """
+    return gradient
+
+
+def _refuse_again(_: Any, cotangent: Any) -> Any:
+    raise NotSupportedError(
+        "the gradient of learner(x) cannot be differentiated again: it is an online gradient, and "
+        "its derivative is not that of any loss. Take second derivatives of the model itself"
+    )
+
+
+_first_order.defvjp(lambda gradient, inputs: (gradient, None), _refuse_again)
+
+
+def _guarded(gradients: Any, inputs: Any) -> Any:
+    """``gradients``, of which those of integers (``float0``) are nothing to begin with."""
+    return jax.tree.map(
+        lambda g: g if g.dtype == jax.dtypes.float0 else _first_order(g, inputs), gradients
+    )
+
+
 def online_step(rule: ParamDimRule) -> Callable[..., Any]:
     """One step with online gradients: a function of parameters, arguments, states and traces.
 
@@ -80,7 +106,7 @@ def online_step(rule: ParamDimRule) -> Callable[..., Any]:
             for path, value in direct.items()
         }
         zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))
-        return params_bar, args_bar, *zeros
+        return *_guarded((params_bar, args_bar), params), *zeros
 
     step.defvjp(forward, backward)
     return step

@@ -233,10 +233,6 @@ def _resized(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None
     ]
 
 
-def _slice(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
-    return _resized(eqn, operands)
-
-
 def _pad(eqn: JaxprEqn, operands: list[Labels | None]) -> list[Labels | None]:
     moved = [lo != 0 or hi != 0 or gap != 0 for lo, hi, gap in eqn.params["padding_config"]]
     label = _only(operands)
@@ -383,7 +379,7 @@ RULES: dict[Any, Rule] = {
     jaxp.transpose_p: _transpose,
     jaxp.squeeze_p: _squeeze,
     jaxp.concatenate_p: _concatenate,
-    jaxp.slice_p: _slice,
+    jaxp.slice_p: _resized,
     jaxp.pad_p: _pad,
     jaxp.dynamic_slice_p: _resized,
     jaxp.dynamic_update_slice_p: _dynamic_update_slice,

@@ -127,7 +127,8 @@ class Operation:
 
 
 def _fold(array: jax.Array) -> jax.Array:
-    return array.reshape(-1, *array.shape[2:])
+    steps, batch, *rest = array.shape
+    return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
 
 
 class TraceRules(ABC):

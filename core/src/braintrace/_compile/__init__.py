@@ -4,6 +4,7 @@
 from ._cones import Cone
 from ._control import ControlFlowPolicy, Rewrite
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, show_path
+from ._environment import changed_setting
 from ._graph import ETraceGraph, compile_etrace_graph
 from ._groups import (
     HiddenGroup,
@@ -41,6 +42,7 @@ __all__ = [
     "Transition",
     "add_hidden_perturbation_from_minfo",
     "add_hidden_perturbation_in_module",
+    "changed_setting",
     "check_scope",
     "compile_etrace_graph",
     "extract_module_info",

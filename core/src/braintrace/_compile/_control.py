@@ -202,15 +202,18 @@ class _Rewriting:
             f"inside {name!r} at {_jax.source_of(eqn)}"
         )
         if eqn.primitive is jaxp.cond_p:
-            return f"{text}, which ControlFlowPolicy(cond='refuse') does not allow. Use 'convert'"
+            return (
+                f"{text}, which ControlFlowPolicy(cond='refuse') does not allow. Use "
+                "control_flow=braintrace.ControlFlowPolicy(cond='convert'), which is the default"
+            )
         if eqn.primitive is jaxp.scan_p:
             length, limit = eqn.params["length"], self.policy.scan_unroll_limit
             return (
                 f"{text}, which has {length} iterations; loops of up to {limit} are written out, "
                 f"with a trace for each iteration. Raise the limit with "
-                f"ControlFlowPolicy(scan_unroll_limit={length}), move the operation out of the "
-                "loop, or use a plain product in it (the gradient of its weight is then that of "
-                "the current step)"
+                f"control_flow=braintrace.ControlFlowPolicy(scan_unroll_limit={length}), move the "
+                "operation out of the loop, or use a plain product in it (the gradient of its "
+                "weight is then that of the current step)"
             )
         if eqn.primitive is jaxp.while_p:
             return (

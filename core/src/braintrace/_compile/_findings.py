@@ -20,6 +20,7 @@ from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Pa
 from ._groups import HiddenGroup, is_barrier, member_of, near_paths
 from ._module_info import ModuleInfo, StateKind
 from ._operations import HiddenParamOpRelation, TrainableOperand
+from ._transitions import near_transition
 
 Kind = DiagnosticKind
 Records = list[CompilationRecord]
@@ -182,16 +183,45 @@ def excluded(
 # --- groups -------------------------------------------------------------------------------------
 
 
-def transition_records(group: HiddenGroup, cone: Cone) -> Records:
-    """What is peculiar about the transition of a group that has traces."""
-    records = [_several_results(group, eqn) for eqn in _with_several_results(group, cone)]
-    if len(group.hidden_paths) > 1:
-        records.append(_merged(group))
-    if cone.transition is None:
-        records.append(_structurally_zero(group))
-    elif cone.transition.mixed and cone.transition.program is None:
-        records.append(transition_not_position_wise(group, cone.transition.offence))
+def transition_records(
+    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], cones: Sequence[Cone]
+) -> Records:
+    """What is peculiar about the transitions of the groups that have traces.
+
+    ``cones`` are those of these groups.
+    """
+    crossed = _crossed_by_transitions(minfo, groups)
+    records: Records = []
+    for cone in cones:
+        group, cut = groups[cone.group], [minfo.eqns[i] for i in crossed[cone.group]]
+        records.extend(_several_results(group, eqn) for eqn in _with_several_results(group, cone))
+        if len(group.hidden_paths) > 1:
+            records.append(_merged(group))
+        records.extend(_left_out(group, cone, cut))
     return records
+
+
+def _left_out(group: HiddenGroup, cone: Cone, cut: Sequence[JaxprEqn]) -> Records:
+    """What the old values do to the new ones outside of ``D``; ``cut`` are the ETP equations."""
+    found: Records = []
+    if cone.transition is None and cut:
+        found.append(_structurally_zero(group))
+    elif cone.transition is not None and cone.transition.program is None and cut:
+        found.append(_bounded(group, cut))
+    mixing = _mixing_of_its_own(group, cone)
+    return found if mixing is None else [transition_not_position_wise(group, mixing), *found]
+
+
+def _mixing_of_its_own(group: HiddenGroup, cone: Cone) -> JaxprEqn | None:
+    """The equation that mixes positions on a way from old to new values without an ETP operation.
+
+    What mixes in an ETP operation is left out by the choice of the recurrence scope.
+    """
+    near = cone.transition
+    if near is not None and near.program is not None:
+        eqns = [group.module_info.eqns[i] for i in cone.eqns]
+        near = near_transition(group, eqns) if cone.old_reaches else None
+    return None if near is None or not near.mixed else near.offence
 
 
 def _about(group: HiddenGroup, **facts: Any) -> dict[str, Any]:
@@ -247,18 +277,6 @@ def _several_results(group: HiddenGroup, eqn: JaxprEqn) -> CompilationRecord:
         **_about(group, eqn=eqn, context={"group": group.index, "results": len(eqn.outvars)}),
         remedy="Nothing to do, unless positions are reported as mixed there",
     )
-
-
-def bounded_records(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], cones: Sequence[Cone]
-) -> Records:
-    """Transitions of which a part is cut off at ETP operations, while another part is not."""
-    crossed = _crossed_by_transitions(minfo, groups)
-    return [
-        _bounded(group, [minfo.eqns[i] for i in crossed[group.index]])
-        for group, cone in zip(groups, cones, strict=True)
-        if crossed[group.index] and cone.transition is not None and cone.transition.program is None
-    ]
 
 
 def _bounded(group: HiddenGroup, eqns: Sequence[JaxprEqn]) -> CompilationRecord:

@@ -222,8 +222,8 @@ def compile_etrace_graph(
 def _require(minfo: ModuleInfo) -> None:
     if not minfo.slots_of(StateKind.HIDDEN):
         raise CompilationError(
-            "the model has no brainstate.HiddenState of a floating-point dtype, so there is nothing "
-            "to trace. If it has one, initialise the states first: "
+            "the model has no brainstate.HiddenState of a floating-point dtype, so there is "
+            "nothing to trace. If it has one, initialise the states first: "
             "brainstate.nn.init_all_states(model, batch_size=...)"
         )
     if not minfo.slots_of(StateKind.PARAM):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,13 +26,11 @@ from ._control import (
     weight_inside,
 )
 from ._diagnostics import Path, show_path
+from ._environment import in_environment, moving_now, moving_values, recorded_settings
 from ._loops import loops_without_derivative
 from ._slices import between
 
 DYNAMIC = "dynamic"
-
-#: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
-MOVING = ("i", "t")
 
 
 class StateKind(enum.Enum):
@@ -80,8 +78,11 @@ class ModuleInfo:
     rewrites
         What was done to calls, branches and loops, and what stands in those that stayed.
     environment
-        Names of ``brainstate.environ`` that were set when the step was traced and change from step
-        to step. Their values, in a dict, are the last argument of the program.
+        Names of ``brainstate.environ`` that change from step to step and that the step reads.
+        Their values, in a dict, are the last argument of the program.
+    settings
+        Further settings of ``brainstate.environ`` that the step reads, with their values: they are
+        constants of the program.
     """
 
     jaxpr: Jaxpr
@@ -93,6 +94,7 @@ class ModuleInfo:
     retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
     rewrites: tuple[Rewrite, ...] = ()
     environment: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unread_parameters(self) -> tuple[Path, ...]:
@@ -187,7 +189,7 @@ class ModuleInfo:
                 f"the step was compiled with {missing[0]!r} in brainstate.environ, which is not "
                 f"set now; call it inside brainstate.environ.context({missing[0]}=...)"
             )
-        return (*args, _moving(self.environment)) if self.environment else args
+        return (*args, moving_values(self.environment)) if self.environment else args
 
     def jaxpr_call(
         self, *args: Any, old_state_vals: Mapping[Path, Any] | None = None
@@ -263,23 +265,55 @@ def extract_module_info(
     Raises
     ------
     CompilationError
-        When a state is missing or changes its shape, dtype or unit, or a parameter is written.
+        When a state is missing, made by the step itself, changes its shape, dtype or unit, or holds
+        no elements, or a parameter is written.
     NotSupportedError
         When an ETP operation stands inside a loop that is not written out or a custom
-        differentiation rule, or a derivative would have to pass through a ``while``.
+        differentiation rule, a derivative would have to pass through a ``while``, or a hidden state
+        is complex.
+    TypeError
+        When the model is no module or an argument no array.
     """
     policy = ControlFlowPolicy() if control_flow is None else control_flow
     if not isinstance(policy, ControlFlowPolicy):
         raise TypeError(f"control_flow must be a ControlFlowPolicy, got {type(policy).__name__}")
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
-    environment = tuple(k for k in MOVING if brainstate.environ.get(k, None) is not None)
-    step = _in_environment(model) if environment else model
-    args = (*args, _moving(environment)) if environment else args
+    _check_arguments(args)
+    names = moving_now()
+    info = _trace(model, args, policy, names)
+    read = _names_read(info, names)
+    return info if read == names else _trace(model, args, policy, read)
+
+
+def _names_read(info: ModuleInfo, names: Sequence[str]) -> tuple[str, ...]:
+    """Those settings among the last argument that the step reads."""
+    values = moving_values(names)
+    count = len(jax.tree.leaves(values))
+    mine = iter(info.jaxpr.invars[info.num_args - count : info.num_args])
+    read = {atom for eqn in info.eqns for atom in eqn.invars if _jax.is_var(atom)}
+    read.update(atom for atom in info.jaxpr.outvars if _jax.is_var(atom))
+    found = {
+        name: {next(mine) in read for _ in jax.tree.leaves(value)} != {False}
+        for name, value in sorted(values.items())
+    }
+    return tuple(name for name in names if found[name])
+
+
+def _trace(
+    model: brainstate.nn.Module,
+    args: tuple[Any, ...],
+    policy: ControlFlowPolicy,
+    environment: tuple[str, ...],
+) -> ModuleInfo:
+    """Trace a step whose last argument holds these settings of ``brainstate.environ``."""
+    step = in_environment(model) if environment else model
+    args = (*args, moving_values(environment)) if environment else args
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
-        stateful.make_jaxpr(*args)
+        with recorded_settings() as settings:
+            stateful.make_jaxpr(*args)
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
         for state, value in before.items():
@@ -293,6 +327,7 @@ def extract_module_info(
             "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
             "braintrace.compile(...)"
         ) from error
+    _refuse_new_states(model, before)
     jaxpr = stateful.get_jaxpr(*args)
     traced = tuple(stateful.get_state_trace(*args).states)
     out_treedef, new_treedefs = _output_trees(stateful, args)
@@ -319,29 +354,27 @@ def extract_module_info(
     _check_states(info)
     _check_loops(info)
     records = (*records, *_weights_in_control_flow(info))
-    return replace(info, rewrites=records, environment=environment)
+    constants = {k: v for k, v in settings.items() if k not in environment}
+    return replace(info, rewrites=records, environment=environment, settings=constants)
 
 
-def _in_environment(model: brainstate.nn.Module) -> Callable[..., Any]:
-    """The model as a function whose last argument is put into ``brainstate.environ``."""
+def _check_arguments(args: tuple[Any, ...]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
+            raise TypeError(
+                f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
+                "arrays and pytrees of them. Keep what is no array in an attribute of the model"
+            )
 
-    def step(*inputs: Any) -> Any:
-        with brainstate.environ.context(**inputs[-1]):
-            return model(*inputs[:-1])
 
-    return step
-
-
-def _moving(names: Sequence[str]) -> dict[str, Any]:
-    """Current values in ``brainstate.environ``, in its dtypes: a time may come as an integer."""
-    dtypes = {"i": brainstate.environ.ditype(), "t": brainstate.environ.dftype()}
-    return {
-        name: jax.tree.map(
-            lambda leaf, dtype=dtypes[name]: jax.numpy.asarray(leaf, dtype),
-            brainstate.environ.get(name),
+def _refuse_new_states(model: brainstate.nn.Module, before: Mapping[Any, Any]) -> None:
+    """A state that the step makes holds nothing from step to step."""
+    made = [p for p, state in brainstate.graph.states(model).items() if state not in before]
+    if made:
+        raise CompilationError(
+            f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
+            "step. Make it in __init__ or init_state, and assign to its .value in the step"
         )
-        for name in names
-    }
 
 
 def _put_back(state: brainstate.State[Any], value: Any) -> None:
@@ -424,21 +457,45 @@ def _check_states(info: ModuleInfo) -> None:
         old, new = info.invars_of(slot), info.outvars_of(slot)
         if slot.kind is StateKind.PARAM and any(a is not b for a, b in zip(old, new, strict=True)):
             raise CompilationError(
-                f"the model writes its parameter {show_path(slot.path)} during a step. Keep values "
-                "that change by themselves in a brainstate.State of another kind"
+                f"the model writes its parameter {show_path(slot.path)} during a step"
+                f"{_computed_at(info, *new)}. Keep values that change by themselves in a "
+                "brainstate.State of another kind"
             )
         if slot.kind is StateKind.HIDDEN and len(slot.leaves) != 1:
             raise CompilationError(
                 f"the hidden state {show_path(slot.path)} holds {len(slot.leaves)} arrays; it must "
                 "hold one (use a HiddenTreeState for several)"
             )
+        if slot.kind is StateKind.HIDDEN:
+            _check_hidden(slot.path, old[0].aval)
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
                 raise CompilationError(
                     f"the state {show_path(slot.path)} is {a.aval.str_short()} before a step and "
-                    f"{b.aval.str_short()} after it; both must be the same. Initialise it with the "
-                    "shape (batch included) and dtype that the model computes"
+                    f"{b.aval.str_short()} after it{_computed_at(info, b)}; both must be the same. "
+                    "Initialise it with the shape (batch included) and dtype that the model "
+                    "computes"
                 )
+
+
+def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
+    """Where in the user's source the first of these is computed, if it is."""
+    made = [info.producers[a] for a in atoms if _jax.is_var(a) and a in info.producers]
+    return f" (computed at {_jax.source_of(info.eqns[made[0]])})" if made else ""
+
+
+def _check_hidden(path: Path, aval: Any) -> None:
+    """A hidden state has positions, and its derivatives are real numbers."""
+    if 0 in aval.shape:
+        raise CompilationError(
+            f"the hidden state {show_path(path)} has shape {aval.shape}, which holds no elements. "
+            "Leave a layer of no units, or an empty batch, out"
+        )
+    if jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
+        raise NotSupportedError(
+            f"the hidden state {show_path(path)} has the complex dtype {aval.dtype}; eligibility "
+            "traces are defined for real numbers. Keep real and imaginary parts in two states"
+        )
 
 
 def _check_loops(info: ModuleInfo) -> None:

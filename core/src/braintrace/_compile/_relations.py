@@ -17,7 +17,6 @@ from .._positions import Alignment, align
 from ._cones import Cone, find_cone
 from ._diagnostics import CompilationRecord, Path, show_path
 from ._findings import (
-    bounded_records,
     cross_group_records,
     described,
     excluded,
@@ -91,10 +90,8 @@ def analyse_operations(
         )
         for g in groups
     )
-    for group in groups:
-        if driven[group.index]:
-            records.extend(transition_records(group, cones[group.index]))
-    records.extend(bounded_records(minfo, groups, cones))
+    traced = [cone for cone in cones if driven[cone.group]]
+    records.extend(transition_records(minfo, groups, traced))
     records.extend(cross_group_records(minfo, groups, driven))
     crossed = crossed_reach(minfo)
     relations = tuple(
@@ -118,7 +115,7 @@ def _mixed_tails(
         )
         for relation in relations
         for g, found in relation.group_alignments.items()
-        if found.mixed and found.offence is not None
+        if found.mixed and found.extra and found.offence is not None
     ]
 
 
@@ -167,7 +164,7 @@ def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> A
             f"{show_path(group.hidden_paths[0])}, although it depends on it; please report this"
         )
     size = group.num_state * math.prod(group.varshape[k] for k in found.extra) * y.aval.size
-    if found.mixed and size > LARGEST_FACTOR:
+    if found.mixed and found.extra and size > LARGEST_FACTOR:
         raise NotSupportedError(
             f"between {eqn.primitive.name!r} at {_jax.source_of(eqn)} and the hidden state "
             f"{show_path(group.hidden_paths[0])}, positions are mixed at "
