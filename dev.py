@@ -5,7 +5,7 @@ demo    train the digits networks (examples/digits.py); options are passed on, -
 test    run the whole test suite; options and paths are passed on to pytest
 bench   measure gradients against BPTT and the peer library; options are passed on
 check   lint, formatting and types
-wheels  build the wheels, install them by file into empty environments and try them
+wheels  build the wheels, install them by file into empty environments and try every subset
 
 The environment is made in .venv (or the folder named by VENV), with plain venv and pip.
 """
@@ -271,10 +271,11 @@ def try_wheels(interpreter: Path, files: Sequence[Path], folder: Path) -> int:
     python = python_of(target)
     version = output(str(python), "-c", "import sys; print(sys.version.split()[0])")
     print(f"Installing the wheels by file with Python {version} ...", flush=True)
-    install(python, *map(str, files))
+    install(python, *map(str, files), "pytest>=8", "hatchling")
     smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
-    first = ["-c", "import braintrace; print(braintrace.matmul)"]
-    return first_failure(python, [["-I", *first], ["-I", str(smoke)]])
+    first = ["-I", "-c", "import braintrace; print(braintrace.matmul)"]
+    matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent)]
+    return first_failure(python, [first, ["-I", str(smoke)], matrix])
 
 
 def first_failure(python: Path, commands: Sequence[Sequence[str]]) -> int:

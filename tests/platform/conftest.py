@@ -62,6 +62,7 @@ class Site:
         *,
         family: str | None = None,
         ops: Iterable[str] = (),
+        nn: Iterable[str] = (),
         requires: str = "",
         group: str = "braintrace.plugins.v1",
         version: str = "1.0",
@@ -71,6 +72,7 @@ class Site:
         info.mkdir(parents=True)
         lines = [f"[{group}]", f"{family} = {module}:plugin"] if family else []
         lines += ["[braintrace.ops]", *(f"{op} = {module}:op" for op in ops)]
+        lines += ["[braintrace.nn]", *(f"{layer} = {module}:op" for layer in nn)]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
         metadata += f"Requires-Dist: {requires}\n" if requires else ""

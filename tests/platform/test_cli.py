@@ -16,7 +16,11 @@ from xml.etree import ElementTree
 import brainstate
 import pytest
 
-from braintrace import _cli
+import braintrace
+from braintrace import _cli, _plugins
+from braintrace._plugins._host import Host
+from braintrace._plugins._settings import Settings
+from braintrace.plugin_api import PluginInfo, hookimpl
 
 ROOT = Path(__file__).resolve().parents[2]
 NETS = """
@@ -239,6 +243,37 @@ def test_mistakes_are_answered(explain: Explain, arguments: tuple[str, ...]) -> 
     status, out, err = explain(*arguments)
     assert (status, out) == (2, "")
     assert MISTAKES[arguments] in err
+
+
+@pytest.fixture
+def advising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that has advice about one kind of diagnostic."""
+
+    class Advising:
+        @hookimpl
+        def braintrace_plugin_info(self) -> PluginInfo:
+            return PluginInfo("advising")
+
+        @hookimpl
+        def braintrace_primitives(self, api: object) -> list[Any]:
+            return []
+
+        @hookimpl
+        def braintrace_explain(self, record: Any) -> str | None:
+            excluded = record.kind.value == "relation_excluded_weight_to_weight"
+            return f"ask about {record.weight_path[-1]}" if excluded else None
+
+    monkeypatch.setattr(_plugins, "_HOST", Host(Settings()))
+    braintrace.plugins.register(Advising())
+
+
+def test_a_plugin_gives_advice(explain: Explain, advising: None) -> None:
+    select = ["nets.py:make", "--weight", "cell.Wr.weight"]
+    assert "  advice of advising: ask about weight" in explain(*select)[1].splitlines()
+    assert "advice of advising: ask about weight" in explain("nets.py:make")[1].splitlines()
+    records = json.loads(explain("nets.py:make", "--json")[1])["diagnostics"]
+    advised = {record["kind"] for record in records if "advice" in record}
+    assert advised == {"relation_excluded_weight_to_weight"}
 
 
 def test_help_and_mistakes_need_no_jax(run: Any) -> None:

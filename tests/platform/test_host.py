@@ -67,6 +67,12 @@ BROKEN = {
     "syntax_error": ("def (", "SyntaxError"),
     "no_plugin": ("x = 1", "AttributeError: module 'broken_no_plugin' has no attribute 'plugin'"),
     "garbage": ("plugin = 42", "TypeError: the plugin does not implement braintrace_plugin_info"),
+    "impossible_rules": (
+        "from braintrace.plugin_api import ETPPrimitiveSpec as S\n"
+        "plugin = S('x', lambda x, w: x, x_invar_index=-1)",
+        "ValueError: x_invar_index of 'x' must be None or an operand position",
+    ),
+    "memory_error": ("raise MemoryError()", "MemoryError"),
     "a_class": ("class plugin: pass", "TypeError: a plugin is an instance of a small class"),
 }
 
@@ -127,6 +133,18 @@ GARBAGE = {
     "counterpart": (
         [good_spec, ETPPrimitiveSpec("lonely", scale, batched_counterpart="nowhere")],
         "names 'nowhere' as its batched counterpart",
+    ),
+    "a rule without a trace": (
+        [good_spec, ETPPrimitiveSpec("impossible", scale, yw_to_w=lambda dy: dy)],
+        "yw_to_w of 'impossible' must take 2 positional arguments",
+    ),
+    "an initial trace of nothing": (
+        [good_spec, ETPPrimitiveSpec("impossible", scale, init_drtrl=lambda: {})],
+        "init_drtrl of 'impossible' must take 4 positional arguments",
+    ),
+    "no weight": (
+        [good_spec, ETPPrimitiveSpec("impossible", lambda x: x)],
+        "impl of 'impossible' must take 2 positional arguments",
     ),
     "name of another": (
         [good_spec, ETPPrimitiveSpec("etp_mm", scale)],
@@ -245,6 +263,45 @@ def test_bind_of_a_family_disabled_later(change, site, host_of, plugin_source):
         _ = braintrace.late_op
     braintrace.plugins.configure(allow=None, disable=[])
     assert braintrace.late_op(jnp.ones(1), jnp.ones(1)).tolist() == [1]
+
+
+def test_isolated_plugins_are_alone_and_forgotten(host_of):
+    host = host_of()
+    spec = ETPPrimitiveSpec("isolated_p", scale)
+    with braintrace.plugins.isolated([plugin_object("alone", [spec])]) as records:
+        assert [(r.family, r.state, r.primitives) for r in records] == [
+            ("alone", "loaded", ("isolated_p",))
+        ]
+        assert braintrace.plugins.records() == records
+        assert not hasattr(braintrace, "matmul")
+        assert bind(spec, jnp.ones(1), jnp.ones(1)).tolist() == [1]
+    assert find_primitive("isolated_p") is None
+    assert _plugins.host() is host and hasattr(braintrace, "matmul")
+
+
+def test_isolation_ends_when_a_plugin_is_refused(host_of):
+    host = host_of()
+    good = plugin_object("first", [ETPPrimitiveSpec("isolated_q", scale)])
+    with (
+        pytest.raises(PluginError, match="is not a plugin"),
+        braintrace.plugins.isolated([good, object()]),
+    ):
+        pass
+    assert find_primitive("isolated_q") is None and _plugins.host() is host
+
+
+def test_isolation_puts_replaced_rules_back(host_of):
+    host_of()
+    old = ETPPrimitiveSpec("isolated_r", scale)
+    braintrace.register_primitive_spec(old, owner=__name__)
+    new = ETPPrimitiveSpec("isolated_r", lambda x, w: x - w)
+    with (
+        pytest.warns(UserWarning, match="rules of the primitive 'isolated_r' are replaced"),
+        braintrace.plugins.isolated(),
+    ):
+        braintrace.register_primitive_spec(new, owner=__name__)
+    assert find_primitive("isolated_r").spec is old
+    assert find_primitive("isolated_r").bind(2.0, 3.0) == 6
 
 
 # --- collisions ----------------------------------------------------------------------------------

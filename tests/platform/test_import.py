@@ -25,6 +25,16 @@ def test_import_adds_few_modules(run):
     assert {name.partition(".")[0] for name in run(code)} <= light
 
 
+def test_import_is_quick(run):
+    code = """
+        import time
+        start = time.perf_counter()
+        import braintrace
+        out(time.perf_counter() - start)
+    """
+    assert min(run(code) for _ in range(5)) < 0.020
+
+
 def test_records_import_no_plugin(run):
     code = f"""
         import braintrace

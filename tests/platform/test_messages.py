@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
+PUBLIC = {"ops": "braintrace.lora_matmul", "nn": "braintrace.nn.LoRA"}
 BROKEN = 'raise OSError("libfoo.so is missing")\n'
-INSTALLED = "braintrace.lora_matmul is provided by 'braintrace-lora' 1.0, which "
+INSTALLED = "{name} is provided by 'braintrace-lora' 1.0, which "
 
 ACCESS = """
-    import braintrace
+    import braintrace, braintrace.nn
+    module, _, name = PUBLIC.rpartition(".")
     def attempt(statement):
         try:
             exec(statement, {"braintrace": braintrace})
@@ -18,17 +22,17 @@ ACCESS = """
             return [str(error), kinds, repr(error.__cause__)]
         return ["no error", [], ""]
     out({
-        "attribute": attempt("braintrace.lora_matmul"),
-        "from": attempt("from braintrace import lora_matmul"),
-        "import": attempt("import braintrace.lora_matmul"),
-        "hasattr": hasattr(braintrace, "lora_matmul"),
-        "dir": "lora_matmul" in dir(braintrace),
+        "attribute": attempt(PUBLIC),
+        "from": attempt(f"from {module} import {name}"),
+        "import": attempt(f"import {PUBLIC}"),
+        "hasattr": hasattr(sys.modules[module], name),
+        "dir": name in dir(sys.modules[module]),
         "imported": "fake_lora" in sys.modules,
     })
 """
 
 STATES = {
-    "missing": "braintrace.lora_matmul is provided by 'braintrace-lora', which is not installed. "
+    "missing": "{name} is provided by 'braintrace-lora', which is not installed. "
     "Run: pip install braintrace-lora",
     "failed": INSTALLED + "failed to load (OSError: libfoo.so is missing)",
     "disabled": INSTALLED + "is disabled (by BRAINTRACE_DISABLE_PLUGINS or "
@@ -51,7 +55,7 @@ STATES = {
 def prepare(state, site, plugin_source):
     """Install what brings about the state; returns the environment variables."""
     text = plugin_source("lora", "fake_lora", api=(1, 9) if state == "newer API" else (1, 0))
-    how = {"family": "lora", "ops": ["lora_matmul"]}
+    how = {"family": "lora", "ops": ["lora_matmul"], "nn": ["LoRA"]}
     bounds = {"incompatible": "braintrace-core>=9", "too old": "braintrace-core<0.1"}
     how["requires"] = bounds.get(state, "braintrace-core>=0.1,<0.2")
     if state == "other API":
@@ -66,15 +70,30 @@ def prepare(state, site, plugin_source):
     }.get(state, {})
 
 
+def access(kind):
+    return f"PUBLIC = {PUBLIC[kind]!r}\n{textwrap.dedent(ACCESS)}"
+
+
+@pytest.mark.parametrize("kind", sorted(PUBLIC))
 @pytest.mark.parametrize("state", sorted(STATES))
-def test_message_matrix(state, site, run, plugin_source):
+def test_message_matrix(state, kind, site, run, plugin_source):
     env = prepare(state, site, plugin_source)
-    found = run(ACCESS, site, env=env)
+    check_messages(run(access(kind), site, env=env), state, kind)
+
+
+@pytest.mark.parametrize("state", ["missing", "incompatible", "disabled", "conflict"])
+def test_messages_when_the_backport_of_metadata_is_imported_first(state, site, run, plugin_source):
+    env = prepare(state, site, plugin_source)
+    code = "import importlib_metadata\n" + access("ops")
+    check_messages(run(code, site, env=env), state, "ops")
+
+
+def check_messages(found, state, kind):
     expected = {"attribute": "AttributeError", "from": "ImportError", "import": "ImportError"}
-    for access, kind in expected.items():
-        text, kinds, cause = found[access]
-        assert text == STATES[state]
-        assert kind in kinds
+    for way, error in expected.items():
+        text, kinds, cause = found[way]
+        assert text == STATES[state].replace("{name}", PUBLIC[kind])
+        assert error in kinds
         assert ("OSError" in cause) == (state == "failed")
     assert found["hasattr"] is False
     assert found["imported"] == (state == "newer API")
@@ -85,31 +104,7 @@ def test_message_matrix(state, site, run, plugin_source):
 def test_disabling_one_of_two_rivals_settles_the_conflict(site, run, plugin_source):
     env = prepare("conflict", site, plugin_source)
     env["BRAINTRACE_DISABLE_PLUGINS"] = "other_lora"
-    assert run(ACCESS, site, env=env)["attribute"][0] == "no error"
-
-
-def test_layers_have_the_same_message(run):
-    code = """
-        import braintrace
-        texts = []
-        for statement in ("braintrace.nn.LoRA", "from braintrace.nn import LoRA",
-                          "import braintrace.nn.LoRA"):
-            try:
-                exec(statement)
-            except (AttributeError, ImportError) as error:
-                texts.append(str(error))
-        out([texts, hasattr(braintrace.nn, "LoRA")])
-    """
-    texts, has = run(code, env={"BRAINTRACE_PLUGINS": ""})
-    assert (
-        texts
-        == [
-            "braintrace.nn.LoRA is provided by 'braintrace-lora', which is not installed. "
-            "Run: pip install braintrace-lora"
-        ]
-        * 3
-    )
-    assert has is False
+    assert run(access("ops"), site, env=env)["attribute"][0] == "no error"
 
 
 @pytest.mark.parametrize(
@@ -133,3 +128,41 @@ def test_a_model_with_a_primitive_of_a_disabled_family_does_not_compile(run, var
     assert (
         "the primitive 'etp_mv' is provided by 'braintrace-dense' 0.1.0, which is disabled" in text
     )
+
+
+CELL = """
+import braintrace, brainstate, jax.numpy as jnp
+import fake_lora_ops
+
+class Cell(brainstate.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.ones(3))
+        self.h = brainstate.HiddenState(jnp.zeros(3))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(0.5 * self.h.value + fake_lora_ops.op(x, self.w.value))
+        return self.h.value
+
+try:
+    braintrace.compile(Cell(), "d_rtrl", jnp.ones(3))
+except braintrace.CompilationError as error:
+    out([str(error), repr(error.__cause__)])
+"""
+
+
+@pytest.mark.parametrize("state", ["failed", "disabled", "incompatible", "conflict"])
+def test_a_model_with_a_primitive_of_an_unusable_family_does_not_compile(
+    state, site, run, plugin_source
+):
+    env = prepare(state, site, plugin_source)
+    ops = plugin_source("lora", "fake_lora_p")
+    (site.folder / "fake_lora_ops.py").write_text(ops.replace("def scale", OWNED + "def scale"))
+    text, cause = run(CELL, site, env=env)
+    expected = STATES[state].replace("{name}", "the primitive 'fake_lora_p'")
+    assert text.startswith(expected)
+    assert ("OSError" in cause) == (state == "failed")
+
+
+#: The operations are importable when the plugin object is not, and belong to its package.
+OWNED = '__name__ = "fake_lora"\n\n\n'

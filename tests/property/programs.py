@@ -128,9 +128,9 @@ class Way:
 # Strategies nested like the records would be easier to read, but hypothesis makes most of its
 # examples from parts of earlier ones, and the cells of one run would look alike.
 
-REFS: tuple[Ref, ...] = (0, 0, 0, 0, 1, 1, 2, 3, 4, -1, -2, -2, -3, -3, -4, -5)
+REFS: tuple[Ref, ...] = (0, 0, 0, 1, 1, 2, 3, 4, -1, -2, -2, -3, -3, -4, -4, -5)
 INPUTS: tuple[Ref, ...] = (0, 0, 1, -1, -2, -2, -2, -3, -4)
-NEWEST: tuple[Ref, ...] = (0,) * 12 + REFS
+NEWEST: tuple[Ref, ...] = (0,) * 8 + REFS
 OFTEN = ("product", "affine", "leak")
 STATES = ("plain",) * 5 + ("group", "group", "other")
 CALLS = ("jit", "jit jit", "checkpoint")
@@ -207,11 +207,11 @@ def program(data: bytes, kinds: Sequence[str]) -> Program:
     choices = Choices(data)
     return Program(
         batch=choices.pick((None, 2, 1)),
-        container=choices.pick(("list", "dict", "attributes")),
+        container=choices.pick(("list",) * 3 + ("dict", "attributes")),
         trees=(choices.pick((False, True)), choices.pick((False, True))),
         readout=choices.pick(("sum", "plain", "etp")),
         outputs=(0, *choices.some((0, 1, 2), 1, lambda part: part.pick(REFS))),
-        layers=choices.some((1, 2, 3), LAYER, lambda part: layer(part, kinds)),
+        layers=choices.some((1, 2, 2, 3), LAYER, lambda part: layer(part, kinds)),
     )
 
 

@@ -37,7 +37,7 @@ def main() -> None:
 
     means = []
     for _ in range(20):
-        learner.reset_state(batch_size=BATCH)
+        learner.reset_state(batch_size=BATCH, model_states=True)
         grads, losses = learner.etrace_grad(xs, ys, step_fn=step, return_value=True)
         means.append(float(losses.mean()))
         for path, state in learner.param_states.items():

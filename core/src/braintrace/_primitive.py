@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from . import _jax
 
+BATCHED = "_batched"  # how the name of a derived batched primitive ends
 RULES = ("yw_to_w", "xy_to_dw", "init_drtrl", "init_pp", "instant_drtrl", "solve_drtrl")
 
 
@@ -199,8 +200,8 @@ class ETPPrimitive(_jax.Primitive):
         self.register_etp_rules(init_pp=rule)
         return rule
 
-    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        return _restore, (self.name,)
+    def __reduce__(self) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
+        return _restore, (self.name, self.owner)
 
     def __copy__(self) -> ETPPrimitive:
         return self
@@ -218,11 +219,34 @@ def find_primitive(name: str) -> ETPPrimitive | None:
     return _REGISTRY.get(name)
 
 
-def _restore(name: str) -> ETPPrimitive:
+def _restore(name: str, owner: str) -> ETPPrimitive:
+    """The primitive of a pickle; in a fresh process the plugin that owns it is loaded first."""
+    from ._plugins import host
+
+    package, _, derived = owner.partition(":")
     primitive = find_primitive(name)
+    if primitive is None and derived:
+        return _counterpart(_restore(name.removesuffix(BATCHED), package))
+    primitive = primitive or host().find_primitive(name, package)
     if primitive is None:
         raise LookupError(f"the ETP primitive {name!r} is not registered in this process")
     return primitive
+
+
+def snapshot() -> dict[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]:
+    """The registry as it is, for :func:`restore`."""
+    with _LOCK:
+        return {name: (primitive, primitive.spec) for name, primitive in _REGISTRY.items()}
+
+
+def restore(known: Mapping[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]) -> None:
+    """Forget primitives registered since a :func:`snapshot`, and put replaced rules back."""
+    with _LOCK:
+        _REGISTRY.clear()
+        for name, (primitive, spec) in known.items():
+            _REGISTRY[name] = primitive
+            if primitive.spec is not spec:
+                primitive._define(spec)
 
 
 def register_primitive_spec(spec: ETPPrimitiveSpec, *, owner: str | None = None) -> ETPPrimitive:
@@ -342,7 +366,8 @@ def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tupl
         _jax.warn(
             f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes plain "
             "JAX operations and its parameters are not trained by eligibility traces. Map over x "
-            "alone, or compile one model per weight"
+            "alone, or compile one model per weight; where a cond has a mapped predicate, use "
+            "jnp.where instead"
         )
         y = jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=tuple(dims))(*args)
         return y, 0
@@ -368,7 +393,7 @@ def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
         return found
     with _LOCK:
         if primitive.derived is None:
-            derived = _derive_batched(primitive, f"{spec.name}_batched")
+            derived = _derive_batched(primitive, spec.name + BATCHED)
             known = find_primitive(derived.name)
             if known is not None and known.owner == f"{primitive.owner}:derived":
                 known._define(derived)

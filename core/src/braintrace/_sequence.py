@@ -44,12 +44,17 @@ class Tape:
         Raises
         ------
         ValueError
-            When the learner was not called exactly once.
+            When the learner was not called directly and exactly once.
         """
         if len(self.boundaries) != 1:
             raise ValueError(
                 f"step_fn must call the learner exactly once per step; it called it "
                 f"{len(self.boundaries)} times"
+            )
+        if any(_jax.from_another_trace(v, self.perturb[0]) for v in self.boundaries[0]):
+            raise ValueError(
+                "step_fn must call the learner directly, not inside a transformation of its own "
+                "(jit, grad, vmap, cond, for_loop, ...); a sequence is compiled as a whole anyway"
             )
         return self.boundaries[0]
 
@@ -107,7 +112,7 @@ def trace_step(
     ------
     TypeError, ValueError
         When ``step_fn`` does not return a scalar loss (and auxiliary data, with ``has_aux``), or
-        does not call the learner exactly once.
+        does not call the learner directly and exactly once.
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a plugin imports from braintrace; public and versioned.
 
-A plugin is an instance of a small class with two methods marked ``hookimpl``, found through the
+A plugin is an instance of a small class with methods marked ``hookimpl``, found through the
 entry point group ``braintrace.plugins.v1``:
 
 >>> from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo, hookimpl
@@ -14,6 +14,11 @@ entry point group ``braintrace.plugins.v1``:
 ...     @hookimpl
 ...     def braintrace_primitives(self, api):
 ...         return [scale]
+
+Further hooks are optional: ``braintrace_algorithms(api)`` returns learner classes by name,
+``braintrace_conformance_cases(api)`` cases for the conformance kit, ``braintrace_doctor(context)``
+an iterable of :class:`Finding`, and ``braintrace_explain(record)`` one line of advice for a
+diagnostic of the compiler, or ``None``.
 """
 
 from __future__ import annotations
@@ -28,12 +33,16 @@ from ._plugins._hooks import API as API
 from ._plugins._hooks import HostInfo as HostInfo
 from ._plugins._hooks import PluginInfo as PluginInfo
 from ._plugins._hooks import hookimpl as hookimpl
+from ._plugins._optional import DoctorContext as DoctorContext
+from ._plugins._optional import Finding as Finding
 from ._primitive import ETPPrimitiveSpec as ETPPrimitiveSpec
 
 __all__ = [
     "API",
     "CompilationError",
+    "DoctorContext",
     "ETPPrimitiveSpec",
+    "Finding",
     "HostInfo",
     "NotSupportedError",
     "PluginInfo",

@@ -7,9 +7,11 @@ A plugin is loaded on first use of one of its names; nothing here needs to be ca
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ._plugins import host as _host
+from ._plugins import isolated as _isolated
 from ._plugins._errors import PluginError as PluginError
 from ._plugins._records import PluginRecord as PluginRecord
 from ._plugins._records import PluginState as PluginState
@@ -106,6 +108,60 @@ def register(plugin: object) -> PluginRecord:
         When it is not a valid plugin, or may not be used; nothing of it is registered then.
     """
     return _host().register(plugin)
+
+
+def isolated(plugins: Iterable[object] = ()) -> AbstractContextManager[tuple[PluginRecord, ...]]:
+    """Only these plugin objects for the length of a ``with`` block, none of those installed.
+
+    For tests. The whole process sees them. Primitives that the block registers are forgotten
+    after it, and rules that it replaces are put back.
+
+    Parameters
+    ----------
+    plugins
+        Plugin objects, as :func:`register` takes them.
+
+    Returns
+    -------
+    context manager
+        Entering it gives their records.
+
+    Raises
+    ------
+    PluginError
+        On entering, when one of them is not a valid plugin.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> with braintrace.plugins.isolated([]) as records:
+    ...     print(records, hasattr(braintrace, "matmul"))
+    () False
+    """
+    return _isolated(tuple(plugins))
+
+
+def conformance_cases(family: str) -> tuple[Any, ...]:
+    """What a family's ``braintrace_conformance_cases`` returns; the plugin is loaded first.
+
+    Parameters
+    ----------
+    family
+        Name of an installed or registered family.
+
+    Returns
+    -------
+    tuple
+        Its cases for the conformance kit; empty when the plugin does not have the hook.
+
+    Raises
+    ------
+    PluginError
+        When no such plugin can be used, or its hook raises or does not return cases.
+    """
+    from ._plugins import _services
+
+    return _services.conformance_cases(_host(), family)
 
 
 def _names_of(argument: str, given: Iterable[str]) -> frozenset[str]:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ._host import Host
+from ._records import PluginRecord
 from ._settings import Settings
 
 _LOCK = threading.Lock()
@@ -20,3 +23,20 @@ def host() -> Host:
             if _HOST is None:
                 _HOST = Host(Settings.from_environment())
     return _HOST
+
+
+@contextmanager
+def isolated(plugins: Iterable[object]) -> Iterator[tuple[PluginRecord, ...]]:
+    """A host of its own with these plugin objects alone; see :mod:`braintrace.plugins`."""
+    global _HOST
+    from .. import _primitive
+
+    before, known = _HOST, _primitive.snapshot()
+    _HOST = Host(Settings(), scanned=())
+    try:
+        for plugin in plugins:
+            _HOST.register(plugin)
+        yield _HOST.records()
+    finally:
+        _HOST = before
+        _primitive.restore(known)

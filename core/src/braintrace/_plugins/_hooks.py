@@ -108,7 +108,7 @@ class HookSpecs:
 
     @hookspec
     def braintrace_algorithms(self, api: HostInfo) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Algorithms by name."""
+        """Learner classes, subclasses of ``braintrace.ETraceAlgorithm``, by name."""
 
     @hookspec
     def braintrace_conformance_cases(self, api: HostInfo) -> Iterable[Any]:  # type: ignore[empty-body]
@@ -132,6 +132,7 @@ class Offer:
 
     info: PluginInfo
     specs: tuple[ETPPrimitiveSpec, ...]
+    manager: pluggy.PluginManager
 
 
 def collect(plugin: object, core_version: str) -> Offer:
@@ -147,16 +148,16 @@ def collect(plugin: object, core_version: str) -> Offer:
     manager = _manager_of(plugin)
     info = _ask(manager, "braintrace_plugin_info")
     if not isinstance(info, PluginInfo):
-        raise TypeError(f"braintrace_plugin_info must return a PluginInfo, got {_kind(info)}")
+        raise TypeError(f"braintrace_plugin_info must return a PluginInfo, got {kind_of(info)}")
     if info.api[0] != API[0] or info.api[1] > API[1]:
         raise IncompatibleError(".".join(map(str, info.api)))
     specs = _ask(manager, "braintrace_primitives", api=HostInfo(API, core_version))
-    return Offer(info, _checked_specs(specs))
+    return Offer(info, _checked_specs(specs), manager)
 
 
 def _manager_of(plugin: object) -> pluggy.PluginManager:
     if inspect.isclass(plugin) or inspect.ismodule(plugin):
-        raise TypeError(f"a plugin is an instance of a small class, got the {_kind(plugin)}")
+        raise TypeError(f"a plugin is an instance of a small class, got the {kind_of(plugin)}")
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(HookSpecs)
     manager.register(plugin)
@@ -179,12 +180,12 @@ def _ask(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> Any:
 
 def _checked_specs(given: object) -> tuple[ETPPrimitiveSpec, ...]:
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
-        raise TypeError(f"braintrace_primitives must return specifications, got {_kind(given)}")
+        raise TypeError(f"braintrace_primitives must return specifications, got {kind_of(given)}")
     specs = tuple(given)
     for spec in specs:
         if not isinstance(spec, ETPPrimitiveSpec):
             raise TypeError(
-                f"braintrace_primitives must return ETPPrimitiveSpec records, got {_kind(spec)}"
+                f"braintrace_primitives must return ETPPrimitiveSpec records, got {kind_of(spec)}"
             )
     listed = [spec.name for spec in specs]
     if twice := sorted({name for name in listed if listed.count(name) > 1}):
@@ -192,6 +193,7 @@ def _checked_specs(given: object) -> tuple[ETPPrimitiveSpec, ...]:
     by_name = {spec.name: spec for spec in specs}
     for spec in specs:
         _check_counterpart(spec, by_name)
+        _check_signatures(spec)
     return specs
 
 
@@ -206,7 +208,43 @@ def _check_counterpart(spec: ETPPrimitiveSpec, by_name: dict[str, ETPPrimitiveSp
         )
 
 
-def _kind(value: object) -> str:
+#: How many positional arguments core passes to each function of a specification.
+_ARGUMENTS = {
+    "yw_to_w": 2,
+    "xy_to_dw": 3,
+    "init_drtrl": 4,
+    "init_pp": 4,
+    "instant_drtrl": 3,
+    "solve_drtrl": 3,
+    "trainable_invars_fn": 1,
+}
+
+
+def _check_signatures(spec: ETPPrimitiveSpec) -> None:
+    """Refuse rules that cannot be called the way core calls them."""
+    for rule, count in _ARGUMENTS.items():
+        _check_takes(spec, rule, count)
+    x = -1 if spec.x_invar_index is None else spec.x_invar_index
+    _check_takes(spec, "impl", x + (2 if spec.trainable_invars_fn is None else 1))
+
+
+def _check_takes(spec: ETPPrimitiveSpec, rule: str, count: int) -> None:
+    function = getattr(spec, rule)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # none, or built in: it does not say
+        return
+    try:
+        signature.bind_partial(*range(count))
+    except TypeError:
+        raise TypeError(
+            f"{rule} of {spec.name!r} must take {count} positional arguments, its signature is "
+            f"{signature}"
+        ) from None
+
+
+def kind_of(value: object) -> str:
+    """A value as messages describe it."""
     if inspect.isclass(value) or inspect.ismodule(value):
         return f"{type(value).__name__} {value.__name__}"
     return f"{type(value).__name__} {value!r:.80}"

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from .._lazy import OFFICIAL
 from . import _errors as errors
 from ._errors import PluginError
@@ -23,8 +22,13 @@ from ._records import PluginRecord, PluginState
 from ._settings import Settings
 
 if TYPE_CHECKING:
+    import pluggy
+
     from .._primitive import ETPPrimitive, ETPPrimitiveSpec
     from ._hooks import Offer
+
+# Another distribution may have written over the package: the doctor still has to run.
+__version__: str = getattr(sys.modules["braintrace"], "__version__", "0+unknown")
 
 _PUBLIC_PREFIX = {"ops": "braintrace.", "nn": "braintrace.nn."}
 _API_GROUP = f"{PLUGIN_GROUP}1"
@@ -62,18 +66,21 @@ class Host:
     ----------
     settings
         Which plugins may be used.
+    scanned
+        The installed plugins; ``None``: found from their metadata on first need.
     """
 
     errors = errors
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, scanned: tuple[Candidate, ...] | None = None) -> None:
         self.settings = settings
         self._lock = threading.RLock()
-        self._scanned: tuple[Candidate, ...] | None = None
+        self._scanned = scanned
         self._in_process: tuple[Candidate, ...] = ()
         self._outcomes: dict[str, Outcome] = {}
         self._primitives: dict[ETPPrimitiveSpec, ETPPrimitive] = {}
         self._values: dict[tuple[str, str], Any] = {}
+        self._managers: dict[str, pluggy.PluginManager] = {}
         self._here = threading.local()
 
     # --- what is known -----------------------------------------------------------------------
@@ -82,7 +89,7 @@ class Host:
         """Every distribution that declares plugin entry points; scans on first need."""
         if self._scanned is None:
             found = scan(__version__)
-            self._trace(f"found {', '.join(c.distribution for c in found) or 'no plugin'}")
+            self.trace(f"found {', '.join(c.distribution for c in found) or 'no plugin'}")
             self._scanned = found
         return self._scanned + self._in_process
 
@@ -196,7 +203,7 @@ class Host:
         except BaseException as exception:
             raise PluginError(
                 f"{public} is provided by {candidate.title}, whose entry point {entry.value!r} "
-                f"cannot be loaded ({_brief(exception)})",
+                f"cannot be loaded ({brief(exception)})",
                 candidate.distribution,
             ) from exception
 
@@ -257,7 +264,7 @@ class Host:
         with self._lock:
             if key not in self._outcomes:
                 self._outcomes[key] = self._committed(candidate, outcome, offer)
-                self._trace(f"{key}: {self._outcomes[key].state} {outcome.reason}".rstrip())
+                self.trace(f"{key}: {self._outcomes[key].state} {outcome.reason}".rstrip())
 
     def _ask(self, candidate: Candidate) -> tuple[Outcome, Offer | None]:
         """Import a plugin and collect its declarations; whatever it raises becomes an outcome."""
@@ -266,7 +273,7 @@ class Host:
         try:
             from . import _hooks
 
-            self._trace(f"{candidate.distribution}: importing {candidate.plugins[0].value}")
+            self.trace(f"{candidate.distribution}: importing {candidate.plugins[0].value}")
             offer = _hooks.collect(candidate.plugins[0].load(), __version__)
             if offer.info.family != candidate.family:
                 raise ValueError(
@@ -297,6 +304,7 @@ class Host:
                     return replace(outcome, state=PluginState.CONFLICT, reason=reason)
             for spec in offer.specs:
                 self._primitives[spec] = _primitive.register_primitive_spec(spec, owner=owner)
+        self._managers[candidate.distribution] = offer.manager
         if candidate not in self._in_process:
             _hide_frames(owner)
         return replace(outcome, primitives=tuple(spec.name for spec in offer.specs))
@@ -333,6 +341,47 @@ class Host:
         self._primitives[spec] = primitive
         return primitive
 
+    def find_primitive(self, name: str, owner: str) -> ETPPrimitive | None:
+        """The primitive of a name; loads the plugins whose package is ``owner`` first.
+
+        Raises
+        ------
+        PluginError
+            When a plugin of that package cannot be used.
+        """
+        from .. import _primitive
+
+        for candidate in self.candidates():
+            if candidate.package == owner:
+                self.load(candidate, f"the primitive {name!r}")
+        return _primitive.find_primitive(name)
+
+    def loaded(self) -> list[tuple[Candidate, pluggy.PluginManager]]:
+        """The plugins in use with their hooks, in the order of their names."""
+        found = sorted(self.candidates(), key=lambda c: (c.family, c.distribution))
+        return [
+            (c, self._managers[c.distribution])
+            for c in found
+            if c.distribution in self._managers and self._verdict(c).state is PluginState.LOADED
+        ]
+
+    def of_family(self, family: str) -> Candidate:
+        """The distribution that provides a family, an enabled one if there is any.
+
+        Raises
+        ------
+        PluginError
+            When there is none.
+        """
+        found = [c for c in self.candidates() if c.family == family]
+        enabled = [c for c in found if not self._why_disabled(c)]
+        if not found:
+            known = ", ".join(sorted({c.family for c in self.candidates()})) or "none"
+            raise PluginError(
+                f"no installed plugin provides the family {family!r}; families are: {known}"
+            )
+        return (enabled or found)[0]
+
     # --- changes -----------------------------------------------------------------------------
 
     def register(self, plugin: object) -> PluginRecord:
@@ -345,7 +394,7 @@ class Host:
         try:
             info = _hooks.collect(plugin, __version__).info
         except Exception as exception:
-            raise PluginError(f"{plugin!r:.80} is not a plugin: {_brief(exception)}") from exception
+            raise PluginError(f"{plugin!r:.80} is not a plugin: {brief(exception)}") from exception
         candidate = _in_process_candidate(plugin, info)
         with self._lock:
             if any(c.distribution == candidate.distribution for c in self.candidates()):
@@ -379,7 +428,8 @@ class Host:
             self._scanned = None
         return self.records()
 
-    def _trace(self, text: str) -> None:
+    def trace(self, text: str) -> None:
+        """Report a step on standard error, when the settings ask for it."""
         if self.settings.trace:
             print(f"braintrace.plugins: {text}", file=sys.stderr)
 
@@ -428,7 +478,7 @@ def _failure(candidate: Candidate, exception: BaseException) -> Outcome:
     if isinstance(exception, _hooks.IncompatibleError):
         upgrade = f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
         return Outcome(PluginState.INCOMPATIBLE, _api_mismatch(str(exception), upgrade), exception)
-    return Outcome(PluginState.FAILED, f"failed to load ({_brief(exception)})", exception)
+    return Outcome(PluginState.FAILED, f"failed to load ({brief(exception)})", exception)
 
 
 def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:
@@ -458,7 +508,8 @@ def _in_process_candidate(plugin: object, info: Any) -> Candidate:
     )
 
 
-def _brief(exception: BaseException) -> str:
+def brief(exception: BaseException) -> str:
+    """The kind of an exception and the first line of its text."""
     text = str(exception).strip().splitlines()
     name = type(exception).__name__
     return f"{name}: {text[0]}" if text else name

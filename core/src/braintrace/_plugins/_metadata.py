@@ -2,11 +2,14 @@
 """The one module that reads package metadata: who is installed, and what each one exports.
 
 The standard library's ``importlib.metadata`` on purpose: importing its backport changes the
-behaviour of the standard one for the whole process.
+behaviour of the standard one for the whole process. The command line has a process of its own and
+asks for the backport, which validates more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,15 @@ from ._settings import normalised
 PLUGIN_GROUP = "braintrace.plugins.v"
 EXPORT_GROUPS = {"braintrace.ops": "ops", "braintrace.nn": "nn"}
 CORE = "braintrace-core"
+
+_library: Any = metadata
+
+
+def use_backport() -> None:
+    """Read metadata with ``importlib_metadata`` from now on, when it can be imported."""
+    global _library
+    with contextlib.suppress(Exception):
+        _library = importlib.import_module("importlib_metadata")
 
 
 class Entry(Protocol):
@@ -65,7 +77,7 @@ class Candidate:
     @property
     def title(self) -> str:
         """Distribution and version, as messages name it."""
-        return f"{self.distribution!r} {self.version}"
+        return f"{self.distribution!r} {self.version}".rstrip()
 
 
 def package_of(entry: Entry) -> str:
@@ -76,10 +88,10 @@ def package_of(entry: Entry) -> str:
 def scan(core_version: str) -> tuple[Candidate, ...]:
     """Read the metadata of every distribution, once; the broken ones are passed over."""
     found: dict[str, Candidate] = {}
-    for dist in metadata.distributions():
+    for dist in _library.distributions():
         try:
             entries = tuple(e for e in dist.entry_points if _is_ours(e))
-            if entries and (name := dist.metadata.get("Name")):  # type: ignore[attr-defined]
+            if entries and (name := dist.metadata.get("Name")):
                 # The first on sys.path is the one that gets imported.
                 found.setdefault(normalised(name), _candidate(dist, name, entries, core_version))
         except Exception:
@@ -91,9 +103,7 @@ def _is_ours(entry: Entry) -> bool:
     return entry.group in EXPORT_GROUPS or entry.group.startswith(PLUGIN_GROUP)
 
 
-def _candidate(
-    dist: metadata.Distribution, name: str, entries: tuple[Entry, ...], core_version: str
-) -> Candidate:
+def _candidate(dist: Any, name: str, entries: tuple[Entry, ...], core_version: str) -> Candidate:
     needs_core, core_admitted = _bounds_on_core(dist.requires or [], core_version)
     return Candidate(
         distribution=normalised(name),
@@ -115,7 +125,7 @@ def _bounds_on_core(requires: list[str], core_version: str) -> tuple[str, bool]:
     return ",".join(str(r.specifier) for r in active), admitted
 
 
-def _origin(dist: metadata.Distribution) -> str:
+def _origin(dist: Any) -> str:
     """Where the distribution lies: the source tree of an editable install, else the folder."""
     direct_url = json.loads(dist.read_text("direct_url.json") or "{}")
     if direct_url.get("dir_info", {}).get("editable"):
@@ -130,3 +140,52 @@ def providers(
     for candidate in candidates:
         if (kind, name) in candidate.exports:
             yield candidate, candidate.exports[kind, name]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A distribution that says an import package is its own."""
+
+    distribution: str
+    version: str
+    origin: str
+
+
+def owners(package: str) -> tuple[Owner, ...]:
+    """The distributions that installed files into an import package, or bear its name."""
+    found: dict[Owner, None] = {}
+    for dist in _library.distributions():
+        try:
+            name = normalised(dist.metadata.get("Name") or "")
+            if name in (package, CORE) or _holds(dist, package):
+                owner = Owner(name, str(dist.version), _origin(dist))
+                found[owner] = None
+        except Exception:
+            continue
+    return tuple(found)
+
+
+def _holds(dist: Any, package: str) -> bool:
+    files = (dist.read_text("RECORD") or dist.read_text("installed-files.txt") or "").splitlines()
+    return any(line.startswith(f"{package}/") for line in files)
+
+
+def unmet(distribution: str) -> tuple[tuple[str, str | None], ...]:
+    """Requirements of a distribution that are not met, with the version that is installed."""
+    from packaging.requirements import Requirement
+
+    found = []
+    for required in map(Requirement, _library.requires(distribution) or ()):
+        if required.marker is None or required.marker.evaluate({"extra": ""}):
+            version = version_of(required.name)
+            if version is None or not required.specifier.contains(version, prereleases=True):
+                found.append((f"{required.name}{required.specifier}", version))
+    return tuple(found)
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; ``None`` when it is not installed."""
+    try:
+        return str(_library.version(distribution))
+    except Exception:
+        return None

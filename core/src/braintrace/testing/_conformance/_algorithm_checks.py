@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rules with the operation in a model, against references that share no code with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+
+from ..._learner import D_RTRL, ETraceAlgorithm
+from .._bptt import bptt
+from .._oracle import d_rtrl_oracle
+from . import _models
+from ._case import ConformanceCase
+from ._check import CASE_CHECKS, add_check, close, require
+from ._models import BATCH, STEPS, Cell, Task, Two, task
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A learner and its reference.
+
+    ``oracle(model, sequences, loss)`` returns something with ``grads``. ``exact``: it equals
+    backpropagation through time where every recurrence is position-wise.
+    """
+
+    name: str
+    learner: Callable[[Any], ETraceAlgorithm]
+    oracle: Callable[..., Any]
+    exact: bool
+
+
+ALGORITHMS = (Algorithm("d_rtrl", D_RTRL, d_rtrl_oracle, exact=True),)
+BLOCKS = (1, 4, STEPS)
+FEWER_BLOCKS = (1, 4)  # where the compile time of a larger model counts
+
+
+def compiled(algorithm: Algorithm, work: Task) -> Any:
+    """A learner for the model of a task, all of whose parameters have traces."""
+    learner = algorithm.learner(work.model)
+    learner.compile_graph(jax.tree.map(lambda v: v[0], work.inputs))
+    for path, how in learner.graph.coverage().items():
+        require(how == "trace", f"the parameter {path} has no trace: its coverage is {how!r}")
+    return learner
+
+
+def online(learner: Any, work: Task, block_size: int) -> Any:
+    """The gradient of a sequence from the start."""
+    learner.reset_state(model_states=True)
+    grads = learner.etrace_grad(
+        *work.sequences,
+        step_fn=lambda x, y: _models.loss(learner(x), y),
+        reduction="sum",
+        block_size=block_size,
+    )
+    learner.reset_state(model_states=True)
+    return grads
+
+
+def check_blocks(
+    algorithm: Algorithm, work: Task, reference: Any, blocks: tuple[int, ...] = BLOCKS
+) -> None:
+    """Require the reference's gradient, step by step and in blocks."""
+    learner = compiled(algorithm, work)
+    for block_size in blocks:
+        try:
+            close(online(learner, work, block_size), reference)
+        except AssertionError as error:
+            raise AssertionError(f"with block_size={block_size}: {error}") from error
+
+
+def expected(algorithm: Algorithm, work: Task) -> Any:
+    """The reference gradient where every recurrence is position-wise."""
+    if algorithm.exact:
+        return bptt(work.model, work.sequences, _models.loss)[1]
+    return algorithm.oracle(work.model, work.sequences, _models.loss).grads
+
+
+def leaky_cell(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """On a leaky cell with two states, the gradient is that of backpropagation through time (that
+    of the oracle, for a rule that is not exact there)."""
+    with _models.quiet():
+        work = task(Cell(case), case)
+        check_blocks(algorithm, work, expected(algorithm, work))
+
+
+def leaky_cell_in_a_batch(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """The same with a batch of states around an operation for one example: ``x`` is mapped by
+    ``vmap``, or the result is broadcast when there is no ``x``."""
+    head, mapped = (BATCH,), case.has_x
+    with _models.quiet():
+        cell = Cell(case, head=head, mapped=mapped)
+        work = task(cell, case, head=head, mapped=mapped)
+        check_blocks(algorithm, work, expected(algorithm, work))
+
+
+def one_layer(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """On a cell that is recurrent through the operation, the gradient is that of the oracle."""
+    with _models.quiet():
+        work = task(Cell(case, recurrent=True), case)
+        oracle = algorithm.oracle(work.model, work.sequences, _models.loss)
+        check_blocks(algorithm, work, oracle.grads, FEWER_BLOCKS)
+
+
+def two_layers(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """On two cells, one behind the other, the gradient is that of the oracle."""
+    with _models.quiet():
+        work = task(Two(case), case)
+        oracle = algorithm.oracle(work.model, work.sequences, _models.loss)
+        check_blocks(algorithm, work, oracle.grads, FEWER_BLOCKS)
+
+
+def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """Differentiating a loss of calls of the learner gives the reference's gradient."""
+    with _models.quiet():
+        work = task(Cell(case), case)
+        reference = expected(algorithm, work)
+        learner = compiled(algorithm, work)
+
+        def total() -> Any:
+            losses = brainstate.transform.for_loop(
+                lambda x, y: _models.loss(learner(x), y), *work.sequences
+            )
+            return losses.sum()
+
+        learner.reset_state(model_states=True)
+        gradient = brainstate.transform.jit(
+            lambda: brainstate.transform.grad(total, learner.param_states)()
+        )
+        close(gradient(), reference)
+
+
+def batch_is_the_sum(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """The gradient of a batch is the sum of the gradients of its examples."""
+    with _models.quiet():
+        work = task(Cell(case), case)
+        whole = online(compiled(algorithm, work), work, 4)
+        examples = work.targets.shape[1]
+        parts = [_example(algorithm, case, work, b) for b in range(examples)]
+        close(whole, jax.tree.map(lambda *terms: sum(terms), *parts))
+
+
+def _example(algorithm: Algorithm, case: ConformanceCase, work: Task, b: int) -> Any:
+    """The gradient of one example alone, as a batch of one."""
+    cell = Cell(case)
+    cell.start = cell.start[b : b + 1]
+    brainstate.nn.init_all_states(cell)
+    alone = Task(cell, *jax.tree.map(lambda v: v[:, b : b + 1], work.sequences))
+    return online(compiled(algorithm, alone), alone, 4)
+
+
+def _batched(case: ConformanceCase) -> bool:
+    return case.batched
+
+
+def _single(case: ConformanceCase) -> bool:
+    return not case.batched
+
+
+def _anywhere(case: ConformanceCase) -> bool:
+    return True
+
+
+CHECKS: tuple[tuple[Any, Callable[[ConformanceCase], bool]], ...] = (
+    (leaky_cell, _anywhere),
+    (leaky_cell_in_a_batch, _single),
+    (one_layer, _models.takes_state),
+    (two_layers, _anywhere),
+    (gradient_of_calls, _anywhere),
+    (batch_is_the_sum, _batched),
+)
+
+
+def _register(algorithm: Algorithm) -> None:
+    for check, applies in CHECKS:
+        run = partial(check, algorithm)
+        run.__doc__ = check.__doc__
+        add_check(CASE_CHECKS, f"algorithms.{algorithm.name}.{check.__name__}", run, applies)
+
+
+for _algorithm in ALGORITHMS:
+    _register(_algorithm)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dense primitives pass the conformance kit, with and without a bias."""
+
+from __future__ import annotations
+
+import jax
+
+from braintrace.testing import ConformanceCase, parametrize_with_checks
+from braintrace_dense import matmul
+from braintrace_dense._plugin import plugin
+from braintrace_dense._primitives import ETP_MM, ETP_MV
+
+IN, OUT, BATCH = 3, 2, 3
+
+
+def case(spec, has_bias):
+    head = (BATCH,) if spec.batched else ()
+    shapes = [(*head, IN), (IN, OUT), *([(OUT,)] if has_bias else [])]
+
+    def operands(seed, dtype):
+        keys = [jax.random.key(seed), jax.random.key(100), jax.random.key(101)]
+        return [
+            jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=False)
+        ]
+
+    return ConformanceCase(spec, operands, matmul, f"{spec.name}{'_bias' * has_bias}")
+
+
+CASES = [case(spec, has_bias) for spec in (ETP_MV, ETP_MM) for has_bias in (False, True)]
+
+
+@parametrize_with_checks(plugin, CASES)
+def test_conformance(check):
+    check()

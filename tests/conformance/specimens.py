@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Correct primitives, and one broken in a particular way for each check of the kit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import saiunit
+
+from braintrace import register_primitive_spec
+from braintrace.plugin_api import ETPPrimitiveSpec, bind
+from braintrace.testing import ConformanceCase
+
+IN, OUT, BATCH = 3, 2, 2
+
+
+def draw(seed: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+# --- y = x W + b, with every rule written ----------------------------------------------------
+
+
+def affine(x: Any, w: Any, b: Any) -> Any:
+    return x @ w + b
+
+
+def affine_trainable(params: Any) -> dict[str, int]:
+    return {"w": 1, "b": 2}
+
+
+def affine_yw_to_w(dy: Any, trace: Any) -> Any:
+    return {"w": trace["w"] * dy[..., None, :], "b": trace["b"] * dy}
+
+
+def affine_xy_to_dw(x: Any, dy: Any, weights: Any) -> Any:
+    many_x, many_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return {"w": many_x.T @ many_dy, "b": many_dy.sum(0)}
+
+
+def affine_init_drtrl(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+    head, dtype = y_var.aval.shape[:-1], y_var.aval.dtype
+    shapes = {key: (*head, *var.aval.shape, num_state) for key, var in weight_vars.items()}
+    return {key: jnp.zeros(shape, dtype) for key, shape in shapes.items()}
+
+
+def init_pp(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+    return jnp.zeros((*y_var.aval.shape, num_state), y_var.aval.dtype)
+
+
+AFFINE = ETPPrimitiveSpec(
+    "specimen_affine",
+    affine,
+    yw_to_w=affine_yw_to_w,
+    xy_to_dw=affine_xy_to_dw,
+    init_drtrl=affine_init_drtrl,
+    init_pp=init_pp,
+    trainable_invars_fn=affine_trainable,
+)
+
+
+def affine_operands(batched: bool) -> Callable[[int, Any], Any]:
+    def operands(seed: int, dtype: Any) -> Any:
+        head = (BATCH,) if batched else ()
+        x = draw(seed, (*head, IN), dtype)
+        return x, draw(101, (IN, OUT), dtype), draw(102, (OUT,), dtype)
+
+    return operands
+
+
+def case_of(spec: ETPPrimitiveSpec, op: Any = None) -> ConformanceCase:
+    def direct(x: Any, w: Any, b: Any) -> Any:
+        return bind(spec, x, w, b)
+
+    return ConformanceCase(spec, affine_operands(spec.batched), op or direct)
+
+
+numbers = count()
+
+
+def broken(**changes: Any) -> ETPPrimitiveSpec:
+    """The affine specimen with some fields replaced."""
+    return replace(AFFINE, **{"name": f"specimen_broken_{next(numbers)}"} | changes)
+
+
+def with_counterpart(**changes: Any) -> ConformanceCase:
+    """One example at a time, with a batched counterpart that is broken."""
+    many = broken(batched=True, **changes)
+    register_primitive_spec(many)
+    return case_of(broken(batched_counterpart=many.name))
+
+
+# --- y[p] = sum_k x[p + k] w[k]: the exact trace keeps the positions -------------------------
+
+KERNEL, PLACES = 2, 3
+
+
+def conv(x: Any, w: Any) -> Any:
+    return jnp.convolve(x, w[::-1], mode="valid")
+
+
+def patches(x: Any) -> Any:
+    return jnp.stack([x[p : p + KERNEL] for p in range(PLACES)])
+
+
+def conv_init(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+    y = y_var.aval
+    return {"weight": jnp.zeros((*y.shape, KERNEL, num_state), y.dtype)}
+
+
+CONV = ETPPrimitiveSpec(
+    "specimen_conv",
+    conv,
+    yw_to_w=lambda dy, trace: {"weight": trace["weight"] * dy[:, None]},
+    xy_to_dw=lambda x, dy, weights: {"weight": dy @ patches(x)},
+    init_drtrl=conv_init,
+    init_pp=init_pp,
+    instant_drtrl=lambda x, f, weights: {"weight": f[:, None] * patches(x)},
+    solve_drtrl=lambda l, trace, weights: {"weight": l @ trace["weight"]},  # noqa: E741
+)
+
+
+def conv_case(spec: ETPPrimitiveSpec) -> ConformanceCase:
+    def operands(seed: int, dtype: Any) -> Any:
+        x = draw(seed, (PLACES + KERNEL - 1,), dtype)
+        return x, draw(103, (KERNEL,), dtype)
+
+    return ConformanceCase(spec, operands, lambda x, w: bind(spec, x, w))
+
+
+def kernel_shaped() -> ConformanceCase:
+    """A trace of the kernel alone: it multiplies sums over positions."""
+    spec = replace(
+        CONV,
+        name="specimen_conv_kernel_shaped",
+        yw_to_w=lambda dy, trace: {"weight": trace["weight"] * dy.mean()},
+        init_drtrl=affine_init_kernel,
+        instant_drtrl=None,
+        solve_drtrl=None,
+    )
+    return conv_case(spec)
+
+
+def affine_init_kernel(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+    return {"weight": jnp.zeros((KERNEL, num_state), y_var.aval.dtype)}
+
+
+# --- an embedding: an integer input, no rule written -----------------------------------------
+
+EMBEDDING = ETPPrimitiveSpec("specimen_embedding", lambda x, w: jnp.sin(w[x]))
+
+
+def embedding_operands(seed: int, dtype: Any) -> Any:
+    return jnp.asarray(seed % 2), draw(104, (2, OUT), dtype)
+
+
+HEALTHY = (
+    case_of(replace(AFFINE, name="specimen_affine_many", batched=True)),
+    conv_case(CONV),
+    ConformanceCase(EMBEDDING, embedding_operands, lambda x, w: bind(EMBEDDING, x, w)),
+)
+
+
+# --- broken implementations and operations ---------------------------------------------------
+
+
+def ignores_the_dtype() -> ConformanceCase:
+    return replace(
+        case_of(broken()), operands=lambda seed, dtype: affine_operands(False)(seed, "float32")
+    )
+
+
+def plain() -> ConformanceCase:
+    return case_of(broken(), op=affine)
+
+
+def needs_values() -> ConformanceCase:
+    return case_of(broken(impl=lambda x, w, b: affine(x, w, b) if (x > 9).any() else x @ w + b))
+
+
+def changes_when_traced_again() -> ConformanceCase:
+    times = count(1)
+    return case_of(broken(impl=lambda x, w, b: affine(x, w, b) * next(times)))
+
+
+def keeps_an_array() -> ConformanceCase:
+    kept: dict[Any, Any] = {}
+
+    def impl(x: Any, w: Any, b: Any) -> Any:
+        return affine(x, w, b) * kept.setdefault(x.shape, jnp.full((), 2.0, x.dtype) + 0 * x[0])
+
+    return case_of(broken(impl=impl))
+
+
+def changes_at_each_call() -> ConformanceCase:
+    times, spec = count(1), broken()
+    return case_of(spec, op=lambda x, w, b: bind(spec, x, w, b) * next(times))
+
+
+@jax.custom_jvp
+def straight_through(y: Any) -> Any:
+    return jnp.tanh(y)
+
+
+straight_through.defjvps(lambda dy, out, y: dy)
+
+
+@jax.custom_vjp
+def reverse_only(y: Any) -> Any:
+    return y
+
+
+reverse_only.defvjp(lambda y: (y, None), lambda _, dy: (dy,))
+
+
+def wrong_derivative() -> ConformanceCase:
+    return case_of(broken(impl=lambda x, w, b: straight_through(affine(x, w, b))))
+
+
+def no_forward_mode() -> ConformanceCase:
+    return case_of(broken(impl=lambda x, w, b: reverse_only(affine(x, w, b))))
+
+
+def other_numbers_in_a_batch() -> ConformanceCase:
+    return with_counterpart(impl=lambda x, w, b: 2 * affine(x, w, b))
+
+
+def lost_under_vmap() -> ConformanceCase:
+    """The weight depends on ``x``, so ``vmap`` maps both."""
+    spec = broken()
+    return case_of(spec, op=lambda x, w, b: bind(spec, x, w / (1 + x @ x), b))
+
+
+@jax.custom_batching.custom_vmap
+def not_mapped(w: Any) -> Any:
+    return w
+
+
+not_mapped.def_vmap(lambda size, mapped, w: (2 * w, mapped[0]))
+
+
+def other_numbers_for_mapped_weights() -> ConformanceCase:
+    return case_of(broken(impl=lambda x, w, b: affine(x, not_mapped(w), b)))
+
+
+def forgets_the_bias() -> ConformanceCase:
+    return case_of(broken(trainable_invars_fn=lambda params: {"w": 1}))
+
+
+def mixes_examples() -> ConformanceCase:
+    return case_of(
+        broken(batched=True, impl=lambda x, w, b: affine(x - x.mean(0), w, b), xy_to_dw=None)
+    )
+
+
+def drops_units() -> ConformanceCase:
+    spec = broken()
+    return case_of(spec, op=lambda *given: bind(spec, *map(saiunit.get_mantissa, given)))
+
+
+def always_float32() -> ConformanceCase:
+    return case_of(broken(impl=lambda *given: affine(*(v.astype("float32") for v in given))))
+
+
+# --- broken rules ----------------------------------------------------------------------------
+
+
+def factor_in_yw_to_w() -> ConformanceCase:
+    """``y = 3 (x W + b)`` with the 3 in both rules."""
+    return case_of(
+        broken(
+            impl=lambda x, w, b: 3 * affine(x, w, b),
+            xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x, 3 * dy, weights),
+            yw_to_w=lambda dy, trace: affine_yw_to_w(3 * dy, trace),
+        )
+    )
+
+
+def xy_to_dw_of_something_else() -> ConformanceCase:
+    return case_of(broken(xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x**2, dy, weights)))
+
+
+def clipped_xy_to_dw() -> ConformanceCase:
+    return case_of(
+        broken(xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x, jnp.clip(dy, -1, 1), weights))
+    )
+
+
+def mean_over_the_batch() -> ConformanceCase:
+    return with_counterpart(
+        xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x, dy / len(dy), weights)
+    )
+
+
+def trace_in_float32() -> ConformanceCase:
+    def init(*given: Any) -> Any:
+        return jax.tree.map(lambda v: v.astype("float32"), affine_init_drtrl(*given))
+
+    return case_of(broken(init_drtrl=init))
+
+
+def trace_without_states() -> ConformanceCase:
+    return case_of(broken(init_pp=lambda *given: init_pp(*given)[..., 0]))
+
+
+def mean_factor() -> ConformanceCase:
+    """Every entry is scaled by the mean over positions."""
+    return case_of(broken(yw_to_w=lambda dy, trace: {k: v * dy.mean() for k, v in trace.items()}))
+
+
+def increment_without_f() -> ConformanceCase:
+    def instant(x: Any, f: Any, weights: Any) -> Any:
+        return {"w": x[:, None] * jnp.ones_like(f), "b": jnp.ones_like(f)}
+
+    return case_of(broken(instant_drtrl=instant))
+
+
+def unscaled_bias() -> ConformanceCase:
+    return case_of(broken(yw_to_w=lambda dy, trace: {**affine_yw_to_w(dy, trace), "b": trace["b"]}))
+
+
+#: Check -> a case that fails it, and what the failure says.
+BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
+    "cases.are_reproducible": (ignores_the_dtype, "has dtype float32, asked for float64"),
+    "jax.binds_its_primitive": (plain, r"binds \[\], expected"),
+    "jax.abstract_evaluation": (needs_values, "TracerBoolConversionError"),
+    "jax.jit": (changes_when_traced_again, "relative error"),
+    "jax.scan": (keeps_an_array, "[tT]racer"),
+    "jax.checkpoint": (changes_at_each_call, "relative error"),
+    "jax.grad": (wrong_derivative, "relative error .* of the gradient"),
+    "jax.jvp": (no_forward_mode, "forward-mode"),
+    "jax.vmap": (other_numbers_in_a_batch, "relative error"),
+    "jax.vmap_keeps_the_primitive": (lost_under_vmap, "other than x"),
+    "jax.vmap_over_weights": (other_numbers_for_mapped_weights, "relative error"),
+    "rules.weights_are_trainable_operands": (forgets_the_bias, "weight 1 reaches the result"),
+    "rules.batch_examples_are_apart": (mixes_examples, "relative error"),
+    "rules.xy_to_dw_is_the_vjp": (xy_to_dw_of_something_else, "w: relative error"),
+    "rules.xy_to_dw_is_linear_in_dy": (clipped_xy_to_dw, "relative error"),
+    "rules.counterpart_sums_over_its_batch": (mean_over_the_batch, "relative error"),
+    "rules.init_drtrl": (trace_in_float32, "has dtype float32, expected float64"),
+    "rules.init_pp": (trace_without_states, r"has shape \(2,\), expected \(2, 1\)"),
+    "rules.yw_to_w_has_no_factor": (factor_in_yw_to_w, "relative error 2.00"),
+    "rules.yw_to_w_scales_each_entry": (mean_factor, "relative error"),
+    "rules.one_step_trace_gives_xy_to_dw": (increment_without_f, "relative error"),
+    "rules.written_trace_equals_the_derived_one": (kernel_shaped, "relative error"),
+    "algorithms.d_rtrl.leaky_cell": (factor_in_yw_to_w, "block_size=1: .*relative error"),
+    "algorithms.d_rtrl.leaky_cell_in_a_batch": (mean_over_the_batch, "relative error"),
+    "algorithms.d_rtrl.one_layer": (xy_to_dw_of_something_else, "relative error"),
+    "algorithms.d_rtrl.two_layers": (unscaled_bias, "relative error"),
+    "algorithms.d_rtrl.gradient_of_calls": (increment_without_f, "relative error"),
+    "algorithms.d_rtrl.batch_is_the_sum": (mixes_examples, "relative error"),
+    "units.are_never_dropped": (drops_units, "in volt and in millivolt"),
+    "dtypes.result": (always_float32, "bfloat16 arguments give a result of dtype float32"),
+    "dtypes.training": (trace_in_float32, "a trace has dtype"),
+}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every subset of the families, installed by file into this interpreter's own environment.
+
+``python -P tests/wheels/matrix.py WHEELS`` is run by the interpreter of an environment that has
+core, its dependencies, pytest and hatchling. For each subset: what is present works, what is
+absent says so, and ``braintrace doctor`` agrees. Each plugin's own tests are run with core and
+that plugin alone, the tests of the plugin host with the oldest pluggy and the newest, those of a
+plugin that ``braintrace new-plugin`` writes; and a foreign distribution that writes over the
+package is found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+HOST_TESTS = [f"tests/platform/test_{name}.py" for name in ("host", "optional_hooks")]
+OLDEST_PLUGGY = "1.6.0"
+DROPPED = ("BRAINTRACE_", "PYTHON")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
+ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def subsets(families: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every subset, each one plugin away from the one before."""
+    for count in range(2 ** len(families)):
+        code = count ^ (count >> 1)
+        yield tuple(family for bit, family in enumerate(families) if code >> bit & 1)
+
+
+def run(*arguments: str | Path) -> str:
+    """What this interpreter prints when it is run with arguments.
+
+    Raises
+    ------
+    RuntimeError
+        When it fails, with the end of what it printed.
+    """
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, arguments))}\n{done.stdout[-6000:]}")
+    return done.stdout
+
+
+def pip(*arguments: str | Path) -> None:
+    """Change this environment."""
+    run("-m", "pip", "--disable-pip-version-check", "--quiet", *arguments)
+
+
+def change(wheels: dict[str, Path], before: Sequence[str], after: Sequence[str]) -> None:
+    """Bring the installed plugins from one subset to another."""
+    if gone := [f"braintrace-{family}" for family in before if family not in after]:
+        pip("uninstall", "--yes", *gone)
+    if new := [wheels[family] for family in after if family not in before]:
+        pip("install", "--no-deps", "--no-index", *new)
+
+
+def try_subsets(wheels: dict[str, Path]) -> None:
+    """The check of ``subset.py`` for every subset, and the own tests of each plugin alone."""
+    installed: tuple[str, ...] = tuple(wheels)
+    for subset in subsets(tuple(wheels)):
+        start = time.monotonic()
+        change(wheels, installed, subset)
+        installed = subset
+        run("-I", HERE / "subset.py", *subset)
+        tests = ""
+        if len(subset) == 1:
+            said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
+            tests = f"; own tests: {said.splitlines()[-1].strip('= ')}"
+        names = " + ".join(("core", *subset))
+        print(f"ok  {names} ({time.monotonic() - start:.0f} s){tests}", flush=True)
+    change(wheels, installed, tuple(wheels))
+
+
+def try_pluggy() -> None:
+    """The tests of the plugin host with the oldest pluggy and the newest."""
+    for wanted in (f"pluggy=={OLDEST_PLUGGY}", "pluggy<2"):
+        pip("install", "--no-deps", "--upgrade", wanted)
+        version = run("-c", "import importlib.metadata as m; print(m.version('pluggy'))").strip()
+        said = run("-P", "-m", "pytest", "-q", *HOST_TESTS).splitlines()[-1]
+        print(f"ok  pluggy {version}: {said.strip('= ')}", flush=True)
+
+
+def try_new_plugin() -> None:
+    """A plugin that ``braintrace new-plugin`` writes: built, installed by file, its tests run."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "plugin"
+        run("-I", "-m", "braintrace", "new-plugin", "fresh_gain", "--directory", target)
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, target)
+        pip("install", "--no-deps", "--no-index", *Path(folder).glob("*.whl"))
+        said = run("-P", "-m", "pytest", "-q", "-c", target / "pyproject.toml", target / "tests")
+        run("-I", "-m", "braintrace", "doctor", "fresh_gain")
+        pip("uninstall", "--yes", "braintrace-fresh-gain")
+    print(f"ok  new-plugin: {said.splitlines()[-1].strip('= ')}", flush=True)
+
+
+def try_foreign() -> None:
+    """A distribution that writes over the package of core is found by the doctor."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip("install", "--no-deps", "--no-index", foreign_wheel(Path(folder)))
+    script = Path(sysconfig.get_path("scripts")) / "braintrace"
+    done = subprocess.run(
+        [script, "doctor", "--json"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    found = {f["id"] for f in json.loads(done.stdout or '{"findings": []}')["findings"]}
+    if done.returncode != 1 or "foreign_distribution" not in found:
+        raise RuntimeError(f"the doctor says nothing of the foreign package: {done}")
+    print("ok  the doctor finds a foreign distribution", flush=True)
+
+
+def foreign_wheel(folder: Path) -> Path:
+    """A wheel of a distribution ``braintrace`` with a package of the same name."""
+    name = "braintrace-0.0.1"
+    tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {
+        "braintrace/__init__.py": "",
+        f"{name}.dist-info/METADATA": "Metadata-Version: 2.1\nName: braintrace\nVersion: 0.0.1\n",
+        f"{name}.dist-info/WHEEL": tag,
+    }
+    record = f"{name}.dist-info/RECORD"
+    files[record] = "".join(f"{file},,\n" for file in [*files, record])
+    path = folder / f"{name}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+    return path
+
+
+def main(folder: str) -> int:
+    """Try everything; the exit status."""
+    plugins = sorted(Path(folder).glob("braintrace_*.whl"))
+    named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
+    wheels = {family: file for family, file in named.items() if family != "core"}
+    try:
+        try_subsets(wheels)
+        try_pluggy()
+        try_new_plugin()
+        try_foreign()
+    except RuntimeError as error:
+        print(f"FAILED  {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

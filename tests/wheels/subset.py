@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With only some families installed: they train, the others say what to install.
+
+``python -I tests/wheels/subset.py FAMILY...`` names those that are installed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+import braintrace
+from braintrace._lazy import OFFICIAL
+
+STEPS, BATCH, INPUTS, UNITS = 6, 4, 3, 3
+MODULE = {"ops": "braintrace", "nn": "braintrace.nn"}
+
+
+class Leaky(brainstate.nn.Module):
+    """``h = tanh(op(x) + 0.5 h)`` for an operation of a family."""
+
+    def __init__(self, weight: Any, op: Callable[..., Any]) -> None:
+        super().__init__()
+        self.weight = brainstate.ParamState(weight)
+        self.op = op
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        """Zeros."""
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, UNITS)))
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        """Zeros."""
+        self.h.value = jnp.zeros((batch_size, UNITS))
+
+    def update(self, x: Any) -> Any:
+        """One step."""
+        self.h.value = jnp.tanh(self.op(x, self.weight.value) + 0.5 * self.h.value)
+        return self.h.value
+
+
+def dense() -> Any:
+    """A layer of the family."""
+    return braintrace.nn.GRUCell(INPUTS, UNITS)
+
+
+def elemwise() -> Any:
+    """An operation of the family."""
+    return Leaky(jnp.full(UNITS, 0.1), lambda x, w: x * braintrace.element_wise(w))
+
+
+#: A model of each family, made with its own names alone.
+MODELS: dict[str, Callable[[], Any]] = {"dense": dense, "elemwise": elemwise}
+
+
+def train(family: str) -> None:
+    """Train a model of a family online; its loss must fall."""
+    brainstate.random.seed(0)
+    xs = jax.random.normal(jax.random.key(0), (STEPS, BATCH, INPUTS))
+    ys = jnp.tanh(jnp.cumsum(xs, axis=0))
+    learner = braintrace.compile(MODELS[family](), "d_rtrl", xs[0], batch_size=BATCH)
+    means = []
+    for _ in range(12):
+        learner.reset_state(BATCH, model_states=True)
+        grads, losses = learner.etrace_grad(
+            xs, ys, step_fn=lambda x, y: jnp.mean((learner(x) - y) ** 2), return_value=True
+        )
+        means.append(float(losses.mean()))
+        for path, state in learner.param_states.items():
+            state.value = jax.tree.map(lambda w, g: w - 0.1 * g, state.value, grads[path])
+    check(means[-1] < 0.95 * means[0], f"training {family} does not lower the loss: {means}")
+
+
+def check(holds: bool, text: str) -> None:
+    """End the program when something does not hold."""
+    if not holds:
+        raise SystemExit(text)
+
+
+def check_absent(kind: str, name: str, distribution: str) -> None:
+    """Every kind of access gives the documented text."""
+    module, public = sys.modules[MODULE[kind]], f"{MODULE[kind]}.{name}"
+    expected = (
+        f"{public} is provided by {distribution!r}, which is not installed. "
+        f"Run: pip install {distribution}"
+    )
+    ways = {public: AttributeError, f"from {MODULE[kind]} import {name}": ImportError}
+    for statement, kind_of_error in {**ways, f"import {public}": ImportError}.items():
+        try:
+            exec(statement, {"braintrace": braintrace})
+        except kind_of_error as error:
+            check(str(error) == expected, f"{statement}: {error}")
+        else:
+            raise SystemExit(f"{statement} raises nothing")
+    check(not hasattr(module, name) and name not in dir(module), f"{public} seems to be there")
+
+
+def check_names(families: set[str]) -> None:
+    """What is installed resolves, and the rest says what to install."""
+    exported = {name for r in braintrace.plugins.records() for name in r.exports}
+    for kind, names in OFFICIAL.items():
+        for name, distribution in names.items():
+            public = f"{MODULE[kind]}.{name}"
+            if distribution.removeprefix("braintrace-") not in families:
+                check_absent(kind, name, distribution)
+            elif public in exported:
+                getattr(sys.modules[MODULE[kind]], name)
+
+
+def check_doctor(families: set[str]) -> None:
+    """The doctor finds these families, and nothing wrong with them."""
+    command = [sys.executable, "-I", "-m", "braintrace", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    check(done.returncode == 0, f"the doctor finds an error:\n{done.stdout}{done.stderr}")
+    data = json.loads(done.stdout)
+    states = {plugin["family"]: plugin["state"] for plugin in data["plugins"]}
+    check(states == dict.fromkeys(families, "loaded"), f"the doctor finds {states}")
+    official = {d for names in OFFICIAL.values() for d in names.values()}
+    absent = {name.removeprefix("braintrace-") for name in data["not_installed"]}
+    check(absent == {d.removeprefix("braintrace-") for d in official} - families, str(absent))
+
+
+def main(families: set[str]) -> None:
+    """Check everything."""
+    import braintrace.nn
+
+    check({r.family for r in braintrace.plugins.records()} == families, "other families are there")
+    check_names(families)
+    for family in sorted(families):
+        check(family in MODELS, f"tests/wheels/subset.py has no model of {family!r}")
+        train(family)
+    check_doctor(families)
+
+
+if __name__ == "__main__":
+    main(set(sys.argv[1:]))
