@@ -269,6 +269,29 @@ class Integer(zoo.Leaky):
         return self.h.value
 
 
+class Empty(zoo.Leaky):
+    """A layer of no units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, 0)
+
+    def start(self, batch_size: int | None) -> Any:
+        return jnp.zeros((BATCH, 0))
+
+
+class Complex(zoo.Leaky):
+    def start(self, batch_size: int | None) -> Any:
+        return jnp.zeros((BATCH, HIDDEN), complex)
+
+
+class MakesState(zoo.Leaky):
+    def update(self, x: Any) -> Any:
+        if not hasattr(self, "seen"):
+            self.seen = brainstate.HiddenState(jnp.zeros((BATCH, HIDDEN)))
+        return super().update(x)
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -280,6 +303,9 @@ class Integer(zoo.Leaky):
         (ChangesDtype, r"state h is f(loat)?64\[2,4\] before a step and f(loat)?32\[2,4\] after"),
         (ChangesStructure, r"structure"),
         (Integer, r"no brainstate.HiddenState of a floating-point dtype"),
+        (Empty, r"state h has shape \(2, 0\), which holds no elements"),
+        (Complex, r"state h has the complex dtype complex128; .*two states"),
+        (MakesState, r"the step makes the state seen, .*__init__ or init_state"),
     ],
 )
 def test_models_that_cannot_be_compiled(model: Any, says: str) -> None:
@@ -289,7 +315,10 @@ def test_models_that_cannot_be_compiled(model: Any, says: str) -> None:
     with pytest.raises((bt.CompilationError, ValueError), match=says):
         bt.D_RTRL(built).compile_graph(jnp.ones((BATCH, IN)))
     for path, state in brainstate.graph.states(built).items():
-        if path != ("last",):  # brainstate refuses it by itself, and keeps what was written
+        if path not in (
+            ("last",),
+            ("seen",),
+        ):  # brainstate refuses it by itself, and keeps what was written
             assert state.value is before[path], path
 
 
@@ -346,6 +375,16 @@ def test_trace_dtype_is_a_floating_point_dtype(dtype: Any) -> None:
     model = Mixed()
     with pytest.raises((TypeError, ValueError), match="trace_dtype must be a floating-point dtype"):
         bt.D_RTRL(model, trace_dtype=dtype)
+
+
+def test_a_learner_is_no_model(bench: Bench) -> None:
+    with pytest.raises(TypeError, match="model is a learner already"):
+        bt.D_RTRL(bench.learner)
+
+
+def test_an_example_argument_that_is_no_array() -> None:
+    with pytest.raises(TypeError, match=r"argument\[0\]\['mode'\] is a str"):
+        bt.compile(Mixed(), "d_rtrl", {"mode": "fast"}, batch_size=BATCH)
 
 
 def test_unknown_learner_options_are_named() -> None:
@@ -411,6 +450,15 @@ def test_a_hidden_state_of_another_shape(bench: Bench) -> None:
             with pytest.raises(
                 (ValueError, bt.CompilationError), match=r"\bh\b.*\(3, 4\).*\(2, 4\)"
             ):
+                use()
+
+
+@pytest.mark.parametrize("name", ["h", "w"])
+def test_a_state_of_another_dtype(bench: Bench, name: str) -> None:
+    state = getattr(bench.model, name)
+    with replaced(state, state.value.astype(jnp.float32)):
+        for use in (lambda: bench.learner(bench.xs[0]), bench.grad):
+            with pytest.raises(ValueError, match=rf"state {name} has dtype float32, .* float64"):
                 use()
 
 
@@ -562,6 +610,16 @@ def _broken(bench: Bench, x: Any, y: Any) -> Any:
 
 STEP_FNS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "no call": (lambda b, x, y: jnp.sum(x * x), ValueError, "exactly once per step.* 0 times"),
+    "a call in jit": (
+        lambda b, x, y: brainstate.transform.jit(lambda x: b.loss(x, y))(x),
+        ValueError,
+        "directly, not inside a transformation",
+    ),
+    "a call in a loop": (
+        lambda b, x, y: brainstate.transform.for_loop(lambda k: b.loss(x, y), jnp.arange(1)).sum(),
+        ValueError,
+        "directly, not inside a transformation",
+    ),
     "two calls": (
         lambda b, x, y: b.loss(x, y) + b.loss(x, y),
         ValueError,

@@ -8,12 +8,14 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, truncated_bptt
 
 from . import zoo
+from .zoo import HIDDEN, IN, weight
 
 ONE = ["leaky", "learned-leak", "gru-2", "lstm-1", "group-state"]
 BATCHES = [(name, batch) for name in zoo.ALL for batch in (None, 3)] + [(name, 1) for name in ONE]
@@ -299,6 +301,94 @@ def test_the_result_of_a_sequence_gradient_cannot_be_differentiated() -> None:
 
     with pytest.raises(bt.NotSupportedError, match="cannot be differentiated"):
         brainstate.transform.grad(loss, learner.param_states)()
+
+
+@pytest.mark.parametrize("of", ["parameters", "argument"])
+def test_an_online_gradient_cannot_be_differentiated_again(of: str) -> None:
+    """Traced operands are cut out of the step: a second derivative would be zero, silently."""
+    case = zoo.case("leaky", 2, steps=1)
+    learner = compiled(case)
+
+    def size(x: Any) -> Any:
+        grads = brainstate.transform.grad(
+            lambda: jnp.sum(learner(x) ** 2), grad_states=learner.param_states
+        )()
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))
+
+    again = (
+        brainstate.transform.grad(size, learner.param_states)
+        if of == "parameters"
+        else brainstate.transform.grad(size, argnums=0)
+    )
+    with pytest.raises(bt.NotSupportedError, match="cannot be differentiated again"):
+        again(case.xs[0])
+
+
+class OneNumber(zoo.Model):
+    """A hidden state without axes, driven by all of ``y``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(IN, HIDDEN)
+
+    def start(self, batch_size: int | None) -> Any:
+        return jnp.asarray(0.1)
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.8 * self.h.value + jnp.tanh(bt.matmul(x, self.w.value)).mean()
+        return jnp.tanh(self.h.value)
+
+
+class NoInput(zoo.Model):
+    """Operations without inputs and without outputs, beside an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.none, self.nothing = weight(IN, HIDDEN), weight(0, HIDDEN), weight(IN, 0)
+
+    def update(self, x: Any) -> Any:
+        y = bt.matmul(x, self.w.value) + bt.matmul(x[..., :0], self.none.value)
+        y = jnp.concatenate([y, bt.matmul(x, self.nothing.value)], axis=-1)
+        self.h.value = 0.8 * self.h.value + y
+        return jnp.tanh(self.h.value)
+
+
+@pytest.mark.parametrize("build", [OneNumber, NoInput])
+def test_empty_operations_and_states_without_axes(build: Any) -> None:
+    model = build()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    learner = bt.D_RTRL(model)
+    xs = jnp.asarray(np.random.default_rng(1).normal(size=(zoo.STEPS, 2, IN)))
+    learner.compile_graph(xs[0])
+    reference = d_rtrl_oracle(model, (xs,), lambda out: jnp.sum(out**2)).grads
+    grads = learner.etrace_grad(
+        xs, step_fn=lambda x: jnp.sum(learner(x) ** 2), reduction="sum", block_size=3
+    )
+    assert grads.keys() == reference.keys()
+    assert float(jnp.abs(grads["w",]).max()) > 1e-2
+    for path, grad in grads.items():
+        assert grad.shape == reference[path].shape
+        np.testing.assert_allclose(grad, reference[path], atol=1e-12)
+
+
+def test_a_parameter_with_a_leaf_of_integers() -> None:
+    class Signed(zoo.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = brainstate.ParamState({"size": weight(IN, HIDDEN).value, "n": jnp.arange(4)})
+
+        def update(self, x: Any) -> Any:
+            p = self.w.value
+            self.h.value = 0.8 * self.h.value + bt.matmul(x, p["size"]) * p["n"]
+            return self.h.value
+
+    model = Signed()
+    learner = bt.compile(model, "d_rtrl", jnp.ones((2, IN)), batch_size=2)
+    xs = jnp.ones((3, 2, IN))
+    (grad,) = learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum()).values()
+    assert grad["n"].dtype == model.w.value["n"].dtype
+    assert not grad["n"].any()
+    assert float(jnp.abs(grad["size"]).max()) > 1.0
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ class Sized(Net):
         super().__init__(size)
 
 
+class Needy(Net):
+    """Needs every option of compiling."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = bt.nn.Linear(2, 2)
+
+    def update(self, x):
+        for_loop = brainstate.transform.for_loop
+        return for_loop(lambda k: self.out(self.cell(x)), jnp.arange(20))[-1]
+
+
 class Stateless(Net):
     def update(self, x):
         return self.out(jnp.zeros(4))
@@ -169,6 +181,21 @@ def test_models_are_found_and_reported(
     assert expected in out
 
 
+def test_the_options_of_compiling(explain: Explain) -> None:
+    command = ["nets.py:Needy", "--input", "3"]
+    status, _, err = explain(*command)
+    assert status == 1
+    assert "ControlFlowPolicy(scan_unroll_limit=20)" in err
+    command += ["--scan-unroll-limit", "20"]
+    status, _, err = explain(*command)
+    assert status == 1
+    assert "frozen=['idle.weight']" in err
+    status, out, err = explain(*command, "--frozen", "idle", "--recurrence-scope", "coupled")
+    assert (status, err) == (0, "")
+    assert "1 frozen" in out
+    assert "coupled" in out
+
+
 def test_a_file_that_cannot_be_written(explain: Explain) -> None:
     status, _, err = explain("nets.py:make", "--draw", "absent/graph.svg")
     assert status == 2
@@ -204,7 +231,7 @@ def test_diagnostics_can_be_selected(
 
 
 REFUSALS = {
-    "nets.py:Stateless": f"nets.py:{line_of('def update', 1)}: the model has no",
+    "nets.py:Stateless": f"nets.py:{line_of('def update', 2)}: the model has no",
     "nets.py:Wrong": f"nets.py:{line_of('jnp.ones(7)')}: TypeError: add got incompatible shapes",
     "nets.py:fails": f"nets.py:{line_of('raise')}: OSError: no data",
     "broken.py:Net": "broken.py:2: SyntaxError",
@@ -231,6 +258,8 @@ MISTAKES = {
     ("nets.py:Net", "--input", "3:float33"): "'float33' is not a dtype; did you mean 'float32'",
     ("nets.py:Net", "--input", "3:float64"): "dtype float64 needs JAX_ENABLE_X64=1",
     ("nets.py:Net", "--batch-size", "0"): "--batch-size must be at least 1, got 0",
+    ("nets.py:make", "--scan-unroll-limit", "-1"): "--scan-unroll-limit must not be negative",
+    ("nets.py:make", "--recurrence-scope", "full"): "invalid choice: 'full'",
     ("nets.py:make", "--weight", "cell.Wr.wieght"): "did you mean 'cell.Wr.weight'",
     ("nets.py:make", "--hidden", "cell"): "--hidden 'cell' is not in the model",
     ("nets.py:make", "--kind", "relation"): "--kind 'relation' is unknown",

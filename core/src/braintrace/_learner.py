@@ -510,7 +510,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         for path, other in self._states_of(StateKind.PARAM).items():
             if other is state and path in by_path:
                 found = jax.tree.leaves(by_path[path])
-                total = [a + b for a, b in zip(total, found, strict=True)]
+                total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
         return jax.tree.unflatten(
             treedef, [leaf * jnp.asarray(scale, leaf.dtype) for leaf in total]
         )

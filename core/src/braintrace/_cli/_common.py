@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 OK, REFUSED, USAGE = 0, 1, 2
+LISTED = 30  # names, where none is like the one that was given
 
 
 class UsageError(Exception):
@@ -35,7 +36,10 @@ def hint(name: str, known: Iterable[str], what: str) -> str:
     found = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if found:
         return f"; did you mean {' or '.join(map(repr, found))}?"
-    return f"; {what}: {', '.join(known[:12])}" if known else f"; there are no {what}"
+    if not known:
+        return f"; there are no {what}"
+    more = ", ..." if len(known) > LISTED else ""
+    return f"; {what}: {', '.join(known[:LISTED])}{more}"
 
 
 def core_version() -> str:

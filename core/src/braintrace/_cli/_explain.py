@@ -15,7 +15,7 @@ from . import _model
 from ._common import OK, Command, Refusal, UsageError, hint
 
 if TYPE_CHECKING:
-    from .._compile import CompilationRecord, ETraceGraph
+    from .._compile import CompilationRecord, ControlFlowPolicy, ETraceGraph
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,24 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         metavar="SHAPE[:DTYPE]",
         help="an argument of one step, e.g. 64,10:float32; repeat it for more arguments",
     )
+    parser.add_argument(
+        "--frozen",
+        action="append",
+        metavar="NAME",
+        help="a parameter that may have no gradient; repeat it for more",
+    )
+    parser.add_argument(
+        "--recurrence-scope",
+        choices=("diagonal", "coupled"),
+        default="diagonal",
+        help="which paths are in the transition (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scan-unroll-limit",
+        type=int,
+        metavar="N",
+        help="the longest loop with an operation inside that is written out",
+    )
     parser.add_argument("--draw", metavar="OUT.svg", help="write the drawing")
     parser.add_argument("--html", metavar="OUT.html", help="write drawing and tables")
     parser.add_argument("--json", action="store_true", help="print data instead of a report")
@@ -47,6 +65,10 @@ def explain(options: argparse.Namespace) -> int:
     shapes = [_model.parse_shape(text) for text in options.input or ()]
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.scan_unroll_limit is not None and options.scan_unroll_limit < 0:
+        raise UsageError(
+            f"--scan-unroll-limit must not be negative, got {options.scan_unroll_limit}"
+        )
     module = _model.import_file(file)
     model, args = _model.build(module, file, name)
     graph = _compile(
@@ -73,11 +95,23 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
             brainstate.nn.init_all_states(model, batch_size=options.batch_size)
         with warnings.catch_warnings():  # they are in the report
             warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
-            return compile_etrace_graph(model, *args)
+            return compile_etrace_graph(
+                model,
+                *args,
+                frozen=options.frozen or (),
+                recurrence_scope=options.recurrence_scope,
+                control_flow=_policy(options.scan_unroll_limit),
+            )
     except CompilationError as error:
         raise Refusal(f"{_place_of(model, file)}: {error}") from error
     except Exception as error:
         raise Refusal(_model.told(error, file)) from error
+
+
+def _policy(limit: int | None) -> ControlFlowPolicy:
+    from .._compile import ControlFlowPolicy
+
+    return ControlFlowPolicy() if limit is None else ControlFlowPolicy(scan_unroll_limit=limit)
 
 
 def _place_of(model: Any, file: Path) -> str:

@@ -199,7 +199,8 @@ class _Items:
         if op.relation is not None:
             tip.insert(1, f"relation {op.relation}, drives {', '.join(map(str, op.groups))}")
         look = "relation" if op.relation is not None else "excluded"
-        look += " only-direct" if gradients == ["direct"] else ""
+        direct = gradients and all(how.startswith("direct") for how in gradients)
+        look += " only-direct" if direct else ""
         return Item(
             ("op", op.eqn),
             look,

@@ -231,7 +231,7 @@ def _how(graph: ETraceGraph, path: Path, how: str) -> str:
     """How a gradient arises; a frozen parameter may have one all the same."""
     if path not in graph.frozen:
         return how
-    return "frozen" if how == "none" else f"{how}, frozen"
+    return "frozen" if how == "none" else f"{how} (frozen)"
 
 
 def _leaves(minfo: ModuleInfo, slot: StateSlot) -> tuple[str, ...]:
