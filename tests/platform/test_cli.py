@@ -45,7 +45,7 @@ class Sized(Net):
 
 
 class Needy(Net):
-    """Needs every option of compiling."""
+    # needs every option of compiling
 
     def __init__(self):
         super().__init__()
