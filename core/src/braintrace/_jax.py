@@ -151,15 +151,8 @@ def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = Tru
 
 
 def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
-    """A context in which new equations are attributed to the source of ``eqn``.
-
-    One that has no place in the user's code, such as a layer that is itself a branch, has that of
-    what it stands in.
-    """
-    traceback = eqn.source_info.traceback
-    if source_info_util.user_frame(traceback) is None:
-        return nullcontext()
-    return source_info_util.user_context(traceback)
+    """A context in which new equations are attributed to the source of ``eqn``."""
+    return source_info_util.user_context(eqn.source_info.traceback)
 
 
 def source_of(eqn: JaxprEqn) -> str:
