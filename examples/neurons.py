@@ -66,7 +66,7 @@ def train(epochs: int) -> float:
     digits, keys = data.load(), jax.random.split(jax.random.key(0), 2)
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
     model = SpikingReader()
-    example = jnp.zeros((BATCH, data.PIXELS))
+    example = jnp.zeros((BATCH, data.PIXELS), images.dtype)
     learner = braintrace.compile(model, "d_rtrl", example, batch_size=BATCH)
     print(learner.graph.report())
     weights, optimizer = learner.param_states, optax.adam(5e-3)

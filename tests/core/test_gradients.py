@@ -371,6 +371,35 @@ def test_empty_operations_and_states_without_axes(build: Any) -> None:
         np.testing.assert_allclose(grad, reference[path], atol=1e-12)
 
 
+@pytest.mark.parametrize("block_size", [1, "auto"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_over_many_steps_are_not_kept_in_half_precision(dtype: str, block_size: Any) -> None:
+    """Where each step adds as much, a sum of half precision stops at a few hundred of them."""
+
+    class Half(zoo.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.full((IN, HIDDEN), 0.1, dtype))
+            self.out = brainstate.ParamState(jnp.full((HIDDEN, 1), 0.1, dtype))
+
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((2, HIDDEN), dtype)
+
+        def update(self, x: Any) -> Any:
+            half = jnp.asarray(0.5, dtype)
+            self.h.value = half * self.h.value + bt.matmul(x, self.w.value)
+            return bt.matmul(self.h.value, self.out.value).astype("float32")
+
+    xs = jnp.ones((5000, 2, IN), dtype)
+    learner = bt.compile(Half(), "d_rtrl", xs[0], batch_size=2)
+    grads = learner.etrace_grad(
+        xs, step_fn=lambda x: learner(x).mean(), block_size=block_size, reduction="mean"
+    )
+    assert all(grad.dtype == dtype for grad in grads.values())
+    np.testing.assert_allclose(jnp.asarray(grads["w",], "float32"), 0.2, rtol=0.02)
+    np.testing.assert_allclose(jnp.asarray(grads["out",], "float32"), 0.6, rtol=0.02)
+
+
 def test_a_parameter_with_a_leaf_of_integers() -> None:
     class Signed(zoo.Model):
         def __init__(self) -> None:

@@ -478,11 +478,11 @@ class ETraceAlgorithm(brainstate.nn.Module):
             self.executor.operand_values(params),
             block_size,
             keep_trace=carry_trace,
+            scale=1.0 / steps if reduction == "mean" else 1.0,
         )
         by_path = self.executor.param_gradients(params, result.operands)
-        scale = 1.0 / steps if reduction == "mean" else 1.0
         grads = {
-            key: self._total(state, traced, result.direct, by_path, scale)
+            key: self._total(state, traced, result.direct, by_path)
             for key, state in weights.items()
         }
         parameters = list(self._states_of(StateKind.PARAM).values())
@@ -499,7 +499,6 @@ class ETraceAlgorithm(brainstate.nn.Module):
         traced: Any,
         direct: Mapping[int, Any],
         by_path: Mapping[Path, Any],
-        scale: float,
     ) -> Any:
         """Direct plus traced gradient of one parameter, zero where neither exists."""
         leaves, treedef = jax.tree.flatten(state.value)
@@ -511,9 +510,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             if other is state and path in by_path:
                 found = jax.tree.leaves(by_path[path])
                 total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
-        return jax.tree.unflatten(
-            treedef, [leaf * jnp.asarray(scale, leaf.dtype) for leaf in total]
-        )
+        return jax.tree.unflatten(treedef, total)
 
     def etrace_evolve(
         self,

@@ -241,7 +241,7 @@ class BlockRunner:
 
     def init_direct(self, leaves: Sequence[Any]) -> dict[int, Any]:
         """Zeros for the direct gradients, by state leaf."""
-        return {i: jnp.zeros_like(leaves[i]) for i in self._direct}
+        return {i: _start_of_sum(leaves[i]) for i in self._direct}
 
     def record(
         self, leaves: list[Any], direct: dict[int, Any], inputs: Any
@@ -310,6 +310,7 @@ def sweep(
     operands: Sequence[Sequence[Any]],
     block_size: int,
     keep_trace: bool,
+    scale: float = 1.0,
 ) -> Sweep:
     """Run a sequence in blocks of ``block_size`` steps and a shorter last one.
 
@@ -323,12 +324,14 @@ def sweep(
         Values of the operands of every relation.
     keep_trace
         Whether the traces after the sequence are wanted.
+    scale
+        What the gradients are multiplied by.
     """
     steps = jax.tree.leaves(inputs)[0].shape[0]
     full, rest = divmod(steps, block_size)
     rule = runner.rule
-    zeros = [
-        {t.key: jnp.zeros_like(operands[r.index][t.position]) for t in r.trainables}
+    trained = [
+        {t.key: operands[r.index][t.position] for t in r.trainables}
         for r in rule.executor.graph.hidden_param_op_relations
     ]
 
@@ -339,7 +342,8 @@ def sweep(
         traces = None if last and not keep_trace else rule.update(traces, block, operands)
         return (leaves, traces, direct, total), (losses, aux)
 
-    carry = (leaves, traces, runner.init_direct(leaves), zeros)
+    start = leaves
+    carry = (leaves, traces, runner.init_direct(leaves), jax.tree.map(_start_of_sum, trained))
     outputs = []
     if full > 1:
         carry = (leaves, rule.init() if traces is None else traces, *carry[2:])
@@ -358,7 +362,20 @@ def sweep(
         outputs.append(out)
     losses, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
     leaves, traces, direct, total = carry
+    direct = {i: _end_of_sum(value, start[i], scale) for i, value in direct.items()}
+    total = jax.tree.map(lambda v, like: _end_of_sum(v, like, scale), total, trained)
     return Sweep(leaves, traces, direct, total, losses, aux)
+
+
+def _start_of_sum(like: Any) -> jax.Array:
+    """Zeros to add gradients to: a sum of many steps in half precision would stop growing."""
+    dtype = jnp.result_type(like)
+    half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    return jnp.zeros(jnp.shape(like), jnp.float32 if half else dtype)
+
+
+def _end_of_sum(total: jax.Array, like: Any, scale: float) -> jax.Array:
+    return (total * scale).astype(jnp.result_type(like))
 
 
 def auto_block_size(rule: ParamDimRule, steps: int, budget: int = 256 * 2**20) -> int:

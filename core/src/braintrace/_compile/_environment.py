@@ -40,14 +40,20 @@ _RECORDING = threading.RLock()
 
 @contextmanager
 def recorded_settings() -> Iterator[dict[str, Any]]:
-    """Which settings are read inside, with the values that they have, or ``UNSET``."""
+    """Which settings are read inside, with the values that they have, or ``UNSET``.
+
+    What the model puts into the environment itself for a part of its step, such as a time among its
+    inputs, is no setting from outside.
+    """
     found: dict[str, Any] = {}
     with _RECORDING:
-        original = brainstate.environ.get
+        original, outside = brainstate.environ.get, brainstate.environ.all()
 
         def get(key: str, *args: Any, **kwargs: Any) -> Any:
             if key not in ELSEWHERE and kwargs.get("env") is None:
-                found.setdefault(key, original(key, UNSET))
+                value = original(key, UNSET)
+                if value is outside.get(key, UNSET):
+                    found.setdefault(key, value)
             return original(key, *args, **kwargs)
 
         brainstate.environ.get = get
