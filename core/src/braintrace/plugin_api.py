@@ -19,6 +19,10 @@ Further hooks are optional: ``braintrace_algorithms(api)`` returns learner class
 ``braintrace_conformance_cases(api)`` cases for the conformance kit, ``braintrace_doctor(context)``
 an iterable of :class:`Finding`, and ``braintrace_explain(record)`` one line of advice for a
 diagnostic of the compiler, or ``None``.
+
+What operations and layers of every family need is here, too: arguments checked and split into
+arrays and units (:func:`real_array`, :func:`processed`, :func:`bias_in_unit`, :func:`with_unit`),
+sizes and initial values of parameters (:func:`as_size`, :func:`initial_value`, :func:`seeded`).
 """
 
 from __future__ import annotations
@@ -28,6 +32,13 @@ from typing import Any
 from . import _plugins
 from ._errors import CompilationError as CompilationError
 from ._errors import NotSupportedError as NotSupportedError
+from ._family import as_size as as_size
+from ._family import bias_in_unit as bias_in_unit
+from ._family import initial_value as initial_value
+from ._family import processed as processed
+from ._family import real_array as real_array
+from ._family import seeded as seeded
+from ._family import with_unit as with_unit
 from ._plugins._errors import PluginError
 from ._plugins._hooks import API as API
 from ._plugins._hooks import HostInfo as HostInfo
@@ -46,8 +57,15 @@ __all__ = [
     "HostInfo",
     "NotSupportedError",
     "PluginInfo",
+    "as_size",
+    "bias_in_unit",
     "bind",
     "hookimpl",
+    "initial_value",
+    "processed",
+    "real_array",
+    "seeded",
+    "with_unit",
 ]
 
 

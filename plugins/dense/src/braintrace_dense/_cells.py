@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import saiunit
 from brainstate.nn import init, sigmoid
 
-from ._layers import ZEROS, Initializer, Linear, Size, as_size, initial_value
+from braintrace.plugin_api import as_size, initial_value
+
+from ._layers import ZEROS, Initializer, Linear, Size
 
 Activation = str | Callable[[jax.Array], jax.Array]
 

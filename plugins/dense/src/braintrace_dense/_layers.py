@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import brainstate
 import jax
-import jax.numpy as jnp
 import saiunit
 from brainstate.nn import init
+
+from braintrace.plugin_api import as_size, initial_value
 
 from ._ops import ArrayLike, matmul
 
@@ -20,31 +20,6 @@ Initializer = Any  # a function of a shape, an array, a quantity or a number
 
 KAIMING: Initializer = init.KaimingNormal()
 ZEROS: Initializer = init.ZeroInit()
-
-
-def as_size(name: str, size: Size) -> tuple[int, ...]:
-    """``size`` as a non-empty tuple of positive integers; ``name`` is for the error."""
-    try:
-        sizes = tuple(map(operator.index, size if isinstance(size, (tuple, list)) else (size,)))
-    except TypeError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"{name} must be a positive integer or a tuple of them, got {size!r}")
-    return sizes
-
-
-def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -> Any:
-    """A value of exactly ``shape`` from an initialiser; ``name`` is for the error."""
-    value = initializer(shape) if callable(initializer) else initializer
-    if value is None:
-        raise ValueError(f"{name} gives None, expected a value of shape {shape}")
-    if isinstance(value, (bool, int, float)):
-        value = jnp.asarray(value, brainstate.environ.dftype())
-    found = saiunit.math.shape(value)
-    pairs = zip(reversed(found), reversed(shape), strict=False)
-    if len(found) > len(shape) or any(n not in (1, size) for n, size in pairs):
-        raise ValueError(f"{name} gives the shape {found}, expected {shape}")
-    return saiunit.math.broadcast_to(value, shape)
 
 
 class Linear(brainstate.nn.Linear):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import bind
+from braintrace.plugin_api import bias_in_unit, bind, processed, real_array, with_unit
 
 from ._primitives import ETP_MM, ETP_MV
 
@@ -69,50 +69,22 @@ def matmul(
     >>> braintrace.matmul(jnp.ones((5, 3)), -jnp.ones((3, 2)), weight_fn=jnp.abs).shape
     (5, 2)
     """
-    x_value, x_unit = _array("x", x)
-    w_value, w_unit = _array("weight", _processed("weight_fn", weight_fn, weight))
+    x_value, x_unit = real_array("matmul", "x", x)
+    w_value, w_unit = real_array(
+        "matmul", "weight", processed("matmul", "weight_fn", weight_fn, weight)
+    )
     _check_product(x_value, w_value)
     operands, unit = [x_value, w_value], x_unit * w_unit
     if bias is not None:
-        processed = _processed("bias_fn", bias_fn, bias)
-        operands.append(_bias_in_unit(processed, w_value.shape[1], unit))
+        bias = processed("matmul", "bias_fn", bias_fn, bias)
+        operands.append(bias_in_unit("matmul", bias, w_value.shape[1:], unit, "x @ weight"))
     dtype = jnp.result_type(*operands)
     y = bind(
         ETP_MV if x_value.ndim == 1 else ETP_MM,
         *(operand.astype(dtype) for operand in operands),
         has_bias=bias is not None,
     )
-    return saiunit.maybe_decimal(saiunit.Quantity(y, unit=unit))
-
-
-def _processed(name: str, fn: ParameterFn | None, parameter: ArrayLike) -> ArrayLike:
-    if fn is None:
-        return parameter
-    if not callable(fn):
-        raise TypeError(f"matmul: {name} must be a function, got {type(fn).__name__}")
-    return fn(parameter)
-
-
-def _array(name: str, value: ArrayLike) -> tuple[jax.Array, Any]:
-    """The mantissa of an argument as a real floating-point array, and its unit."""
-    try:
-        mantissa, unit = saiunit.split_mantissa_unit(value)
-        array = jnp.asarray(mantissa)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"matmul: {name} must be an array or a saiunit.Quantity, got {type(value).__name__}"
-        ) from error
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(
-            f"matmul: {name} has the complex dtype {array.dtype}; eligibility traces are defined "
-            "for real numbers. Pass real and imaginary parts as separate features"
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"matmul: {name} has dtype {array.dtype}, expected a floating-point dtype. "
-            f"Convert it, for example with {name}.astype(jax.numpy.float32)"
-        )
-    return array, unit
+    return with_unit(y, unit)
 
 
 def _check_product(x: jax.Array, weight: jax.Array) -> None:
@@ -128,15 +100,3 @@ def _check_product(x: jax.Array, weight: jax.Array) -> None:
             f"matmul: the last axis of x has size {x.shape[-1]}, expected {weight.shape[0]}: "
             f"x has shape {x.shape} and weight has shape {weight.shape}"
         )
-
-
-def _bias_in_unit(bias: ArrayLike, size: int, unit: Any) -> jax.Array:
-    """The bias as a plain array in the unit of the product."""
-    value, bias_unit = _array("bias", bias)
-    if value.shape != (size,):
-        raise ValueError(f"matmul: bias must have shape {(size,)}, got shape {value.shape}")
-    if not bias_unit.has_same_dim(unit):
-        raise TypeError(
-            f"matmul: bias has the unit {bias_unit}, expected the unit of x @ weight, {unit}"
-        )
-    return jnp.asarray(saiunit.Quantity(value, unit=bias_unit).to_decimal(unit))

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import bind
+from braintrace.plugin_api import bind, processed, real_array, with_unit
 
 from ._primitives import ETP_ELEMWISE
 
@@ -65,32 +64,8 @@ def element_wise(
     if weight_fn is not None and fn is not _unchanged:
         raise TypeError("element_wise: give either fn or weight_fn, not both")
     fn = fn if weight_fn is None else weight_fn
-    if not callable(fn):
-        raise TypeError(f"element_wise: fn must be a function, got {type(fn).__name__}")
-    _array("weight", weight)
-    value, unit = _array("fn(weight)", fn(weight))
-    y = bind(ETP_ELEMWISE, value)
-    return saiunit.maybe_decimal(saiunit.Quantity(y, unit=unit))
-
-
-def _array(name: str, value: ArrayLike) -> tuple[jax.Array, saiunit.Unit]:
-    """The mantissa of an argument as a real floating-point array, and its unit."""
-    try:
-        mantissa, unit = saiunit.split_mantissa_unit(value)
-        array = jnp.asarray(mantissa)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"element_wise: {name} must be an array or a saiunit.Quantity, "
-            f"got {type(value).__name__}"
-        ) from error
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(
-            f"element_wise: {name} has the complex dtype {array.dtype}; eligibility traces are "
-            "defined for real numbers. Use separate parameters for real and imaginary parts"
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"element_wise: {name} has dtype {array.dtype}, expected a floating-point dtype. "
-            "Convert it, for example with weight.astype(jax.numpy.float32)"
-        )
-    return array, unit
+    real_array("element_wise", "weight", weight)
+    value, unit = real_array(
+        "element_wise", "fn(weight)", processed("element_wise", "fn", fn, weight)
+    )
+    return with_unit(bind(ETP_ELEMWISE, value), unit)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operations and layers of primitive families have in common.
+
+Operations check and convert their arguments before anything is bound; layers turn sizes and
+initial values into parameters. Plugins import these functions from :mod:`braintrace.plugin_api`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import saiunit
+
+ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
+ParameterFn = Callable[[Any], Any]
+Initializer = Any  # a function of a shape, an array, a quantity or a number
+Size = brainstate.typing.Size
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, saiunit.Unit]:
+    """The mantissa of an argument as a real floating-point array, and its unit.
+
+    Parameters
+    ----------
+    operation, name
+        The operation and its argument, for the error.
+    value
+        The argument.
+
+    Returns
+    -------
+    tuple
+        Array and unit, ``saiunit.UNITLESS`` when it has none.
+
+    Raises
+    ------
+    TypeError
+        When it is no array, or complex, integer or boolean.
+
+    Examples
+    --------
+    >>> import saiunit
+    >>> from braintrace.plugin_api import real_array
+    >>> array, unit = real_array("scale", "x", 2.0 * saiunit.mV)
+    >>> float(array), str(unit)
+    (2.0, 'mV')
+    """
+    try:
+        mantissa, unit = saiunit.split_mantissa_unit(value)
+        array = jnp.asarray(mantissa)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{operation}: {name} must be an array or a saiunit.Quantity, "
+            f"got {type(value).__name__}"
+        ) from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{operation}: {name} has the complex dtype {array.dtype}; eligibility traces are "
+            "defined for real numbers. Pass real and imaginary parts separately"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{operation}: {name} has dtype {array.dtype}, expected a floating-point dtype. "
+            f"Convert it, for example with {name}.astype(jax.numpy.float32)"
+        )
+    return array, unit
+
+
+def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any) -> Any:
+    """``fn(parameter)``, or the parameter itself without ``fn``.
+
+    Raises
+    ------
+    TypeError
+        When ``fn`` (called ``name`` in the error) is no function.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import processed
+    >>> processed("scale", "weight_fn", abs, -2.0)
+    2.0
+    """
+    if fn is None:
+        return parameter
+    if not callable(fn):
+        raise TypeError(f"{operation}: {name} must be a function, got {type(fn).__name__}")
+    return fn(parameter)
+
+
+def bias_in_unit(
+    operation: str, bias: ArrayLike, shape: tuple[int, ...], unit: Any, of: str
+) -> jax.Array:
+    """A bias of exactly ``shape`` as a plain array in the unit of the product that it is added to.
+
+    Parameters
+    ----------
+    operation
+        The operation, for the error.
+    bias
+        The argument.
+    shape
+        Shape that it must have.
+    unit
+        Unit that it is converted to.
+    of
+        The product, for the error, for example ``"x @ weight"``.
+
+    Raises
+    ------
+    TypeError
+        When it is no real floating-point array, or its unit has another dimension.
+    ValueError
+        When it has another shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, saiunit
+    >>> from braintrace.plugin_api import bias_in_unit
+    >>> bias_in_unit("scale", jnp.ones(1) * saiunit.volt, (1,), saiunit.mV, "x * w").tolist()
+    [1000.0]
+    """
+    value, own = real_array(operation, "bias", bias)
+    if value.shape != shape:
+        raise ValueError(f"{operation}: bias must have shape {shape}, got shape {value.shape}")
+    if not own.has_same_dim(unit):
+        raise TypeError(f"{operation}: bias has the unit {own}, expected the unit of {of}, {unit}")
+    return jnp.asarray(saiunit.Quantity(value, unit=own).to_decimal(unit))
+
+
+def with_unit(array: jax.Array, unit: Any) -> jax.Array | saiunit.Quantity:
+    """The quantity, or the array itself where the unit is dimensionless.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, saiunit
+    >>> from braintrace.plugin_api import with_unit
+    >>> with_unit(jnp.ones(2), saiunit.UNITLESS).tolist()
+    [1.0, 1.0]
+    """
+    return saiunit.maybe_decimal(saiunit.Quantity(array, unit=unit))
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def as_size(name: str, size: Size) -> tuple[int, ...]:
+    """``size`` as a non-empty tuple of positive integers.
+
+    Raises
+    ------
+    ValueError
+        When it is none; the error calls it ``name``.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import as_size
+    >>> as_size("in_size", 3)
+    (3,)
+    """
+    try:
+        sizes = tuple(map(operator.index, size if isinstance(size, (tuple, list)) else (size,)))
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{name} must be a positive integer or a tuple of them, got {size!r}")
+    return sizes
+
+
+def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -> Any:
+    """A value of exactly ``shape``.
+
+    Parameters
+    ----------
+    name
+        What the error calls it.
+    initializer
+        A function of the shape, or a number, an array or a quantity that broadcasts to it.
+    shape
+        The shape.
+
+    Raises
+    ------
+    ValueError
+        When it gives ``None`` or a shape that does not broadcast.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import initial_value
+    >>> initial_value("b_init", 0.5, (2,)).tolist()
+    [0.5, 0.5]
+    """
+    value = initializer(shape) if callable(initializer) else initializer
+    if value is None:
+        raise ValueError(f"{name} gives None, expected a value of shape {shape}")
+    if isinstance(value, (bool, int, float)):
+        value = jnp.asarray(value, brainstate.environ.dftype())
+    found = saiunit.math.shape(value)
+    pairs = zip(reversed(found), reversed(shape), strict=False)
+    if len(found) > len(shape) or any(n not in (1, size) for n, size in pairs):
+        raise ValueError(f"{name} gives the shape {found}, expected {shape}")
+    return saiunit.math.broadcast_to(value, shape)
+
+
+def seeded(seed_or_key: Any) -> AbstractContextManager[None]:
+    """Draw the random numbers of ``brainstate.random`` from a seed or key of one's own inside.
+
+    Parameters
+    ----------
+    seed_or_key
+        An integer, a JAX key, or ``None`` to leave the global random state in charge.
+
+    Raises
+    ------
+    TypeError
+        On entry, when it is something else.
+
+    Examples
+    --------
+    >>> import brainstate
+    >>> from braintrace.plugin_api import seeded
+    >>> def draw():
+    ...     with seeded(7):
+    ...         return float(brainstate.random.rand())
+    >>> draw() == draw()
+    True
+    """
+    return nullcontext() if seed_or_key is None else brainstate.random.seed_context(seed_or_key)
+
+
+__all__ = [
+    "ArrayLike",
+    "Initializer",
+    "ParameterFn",
+    "Size",
+    "as_size",
+    "bias_in_unit",
+    "initial_value",
+    "processed",
+    "real_array",
+    "seeded",
+    "with_unit",
+]
