@@ -793,6 +793,32 @@ def test_the_limit_can_be_raised_and_lowered() -> None:
         )
 
 
+class Layers(zoo.Model):
+    """Layers stand as a branch and as a body: no line of the user's is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = bt.nn.Linear(IN, HIDDEN), bt.nn.Linear(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        taken = brainstate.transform.cond(x.sum() > 0, self.one, lambda v: 0.1 * self.two(v), x)
+        looped = brainstate.transform.for_loop(self.two, jnp.stack([x, x]))
+        self.h.value = 0.5 * self.h.value + taken + looped.sum(0)
+        return self.h.value
+
+
+def test_a_layer_as_a_branch_or_a_body_has_a_place() -> None:
+    info = bt.extract_module_info(*_initialised(Layers()))
+    places = [_jax.source_of(eqn) for eqn in info.eqns if eqn.primitive.name == "etp_mm"]
+    assert len(places) == 4
+    assert all("test_control_flow.py" in place for place in places)
+
+
+def _initialised(model: Any) -> tuple[Any, Any]:
+    brainstate.nn.init_all_states(model, batch_size=2)
+    return model, jnp.ones((2, IN))
+
+
 def test_branches_can_be_refused() -> None:
     case = built(OneBranch, 2, False)
     with pytest.raises(bt.NotSupportedError, match="'etp_mm' at .*inside 'cond' at .*'convert'"):

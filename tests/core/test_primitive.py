@@ -114,6 +114,13 @@ def test_replacing_reaches_the_derived_batched_primitive() -> None:
         assert_tree_close(mapped(), x - w)
 
 
+def test_a_taken_name_of_the_derived_batched_primitive() -> None:
+    primitive = bt.register_primitive("unit_taken", times)
+    bt.register_primitive("unit_taken_batched", times, batched=True)
+    with pytest.raises(ValueError, match="batched_counterpart='unit_taken_batched'"):
+        jax.vmap(lambda one: primitive.bind(one, jnp.ones(3)))(jnp.ones((2, 3)))
+
+
 def test_rules_can_be_set_later() -> None:
     primitive = bt.register_primitive("unit_ruled", times)
     assert primitive.spec.yw_to_w is None

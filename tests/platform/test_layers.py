@@ -30,7 +30,7 @@ HOST = {
     "_plugins": {"__init__", "_errors", "_units", "_jax", "_lazy", "_learner", "_primitive"},
     "plugins": {"_plugins"},
     "_family": set(),
-    "plugin_api": {"_errors", "_family", "_plugins", "_primitive"},
+    "plugin_api": {"_errors", "_family", "_learner", "_plugins", "_primitive"},
     "nn": {"_lazy"},
     "_cli": {"__init__", "_compile", "_errors", "_lazy", "_plugins"},
     "__main__": {"_cli"},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -86,6 +87,29 @@ class ETraceGraphExecutor:
         )
         self._graph, self.links = graph, links
         self.boundary = _boundary(graph)
+
+    def for_model(self, model: brainstate.nn.Module) -> ETraceGraphExecutor:
+        """An executor of another model with the same options, compiled if this one is.
+
+        Parameters
+        ----------
+        model
+            A model like this one's, such as a copy of it. It is compiled for arguments of the same
+            shapes and dtypes and under the same settings of ``brainstate.environ``.
+
+        Raises
+        ------
+        CompilationError, NotSupportedError
+            As :meth:`compile_graph`.
+        """
+        other = ETraceGraphExecutor(model, **self.options)
+        if self._graph is not None:
+            with self._graph.module_info.as_when_traced() as args:
+                other.compile_graph(*args)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ETraceGraphExecutor:
+        return self.for_model(copy.deepcopy(self.model, memo))
 
     @property
     def graph(self) -> ETraceGraph:

@@ -160,6 +160,11 @@ def source_of(eqn: JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
+def has_source(eqn: JaxprEqn) -> bool:
+    """Whether any line of the user's is known to have produced an equation."""
+    return bool(source_of(eqn))
+
+
 def written_in(eqn: JaxprEqn, function: str) -> bool:
     """Whether an equation was traced from a line of the user's function of that name.
 

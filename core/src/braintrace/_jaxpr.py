@@ -42,14 +42,15 @@ def run_inlined(
 
     ``call`` is the name of the called function while inside a call (empty if it has none):
     equations that are not from its own lines, and no ETP equations, are attributed to the line of
-    the call. ``note`` is called with every ETP equation inside a call.
+    the call. ``note`` is called with every ETP equation inside a call. An ETP equation without a
+    line of the user's, of a layer that is itself the body of a loop, gets that of what it is in.
     """
     env: dict[Var, Any] = dict(_jax.constants(jaxpr))
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(env, atom) for atom in eqn.invars]
         etp = is_etp_primitive(eqn.primitive)
-        own = etp or not call or _jax.written_in(eqn, call)
+        own = _jax.has_source(eqn) if etp else not call or _jax.written_in(eqn, call)
         if eqn.primitive in _jax.CALL_PRIMITIVES:
             name = str(eqn.params.get("name", call or ""))
             with _jax.at_source(eqn) if own else nullcontext():

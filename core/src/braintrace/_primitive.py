@@ -62,6 +62,12 @@ class ETPPrimitiveSpec:
         ``instant_drtrl(x, f, weights, **params)`` is the increment in trace structure and
         ``solve_drtrl(l, trace, weights, **params)`` turns a trace into weight cotangents.
 
+    Notes
+    -----
+    An operation may have operands that are neither ``x`` nor trainable, such as the indices of a
+    sparse matrix. The rules ``yw_to_w``, ``xy_to_dw``, ``instant_drtrl`` and ``solve_drtrl`` get
+    them, as a tuple in their order, if they declare the keyword-only argument ``constants``.
+
     Raises
     ------
     ValueError, TypeError
@@ -210,8 +216,11 @@ class ETPPrimitive(_jax.Primitive):
         return self
 
 
-_LOCK = threading.RLock()
-_REGISTRY: dict[str, ETPPrimitive] = {}
+# what a reload of this module finds is kept: JAX knows a primitive by its identity
+_LOCK: threading.RLock = globals().get("_LOCK") or threading.RLock()  # type: ignore[valid-type]
+_REGISTRY: dict[str, ETPPrimitive] = globals().get("_REGISTRY", {})
+for _known in _REGISTRY.values():
+    _known.__class__ = ETPPrimitive
 
 
 def find_primitive(name: str) -> ETPPrimitive | None:
@@ -395,7 +404,14 @@ def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
         if primitive.derived is None:
             derived = _derive_batched(primitive, spec.name + BATCHED)
             known = find_primitive(derived.name)
-            if known is not None and known.owner == f"{primitive.owner}:derived":
+            if known is not None and known.owner != f"{primitive.owner}:derived":
+                raise ValueError(
+                    f"vmap needs a batched form of {primitive.name!r}, which would be derived as "
+                    f"{derived.name!r}, but {known.owner!r} registered that name. If it is the "
+                    f"batched form, say so with batched_counterpart={derived.name!r}; otherwise "
+                    "rename it"
+                )
+            if known is not None:
                 known._define(derived)
             primitive.derived = register_primitive_spec(
                 derived if known is None else known.spec, owner=f"{primitive.owner}:derived"

@@ -27,7 +27,8 @@ sizes and initial values of parameters (:func:`as_size`, :func:`initial_value`, 
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import _plugins
 from ._errors import CompilationError as CompilationError
@@ -48,10 +49,22 @@ from ._plugins._optional import DoctorContext as DoctorContext
 from ._plugins._optional import Finding as Finding
 from ._primitive import ETPPrimitiveSpec as ETPPrimitiveSpec
 
+if TYPE_CHECKING:
+    from ._learner import ETraceAlgorithm as ETraceAlgorithm
+else:
+
+    def __getattr__(name: str) -> Any:
+        """The base of learning rules, which most plugins do without."""
+        if name != "ETraceAlgorithm":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(f"{__package__}._learner").ETraceAlgorithm
+
+
 __all__ = [
     "API",
     "CompilationError",
     "DoctorContext",
+    "ETraceAlgorithm",
     "ETPPrimitiveSpec",
     "Finding",
     "HostInfo",

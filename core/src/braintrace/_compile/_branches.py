@@ -159,7 +159,9 @@ class Branch:
             next(values) if self.handed_over(i, k) else read(env, atom)
             for k, atom in enumerate(eqn.invars)
         ]
-        env.update(zip(eqn.outvars, _jax.bind_equation(eqn, operands), strict=True))
+        # a layer that is itself a branch is attributed to the line of the branches
+        results = _jax.bind_equation(eqn, operands, own_source=_jax.has_source(eqn))
+        env.update(zip(eqn.outvars, results, strict=True))
         env.update(zip(self.handed_on[n], values, strict=True))
 
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import brainstate
 import jax
+import numpy as np
 
 from .. import _jax
 from .._errors import CompilationError, NotSupportedError
@@ -26,7 +28,13 @@ from ._control import (
     weight_inside,
 )
 from ._diagnostics import Path, show_path
-from ._environment import in_environment, moving_now, moving_values, recorded_settings
+from ._environment import (
+    UNSET,
+    in_environment,
+    moving_now,
+    moving_values,
+    recorded_settings,
+)
 from ._loops import loops_without_derivative
 from ._slices import between
 
@@ -105,6 +113,19 @@ class ModuleInfo:
             for path, state in self.retrieved_model_states.items()
             if isinstance(state, brainstate.ParamState) and path not in read
         )
+
+    @contextmanager
+    def as_when_traced(self) -> Iterator[tuple[Any, ...]]:
+        """Types of the arguments; inside, ``brainstate.environ`` is as when the step was traced."""
+        avals = (var.aval for var in self.jaxpr.invars[: self.num_args])
+        types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        args, moving = self.arg_treedef.unflatten(types), {}
+        if self.environment:
+            *args, moving = args
+            moving = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moving)
+        known = {key: value for key, value in self.settings.items() if value is not UNSET}
+        with brainstate.environ.context(**known, **moving):
+            yield tuple(args)
 
     @cached_property
     def origins(self) -> dict[Var, frozenset[Any]]:
