@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / os.environ.get("VENV", ".venv")
@@ -260,12 +261,17 @@ def wheels(options: Sequence[str]) -> int:
         files = sorted(built.glob("*.whl"))
         print("Built", ", ".join(file.name for file in files))
         interpreters = [Path(sys.executable)] + ([newer] if newer else [])
-        statuses = [try_wheels(python, files, Path(folder)) for python in interpreters]
-    return first_nonzero(statuses)
+        with ThreadPoolExecutor(max_workers=len(interpreters)) as pool:
+            statuses = pool.map(partial(try_wheels, files, Path(folder)), interpreters)
+            return first_nonzero(list(statuses))
 
 
-def try_wheels(interpreter: Path, files: Sequence[Path], folder: Path) -> int:
-    """Install wheels by file into an empty environment and use them, away from the sources."""
+def try_wheels(files: Sequence[Path], folder: Path, interpreter: Path) -> int:
+    """Install wheels by file into an empty environment and use them, away from the sources.
+
+    What the programs print is shown when they have ended: there is one such environment for each
+    interpreter at a time.
+    """
     target = Path(tempfile.mkdtemp(dir=folder))
     subprocess.check_call([interpreter, "-m", "venv", target])
     python = python_of(target)
@@ -275,15 +281,27 @@ def try_wheels(interpreter: Path, files: Sequence[Path], folder: Path) -> int:
     smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
     first = ["-I", "-c", "import braintrace; print(braintrace.matmul)"]
     matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent)]
-    return first_failure(python, [first, ["-I", str(smoke)], matrix])
+    with (target / "printed.txt").open("w+") as printed:
+        status = first_failure(python, [first, ["-I", str(smoke)], matrix], printed)
+        printed.seek(0)
+        print(f"--- wheels with Python {version}\n{printed.read()}", flush=True)
+    return status
 
 
-def first_failure(python: Path, commands: Sequence[Sequence[str]]) -> int:
+def first_failure(python: Path, commands: Sequence[Sequence[str]], to: TextIO = sys.stdout) -> int:
     """Run ``python`` with each command; return the first status that is not zero, or zero."""
     statuses = []
     for command in commands:
-        print("+", shlex.join(["python", *command]), flush=True)
-        statuses.append(subprocess.call([python, *command], cwd=ROOT, env=without_python_path()))
+        print("+", shlex.join(["python", *command]), flush=True, file=to)
+        statuses.append(
+            subprocess.call(
+                [python, *command],
+                cwd=ROOT,
+                env=without_python_path(),
+                stdout=to,
+                stderr=subprocess.STDOUT,
+            )
+        )
     return first_nonzero(statuses)
 
 

@@ -10,7 +10,14 @@ from importlib import import_module
 
 import pytest
 
-PACKAGES = ("braintrace", "braintrace_dense", "braintrace_elemwise")
+PACKAGES = (
+    "braintrace",
+    "braintrace_conv",
+    "braintrace_dense",
+    "braintrace_elemwise",
+    "braintrace_lora",
+    "braintrace_sparse",
+)
 
 
 def modules():

@@ -122,10 +122,15 @@ def test_names_for_type_checkers_are_the_ones_that_resolve():
     import ast
     from pathlib import Path
 
-    tree = ast.parse(Path(braintrace.__file__).read_text())
-    guarded = next(node for node in tree.body if isinstance(node, ast.If)).body
-    typed = {
-        alias.name for node in guarded if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    expected = {*_lazy.CORE, *_lazy.SUBMODULES, "matmul", "element_wise"}
-    assert typed == expected
+    def typed(module):
+        tree = ast.parse(Path(module.__file__).read_text())
+        guarded = next(node for node in tree.body if isinstance(node, ast.If)).body
+        found = [node for node in guarded if isinstance(node, ast.ImportFrom)]
+        return {alias.name: node.module for node in found for alias in node.names}
+
+    ops, layers = _lazy.OFFICIAL["ops"], _lazy.OFFICIAL["nn"]
+    names = typed(braintrace)
+    assert names.keys() == {*_lazy.CORE, *_lazy.SUBMODULES, *ops}
+    assert {n: names[n] for n in ops} == {n: d.replace("-", "_") for n, d in ops.items()}
+    expected = {n: f"{d.replace('-', '_')}.nn" for n, d in layers.items()} | {"Any": "typing"}
+    assert typed(braintrace.nn) == expected

@@ -15,6 +15,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+from jax.experimental.sparse import BCOO
 
 import braintrace
 from braintrace._lazy import OFFICIAL
@@ -23,13 +24,25 @@ STEPS, BATCH, INPUTS, UNITS = 6, 4, 3, 3
 MODULE = {"ops": "braintrace", "nn": "braintrace.nn"}
 
 
-class Leaky(brainstate.nn.Module):
-    """``h = tanh(op(x) + 0.5 h)`` for an operation of a family."""
+class Weighted(brainstate.nn.Module):
+    """A layer made of an operation ``op(x, weight)``."""
 
-    def __init__(self, weight: Any, op: Callable[..., Any]) -> None:
+    def __init__(self, weight: Any, op: Callable[[Any, Any], Any]) -> None:
         super().__init__()
         self.weight = brainstate.ParamState(weight)
         self.op = op
+
+    def update(self, x: Any) -> Any:
+        """The operation."""
+        return self.op(x, self.weight.value)
+
+
+class Leaky(brainstate.nn.Module):
+    """``h = tanh(layer(x) + 0.5 h)``."""
+
+    def __init__(self, layer: brainstate.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
 
     def init_state(self, batch_size: int | None = None) -> None:
         """Zeros."""
@@ -41,8 +54,17 @@ class Leaky(brainstate.nn.Module):
 
     def update(self, x: Any) -> Any:
         """One step."""
-        self.h.value = jnp.tanh(self.op(x, self.weight.value) + 0.5 * self.h.value)
+        self.h.value = jnp.tanh(self.layer(x) + 0.5 * self.h.value)
         return self.h.value
+
+
+def conv() -> Any:
+    """An operation of the family, along the row of units."""
+
+    def along(x: Any, kernel: Any) -> Any:
+        return braintrace.conv(x[:, None], kernel)[:, 0]
+
+    return Leaky(Weighted(jnp.full((1, 1, 3), 0.1), along))
 
 
 def dense() -> Any:
@@ -52,11 +74,28 @@ def dense() -> Any:
 
 def elemwise() -> Any:
     """An operation of the family."""
-    return Leaky(jnp.full(UNITS, 0.1), lambda x, w: x * braintrace.element_wise(w))
+    return Leaky(Weighted(jnp.full(UNITS, 0.1), lambda x, w: x * braintrace.element_wise(w)))
+
+
+def lora() -> Any:
+    """A layer of the family."""
+    return Leaky(braintrace.nn.LoRA(INPUTS, 2, UNITS))
+
+
+def sparse() -> Any:
+    """A layer of the family."""
+    matrix = BCOO.fromdense(0.1 * jnp.eye(INPUTS, UNITS))
+    return Leaky(braintrace.nn.SparseLinear(matrix))
 
 
 #: A model of each family, made with its own names alone.
-MODELS: dict[str, Callable[[], Any]] = {"dense": dense, "elemwise": elemwise}
+MODELS: dict[str, Callable[[], Any]] = {
+    "conv": conv,
+    "dense": dense,
+    "elemwise": elemwise,
+    "lora": lora,
+    "sparse": sparse,
+}
 
 
 def train(family: str) -> None:
@@ -65,12 +104,14 @@ def train(family: str) -> None:
     xs = jax.random.normal(jax.random.key(0), (STEPS, BATCH, INPUTS))
     ys = jnp.tanh(jnp.cumsum(xs, axis=0))
     learner = braintrace.compile(MODELS[family](), "d_rtrl", xs[0], batch_size=BATCH)
+
+    def step(x: Any, y: Any) -> Any:
+        return jnp.mean((learner(x) - y) ** 2)
+
     means = []
     for _ in range(12):
         learner.reset_state(BATCH, model_states=True)
-        grads, losses = learner.etrace_grad(
-            xs, ys, step_fn=lambda x, y: jnp.mean((learner(x) - y) ** 2), return_value=True
-        )
+        grads, losses = learner.etrace_grad(xs, ys, step_fn=step, return_value=True)
         means.append(float(losses.mean()))
         for path, state in learner.param_states.items():
             state.value = jax.tree.map(lambda w, g: w - 0.1 * g, state.value, grads[path])

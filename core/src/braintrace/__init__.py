@@ -9,8 +9,11 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from braintrace_conv import conv as conv
     from braintrace_dense import matmul as matmul
     from braintrace_elemwise import element_wise as element_wise
+    from braintrace_lora import lora_matmul as lora_matmul
+    from braintrace_sparse import sparse_matmul as sparse_matmul
 
     from . import nn as nn
     from . import plugin_api as plugin_api
@@ -40,11 +43,15 @@ if TYPE_CHECKING:
     from ._errors import CompilationError as CompilationError
     from ._errors import NotSupportedError as NotSupportedError
     from ._execute import ETraceGraphExecutor as ETraceGraphExecutor
-    from ._learner import D_RTRL as D_RTRL
     from ._learner import EligibilityTrace as EligibilityTrace
     from ._learner import ETraceAlgorithm as ETraceAlgorithm
-    from ._learner import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
-    from ._learner import compile as compile
+    from ._learners import D_RTRL as D_RTRL
+    from ._learners import ES_D_RTRL as ES_D_RTRL
+    from ._learners import ETraceVjpAlgorithm as ETraceVjpAlgorithm
+    from ._learners import IODimVjpAlgorithm as IODimVjpAlgorithm
+    from ._learners import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
+    from ._learners import compile as compile
+    from ._learners import pp_prop as pp_prop
     from ._primitive import BATCHED_PRIMITIVES as BATCHED_PRIMITIVES
     from ._primitive import ETP_PRIMITIVE_SPECS as ETP_PRIMITIVE_SPECS
     from ._primitive import ETP_PRIMITIVES as ETP_PRIMITIVES
