@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import saiunit
 
 from braintrace import register_primitive_spec
@@ -285,6 +286,16 @@ def xy_to_dw_of_something_else() -> ConformanceCase:
     return case_of(broken(xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x**2, dy, weights)))
 
 
+def of_inputs_seen() -> ConformanceCase:
+    """Right for the inputs of the case, wrong for their sums over several steps."""
+    most = np.max([np.abs(case_of(AFFINE).arguments(seed)[0]) for seed in range(5)], axis=0)
+
+    def rule(x: Any, dy: Any, weights: Any) -> Any:
+        return affine_xy_to_dw(jnp.clip(x, -most, most), dy, weights)
+
+    return case_of(broken(xy_to_dw=rule))
+
+
 def clipped_xy_to_dw() -> ConformanceCase:
     return case_of(
         broken(xy_to_dw=lambda x, dy, weights: affine_xy_to_dw(x, jnp.clip(dy, -1, 1), weights))
@@ -354,6 +365,9 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     "algorithms.d_rtrl.two_layers": (unscaled_bias, "relative error"),
     "algorithms.d_rtrl.gradient_of_calls": (increment_without_f, "relative error"),
     "algorithms.d_rtrl.batch_is_the_sum": (mixes_examples, "relative error"),
+    "algorithms.pp_prop.leaky_cell": (of_inputs_seen, "block_size=4: .*relative error"),
+    "algorithms.pp_prop.leaky_cell_in_a_batch": (mean_over_the_batch, "relative error"),
+    "algorithms.pp_prop.two_layers": (trace_without_states, "init_pp of .* expected floating"),
     "units.are_never_dropped": (drops_units, "in volt and in millivolt"),
     "dtypes.result": (always_float32, "bfloat16 arguments give a result of dtype float32"),
     "dtypes.training": (trace_in_float32, "a trace has dtype"),

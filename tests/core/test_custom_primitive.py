@@ -86,6 +86,30 @@ def _written(batched: bool) -> bt.ETPPrimitive:
 written, written_many = _written(False), _written(True)
 
 
+def _gathered(batched: bool) -> bt.ETPPrimitive:
+    """``y = x[place] w``: ``place`` is neither ``x`` nor trainable, and one rule asks for it."""
+
+    def xy_to_dw(x: Any, dy: Any, weights: Any, *, constants: Any) -> Any:
+        (place,) = constants
+        products = x[..., place] * dy
+        return {"w": products.sum(0) if batched else products}
+
+    def init(x_var: Any, y_var: Any, weight_vars: Any, num_state: int) -> Any:
+        return {"w": jnp.zeros((*y_var.aval.shape, num_state), y_var.aval.dtype)}
+
+    return bt.register_primitive(
+        "own_gathered_many" if batched else "own_gathered",
+        lambda x, place, w: x[..., place] * w,
+        batched=batched,
+        trainable_invars_fn=trainable(w=2),
+    ).register_etp_rules(
+        yw_to_w=lambda dy, trace: {"w": trace["w"] * dy}, xy_to_dw=xy_to_dw, init_drtrl=init
+    )
+
+
+gathered = {batched: _gathered(batched) for batched in (False, True)}
+
+
 def _low_rank(batched: bool, ruled: bool) -> bt.ETPPrimitive:
     """``y = x B A``: the exact trace is that of the product ``B A``, which both leaves keep."""
     primitive = bt.register_primitive(
@@ -239,6 +263,20 @@ class Scaled(zoo.Model):
         return self.h.value
 
 
+class Gathered(zoo.Model):
+    """An operand of integers, behind ``x``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = weight(HIDDEN)
+        self.place = jnp.arange(HIDDEN) % IN
+
+    def update(self, x: Any) -> Any:
+        y = gathered[x.ndim == 2].bind(x, self.place, self.w.value)
+        self.h.value = 0.8 * self.h.value + jnp.tanh(y)
+        return self.h.value
+
+
 class LowRank(zoo.Model):
     names = ("h", "v")
     ruled = True
@@ -271,6 +309,7 @@ MODELS = {
         Gated,
         GatedMapped,
         Scaled,
+        Gathered,
         LowRank,
         LowRankDerived,
     )
@@ -313,7 +352,7 @@ CHOSEN = ["Alone", "Curved", "Gated", "LowRank"]
     ("name", "batch", "block_sizes"),
     [
         *((name, 2, (1, 3, STEPS) if name in CHOSEN else (3,)) for name in MODELS),
-        *((name, None, (3,)) for name in (*CHOSEN, "Scaled")),
+        *((name, None, (3,)) for name in (*CHOSEN, "Scaled", "Gathered")),
     ],
 )
 def test_equals_the_oracle_at_every_block_size(

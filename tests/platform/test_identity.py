@@ -31,8 +31,12 @@ def test_reload_of_a_plugin(run):
     code = """
     import importlib
     primitive = find_primitive("etp_mm")
-    names = ["_primitives", "_ops", "_layers", "_cells", "nn", "_plugin"]
-    modules = [importlib.import_module(f"braintrace_dense.{name}") for name in names]
+    braintrace.nn.Linear
+    names = [name for name in sys.modules if name.startswith("braintrace_dense.")]
+    first = ["braintrace_dense._primitives", "braintrace_dense._ops"]
+    # what a module imports stands behind it, and the plugin object comes last
+    layers = [n for n in reversed(names) if n not in first and not n.endswith("._plugin")]
+    modules = [sys.modules[n] for n in (*first, *layers, "braintrace_dense._plugin")]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for module in modules:
@@ -50,6 +54,20 @@ def test_reload_of_a_plugin(run):
     assert len(texts) == len(set(texts)) and any("'etp_mm'" in text for text in texts)
 
 
+def test_reload_of_the_registry(run):
+    code = """
+    import importlib
+    primitive = find_primitive("etp_mm")
+    importlib.reload(braintrace._primitive)
+    again = compute()
+    same = braintrace._primitive.find_primitive("etp_mm") is primitive
+    learner, compute = learner_and_gradient()
+    out([same, braintrace._primitive.is_etp_primitive(primitive), again == before,
+         compute() == before])
+    """
+    assert run(LEARNER + code) == [True, True, True, True]
+
+
 def test_deepcopy_and_pickle_of_specifications_in_use(run):
     code = """
     import copy, pickle
@@ -59,6 +77,52 @@ def test_deepcopy_and_pickle_of_specifications_in_use(run):
     out([all(same), len(same) > 0, compute() == before])
     """
     assert run(LEARNER + code) == [True, True, True]
+
+
+@pytest.mark.parametrize("first", ["whole", "in a trace"])
+def test_a_copied_learner_works_by_itself(run, first):
+    code = f"""
+    import copy
+    gradient(learner)
+    learner(jnp.ones((4, 2)))
+    twin = copy.deepcopy(learner)
+    traces = lambda learner: [jnp.asarray(v) for t in learner.traces for v in t.value.values()]
+    same = all((a == b).all() for a, b in zip(traces(learner), traces(twin)))
+    if {first == "in a trace"}:
+        brainstate.transform.jit(twin)(jnp.ones((4, 2)))
+    apart = twin.model is not learner.model and twin.executor.model is twin.model
+    for state in twin.param_states.values():
+        state.value = jax.tree.map(lambda v: 2 * v, state.value)
+    unlike, kept = gradient(twin), gradient(learner)
+    for state in twin.param_states.values():
+        state.value = jax.tree.map(lambda v: v / 2, state.value)
+    out([same, apart, unlike != before, kept == before, gradient(twin) == before])
+    """
+    assert run(LEARNER + code) == [True] * 5
+
+
+def test_a_model_that_holds_a_learner_can_be_copied(run):
+    code = """
+    import copy
+    class Holder(brainstate.nn.Module):
+        def __init__(self, learner):
+            super().__init__()
+            self.learner = learner
+    twin = copy.deepcopy(Holder(learner)).learner
+    out([twin.model is not learner.model, gradient(twin) == before, compute() == before])
+    """
+    assert run(LEARNER + code) == [True, True, True]
+
+
+def test_a_learner_says_why_it_cannot_be_pickled(run):
+    code = """
+    import pickle
+    try:
+        pickle.dumps(learner)
+    except TypeError as error:
+        out(str(error))
+    """
+    assert "brainstate states cannot be pickled" in run(LEARNER + code)
 
 
 def test_a_copied_model_compiles_to_the_same(run):

@@ -21,13 +21,22 @@ PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 LAYERS = [
     "_errors", "_units", "_jax", "_primitive", "_rules", "_jaxpr", "_position_control",
     "_position_rules", "_element_map", "_positions", "_compile", "_layout", "_sweeps", "_execute",
-    "_algorithm", "_online", "_sequence", "_learner", "testing",
+    "_algorithm", "_online", "_sequence", "_checks", "_learner", "_learners", "testing",
 ]  # fmt: skip
 
 HOST = {
     "__init__": set(),
     "_lazy": {"_plugins"},
-    "_plugins": {"__init__", "_errors", "_units", "_jax", "_lazy", "_learner", "_primitive"},
+    "_plugins": {
+        "__init__",
+        "_errors",
+        "_units",
+        "_jax",
+        "_lazy",
+        "_learner",
+        "_learners",
+        "_primitive",
+    },
     "plugins": {"_plugins"},
     "_family": set(),
     "plugin_api": {"_errors", "_family", "_learner", "_plugins", "_primitive"},
@@ -38,7 +47,7 @@ HOST = {
 
 #: Who asks the host for what a plugin has: the owner of a pickled primitive, a learner's name,
 #: what the conformance kit checks.
-ASKS_THE_HOST = {"_primitive", "_learner", "testing"}
+ASKS_THE_HOST = {"_primitive", "_learners", "testing"}
 
 
 def imported(file: Path) -> Iterator[str]:

@@ -112,6 +112,11 @@ class ETraceGraphExecutor:
         return self.for_model(copy.deepcopy(self.model, memo))
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether there is a graph."""
+        return self._graph is not None
+
+    @property
     def graph(self) -> ETraceGraph:
         """The compiled graph.
 

@@ -49,11 +49,15 @@ CORE = {
     "find_hidden_param_op_relations_from_minfo": "_compile",
     "find_hidden_param_op_relations_from_module": "_compile",
     "ETraceGraphExecutor": "_execute",
-    "D_RTRL": "_learner",
     "ETraceAlgorithm": "_learner",
     "EligibilityTrace": "_learner",
-    "ParamDimVjpAlgorithm": "_learner",
-    "compile": "_learner",
+    "D_RTRL": "_learners",
+    "ES_D_RTRL": "_learners",
+    "ETraceVjpAlgorithm": "_learners",
+    "IODimVjpAlgorithm": "_learners",
+    "ParamDimVjpAlgorithm": "_learners",
+    "compile": "_learners",
+    "pp_prop": "_learners",
 }
 
 SUBMODULES = ("nn", "plugin_api", "plugins", "testing")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import brainstate
@@ -13,8 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jax
-from ._algorithm import ParamDimRule
-from ._compile import ETraceGraph, StateKind, changed_setting, check_scope, show_path
+from ._algorithm import LearningRule
+from ._checks import (
+    check_same_states,
+    check_states,
+    checked_args,
+    checked_weights,
+    require_callable,
+)
+from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
 from ._execute import ETraceGraphExecutor
 from ._online import add_gradients, not_differentiable, online_step
@@ -28,14 +35,13 @@ from ._sequence import (
     trace_step,
     write_states,
 )
-from ._units import in_units_of, unit_change
 
 Path = tuple[Any, ...]
 CACHED_DRIVERS = 16
 
 
 class EligibilityTrace(brainstate.ShortTermState):
-    """The state that holds one eligibility trace: a dict of arrays, by trainable key."""
+    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule."""
 
 
 class ETraceAlgorithm(brainstate.nn.Module):
@@ -66,14 +72,14 @@ class ETraceAlgorithm(brainstate.nn.Module):
                 f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
             )
         self.model = model
-        self.executor = ETraceGraphExecutor(model, **options)
+        self._executor = ETraceGraphExecutor(model, **options)
         self.traces: tuple[EligibilityTrace, ...] = ()
         self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
-        self._rule: ParamDimRule | None = None
+        self._rule: LearningRule | None = None
         self._tape: Tape | None = None
         self._drivers: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
-    def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:
+    def make_rule(self, executor: ETraceGraphExecutor) -> LearningRule:
         """The learning rule for a compiled model."""
         raise NotImplementedError(f"{type(self).__name__} does not define make_rule")
 
@@ -92,16 +98,40 @@ class ETraceAlgorithm(brainstate.nn.Module):
         CompilationError, NotSupportedError
             See :func:`braintrace.compile_etrace_graph`.
         """
-        executor = ETraceGraphExecutor(self.model, **self.executor.options)
+        executor = ETraceGraphExecutor(self.model, **self._executor.options)
         executor.compile_graph(*args)
+        rule = self._adopt(executor)
+        self.traces = tuple(EligibilityTrace(trace) for trace in rule.init())
+
+    def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
+        """Learn by the learner's rule with a compiled executor from now on."""
         rule = self.make_rule(executor)
-        traces = tuple(EligibilityTrace(trace) for trace in rule.init())
-        self.executor, self._rule, self.traces = executor, rule, traces
-        self._step = online_step(rule)
+        self._executor, self._rule, self._step = executor, rule, online_step(rule)
         self._drivers = OrderedDict()
+        return rule
 
     @property
-    def rule(self) -> ParamDimRule:
+    def executor(self) -> ETraceGraphExecutor:
+        """What runs and differentiates a step of the model.
+
+        A learner that was copied with its model is compiled anew for the copy here.
+        """
+        if self._executor.model is not self.model:
+            executor = self._executor.for_model(self.model)
+            if executor.is_compiled:
+                self._adopt(executor)
+            self._executor = executor
+        return self._executor
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled, because brainstate states cannot be "
+            "pickled; make the model and the learner where they are needed and set the values of "
+            "their states. copy.deepcopy copies a learner"
+        )
+
+    @property
+    def rule(self) -> LearningRule:
         """The learning rule of the compiled model."""
         self.graph  # noqa: B018  raises before compile_graph
         if self._rule is None:
@@ -121,7 +151,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             for t in self.traces
             for leaf in jax.tree.leaves(t.value)
         )
-        return f"{self.graph.report()}\n\ntraces: {len(self.traces)}, {held / 2**20:.2f} MiB"
+        return f"{self.graph.report()}\n\ntraces: {len(self.rule.links)}, {held / 2**20:.2f} MiB"
 
     def _states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
         return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}
@@ -144,7 +174,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
     def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
         """The traces of a parameter, one dict per relation and hidden group it takes part in.
 
-        Leaves have a trailing state axis: [B, in, out, S] for a dense product of a batch.
+        D-RTRL: an array for each trainable key, with a trailing state axis: [B, in, out, S] for a
+        dense product of a batch. pp_prop: the filtered input ``"x"``, [B, in] (absent for an
+        operation without one), and the filtered factor ``"f"``, [B, out, S].
 
         Parameters
         ----------
@@ -159,9 +191,10 @@ class ETraceAlgorithm(brainstate.nn.Module):
         path = weight
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
+        traces = tuple(trace.value for trace in self.traces)
         found = [
-            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), trace.value)
-            for link, trace in zip(self.rule.links, self.traces, strict=True)
+            self.rule.of_link(traces, i)
+            for i, link in enumerate(self.rule.links)
             if path in link.relation.parameter_paths
         ]
         if not found:
@@ -190,7 +223,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             When the model's states come out with another shape than the compiled one; the states
             then stay as they were.
         """
-        self._check_same_states()
+        check_same_states(self.model, self.graph.module_info)
         if model_states:
             self._reset_model(batch_size, **kwargs)
         for trace, zero in zip(self.traces, self.rule.init(), strict=True):
@@ -239,8 +272,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
         NotSupportedError
             When the gradient is differentiated once more.
         """
-        leaves = self._check_args(args)
-        self._check_states()
+        leaves = checked_args(self.graph.module_info, args)
+        check_states(self.model, self.graph.module_info)
         slots = self.graph.module_info.slots
         values = {slot.path: slot.state.value for slot in slots}
         if self._tape is not None:
@@ -258,86 +291,6 @@ class ETraceAlgorithm(brainstate.nn.Module):
             if slot.kind is not StateKind.PARAM:
                 slot.state.value = new[slot.path]
         return out
-
-    def _check_args(self, args: tuple[Any, ...]) -> list[Any]:
-        info = self.graph.module_info
-        args = in_units_of(info.arg_treedef, info.with_environment(args))
-        leaves, treedef = jax.tree.flatten(args)
-        if treedef != info.arg_treedef:
-            change = unit_change(info.arg_treedef, treedef)
-            raise ValueError(
-                f"the arguments have {change}, for which the learner was compiled"
-                if change
-                else f"the arguments have structure {treedef}, but the learner was compiled for "
-                f"{info.arg_treedef}"
-            )
-        names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
-        checked = []
-        for name, leaf, var in zip(names, leaves, info.jaxpr.invars, strict=False):
-            aval = var.aval
-            try:
-                leaf = jnp.asarray(leaf)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"argument{name} is a {type(leaf).__name__}; expected an array of shape "
-                    f"{aval.shape} and dtype {aval.dtype}"
-                ) from None
-            if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
-                raise ValueError(
-                    f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
-                    f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; "
-                    + (
-                        "convert it"
-                        if leaf.shape == aval.shape
-                        else "compile again for another batch size"
-                    )
-                )
-            checked.append(leaf)
-        return checked
-
-    def _check_states(self) -> None:
-        """States must be those that were compiled, of the same shapes."""
-        self._check_same_states()
-        info = self.graph.module_info
-        for slot in info.slots:
-            leaves, treedef = jax.tree.flatten(slot.state.value)
-            if treedef != slot.treedef:
-                change = unit_change(slot.treedef, treedef)
-                raise ValueError(
-                    f"the state {show_path(slot.path)} has {change or f'structure {treedef}'}, "
-                    "unlike when the learner was compiled; assign it as it was, or compile again"
-                )
-            for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-                if jnp.shape(leaf) != var.aval.shape:
-                    raise ValueError(
-                        f"the state {show_path(slot.path)} has shape {jnp.shape(leaf)}, but the "
-                        f"learner was compiled for shape {var.aval.shape}; compile again"
-                    )
-                if jnp.result_type(leaf) != var.aval.dtype:
-                    raise ValueError(
-                        f"the state {show_path(slot.path)} has dtype {jnp.result_type(leaf)}, but "
-                        f"the learner was compiled for {var.aval.dtype}; convert what is assigned "
-                        "to it, or compile again"
-                    )
-
-    def _check_same_states(self) -> None:
-        """States made anew after compiling would be left behind silently."""
-        info = self.graph.module_info
-        for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
-            if _lookup(self.model, slot.path) is not slot.state:
-                raise CompilationError(
-                    f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
-                    "replaced or deleted after compile_graph; call compile_graph again, or use "
-                    "reset_state to reset it"
-                )
-        changed = changed_setting(info.settings)
-        if changed is not None:
-            key, then, now = changed
-            raise CompilationError(
-                f"the model reads {key!r} from brainstate.environ, which was {then} when the "
-                f"learner was compiled and is {now} now; call compile_graph again, or call the "
-                "model itself to evaluate it"
-            )
 
     # --- sequences ---------------------------------------------------------------------------
 
@@ -391,12 +344,12 @@ class ETraceAlgorithm(brainstate.nn.Module):
             not return a scalar loss or does not call the learner exactly once.
         """
         steps = common_length(sequences)
-        self._check_states()
+        check_states(self.model, self.graph.module_info)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-        _require_callable(step_fn)
+        require_callable(step_fn)
         size = self._block_size(block_size, steps)
-        chosen = self.param_states if weights is None else _checked_weights(weights)
+        chosen = self.param_states if weights is None else checked_weights(weights)
         key = (step_fn, tuple(chosen.items()), reduction, has_aux, size, carry_trace)
         driver = self._driver(
             key, lambda: self._make_grad(step_fn, chosen, reduction, has_aux, size, carry_trace)
@@ -465,7 +418,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         carry_trace: bool,
     ) -> Any:
         rule, steps = self.rule, common_length(sequences)
-        self._check_states()
+        check_states(self.model, self.graph.module_info)
         first = jax.tree.map(lambda v: v[0], sequences)
         traced = trace_step(self.executor, step_fn, self._attach, first, has_aux)
         runner = BlockRunner(rule, traced, tuple(weights.values()))
@@ -537,7 +490,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         common_length(sequences)
         self.graph  # noqa: B018  raises before compile_graph
         run = self if step_fn is None else step_fn
-        _require_callable(run)
+        require_callable(run)
 
         def make() -> Callable[..., Any]:
             def evolve(sequences: tuple[Any, ...]) -> Any:
@@ -550,169 +503,3 @@ class ETraceAlgorithm(brainstate.nn.Module):
             return evolve
 
         return self._driver((run, return_outputs), make)(sequences)
-
-
-def _require_callable(step_fn: Any) -> None:
-    if not callable(step_fn):
-        raise TypeError(f"step_fn must be callable, got {type(step_fn).__name__}")
-    try:
-        hash(step_fn)
-    except TypeError:
-        raise TypeError(
-            f"step_fn must be hashable, because it is compiled once; {type(step_fn).__name__} is "
-            "not. Wrap it in a function"
-        ) from None
-
-
-def _checked_weights(weights: Any) -> dict[Any, brainstate.State[Any]]:
-    if not isinstance(weights, Mapping):
-        raise TypeError(
-            f"weights must be a mapping from any key to ParamState, got {type(weights).__name__}"
-        )
-    for key, state in weights.items():
-        if not isinstance(state, brainstate.ParamState):
-            raise TypeError(f"weights[{key!r}] must be a ParamState, got {type(state).__name__}")
-    return dict(weights)
-
-
-def _lookup(model: Any, path: Path) -> Any:
-    """The object at a state's path in a model."""
-    found = model
-    for part in path:
-        by_key = isinstance(found, Mapping) and part in found
-        by_index = isinstance(found, Sequence) and isinstance(part, int)
-        found = found[part] if by_key or by_index else getattr(found, str(part), None)
-    return found
-
-
-class D_RTRL(ETraceAlgorithm):
-    """Online learning with parameter-dimension traces (D-RTRL).
-
-    The trace of a relation obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the diagonal ``D`` of
-    the hidden transition, and ``dL/dw = sum_t <l^t, eps^t> + <e^t, eps^{t-1}>`` (Wang et al.,
-    Nature Communications 2026, doi 10.1038/s41467-026-68453-w). Exact when every hidden-to-hidden
-    path is element-wise; otherwise the recurrent products are left out of ``D``.
-
-    Parameters
-    ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
-    vjp_method
-        ``'single-step'``: learning signals are those of the current step.
-    trace_dtype
-        Dtype of the traces; default: that of each operation's output.
-    recurrence_scope
-        ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
-        diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
-        sweep for each position of a layer at every step.
-    **options
-        Further options of :func:`braintrace.compile_etrace_graph`.
-
-    Examples
-    --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.D_RTRL(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> learner(jnp.ones((2, 3))).shape
-    (2, 4)
-    """
-
-    def __init__(
-        self,
-        model: brainstate.nn.Module,
-        vjp_method: str = "single-step",
-        *,
-        trace_dtype: Any = None,
-        recurrence_scope: str = "diagonal",
-        **options: Any,
-    ) -> None:
-        super().__init__(model, recurrence_scope=check_scope(recurrence_scope), **options)
-        if vjp_method != "single-step":
-            raise ValueError(f"vjp_method must be 'single-step', got {vjp_method!r}")
-        self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)
-
-    def make_rule(self, executor: ETraceGraphExecutor) -> ParamDimRule:
-        """The rule D-RTRL."""
-        return ParamDimRule(executor, self.trace_dtype)
-
-
-def _float_dtype(dtype: Any) -> Any:
-    try:
-        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            return jnp.dtype(dtype)
-    except TypeError:
-        pass
-    raise TypeError(f"trace_dtype must be a floating-point dtype, got {dtype!r}")
-
-
-ParamDimVjpAlgorithm = D_RTRL
-
-ALGORITHMS: dict[str, type[ETraceAlgorithm]] = {"d_rtrl": D_RTRL}
-
-
-def compile(
-    model: brainstate.nn.Module,
-    algorithm: str | type[ETraceAlgorithm],
-    *example_inputs: Any,
-    batch_size: int | None = None,
-    verbose: int = 0,
-    **options: Any,
-) -> ETraceAlgorithm:
-    """Initialise a model's states and return a ready learner.
-
-    Parameters
-    ----------
-    model
-        A ``brainstate.nn.Module``.
-    algorithm
-        A learner class or its name (``'d_rtrl'``).
-    *example_inputs
-        Arguments of one step.
-    batch_size
-        Passed on to ``brainstate.nn.init_all_states``.
-    verbose
-        1: print what the compiler found.
-    **options
-        Passed on to the learner.
-
-    Raises
-    ------
-    ValueError
-        For an unknown algorithm.
-    CompilationError, NotSupportedError
-        When the model cannot be compiled.
-
-    Examples
-    --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> learner = braintrace.compile(
-    ...     braintrace.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2
-    ... )
-    >>> learner(jnp.ones((2, 3))).shape
-    (2, 4)
-    """
-    if isinstance(algorithm, str):
-        name = algorithm.lower().replace("-", "_")
-        algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
-    if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
-        raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
-    learner = algorithm(model, **options)
-    brainstate.nn.init_all_states(model, batch_size=batch_size)
-    learner.compile_graph(*example_inputs)
-    if verbose:
-        print(learner.report)
-    return learner
-
-
-def _of_a_plugin(name: str) -> type[ETraceAlgorithm]:
-    """The learner that an installed plugin offers under a name."""
-    from ._plugins import _services, host
-
-    offered, problems = _services.algorithms(host())
-    if name not in offered:
-        notes = "".join(f"; {problem}" for problem in problems)
-        known = sorted({*ALGORITHMS, *offered})
-        raise ValueError(f"unknown algorithm {name!r}; known are {known}{notes}")
-    return offered[name]

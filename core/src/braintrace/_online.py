@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
-from ._algorithm import Block, ParamDimRule, Traces
+from ._algorithm import Block, LearningRule, Traces
 from ._errors import NotSupportedError
 
 
@@ -64,7 +64,7 @@ def _guarded(gradients: Any, inputs: Any) -> Any:
     )
 
 
-def online_step(rule: ParamDimRule) -> Callable[..., Any]:
+def online_step(rule: LearningRule) -> Callable[..., Any]:
     """One step with online gradients: a function of parameters, arguments, states and traces.
 
     In reverse mode it returns the gradient of the learning rule for the parameters, that of the

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._errors import CompilationError
 from ._primitive import ETPPrimitiveSpec, find_primitive
 
 Arrays = dict[str, Any]
@@ -75,11 +76,31 @@ class Operation:
             full[i] = weights[key]
         return self.spec.impl(*full, **self.params)
 
+    def written(self, rule: str, operands: Sequence[Any]) -> Callable[..., Any]:
+        """A rule that the family wrote, with the parameters, and ``constants`` if it declares them.
+
+        ``constants`` are the operands that are neither ``x`` nor trainable, in their order.
+        """
+        function = getattr(self.spec, rule)
+        if function is None:
+            raise TypeError(f"the rule {rule!r} of {self.spec.name!r} is derived, not written")
+        if not _declares(function, "constants"):
+            return partial(function, **self.params)
+        known = {self.spec.x_invar_index, *self.positions.values()}
+        constants = tuple(value for i, value in enumerate(operands) if i not in known)
+        return partial(function, constants=constants, **self.params)
+
+    def initial(self, rule: Callable[..., Any] | None, num_state: int) -> Any:
+        """What an ``init_*`` rule of the family gives for this operation."""
+        weight_vars = {key: Operand(self.operand_avals[i]) for key, i in self.positions.items()}
+        x_var = None if self.x_aval is None else Operand(self.x_aval)
+        return call_init(rule, x_var, Operand(self.y_aval), weight_vars, num_state, self.params)
+
     def xy_to_dw(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
         """The VJP of ``impl`` in its trainable operands: the family's rule, or derived."""
         weights = self.weights(operands)
         if self.spec.xy_to_dw is not None:
-            return self.spec.xy_to_dw(x, dy, weights, **self.params)
+            return self.written("xy_to_dw", operands)(x, dy, weights)
         _, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
         return pull(dy)[0]
 
@@ -126,6 +147,15 @@ class Operation:
         return Operation(primitive.spec, self.params, self.operand_avals, self.y_aval, self.traced)
 
 
+def _declares(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a keyword-only argument of that name."""
+    try:
+        declared = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # built in: it does not say
+        return False
+    return declared is not None and declared.kind is declared.KEYWORD_ONLY
+
+
 def _fold(array: jax.Array) -> jax.Array:
     steps, batch, *rest = array.shape
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
@@ -148,7 +178,7 @@ class TraceRules(ABC):
         """A trace of zeros."""
 
     @abstractmethod
-    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``D . eps``."""
 
     @abstractmethod
@@ -175,11 +205,7 @@ class StructuredTrace(TraceRules):
 
     def init(self) -> Arrays:
         op = self.operation
-        weight_vars = {key: Operand(op.operand_avals[i]) for key, i in op.positions.items()}
-        x_var = None if op.x_aval is None else Operand(op.x_aval)
-        leaves = call_init(
-            op.spec.init_drtrl, x_var, Operand(op.y_aval), weight_vars, self.num_state, op.params
-        )
+        leaves = op.initial(op.spec.init_drtrl, self.num_state)
 
         def arrange(leaf: jax.Array) -> jax.Array:
             own = leaf.shape[:-1]
@@ -193,17 +219,15 @@ class StructuredTrace(TraceRules):
             rule = jax.vmap(rule, in_axes=axis)
         return rule
 
-    def _scale(self, factor: jax.Array, trace: Arrays) -> Arrays:
+    def _scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         """``yw_to_w`` for one state."""
-        op = self.operation
-        rule = partial(_written(op.spec.yw_to_w), **op.params)
-        return self._each(rule)(factor, trace)
+        return self._each(self.operation.written("yw_to_w", operands))
 
-    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
-        states = range(self.num_state)
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        states, scale = range(self.num_state), self._scale(operands)
         rows = []
         for i in states:
-            terms = [self._scale(transition[i, j], _state(trace, j)) for j in states]
+            terms = [scale(transition[i, j], _state(trace, j)) for j in states]
             rows.append({key: sum(term[key] for term in terms) for key in trace})
         return _stack(rows, self.operation.traced)
 
@@ -235,17 +259,17 @@ class StructuredTrace(TraceRules):
     def _instant(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """The family's own increments, added up step by step."""
         op = self.operation
-        rule = partial(_written(op.spec.instant_drtrl), weights=op.weights(operands), **op.params)
+        rule = partial(op.written("instant_drtrl", operands), weights=op.weights(operands))
         return _sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         op = self.operation
         summed = len(self.extra)
-        rule = self._scale
         if op.spec.solve_drtrl is not None:
-            own = partial(op.spec.solve_drtrl, weights=op.weights(operands), **op.params)
+            own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
             rule = self._each(own)
         else:
+            rule = self._scale(operands)
             summed += op.spec.batched
         rows = [rule(signal[s], _state(trace, s)) for s in range(self.num_state)]
         return {key: _sum_leading(sum(row[key] for row in rows), summed) for key in op.traced}
@@ -309,6 +333,28 @@ def call_init(
     return rule(x_var, y_var, dict(weight_vars), num_state, **optional)
 
 
+def output_trace(operation: Operation, num_state: int) -> jax.ShapeDtypeStruct:
+    """The type of the output-dimension trace [*Y, S]: the family's ``init_pp``, or like ``y``.
+
+    Raises
+    ------
+    CompilationError
+        When ``init_pp`` gives something else than floating-point numbers of that shape.
+    """
+    spec, y = operation.spec, operation.y_aval
+    expected = jax.ShapeDtypeStruct((*y.shape, num_state), y.dtype)
+    if spec.init_pp is None:
+        return expected
+    found = jax.eval_shape(lambda: operation.initial(spec.init_pp, num_state))
+    right = isinstance(found, jax.ShapeDtypeStruct) and found.shape == expected.shape
+    if not right or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise CompilationError(
+            f"init_pp of {spec.name!r} gives {found}; expected floating-point zeros of shape "
+            f"{expected.shape}, the axes of y and then {num_state} states"
+        )
+    return found
+
+
 # --- dense ------------------------------------------------------------------------------------
 
 
@@ -327,7 +373,7 @@ class DenseTrace(TraceRules):
             for key in op.traced
         }
 
-    def propagate(self, transition: jax.Array, trace: Arrays) -> Arrays:
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         states = range(self.num_state)
 
         def one(leaf: jax.Array) -> jax.Array:

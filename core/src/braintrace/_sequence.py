@@ -23,7 +23,7 @@ import numpy as np
 import saiunit
 
 from . import _jax
-from ._algorithm import Block, ParamDimRule, Traces
+from ._algorithm import Block, LearningRule, Traces
 from ._compile import show_path
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
@@ -221,7 +221,7 @@ class BlockRunner:
         The parameter states whose gradients are wanted.
     """
 
-    rule: ParamDimRule
+    rule: LearningRule
     step: TracedStep
     targets: tuple[State, ...]
 
@@ -338,8 +338,11 @@ def sweep(
     def one_block(carry: Any, inputs: Any, last: bool) -> Any:
         leaves, traces, direct, total = carry
         leaves, direct, block, losses, aux = runner.record(leaves, direct, inputs)
-        total = jax.tree.map(jnp.add, total, rule.gradient(traces, block, operands))
-        traces = None if last and not keep_trace else rule.update(traces, block, operands)
+        if last and not keep_trace:
+            found, traces = rule.gradient(traces, block, operands), None
+        else:
+            found, traces = rule.advance(traces, block, operands)
+        total = jax.tree.map(jnp.add, total, found)
         return (leaves, traces, direct, total), (losses, aux)
 
     start = leaves
@@ -378,16 +381,17 @@ def _end_of_sum(total: jax.Array, like: Any, scale: float) -> jax.Array:
     return (total * scale).astype(jnp.result_type(like))
 
 
-def auto_block_size(rule: ParamDimRule, steps: int, budget: int = 256 * 2**20) -> int:
+def auto_block_size(rule: LearningRule, steps: int, budget: int = 256 * 2**20) -> int:
     """How many steps to evaluate together.
 
-    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step and reads and writes the
-    traces once, so longer blocks are faster as long as the record fits. It may take ``budget``
-    bytes, or as much as the traces if that is more; the steps are then divided into equal blocks.
+    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
+    them, and reads and writes the traces once, so longer blocks are faster as long as the record
+    fits. It may take ``budget`` bytes, or as much as the traces if that is more; the steps are then
+    divided into equal blocks.
     """
     executor = rule.executor
     plan = executor.graph.perturbed
-    per_step = 2 * sum(_bytes(v) for v in plan.init_perturb_data())
+    per_step = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
     for relation in executor.graph.hidden_param_op_relations:
         per_step += 0 if relation.x_var is None else _bytes(relation.x_var.aval)
     for link in rule.links:

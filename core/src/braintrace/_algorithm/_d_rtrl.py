@@ -7,41 +7,21 @@ Schmidhuber, Neural Computation 4:243, 1992.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._execute import ETraceGraphExecutor, StepJacobians
-from .._layout import Link
+from .._execute import ETraceGraphExecutor
 from .._rules import Arrays, TraceRules, trace_rules
 from ._blocks import accumulate, apply, suffix_products
-
-
-class Block(NamedTuple):
-    """``K`` steps as an algorithm sees them; every array has a leading axis of ``K`` steps.
-
-    Attributes
-    ----------
-    jacobians
-        ``x`` per relation, ``f`` per link, ``D`` per group.
-    signal, late
-        ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
-    """
-
-    jacobians: StepJacobians
-    signal: tuple[jax.Array, ...]
-    late: tuple[jax.Array | None, ...]
-
-
-Traces = tuple[Arrays, ...]
+from ._rule import Block, LearningRule, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
-class ParamDimRule:
+class ParamDimRule(LearningRule):
     """The learning rule D-RTRL for one compiled model: pure ``init``, ``gradient``, ``update``.
 
     Parameters
@@ -54,11 +34,6 @@ class ParamDimRule:
 
     executor: ETraceGraphExecutor
     trace_dtype: Any = None
-
-    @property
-    def links(self) -> tuple[Link, ...]:
-        """The relations in their groups, one trace each."""
-        return self.executor.links
 
     @cached_property
     def rules(self) -> tuple[TraceRules, ...]:
@@ -81,20 +56,8 @@ class ParamDimRule:
     def _stored(self, link: int, trace: Arrays) -> Arrays:
         return {key: leaf.astype(self._dtypes[link][key]) for key, leaf in trace.items()}
 
-    def gradient(
-        self, traces: Traces | None, block: Block, operands: Sequence[Sequence[Any]]
-    ) -> list[Arrays]:
-        """Cotangents of the traced operands of every relation, summed over a block.
-
-        Parameters
-        ----------
-        traces
-            Traces before the block; ``None`` for zero.
-        block
-            The steps.
-        operands
-            Per relation, the values of its operands.
-        """
+    def gradient(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands of every relation, summed over a block."""
         by_group = {
             g: accumulate(block.jacobians.transition[g], block.signal[g], block.late[g])
             for g in dict.fromkeys(link.group.index for link in self.links)
@@ -109,15 +72,13 @@ class ParamDimRule:
             )
             if traces is not None and accumulated.entry is not None:
                 entry = link.to_y(accumulated.entry, 1)
-                found = _add(found, rules.solve(entry, traces[i], operands[r]))
+                found = add(found, rules.solve(entry, traces[i], operands[r]))
             weights = rules.operation.weights(operands[r])
             found = {key: leaf.astype(weights[key].dtype) for key, leaf in found.items()}
-            total[r] = _add(total[r], found) if r in total else found
+            total[r] = add(total[r], found) if r in total else found
         return [total[r] for r in sorted(total)]
 
-    def update(
-        self, traces: Traces | None, block: Block, operands: Sequence[Sequence[Any]]
-    ) -> Traces:
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block."""
         products = {
             g: None if transition is None else suffix_products(transition)
@@ -135,10 +96,10 @@ class ParamDimRule:
             suffix, whole = found
             trace = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands[r])
             if traces is not None:
-                trace = _add(trace, rules.propagate(link.to_y(whole, 2), traces[i]))
+                trace = add(trace, rules.propagate(link.to_y(whole, 2), traces[i], operands[r]))
             new.append(self._stored(i, trace))
         return tuple(new)
 
-
-def _add(a: Arrays, b: Arrays) -> Arrays:
-    return jax.tree.map(jnp.add, a, b)
+    def of_link(self, traces: Traces, index: int) -> Arrays:
+        """The trace of a link by trainable key; [B, in, out, S] for a dense product of a batch."""
+        return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in traces[index].items()}

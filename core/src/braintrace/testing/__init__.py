@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Independent references for learning rules, comparison with them, and the conformance kit.
 
-- :func:`d_rtrl_oracle`: D-RTRL from dense local Jacobians, without the compiler;
+- :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`: learning rules from dense local Jacobians, without
+  the compiler;
 - :func:`bptt`, :func:`truncated_bptt`: backpropagation through time;
 - :func:`assert_tree_close`: comparison that cannot pass vacuously;
 - :func:`parametrize_with_checks`, :func:`check_plugin`: named checks that every plugin passes, on
@@ -21,7 +22,7 @@ from ._conformance import (
     list_checks,
     parametrize_with_checks,
 )
-from ._oracle import OracleResult, StepRecord, d_rtrl_oracle
+from ._oracle import OracleResult, StepRecord, d_rtrl_oracle, pp_prop_oracle
 
 __all__ = [
     "BoundCheck",
@@ -36,5 +37,6 @@ __all__ = [
     "d_rtrl_oracle",
     "list_checks",
     "parametrize_with_checks",
+    "pp_prop_oracle",
     "truncated_bptt",
 ]

@@ -6,8 +6,9 @@ Nothing here is taken from the compiler, the executor or the algorithms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -27,6 +28,7 @@ from ._paths import (
     starting_at,
     within,
 )
+from ._program import evaluate
 from ._step import Path, Step, entry, num_steps, trace_step
 
 RecurrenceScope = Literal["diagonal", "coupled"]
@@ -45,7 +47,7 @@ class StepRecord:
     - ``F[r, g]`` ``[|g|, size(y)]``: :math:`\partial h_g^t / \partial y_r` along paths that cross
       no ETP equation and meet no other group;
     - ``dY[r]`` ``[size(y), n]``: :math:`\partial y_r / \partial \theta` through the trainable
-      operands;
+      operands; ``dY_at[r](x)``: the same with another input of the operation;
     - ``x[r]``: the input of the ETP operation, ``None`` when it has none;
     - ``l[g]`` ``[|g|]``: :math:`\partial L^t / \partial h_g^t`, direct within the group, total
       across groups and ETP equations;
@@ -57,6 +59,7 @@ class StepRecord:
     D: dict[int, np.ndarray]
     F: dict[tuple[int, int], np.ndarray]
     dY: dict[int, np.ndarray]
+    dY_at: dict[int, Callable[[Any], np.ndarray]]
     x: dict[int, np.ndarray | None]
     l: dict[int, np.ndarray]  # noqa: E741
     e: dict[int, np.ndarray]
@@ -69,8 +72,8 @@ class OracleResult:
 
     - ``loss`` ``[T]``; ``outputs``: the model's, with a leading time axis;
     - ``grads``: by path of the ``ParamState``, a pytree like its value;
-    - ``influence``: by relation ``(r, g)`` and path, the last influence matrix, a pytree with
-      leaves ``[|g|, *leaf.shape]``;
+    - ``influence``: by relation ``(r, g)`` and path, the last influence matrix (what the rule
+      takes for it), a pytree with leaves ``[|g|, *leaf.shape]``;
     - ``groups``: paths of the members of each group; ``relations``: pairs ``(r, g)``;
       ``names``: name of the primitive of each ``r``;
     - ``steps``: the record of every step.
@@ -133,6 +136,69 @@ def d_rtrl_oracle(
         something else than hidden states, ``recurrence_scope`` is none of the above, or an ETP
         operation stands inside control flow.
     """
+
+    def influences(steps: Sequence[StepRecord], r: int, g: int) -> Iterator[np.ndarray]:
+        matrix = np.zeros((steps[0].F[r, g].shape[0], steps[0].dY[r].shape[1]))
+        for now in steps:
+            matrix = now.D[g] @ matrix + now.F[r, g] @ now.dY[r]
+            yield matrix
+
+    return _learn(model, sequences, loss_fn, groups, recurrence_scope, influences)
+
+
+def pp_prop_oracle(
+    model: Any,
+    sequences: tuple[Any, ...],
+    loss_fn: Callable[..., Any],
+    decay_x: float,
+    decay_f: float | None = None,
+    *,
+    groups: Sequence[Sequence[Path]] | None = None,
+    recurrence_scope: RecurrenceScope = "diagonal",
+) -> OracleResult:
+    r"""pp_prop (ES-D-RTRL) with input-output-dimension traces, over dense local Jacobians.
+
+    .. math::
+
+        \epsilon_{x,r}^t &= a_x \epsilon_{x,r}^{t-1} + x_r^t \\
+        \epsilon_{r,g}^t &= a_f D_g^t \epsilon_{r,g}^{t-1} + (1 - a_f) F_{r,g}^t \\
+        M_{r,g}^t &= \frac{\epsilon_{r,g}^t}{1 - a_f^{t+1}} \,
+            \frac{\partial y_r}{\partial \theta} \bigg|_{x = \epsilon_{x,r}^t}
+
+    and the gradient from the influence matrices ``M`` as in :func:`d_rtrl_oracle`, which says what
+    is taken, returned and raised.
+
+    Parameters
+    ----------
+    decay_x, decay_f
+        :math:`a_x` and :math:`a_f`, at least 0 and below 1; by default equal.
+    """
+    decay_f = decay_x if decay_f is None else decay_f
+
+    def influences(steps: Sequence[StepRecord], r: int, g: int) -> Iterator[np.ndarray]:
+        x: Any = 0.0
+        factor = np.zeros_like(steps[0].F[r, g])
+        for t, now in enumerate(steps):
+            x = None if now.x[r] is None else decay_x * x + now.x[r]
+            factor = decay_f * now.D[g] @ factor + (1 - decay_f) * now.F[r, g]
+            yield factor / (1 - decay_f ** (t + 1)) @ now.dY_at[r](x)
+
+    return _learn(model, sequences, loss_fn, groups, recurrence_scope, influences)
+
+
+Influences = Callable[[Sequence[StepRecord], int, int], Iterator[np.ndarray]]
+"""The influence matrix of relation ``(r, g)`` after each step, ``[|g|, n]``."""
+
+
+def _learn(
+    model: Any,
+    sequences: tuple[Any, ...],
+    loss_fn: Callable[..., Any],
+    groups: Sequence[Sequence[Path]] | None,
+    recurrence_scope: RecurrenceScope,
+    influences: Influences,
+) -> OracleResult:
+    """Signals times influences, plus what is direct, summed over the steps."""
     if recurrence_scope not in get_args(RecurrenceScope):
         raise ValueError(
             f"recurrence_scope must be one of {get_args(RecurrenceScope)}, got {recurrence_scope!r}"
@@ -140,15 +206,14 @@ def d_rtrl_oracle(
     step = trace_step(model, sequences, loss_fn)
     graph = build_graph(step, groups)
     out, loss, steps = _run(step, graph, sequences, recurrence_scope)
-    n = sum(map(graph.program.size, graph.leaves))
-    grad = np.zeros(n)
-    influence = {(r, g): np.zeros((steps[0].D[g].shape[0], n)) for r, g in graph.relations}
-    for now in steps:
-        grad += now.direct
-        for r, g in graph.relations:
-            before = influence[r, g]
-            influence[r, g] = now.D[g] @ before + now.F[r, g] @ now.dY[r]
-            grad += now.l[g] @ influence[r, g] + now.e[g] @ before
+    grad = np.sum([now.direct for now in steps], axis=0)
+    influence = {}
+    for r, g in graph.relations:
+        before = np.zeros((steps[0].F[r, g].shape[0], grad.size))
+        for now, matrix in zip(steps, influences(steps, r, g), strict=True):
+            grad = grad + now.l[g] @ matrix + now.e[g] @ before
+            before = matrix
+        influence[r, g] = before
     return OracleResult(
         loss=loss,
         outputs=out,
@@ -217,9 +282,29 @@ def _record(
         r: reached.get(graph.y(r), {}).get(r, np.zeros((program.size(graph.y(r)), n)))
         for r in graph.related
     }
+    dY_at: dict[int, Callable[[Any], np.ndarray]] = {
+        r: partial(_with_input, graph, values, reached, r, n) for r in graph.related
+    }
     direct = arriving_at(program, reached, [graph.loss], n)[0]
     x = {r: _x(graph, values, r) for r in graph.related}
-    return StepRecord(D=D, F=F, dY=dY, x=x, l=signals, e=old, direct=direct)
+    return StepRecord(D=D, F=F, dY=dY, dY_at=dY_at, x=x, l=signals, e=old, direct=direct)
+
+
+def _with_input(
+    graph: Graph, values: list[Any], reached: Reached, r: int, n: int, x: Any
+) -> np.ndarray:
+    """``dY[r]`` of a step, had the operation the input ``x``."""
+    program, equation = graph.program, graph.program.equations[r]
+    operands, index = [values[v] for v in equation.operands], equation.primitive.spec.x_invar_index
+    if index is not None:
+        operands[index] = np.asarray(x, operands[index].dtype)
+    total = np.zeros((program.size(equation.results[0]), n))
+    for edge in program.edges:
+        if edge.equation == r and edge.trainable:
+            _, (local,) = evaluate(equation.run, ((edge.operand, edge.result),), operands)
+            zeros = np.zeros((local.shape[1], n))
+            total += np.asarray(local) @ sum(reached.get(edge.source, {}).values(), zeros)
+    return total
 
 
 def _x(graph: Graph, values: list[Any], r: int) -> np.ndarray | None:

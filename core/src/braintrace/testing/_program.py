@@ -82,7 +82,7 @@ class Program:
         jacobians: list[jax.Array] = []
         for k, equation in enumerate(self.equations):
             pairs = tuple((edge.operand, edge.result) for edge in wanted.get(k, ()))
-            results, local = _evaluate(equation.run, pairs, [values[v] for v in equation.operands])
+            results, local = evaluate(equation.run, pairs, [values[v] for v in equation.operands])
             values.update(zip(equation.results, results, strict=True))
             jacobians.extend(local)
         return [values[v] for v in range(len(self.avals))], jacobians
@@ -207,7 +207,7 @@ def _same(value: Any) -> list[Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(
+def evaluate(
     run: Run, pairs: tuple[tuple[int, int], ...], operands: list[Any]
 ) -> tuple[list[Any], list[jax.Array]]:
     """Results, and per pair of operand and result ``[size(result), size(operand)]``."""

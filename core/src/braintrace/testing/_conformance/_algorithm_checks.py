@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import brainstate
 import jax
 
-from ..._learner import D_RTRL, ETraceAlgorithm
+from ..._learner import ETraceAlgorithm
+from ..._learners import D_RTRL, pp_prop
 from .._bptt import bptt
-from .._oracle import d_rtrl_oracle
+from .._oracle import d_rtrl_oracle, pp_prop_oracle
 from . import _models
 from ._case import ConformanceCase
 from ._check import CASE_CHECKS, add_check, close, require
@@ -25,18 +26,34 @@ class Algorithm:
     """A learner and its reference.
 
     ``oracle(model, sequences, loss)`` returns something with ``grads``. ``exact``: it equals
-    backpropagation through time where every recurrence is position-wise.
+    backpropagation through time where every recurrence is position-wise. ``blocks``: sizes of
+    blocks that are tried, the first ``FEWER`` of them on larger models.
     """
 
     name: str
     learner: Callable[[Any], ETraceAlgorithm]
     oracle: Callable[..., Any]
     exact: bool
+    blocks: tuple[int, ...]
 
 
-ALGORITHMS = (Algorithm("d_rtrl", D_RTRL, d_rtrl_oracle, exact=True),)
-BLOCKS = (1, 4, STEPS)
-FEWER_BLOCKS = (1, 4)  # where the compile time of a larger model counts
+FEWER = 2  # sizes of blocks where compile time counts
+
+
+def decays(model: Any) -> tuple[float, float]:
+    """Decays of pp_prop: an input that is no floating-point number cannot be filtered."""
+    case = model.case
+    return 0.0 if case.has_x and not _models.takes_state(case) else 0.7, 0.6
+
+
+D_RTRL_IS = Algorithm("d_rtrl", D_RTRL, d_rtrl_oracle, exact=True, blocks=(1, 4, STEPS))
+PP_PROP_IS = Algorithm(
+    "pp_prop",
+    lambda model: pp_prop(model, decays(model)),
+    lambda model, sequences, loss: pp_prop_oracle(model, sequences, loss, *decays(model)),
+    exact=False,
+    blocks=(4,),
+)
 
 
 def compiled(algorithm: Algorithm, work: Task) -> Any:
@@ -61,9 +78,7 @@ def online(learner: Any, work: Task, block_size: int) -> Any:
     return grads
 
 
-def check_blocks(
-    algorithm: Algorithm, work: Task, reference: Any, blocks: tuple[int, ...] = BLOCKS
-) -> None:
+def check_blocks(algorithm: Algorithm, work: Task, reference: Any, blocks: tuple[int, ...]) -> None:
     """Require the reference's gradient, step by step and in blocks."""
     learner = compiled(algorithm, work)
     for block_size in blocks:
@@ -85,7 +100,7 @@ def leaky_cell(algorithm: Algorithm, case: ConformanceCase) -> None:
     of the oracle, for a rule that is not exact there)."""
     with _models.quiet():
         work = task(Cell(case), case)
-        check_blocks(algorithm, work, expected(algorithm, work))
+        check_blocks(algorithm, work, expected(algorithm, work), algorithm.blocks)
 
 
 def leaky_cell_in_a_batch(algorithm: Algorithm, case: ConformanceCase) -> None:
@@ -95,7 +110,7 @@ def leaky_cell_in_a_batch(algorithm: Algorithm, case: ConformanceCase) -> None:
     with _models.quiet():
         cell = Cell(case, head=head, mapped=mapped)
         work = task(cell, case, head=head, mapped=mapped)
-        check_blocks(algorithm, work, expected(algorithm, work))
+        check_blocks(algorithm, work, expected(algorithm, work), algorithm.blocks)
 
 
 def one_layer(algorithm: Algorithm, case: ConformanceCase) -> None:
@@ -103,7 +118,7 @@ def one_layer(algorithm: Algorithm, case: ConformanceCase) -> None:
     with _models.quiet():
         work = task(Cell(case, recurrent=True), case)
         oracle = algorithm.oracle(work.model, work.sequences, _models.loss)
-        check_blocks(algorithm, work, oracle.grads, FEWER_BLOCKS)
+        check_blocks(algorithm, work, oracle.grads, algorithm.blocks[:FEWER])
 
 
 def two_layers(algorithm: Algorithm, case: ConformanceCase) -> None:
@@ -111,7 +126,7 @@ def two_layers(algorithm: Algorithm, case: ConformanceCase) -> None:
     with _models.quiet():
         work = task(Two(case), case)
         oracle = algorithm.oracle(work.model, work.sequences, _models.loss)
-        check_blocks(algorithm, work, oracle.grads, FEWER_BLOCKS)
+        check_blocks(algorithm, work, oracle.grads, algorithm.blocks[:FEWER])
 
 
 def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
@@ -165,22 +180,27 @@ def _anywhere(case: ConformanceCase) -> bool:
     return True
 
 
-CHECKS: tuple[tuple[Any, Callable[[ConformanceCase], bool]], ...] = (
-    (leaky_cell, _anywhere),
-    (leaky_cell_in_a_batch, _single),
-    (one_layer, _models.takes_state),
-    (two_layers, _anywhere),
-    (gradient_of_calls, _anywhere),
-    (batch_is_the_sum, _batched),
-)
+Checks = dict[Callable[..., None], Callable[[ConformanceCase], bool]]
+
+CHECKS: Checks = {
+    leaky_cell: _anywhere,
+    leaky_cell_in_a_batch: _single,
+    one_layer: _models.takes_state,
+    two_layers: _anywhere,
+    gradient_of_calls: _anywhere,
+    batch_is_the_sum: _batched,
+}
+#: What another rule asks of a family besides: its rules for a filtered input, and ``init_pp``.
+OTHER_CHECKS = (leaky_cell, leaky_cell_in_a_batch, two_layers)
 
 
-def _register(algorithm: Algorithm) -> None:
-    for check, applies in CHECKS:
+def _register(algorithm: Algorithm, checks: Iterable[Callable[..., None]]) -> None:
+    for check in checks:
         run = partial(check, algorithm)
         run.__doc__ = check.__doc__
-        add_check(CASE_CHECKS, f"algorithms.{algorithm.name}.{check.__name__}", run, applies)
+        id = f"algorithms.{algorithm.name}.{check.__name__}"
+        add_check(CASE_CHECKS, id, run, CHECKS[check])
 
 
-for _algorithm in ALGORITHMS:
-    _register(_algorithm)
+_register(D_RTRL_IS, CHECKS)
+_register(PP_PROP_IS, OTHER_CHECKS)

@@ -11,7 +11,7 @@ import saiunit
 
 from ..._jax import is_float
 from . import _models
-from ._algorithm_checks import ALGORITHMS, compiled, online
+from ._algorithm_checks import D_RTRL_IS, compiled, online
 from ._case import ConformanceCase
 from ._check import case_check, close, require
 from ._models import Cell, task
@@ -77,7 +77,7 @@ def _of_few_digits(case: ConformanceCase) -> ConformanceCase:
 @case_check("dtypes.training")
 def dtype_of_training(case: ConformanceCase) -> None:
     """In float32 and bfloat16, traces and gradients keep that dtype and are close to float64."""
-    algorithm, case = ALGORITHMS[0], _of_few_digits(case)
+    algorithm, case = D_RTRL_IS, _of_few_digits(case)
     with _models.quiet():
         reference = _trained(algorithm, case, "float64")
         for dtype, (_, tolerance) in TOLERANCE.items():

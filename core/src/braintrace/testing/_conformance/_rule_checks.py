@@ -169,7 +169,7 @@ def yw_to_w_has_no_factor(case: ConformanceCase) -> None:
     equation = equation_of(case)
     trace, operation = _random_trace(equation), equation.operation
     ones = jnp.ones(operation.y_aval.shape)
-    same(operation.spec.yw_to_w(ones, trace, **operation.params), trace)  # type: ignore[misc]
+    same(operation.written("yw_to_w", equation.operands)(ones, trace), trace)
 
 
 @case_check("rules.yw_to_w_scales_each_entry", _structured)
@@ -177,10 +177,7 @@ def yw_to_w_scales_each_entry(case: ConformanceCase) -> None:
     """``yw_to_w`` by two factors one after the other is ``yw_to_w`` by their product."""
     equation = equation_of(case)
     trace, a, b = _random_trace(equation), equation.like_y(1), equation.like_y(2)
-
-    def rule(dy: Any, trace: Any) -> Any:
-        return equation.operation.spec.yw_to_w(dy, trace, **equation.operation.params)  # type: ignore[misc]
-
+    rule = equation.operation.written("yw_to_w", equation.operands)
     same(rule(a, rule(b, trace)), rule(a * b, trace))
 
 
@@ -224,6 +221,6 @@ def _steps(equation: Equation, rules: TraceRules, xs: list[Any]) -> Iterator[dic
         f = equation.like_y(10 + t, 1, STATES, *extra)
         transition = equation.like_y(20 + t, STATES, STATES, *extra)
         added = rules.increments(None if x is None else x[None], f, equation.operands)
-        trace = jax.tree.map(jnp.add, rules.propagate(transition, trace), added)
+        trace = jax.tree.map(jnp.add, rules.propagate(transition, trace, equation.operands), added)
         signal = equation.like_y(30 + t, STATES, *extra)
         yield rules.solve(signal, trace, equation.operands)

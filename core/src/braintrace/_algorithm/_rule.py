@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a learning rule is to the drivers: pure functions of its traces and a block of steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._execute import ETraceGraphExecutor, StepJacobians
+from .._layout import Link
+from .._rules import Arrays
+
+Traces = tuple[Any, ...]
+"""A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
+
+Operands = Sequence[Sequence[Any]]
+"""Per relation, the values of its operands (``None`` at ``x``)."""
+
+
+class Block(NamedTuple):
+    """``K`` steps as an algorithm sees them; every array has a leading axis of ``K`` steps.
+
+    Attributes
+    ----------
+    jacobians
+        ``x`` per relation, ``f`` per link, ``D`` per group.
+    signal, late
+        ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
+    """
+
+    jacobians: StepJacobians
+    signal: tuple[jax.Array, ...]
+    late: tuple[jax.Array | None, ...]
+
+
+class LearningRule(ABC):
+    """A learning rule for one compiled model.
+
+    Weights do not change inside a block, and how steps are divided into blocks changes no number
+    beyond round-off. Traces before a block may be given as ``None``, which stands for
+    :meth:`init`.
+    """
+
+    executor: ETraceGraphExecutor
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The relations in their groups."""
+        return self.executor.links
+
+    @abstractmethod
+    def init(self) -> Traces:
+        """Traces of zeros."""
+
+    @abstractmethod
+    def gradient(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands of every relation, summed over a block."""
+
+    @abstractmethod
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
+        """Traces after a block; its signals are not read and may be left empty."""
+
+    def advance(
+        self, traces: Traces | None, block: Block, operands: Operands
+    ) -> tuple[list[Arrays], Traces]:
+        """:meth:`gradient` and :meth:`update`, for rules in which they share work."""
+        return self.gradient(traces, block, operands), self.update(traces, block, operands)
+
+    @abstractmethod
+    def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
+        """What the traces hold for a link, with the state axis last."""
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Memory that a gradient takes for each step of a block, besides the block itself."""
+        return 0
+
+
+def add(a: Arrays, b: Arrays) -> Arrays:
+    """The sum of two dicts of arrays."""
+    return jax.tree.map(jnp.add, a, b)
