@@ -524,3 +524,39 @@ def test_positions_that_do_not_stay_in_place_equal_the_oracle(model: Any) -> Non
     assert_tree_close(grads, oracle.grads)
     mixing = learner.graph.explain(kind=bt.DiagnosticKind.TRANSITION_NOT_POSITION_WISE)
     assert [record.primitive for record in mixing] == ["own_mixing"] * (model is MixingTransition)
+
+
+def test_rules_are_passed_the_group_that_they_ask_for() -> None:
+    asked = []
+
+    def init(x_var: Any, y_var: Any, weights: Any, num_state: int, *, group: Any) -> Any:
+        asked.append((group.varshape, group.num_state, num_state))
+        return {"weight": jnp.zeros((*weights["weight"].aval.shape, num_state))}
+
+    spec = bt.ETPPrimitiveSpec(
+        "cell_asks",
+        lambda x, w: x * w,
+        yw_to_w=lambda dy, trace: {"weight": dy * trace["weight"]},
+        init_drtrl=init,
+        init_pp=lambda *args, group: init(*args, group=group)["weight"],
+    )
+    primitive = bt.register_primitive_spec(spec)
+
+    class Gain(zoo.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones(HIDDEN))
+
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros(HIDDEN)
+
+        def update(self, x: Any) -> Any:
+            self.h.value = 0.5 * self.h.value + primitive.bind(x, self.w.value)
+            return self.h.value
+
+    for rule in (bt.D_RTRL, lambda model: bt.pp_prop(model, 0.5)):
+        asked.clear()
+        model = Gain()
+        brainstate.nn.init_all_states(model)
+        rule(model).compile_graph(jnp.ones(HIDDEN))
+        assert asked and set(asked) == {((HIDDEN,), 1, 1)}

@@ -139,14 +139,17 @@ class ETraceGraphExecutor:
         """The states of the step."""
         return tuple(self.path_to_states.values())
 
-    def operation(self, relation: HiddenParamOpRelation) -> Operation:
-        """A relation's operation as its rules see it."""
+    def operation(
+        self, relation: HiddenParamOpRelation, group: HiddenGroup | None = None
+    ) -> Operation:
+        """A relation's operation as its rules see it, in one of its hidden groups."""
         return Operation(
             spec=relation.spec,
             params=relation.eqn_params,
             operand_avals=tuple(atom.aval for atom in relation.operands),
             y_aval=relation.y_var.aval,
             traced=tuple(t.key for t in relation.trainables),
+            group=group,
         )
 
     def run(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class Operation:
 
     ``traced`` are the keys of the trainable operands that lead to parameters; the values of all
     operands but ``x`` are constant over time and passed as ``operands`` (a full list, with
-    ``None`` at ``x``).
+    ``None`` at ``x``). ``group`` is the hidden group that is traced, for rules that ask for it.
     """
 
     spec: ETPPrimitiveSpec
@@ -51,6 +51,7 @@ class Operation:
     operand_avals: tuple[Any, ...]
     y_aval: Any
     traced: tuple[str, ...]
+    group: Any = None
 
     @property
     def positions(self) -> dict[str, int]:
@@ -94,7 +95,8 @@ class Operation:
         """What an ``init_*`` rule of the family gives for this operation."""
         weight_vars = {key: Operand(self.operand_avals[i]) for key, i in self.positions.items()}
         x_var = None if self.x_aval is None else Operand(self.x_aval)
-        return call_init(rule, x_var, Operand(self.y_aval), weight_vars, num_state, self.params)
+        y_var = Operand(self.y_aval)
+        return call_init(rule, x_var, y_var, weight_vars, num_state, self.params, self.group)
 
     def xy_to_dw(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
         """The VJP of ``impl`` in its trainable operands: the family's rule, or derived."""
@@ -144,7 +146,7 @@ class Operation:
         primitive = None if name is None else find_primitive(name)
         if primitive is None:
             return None
-        return Operation(primitive.spec, self.params, self.operand_avals, self.y_aval, self.traced)
+        return replace(self, spec=primitive.spec)
 
 
 def _declares(function: Callable[..., Any], name: str) -> bool:
@@ -325,11 +327,12 @@ def call_init(
     weight_vars: Mapping[str, Any],
     num_state: int,
     params: Mapping[str, Any],
+    group: Any,
 ) -> Any:
-    """Call an ``init_*`` rule, with ``eqn_params`` if it declares it."""
+    """Call an ``init_*`` rule, with ``eqn_params`` and ``group`` if it declares them."""
     rule = _written(rule)
-    declared = inspect.signature(rule).parameters
-    optional = {"eqn_params": dict(params)} if "eqn_params" in declared else {}
+    known = {"eqn_params": dict(params), "group": group}
+    optional = {name: value for name, value in known.items() if _declares(rule, name)}
     return rule(x_var, y_var, dict(weight_vars), num_state, **optional)
 
 

@@ -39,7 +39,7 @@ class ParamDimRule(LearningRule):
     def rules(self) -> tuple[TraceRules, ...]:
         """Per link, the rules of its trace."""
         return tuple(
-            trace_rules(self.executor.operation(k.relation), k.extra, k.group.num_state)
+            trace_rules(self.executor.operation(k.relation, k.group), k.extra, k.group.num_state)
             for k in self.links
         )
 

@@ -106,7 +106,7 @@ class IODimRule(LearningRule):
     @cached_property
     def _operations(self) -> tuple[Operation, ...]:
         """Per link, its operation."""
-        return tuple(self.executor.operation(link.relation) for link in self.links)
+        return tuple(self.executor.operation(link.relation, link.group) for link in self.links)
 
     @cached_property
     def _sources(self) -> dict[int, int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..._primitive import find_primitive
-from ..._rules import DenseTrace, Operand, StructuredTrace, TraceRules, call_init, trace_rules
+from ..._rules import DenseTrace, Operation, StructuredTrace, TraceRules, trace_rules
 from ._case import ConformanceCase, Equation, equation_of, implementation, normal, run_with
 from ._check import case_check, close, require, same
 
@@ -105,13 +105,20 @@ def counterpart_sums_over_its_batch(case: ConformanceCase) -> None:
 # --- traces ----------------------------------------------------------------------------------
 
 
+class _Group(NamedTuple):
+    """What an ``init_*`` rule may ask of a hidden group."""
+
+    varshape: tuple[int, ...]
+    num_state: int
+
+
+def _initial(operation: Operation, rule: Any, num_state: int) -> Any:
+    group = _Group(operation.y_aval.shape, num_state)
+    return replace(operation, group=group).initial(rule, num_state)
+
+
 def _own_trace(equation: Equation, num_state: int) -> Any:
-    operation = equation.operation
-    weights = {key: Operand(operation.operand_avals[i]) for key, i in operation.positions.items()}
-    x_var = None if operation.x_aval is None else Operand(operation.x_aval)
-    y_var = Operand(operation.y_aval)
-    rule = operation.spec.init_drtrl
-    return call_init(rule, x_var, y_var, weights, num_state, operation.params)
+    return _initial(equation.operation, equation.operation.spec.init_drtrl, num_state)
 
 
 @case_check("rules.init_drtrl", _structured)
@@ -146,11 +153,8 @@ def init_pp(case: ConformanceCase) -> None:
     """``init_pp`` gives zeros in the dtype of ``y``: the axes of ``y``, then the states."""
     for dtype in ("float32", "float64"):
         operation = equation_of(case, dtype).operation
-        weights = {k: Operand(operation.operand_avals[i]) for k, i in operation.positions.items()}
-        x_var = None if operation.x_aval is None else Operand(operation.x_aval)
         for num_state in (1, 3):
-            y_var, rule = Operand(operation.y_aval), operation.spec.init_pp
-            trace = call_init(rule, x_var, y_var, weights, num_state, operation.params)
+            trace = _initial(operation, operation.spec.init_pp, num_state)
             _check_zeros("the trace", trace, (*operation.y_aval.shape, num_state), dtype)
 
 
