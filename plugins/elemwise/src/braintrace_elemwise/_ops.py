@@ -31,8 +31,7 @@ def element_wise(
     Parameters
     ----------
     weight
-        Parameter of any shape that broadcasts against the hidden state, for example a time
-        constant per neuron.
+        Parameter of any shape, for example a time constant per neuron.
     fn
         Function of the parameter alone, applied before the operation. It may return another
         shape, dtype or unit; the compiler pulls the gradient back through it.
@@ -42,7 +41,8 @@ def element_wise(
     Returns
     -------
     jax.Array or saiunit.Quantity
-        ``fn(weight)``, with its unit.
+        ``fn(weight)``, with its unit. Its shape broadcasts against the hidden state that it acts
+        on: ``()``, ``(1,)``, one entry per neuron, ``(channels, 1, 1)``, ...
 
     Raises
     ------
@@ -52,7 +52,9 @@ def element_wise(
 
     Notes
     -----
-    Binds ``etp_elemwise``, which has no input besides the parameter.
+    Binds ``etp_elemwise``, which has no input besides the parameter. Hidden-to-hidden gradients
+    pass through it, unlike through the products of other families. Its trace has one entry per
+    position and state of the hidden group, so that each example of a batch has its own.
 
     Examples
     --------
