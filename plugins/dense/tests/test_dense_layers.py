@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and cells against their ``brainstate.nn`` counterparts with the same parameters."""
+"""Layers against their ``brainstate.nn`` counterparts with the same parameters."""
 
 from __future__ import annotations
 
 import brainstate
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import saiunit
 
-from braintrace_dense.nn import GRUCell, Linear, LSTMCell, ValinaRNNCell
+from braintrace_dense import nn
+from braintrace_dense.nn import LeakyRateReadout, Linear, ScaledWSLinear, SignedWLinear
 
-IN, OUT, BATCH, STEPS = 4, 3, 5, 6
-CELLS = (ValinaRNNCell, GRUCell, LSTMCell)
-#: For each linear map of brainstate's cell, ours in the order of its columns.
-COLUMNS = {
-    ValinaRNNCell: {"W": ("W",)},
-    GRUCell: {"Wrz": ("Wr", "Wz"), "Wh": ("Wh",)},
-    LSTMCell: {"W": ("Wi", "Wg", "Wf", "Wo")},
-}
+IN, OUT, BATCH = 4, 3, 5
 
 
 def draw(*shape, seed=0):
@@ -27,169 +20,6 @@ def draw(*shape, seed=0):
 
 
 random_bias = brainstate.nn.init.Normal(scale=1.0)
-
-
-def pair(cls, batch=None, **options):
-    """A cell of ours and brainstate's, with the same parameters and the same random state."""
-    options = {"b_init": random_bias} | options
-    brainstate.random.seed(1)
-    ours = cls(IN, OUT, **options)
-    theirs = getattr(brainstate.nn, cls.__name__)(IN, OUT, **options)
-    for name, parts in COLUMNS[cls].items():
-        values = [getattr(ours, part).weight.value for part in parts]
-        getattr(theirs, name).weight.value = {
-            key: jnp.concatenate([v[key] for v in values], axis=-1) for key in values[0]
-        }
-    for cell in (ours, theirs):
-        brainstate.nn.init_all_states(cell, batch_size=batch)
-        for i, name in enumerate(ours.hidden_names):
-            state = getattr(cell, name)
-            state.value = draw(*state.value.shape, seed=i)
-    return ours, theirs
-
-
-# --- cells -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cls", CELLS)
-@pytest.mark.parametrize("batch", [None, 1, BATCH])
-@pytest.mark.parametrize("options", [{}, {"b_init": None}, {"activation": jax.nn.softplus}])
-def test_cell_equals_brainstate(cls, batch, options):
-    ours, theirs = pair(cls, batch, **options)
-    largest = 0.0
-    for t in range(STEPS):
-        x = draw(*(() if batch is None else (batch,)), IN, seed=t)
-        y, expected = ours(x), theirs(x)
-        np.testing.assert_allclose(y, expected, 1e-12, 1e-12)
-        for name in ours.hidden_names:
-            got = getattr(ours, name).value
-            np.testing.assert_allclose(got, getattr(theirs, name).value, 1e-12, 1e-12)
-            largest = max(largest, float(jnp.abs(got).max()))
-    assert largest > 1e-2
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_cell_gradients_equal_brainstate(cls):
-    ours, theirs = pair(cls, BATCH)
-    xs = draw(STEPS, BATCH, IN)
-
-    def bptt(cell):
-        def loss():
-            return jnp.sin(brainstate.transform.for_loop(cell, xs)).sum()
-
-        return brainstate.transform.grad(loss, cell.states(brainstate.ParamState))()
-
-    start = {name: getattr(ours, name).value for name in ours.hidden_names}
-    got = bptt(ours)
-    for name, value in start.items():
-        getattr(ours, name).value = value
-    expected = bptt(theirs)
-    for name, parts in COLUMNS[cls].items():
-        for key in ("weight", "bias"):
-            joined = jnp.concatenate([got[part, "weight"][key] for part in parts], axis=-1)
-            np.testing.assert_allclose(joined, expected[name, "weight"][key], 1e-12, 1e-12)
-            assert float(jnp.abs(joined).max()) > 1e-3
-
-
-@pytest.mark.parametrize("cls", CELLS)
-@pytest.mark.parametrize("batch", [None, BATCH])
-def test_cell_binds_one_primitive_per_gate(cls, batch):
-    cell = cls(IN, OUT)
-    cell.init_state(batch)
-    x = jnp.ones((IN,) if batch is None else (batch, IN))
-    jaxpr = brainstate.transform.make_jaxpr(cell)(x)[0]
-    names = [eqn.primitive.name for eqn in jaxpr.eqns if eqn.primitive.name.startswith("etp_")]
-    gates = sum(len(parts) for parts in COLUMNS[cls].values())
-    assert names == ["etp_mv" if batch is None else "etp_mm"] * gates
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_cell_runs_under_strict_promotion(cls, strict_jax):
-    cell = cls(IN, OUT, w_init=lambda shape: draw(*shape))
-    cell.init_state(BATCH)
-    assert cell(draw(BATCH, IN)).shape == (BATCH, OUT)
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_state_shapes_and_reset(cls):
-    cell = cls(IN, OUT, state_init=brainstate.nn.init.Constant(0.5))
-    for batch, shape in ((None, (OUT,)), (BATCH, (BATCH, OUT))):
-        cell.init_state(batch_size=batch)
-        cell(draw(*shape[:-1], IN))
-        cell.reset_state(batch_size=batch)
-        for name in cell.hidden_names:
-            state = getattr(cell, name)
-            assert isinstance(state, brainstate.HiddenState)
-            np.testing.assert_array_equal(state.value, np.full(shape, 0.5))
-    cell.reset_state()
-    assert cell.h.value.shape == (OUT,)
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_parameters_are_one_state_per_gate(cls):
-    cell = cls(IN, OUT)
-    gates = [part for parts in COLUMNS[cls].values() for part in parts]
-    params = cell.states(brainstate.ParamState)
-    assert set(params) == {(gate, "weight") for gate in gates}
-    for state in params.values():
-        assert {k: v.shape for k, v in state.value.items()} == {
-            "weight": (IN + OUT, OUT),
-            "bias": (OUT,),
-        }
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_constructor_matches_brainstate(cls):
-    cell = cls(IN, OUT, name="cell")
-    assert isinstance(cell, brainstate.nn.RNNCell)
-    assert (cell.in_size, cell.out_size, cell.name) == ((IN,), (OUT,), "cell")
-    assert (cell.num_in, cell.num_out) == (IN, OUT)
-    assert cls(in_size=(IN,), out_size=(OUT,)).in_size == (IN,)
-    assert cls(1, 1).out_size == (1,)
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_values_as_initialisers(cls):
-    weight = draw(IN + OUT, OUT)
-    cell = cls(IN, OUT, w_init=weight, b_init=0.25, state_init=draw(OUT), activation="relu")
-    cell.init_state(2)
-    np.testing.assert_array_equal(cell.h.value, jnp.stack([draw(OUT)] * 2))
-    for state in cell.states(brainstate.ParamState).values():
-        np.testing.assert_array_equal(state.value["weight"], weight)
-        np.testing.assert_array_equal(state.value["bias"], np.full(OUT, 0.25))
-        assert state.value["bias"].dtype == np.float64
-
-
-@pytest.mark.parametrize("cls", CELLS)
-def test_cell_errors(cls):
-    cell = cls(IN, OUT)
-    with pytest.raises(RuntimeError, match=r"has no state '[ch]' yet: call init_state"):
-        cell(jnp.ones(IN))
-    with pytest.raises(RuntimeError, match=r"has no state '[ch]' yet: call init_state"):
-        cell.reset_state()
-    cell.init_state(2)
-    old = [getattr(cell, name).value for name in cell.hidden_names]
-    with pytest.raises(ValueError, match=r"x has shape \(3, 4\), expected \(2, 4\).*batch"):
-        cell(jnp.ones((3, IN)))
-    with pytest.raises(ValueError, match=r"x has shape \(2, 5\), expected \(2, 4\)"):
-        cell(jnp.ones((2, 5)))
-    with pytest.raises(ValueError, match=r"x has shape \(4,\), expected \(2, 4\)"):
-        cell(jnp.ones(IN))
-    with pytest.raises(TypeError, match=r"x has the unit mV; .*divide it by a unit"):
-        cell(jnp.ones((2, IN)) * saiunit.mV)
-    assert all(getattr(cell, n).value is v for n, v in zip(cell.hidden_names, old, strict=True))
-    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
-        cell.init_state(batch_size=0)
-    with pytest.raises(ValueError, match="in_size must be a positive integer"):
-        cls(0, OUT)
-    with pytest.raises(ValueError, match=r"out_size must be a positive integer .*got 2.5"):
-        cls(IN, 2.5)
-    with pytest.raises(ValueError, match=r"activation must be a function .*got 'no_such'"):
-        cls(IN, OUT, activation="no_such")
-    with pytest.raises(ValueError, match=r"activation must be a function .*got 3"):
-        cls(IN, OUT, activation=3)
-    with pytest.raises(ValueError, match=r"w_init gives the shape \(2, 2\), expected \(7, 3\)"):
-        cls(IN, OUT, w_init=lambda shape: jnp.ones((2, 2)))
 
 
 # --- Linear ----------------------------------------------------------------------------------
@@ -205,14 +35,18 @@ def linears(**options):
 MASK = np.random.default_rng(3).random((IN, OUT)) > 0.5
 
 
-@pytest.mark.parametrize("lead", [(), (BATCH,), (2, BATCH), (2, 1, BATCH), (0,), (2, 0)])
 @pytest.mark.parametrize("options", [{}, {"b_init": None}, {"w_mask": MASK}])
-def test_linear_equals_brainstate(lead, options):
+def test_linear_equals_brainstate(options):
     ours, theirs = linears(**options)
-    x = draw(*lead, IN)
-    y = ours(x)
-    assert y.shape == (*lead, OUT)
-    np.testing.assert_allclose(y, theirs(x), 1e-12, 1e-12)
+    equal_on_all_shapes(ours, theirs)
+
+
+def equal_on_all_shapes(ours, theirs):
+    for lead in ((), (BATCH,), (2, 1, BATCH), (2, 0)):
+        x = draw(*lead, IN)
+        y = ours(x)
+        assert y.shape == (*lead, OUT)
+        np.testing.assert_allclose(y, theirs(x), 1e-12, 1e-12)
 
 
 def test_linear_is_a_drop_in():
@@ -262,14 +96,6 @@ def test_linear_custom_parameter_class():
     assert isinstance(Linear(IN, OUT, param_type=Mine).weight, Mine)
 
 
-def test_linear_is_reproducible():
-    def weight():
-        brainstate.random.seed(5)
-        return Linear(IN, OUT).weight.value["weight"]
-
-    np.testing.assert_array_equal(weight(), weight())
-
-
 @pytest.mark.parametrize(
     ("args", "options", "message"),
     [
@@ -296,3 +122,138 @@ def test_linear_call_errors():
         layer(jnp.ones((2, 5, 2)))
     with pytest.raises(TypeError, match="x has dtype int"):
         layer(jnp.ones(IN, int))
+
+
+# --- processed weights --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signs", [None, np.where(MASK, 1.0, -1.0), -1.0])
+def test_signed_equals_brainstate(signs):
+    ours = SignedWLinear(IN, OUT, w_sign=signs, w_init=random_bias)
+    theirs = brainstate.nn.SignedWLinear(IN, OUT, w_sign=signs, w_init=random_bias)
+    theirs.weight.value = ours.weight.value
+    assert ours.weight.value.shape == (IN, OUT)
+    assert (ours.weight.value < 0).any()
+    equal_on_all_shapes(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ws_gain": False, "b_init": None}, {"w_mask": np.ones((IN, 1)) * 2, "eps": 9.0}],
+)
+def test_scaled_equals_brainstate(options):
+    options = {"b_init": random_bias} | options
+    ours, theirs = (module.ScaledWSLinear(IN, OUT, **options) for module in (nn, brainstate.nn))
+    theirs.weight.value = ours.weight.value
+    shapes = {"weight": (IN, OUT), "bias": (OUT,), "gain": (1, OUT)}
+    assert {k: v.shape for k, v in ours.weight.value.items()} == {
+        k: v for k, v in shapes.items() if k in theirs.weight.value
+    }
+    equal_on_all_shapes(ours, theirs)
+
+
+def test_scaled_takes_a_mask_of_every_weight():
+    ours = ScaledWSLinear(IN, OUT, w_mask=MASK)
+    x = jnp.eye(IN)
+    assert (np.asarray(ours(x) != 0) == MASK).all()
+
+
+def test_units_of_processed_weights():
+    x, unit = draw(BATCH, IN), saiunit.mS
+    signed = SignedWLinear(IN, OUT, w_init=draw(IN, OUT) * unit)
+    expected = x @ jnp.abs(draw(IN, OUT))
+    np.testing.assert_allclose(signed(x * saiunit.mV).to_decimal(saiunit.uA), expected, 1e-12)
+    scaled = ScaledWSLinear(IN, OUT, b_init=2.0 * saiunit.volt, key=0)
+    assert scaled(x * saiunit.mV).unit == saiunit.mV
+    with pytest.raises(TypeError, match="w_init gives the unit mS, expected none"):
+        ScaledWSLinear(IN, OUT, w_init=draw(IN, OUT) * unit)
+
+
+@pytest.mark.usefixtures("strict_jax")
+@pytest.mark.parametrize("cls", [Linear, SignedWLinear, ScaledWSLinear])
+def test_layers_are_reproducible_and_strict(cls):
+    def weight(key):
+        layer = cls(IN, OUT, key=key)
+        assert layer(draw(BATCH, IN)).shape == (BATCH, OUT)
+        value = layer.weight.value
+        return value["weight"] if isinstance(value, dict) else value
+
+    np.testing.assert_array_equal(weight(3), weight(3))
+    assert (weight(3) != weight(4)).any()
+    brainstate.random.seed(3)
+    assert (weight(None) != weight(None)).any()
+
+
+@pytest.mark.parametrize("cls", [SignedWLinear, ScaledWSLinear])
+def test_processed_weights_constructor_errors(cls):
+    with pytest.raises(ValueError, match="must agree in all but the last axis"):
+        cls((2, IN), OUT)
+    with pytest.raises(ValueError, match=r"w_init gives the shape \(2, 2\), expected \(4, 3\)"):
+        cls(IN, OUT, w_init=np.ones((2, 2)))
+
+
+def test_factors_are_checked():
+    with pytest.raises(ValueError, match=r"w_sign gives the shape \(2,\), expected \(4, 3\)"):
+        SignedWLinear(IN, OUT, w_sign=np.ones(2))
+    with pytest.raises(ValueError, match=r"w_mask gives the shape \(2, 1\), expected \(4, 3\)"):
+        ScaledWSLinear(IN, OUT, w_mask=np.ones((2, 1)))
+
+
+# --- leaky readout ------------------------------------------------------------------------------
+
+
+def readout(*args, dt=1.0 * saiunit.ms, **options):
+    with brainstate.environ.context(dt=dt):
+        return LeakyRateReadout(IN, OUT, *args, **options)
+
+
+@pytest.mark.parametrize("lead", [(), (BATCH,)])
+def test_readout_is_a_leaky_integrator(lead):
+    tau = np.asarray([2.0, 4.0, 8.0]) * saiunit.ms
+    layer = readout(tau, r_init=0.5)
+    layer.init_state(*lead)
+    r = np.full((*lead, OUT), 0.5)
+    for t in range(3):
+        x = draw(*lead, IN, seed=t)
+        r = np.exp(-1 / np.asarray([2.0, 4.0, 8.0])) * r + x @ layer.W.value
+        np.testing.assert_allclose(layer(x), r, 1e-12)
+        np.testing.assert_allclose(layer.r.value, r, 1e-12)
+    layer.reset_state(*lead)
+    np.testing.assert_array_equal(layer.r.value, np.full((*lead, OUT), 0.5))
+
+
+def test_readout_defaults_and_key():
+    layer = readout(key=1)
+    assert (layer.tau, layer.in_size, layer.out_size) == (5.0 * saiunit.ms, (IN,), (OUT,))
+    np.testing.assert_allclose(layer.decay, np.exp(-0.2), 1e-12)
+    np.testing.assert_array_equal(layer.W.value, readout(key=1).W.value)
+    np.testing.assert_allclose(readout(5.0, dt=1.0).decay, layer.decay, 1e-12)
+
+
+def test_readout_with_units():
+    layer = readout(w_init=draw(IN, OUT) * saiunit.mS, r_init=1.0 * saiunit.nA)
+    layer.init_state()
+    y = layer(draw(IN) * saiunit.mV)
+    expected = 1e-3 * np.exp(-0.2) + draw(IN) @ draw(IN, OUT)
+    np.testing.assert_allclose(y.to_decimal(saiunit.uA), expected, 1e-12)
+
+
+def test_readout_errors():
+    with pytest.raises(ValueError, match=r"brainstate.environ has no dt; set it with"):
+        LeakyRateReadout(IN, OUT)
+    with pytest.raises(TypeError, match="tau has the unit 1, expected the unit of dt, ms"):
+        readout(5.0)
+    with pytest.raises(ValueError, match=r"tau must be positive, got 0"):
+        readout(0.0 * saiunit.ms)
+    with pytest.raises(ValueError, match=r"tau has shape \(2,\), expected one value or \(3,\)"):
+        readout(np.ones(2) * saiunit.ms)
+    layer = readout()
+    with pytest.raises(RuntimeError, match="no state 'r' yet: call init_state"):
+        layer(draw(IN))
+    with pytest.raises(RuntimeError, match="no state 'r' yet: call init_state"):
+        layer.reset_state()
+    layer.init_state(2)
+    with pytest.raises(ValueError, match=r"x has shape \(4,\), expected \(2, 4\) for the state"):
+        layer(draw(IN))
+    with pytest.raises(TypeError, match="r_init gives the unit 1, expected the unit of x @ W, mV"):
+        layer(draw(2, IN) * saiunit.mV)

@@ -12,7 +12,7 @@ import saiunit
 from braintrace_dense import _ops, matmul
 
 IN, OUT, BATCH = 4, 3, 5
-FORMS = [((), False), ((), True), ((BATCH,), False), ((BATCH,), True), ((1,), True)]
+FORMS = [((), True), ((BATCH,), True), ((1,), False)]
 
 
 def arrays(lead=(), has_bias=True, dtype=np.float64, seed=0):
@@ -100,9 +100,14 @@ TRANSFORMS = {
 }
 
 
+FORMS_OF = {"call": 3, "grad": 3, "hessian": 1}  # the others see a vector and a batch
+
+
 @pytest.mark.usefixtures("strict_jax")
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize(("lead", "has_bias"), FORMS)
+@pytest.mark.parametrize(
+    ("transform", "lead", "has_bias"),
+    [(name, *form) for name in TRANSFORMS for form in FORMS[: FORMS_OF.get(name, 2)]],
+)
 def test_equals_jax_numpy(transform, lead, has_bias):
     args = arrays(lead, has_bias)
     assert_same(TRANSFORMS[transform](matmul, args), TRANSFORMS[transform](reference, args))

@@ -22,7 +22,22 @@ class DensePlugin:
             version=__version__,
             exports={
                 "ops": ("matmul",),
-                "nn": ("Linear", "ValinaRNNCell", "GRUCell", "LSTMCell"),
+                "nn": (
+                    "Linear",
+                    "SignedWLinear",
+                    "ScaledWSLinear",
+                    "LeakyRateReadout",
+                    "ValinaRNNCell",
+                    "GRUCell",
+                    "MGUCell",
+                    "LSTMCell",
+                    "URLSTMCell",
+                    "MinimalRNNCell",
+                    "MiniGRU",
+                    "MiniLSTM",
+                    "CFNCell",
+                    "LRUCell",
+                ),
             },
         )
 

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells with less recurrence: what is remembered is scaled, not multiplied by a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+from braintrace.plugin_api import as_size, seeded
+
+from ._cell import ORTHOGONAL, Activation, Cell, as_function, brainstate_sizes, join
+from ._layers import ZEROS, Initializer, Size
+
+
+class MinimalRNNCell(Cell):
+    """MinimalRNN of Chen (2017).
+
+    ::
+
+        z  = phi(x)                                  the input, in the space of the hidden state
+        u  = sigmoid([z, h] W_u + b_u)               update gate
+        h' = u * h + (1 - u) * z
+
+    Two relations. The map ``phi`` has two ways to the hidden state; its trace follows the one that
+    does not lead through ``W_u``.
+
+    Arguments, methods and errors are those of every cell, with ``phi`` in the place of
+    ``activation``; see :mod:`braintrace_dense.nn`. ``phi`` is a function or module that makes
+    [..., out] of the input; ``None`` for a :class:`Linear`.
+
+    Attributes
+    ----------
+    phi
+        The map of the input.
+    W_u
+        The :class:`Linear` of the gate, [2 out, out].
+    h
+        Hidden state [out] or [batch, out].
+
+    References
+    ----------
+    M. Chen, "MinimalRNN: toward more interpretable and trainable recurrent neural networks",
+    arXiv:1711.06788 (2017).
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.MinimalRNNCell(3, 4, key=0)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    @brainstate_sizes
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        phi: Callable[[jax.Array], Any] | None = None,
+        name: str | None = None,
+        key: Any = None,
+    ) -> None:
+        super().__init__(in_size, out_size, state_init, name)
+        if phi is not None and not callable(phi):
+            raise TypeError(f"phi must be a function or a module, got {phi!r}")
+        with seeded(key):
+            self.phi = self._linear(self.in_size, w_init, b_init) if phi is None else phi
+            doubled = (*as_size("out_size", self.out_size)[:-1], 2 * self.num_out)
+            self.W_u = self._linear(doubled, w_init, b_init)
+
+    def update(self, x: Any) -> jax.Array:
+        """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
+        x, h = self._read(x)
+        z: Any = self.phi(x)
+        if jnp.shape(z) != h.shape:
+            raise ValueError(
+                f"MinimalRNNCell: phi makes the shape {jnp.shape(z)}, expected {h.shape}, that of "
+                "the hidden state"
+            )
+        u = sigmoid(self.W_u(join(z, h)))
+        self.h.value = h = u * h + (1 - u) * z
+        return h
+
+
+class MiniGRU(Cell):
+    """minGRU of Feng et al. (2024), a GRU whose gate and candidate do not see the hidden state.
+
+    ::
+
+        z  = sigmoid(x W_z + b_z)                    update gate
+        h' = (1 - z) * h + z * (x W_x + b_x)
+
+    Two relations. The recurrence is position by position, so D-RTRL gives the gradient of
+    backpropagation through time.
+
+    Arguments, methods and errors are those of every cell, without ``activation``; see
+    :mod:`braintrace_dense.nn`.
+
+    Attributes
+    ----------
+    W_x, W_z
+        The :class:`Linear` of the candidate and of the gate, [in, out].
+    h
+        Hidden state [out] or [batch, out].
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?",
+    arXiv:2410.01201 (2024).
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.MiniGRU(3, 4, key=0)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    @brainstate_sizes
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        name: str | None = None,
+        key: Any = None,
+    ) -> None:
+        super().__init__(in_size, out_size, state_init, name)
+        with seeded(key):
+            self.W_x = self._linear(self.in_size, w_init, b_init)
+            self.W_z = self._linear(self.in_size, w_init, b_init)
+
+    def update(self, x: Any) -> jax.Array:
+        """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
+        x, h = self._read(x)
+        z = sigmoid(self.W_z(x))
+        candidate: Any = self.W_x(x)
+        self.h.value = h = (1 - z) * h + z * candidate
+        return h
+
+
+class MiniLSTM(Cell):
+    """minLSTM of Feng et al. (2024), an LSTM whose gates do not see the hidden state.
+
+    ::
+
+        f  = sigmoid(x W_f + b_f)                    forget gate
+        i  = sigmoid(x W_i + b_i)                    input gate
+        h' = f * h + i * (x W_x + b_x)
+
+    Three relations. The recurrence is position by position, so D-RTRL gives the gradient of
+    backpropagation through time. The gates are not divided by their sum, which the paper suggests
+    for independence of the sequence length.
+
+    Arguments, methods and errors are those of every cell, without ``activation``; see
+    :mod:`braintrace_dense.nn`.
+
+    Attributes
+    ----------
+    W_x, W_f, W_i
+        The :class:`Linear` of the candidate and of the gates, [in, out].
+    h
+        Hidden state [out] or [batch, out].
+
+    References
+    ----------
+    L. Feng, F. Tung, M. O. Ahmed, Y. Bengio, H. Hajimirsadeghi, "Were RNNs all we needed?",
+    arXiv:2410.01201 (2024).
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.MiniLSTM(3, 4, key=0)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    @brainstate_sizes
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        name: str | None = None,
+        key: Any = None,
+    ) -> None:
+        super().__init__(in_size, out_size, state_init, name)
+        with seeded(key):
+            self.W_x = self._linear(self.in_size, w_init, b_init)
+            self.W_f = self._linear(self.in_size, w_init, b_init)
+            self.W_i = self._linear(self.in_size, w_init, b_init)
+
+    def update(self, x: Any) -> jax.Array:
+        """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
+        x, h = self._read(x)
+        f, i = sigmoid(self.W_f(x)), sigmoid(self.W_i(x))
+        candidate: Any = self.W_x(x)
+        self.h.value = h = f * h + i * candidate
+        return h
+
+
+class CFNCell(Cell):
+    """Chaos-free network of Laurent and von Brecht (2016).
+
+    ::
+
+        f  = sigmoid([x, h] Wf + bf)                 forget gate
+        i  = sigmoid([x, h] Wi + bi)                 input gate
+        h' = f * activation(h) + i * activation(x Wh + bh)
+
+    Without input the hidden state decays to zero, whatever the weights. Three relations.
+
+    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Attributes
+    ----------
+    Wf, Wi
+        The :class:`Linear` of each gate.
+    Wh
+        The :class:`Linear` of the input, [in, out].
+    h
+        Hidden state [out] or [batch, out].
+
+    References
+    ----------
+    T. Laurent, J. von Brecht, "A recurrent neural network without chaos", arXiv:1612.06212 (2016).
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.CFNCell(3, 4, key=0)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    @brainstate_sizes
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        activation: Activation = "tanh",
+        name: str | None = None,
+        key: Any = None,
+    ) -> None:
+        super().__init__(in_size, out_size, state_init, name)
+        self.activation = as_function(activation)
+        with seeded(key):
+            self.Wf = self._linear(self._joined_size, w_init, b_init)
+            self.Wi = self._linear(self._joined_size, w_init, b_init)
+            self.Wh = self._linear(self.in_size, w_init, b_init)
+
+    def update(self, x: Any) -> jax.Array:
+        """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
+        x, h = self._read(x)
+        xh = join(x, h)
+        f, i = sigmoid(self.Wf(xh)), sigmoid(self.Wi(xh))
+        self.h.value = f * self.activation(h) + i * self.activation(self.Wh(x))
+        return self.h.value
