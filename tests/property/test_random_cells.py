@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Online gradients of random cells against the oracle.
 
-``BRAINTRACE_PROPERTY_RUNS=20`` draws twenty times as many cells, other ones each time.
+``BRAINTRACE_PROPERTY_RUNS=20`` draws twenty times as many cells, other ones each time; with 0.3 it
+is the first third of them, of which nothing is asked but to be right.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from braintrace.testing import OracleResult, assert_tree_close, d_rtrl_oracle
 from .models import Cell, data, loss_fn
 from .programs import Program, Way, cases, sequence, single_steps
 
-RUNS = int(os.environ.get("BRAINTRACE_PROPERTY_RUNS", "1"))
+RUNS = float(os.environ.get("BRAINTRACE_PROPERTY_RUNS", "1"))
 RTOL = 1e-9
 
 #: What a good part of the cells has, so that a run is not about trivial ones.
@@ -150,8 +151,8 @@ def run(count: int, drawn: Any, scope: str = "diagonal") -> Tally:
         return None
 
     @settings(
-        max_examples=count * RUNS,
-        derandomize=RUNS == 1,
+        max_examples=round(count * RUNS),
+        derandomize=RUNS <= 1,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -169,30 +170,31 @@ def run(count: int, drawn: Any, scope: str = "diagonal") -> Tally:
     return tally
 
 
-def refused(tally: Tally) -> float:
-    return len(tally.refusals) / tally["cells"]
+def representative(tally: Tally, refused: float, **shares: float) -> bool:
+    """Whether few cells were refused and enough have what they should; a short run is not asked."""
+    few = len(tally.refusals) < refused * tally["cells"]
+    names = {name.replace("_", " "): share for name, share in shares.items()}
+    return RUNS < 1 or (few and all(tally[n] > s * tally["cells"] for n, s in names.items()))
 
 
 def test_random_cells() -> None:
     tally = run(150, cases(sequence))
-    assert refused(tally) < 0.05, Counter(tally.refusals)
-    assert all(tally[name] > 0.15 * tally["cells"] for name in OFTEN), tally.counts
-    assert tally["shared by groups"], tally.counts
+    often = {name.replace(" ", "_"): 0.15 for name in OFTEN}
+    assert representative(tally, 0.05, shared_by_groups=0, **often), tally
 
 
 def test_random_cells_step_by_step() -> None:
-    assert refused(run(40, cases(single_steps))) < 0.1
+    tally = run(40, cases(single_steps))
+    assert representative(tally, 0.1), tally
 
 
 def test_random_cells_in_the_coupled_scope() -> None:
     tally = run(40, cases(sequence), "coupled")
-    assert refused(tally) < 0.1, Counter(tally.refusals)
-    assert tally["traces"] > 0.3 * tally["cells"], tally.counts
+    assert representative(tally, 0.1, traces=0.3), tally
 
 
 @pytest.mark.parametrize("scope", ["diagonal", "coupled"])
 def test_random_cells_that_mix_positions(scope: str) -> None:
     """What is refused here may be more: loops and conditions on the way of a state, long tails."""
     tally = run(40, cases(sequence, mixing=True), scope)
-    assert refused(tally) < 0.4, Counter(tally.refusals)
-    assert tally["mixing"] > 0.4 * tally["cells"], tally.counts
+    assert representative(tally, 0.4, mixing=0.4), tally

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every subset of the families, installed by file into this interpreter's own environment.
 
-``python -P tests/wheels/matrix.py WHEELS`` is run by the interpreter of an environment that has
-core, its dependencies, pytest and hatchling. For each subset: what is present works, what is
-absent says so, and ``braintrace doctor`` agrees. Each plugin's own tests are run with core and
-that plugin alone, the tests of the plugin host with the oldest pluggy and the newest, those of a
-plugin that ``braintrace new-plugin`` writes; and a foreign distribution that writes over the
-package is found.
+``python -P tests/wheels/matrix.py WHEELS [own-tests]`` is run by the interpreter of an environment
+that has core, its dependencies, pytest and hatchling. For each subset: what is present works, what
+is absent says so, and ``braintrace doctor`` agrees. With ``own-tests``, each plugin's own tests are
+run with core and that plugin alone. The tests of the plugin host are run with the oldest pluggy and
+the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a foreign distribution
+that writes over the package is found.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def change(wheels: dict[str, Path], before: Sequence[str], after: Sequence[str])
         pip("install", "--no-deps", "--no-index", *new)
 
 
-def try_subsets(wheels: dict[str, Path]) -> None:
+def try_subsets(wheels: dict[str, Path], own_tests: bool) -> None:
     """The check of ``subset.py`` for every subset, and the own tests of each plugin alone."""
     installed: tuple[str, ...] = tuple(wheels)
     for subset in subsets(tuple(wheels)):
@@ -79,7 +79,7 @@ def try_subsets(wheels: dict[str, Path]) -> None:
         installed = subset
         run("-I", HERE / "subset.py", *subset)
         tests = ""
-        if len(subset) == 1:
+        if own_tests and len(subset) == 1:
             said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
             tests = f"; own tests: {said.splitlines()[-1].strip('= ')}"
         names = " + ".join(("core", *subset))
@@ -141,13 +141,13 @@ def foreign_wheel(folder: Path) -> Path:
     return path
 
 
-def main(folder: str) -> int:
+def main(folder: str, *options: str) -> int:
     """Try everything; the exit status."""
     plugins = sorted(Path(folder).glob("braintrace_*.whl"))
     named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
     wheels = {family: file for family, file in named.items() if family != "core"}
     try:
-        try_subsets(wheels)
+        try_subsets(wheels, "own-tests" in options)
         try_pluggy()
         try_new_plugin()
         try_foreign()
@@ -158,4 +158,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

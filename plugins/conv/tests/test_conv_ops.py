@@ -135,6 +135,27 @@ def test_binds_one_primitive_with_channels_last():
     }
 
 
+def layouts_in(jaxpr):
+    """Dimension numbers of all convolutions, sub-programs included."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            found.add(eqn.params["dimension_numbers"])
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            if hasattr(value, "eqns"):
+                found |= layouts_in(value)
+    return found
+
+
+@pytest.mark.parametrize("name", ["2d", "permuted", "strides"])
+def test_reverse_mode_convolves_channels_last(name):
+    """Other layouts are slow inside loops on CPUs."""
+    args, options = arrays(name), FORMS[name][2]
+    gradient = jax.grad(lambda *a: jnp.sin(conv(*a, **options)).sum(), (0, 1, 2))
+    last = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    assert layouts_in(jax.make_jaxpr(gradient)(*args).jaxpr) == {last}
+
+
 @pytest.mark.parametrize("name", ["1d", "permuted", "batch_groups"])
 def test_vmap_keeps_the_primitive(name, recwarn):
     x, *rest = arrays(name)

@@ -75,8 +75,7 @@ def _xy_to_dw(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolve(x: Any, kernel: Any, geometry: Geometry) -> jax.Array:
-    last, spatial = x.ndim - 1, range(1, x.ndim - 1)
-    image, weight = (0, last, *spatial), (last, last - 1, *range(last - 1))
+    image, weight = _channels_last(x.ndim)
     return _lax_conv(x, kernel, geometry, (image, weight, image), features=geometry.groups)
 
 
@@ -94,10 +93,9 @@ def _tangent(geometry: Geometry, primals: Any, tangents: Any) -> tuple[jax.Array
 
 def _in_x(x: Any, kernel: Any, geometry: Geometry) -> jax.Array:
     """The convolution, with a fast transpose with respect to ``x``: a kernel [*K, O, I]."""
-    last, spatial = x.ndim - 1, range(1, x.ndim - 1)
-    image, weight = (0, last, *spatial), (last, last - 1, *range(last - 1))
+    image, weight = _channels_last(x.ndim)
     if geometry.groups == 1:
-        kernel, weight = kernel.swapaxes(-1, -2), (last - 1, last, *range(last - 1))
+        kernel, weight = kernel.swapaxes(-1, -2), (weight[1], weight[0], *weight[2:])
     return _lax_conv(x, kernel, geometry, (image, weight, image), features=geometry.groups)
 
 
@@ -116,6 +114,12 @@ def _in_kernel(x: Any, kernel: Any, geometry: Geometry) -> jax.Array:
     kernel = jnp.moveaxis(kernel, -2, 0)
     y = _lax_conv(x, kernel, geometry, numbers, batches=groups)
     return jnp.moveaxis(y, -2, 0)
+
+
+def _channels_last(ndim: int) -> tuple[Sizes, Sizes]:
+    """Axes of batch, channels and space, and of output channels, input channels and space."""
+    last = ndim - 1
+    return (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
 
 
 def _lax_conv(
