@@ -698,3 +698,31 @@ def test_an_error_in_a_loss_under_grad_leaves_no_tracers(bench: Bench) -> None:
 def test_an_unknown_option_is_named_at_once() -> None:
     with pytest.raises(TypeError, match=r"unknown option 'frozn'; options .*'frozen'"):
         bt.D_RTRL(zoo.Leaky(), frozn=())
+
+
+def test_options_of_every_base_are_listed() -> None:
+    with pytest.raises(TypeError, match=r"unknown option 'trace_dtyp'; .*D_RTRL.*'trace_dtype'"):
+        bt.compile(zoo.Leaky(), "d_rtrl", trace_dtyp="float32")
+    with pytest.raises(TypeError, match=r"unknown option 'decay_or_rank'; options of D_RTRL are"):
+        bt.compile(zoo.Leaky(), "d_rtrl", decay_or_rank=0.5)
+
+
+def test_a_missing_option_is_named() -> None:
+    with pytest.raises(TypeError, match=r"pp_prop needs the option 'decay_or_rank'"):
+        bt.compile(zoo.Leaky(), "pp_prop", jnp.ones((2, zoo.IN)), batch_size=2)
+
+
+class Kept(zoo.Leaky):
+    """Its state is made and never reset."""
+
+    reset_state = brainstate.nn.Module.reset_state
+
+
+def test_a_state_that_is_not_reset_is_a_warning() -> None:
+    inner = Kept()
+    learner = bt.compile(
+        brainstate.nn.Sequential(inner), "d_rtrl", jnp.ones((2, zoo.IN)), batch_size=2
+    )
+    learner.reset_state(2)  # the traces alone
+    with pytest.warns(UserWarning, match=r"leaves the hidden state .*h as it is, because Kept has"):
+        learner.reset_state(2, model_states=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import brainstate
@@ -466,6 +467,21 @@ def test_another_environment_is_refused() -> None:
         pytest.raises(bt.CompilationError, match="reads 'fit' .* was True .* is False now"),
     ):
         learner(x)
+
+
+def test_a_copy_is_not_compiled_under_a_setting_that_was_not_there() -> None:
+    model = Reads()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    learner, x = bt.D_RTRL(model), jnp.ones((2, zoo.IN))
+    with brainstate.environ.context(fit=True):
+        learner.compile_graph(x)
+        twin = copy.deepcopy(learner)
+        with (
+            brainstate.environ.context(gain=3.0),
+            pytest.raises(bt.CompilationError, match="reads 'gain' .* was not set .* is 3.0 now"),
+        ):
+            twin(x)
+        twin(x)
 
 
 def test_a_time_that_the_step_does_not_read_need_not_be_there() -> None:

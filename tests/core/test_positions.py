@@ -174,6 +174,10 @@ def test_position_wise(name: str) -> None:
     assert_holds(fun, shape, found)
 
 
+def windows(computation: Any, start: float, *options: Any) -> Callable[[Any], Any]:
+    return lambda v: jax.lax.reduce_window(v, start, computation, *options)
+
+
 #: What axes do not tell, elements do: each of the source reaches one position at most.
 MOVED: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | None]] = {
     "reshape folds": (lambda v: v.reshape(6), (2, 3), None, None),
@@ -195,6 +199,18 @@ MOVED: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | None]] = {
     ),
     "every other": (lambda v: v[:, ::2] * v[:, 1::2], (2, 4), None, None),
     "pooled": (lambda v: v.reshape(2, 2, 3).max(-1), (2, 6), None, None),
+    "pooling windows": (
+        windows(jax.lax.max, -jnp.inf, (1, 2), (1, 2), "VALID"), (2, 5), None, None,
+    ),
+    "padded windows with gaps": (
+        windows(jax.lax.add, 0.0, (2,), (3,), ((1, 1),)), (5,), None, None,
+    ),
+    "dilated windows": (
+        windows(jax.lax.add, 0.0, (2,), (2,), ((1, 0),), (1,), (3,)), (6,), None, None,
+    ),
+    "windows of a dilated array": (
+        windows(jax.lax.add, 0.0, (2,), (2,), ((0, 1),), (2,), (1,)), (3,), None, None,
+    ),
     "part of it": (lambda v: jnp.sin(v[1:3]), (4,), None, None),
     "halves apart": (
         lambda v: jnp.concatenate([jnp.sin(v[:, :1]), 2 * v[:, 1:]], -1), (2, 3), None, None,

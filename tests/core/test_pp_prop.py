@@ -486,7 +486,7 @@ def test_a_model_without_operations_has_its_direct_gradient() -> None:
 
 
 def test_half_precision() -> None:
-    """Gradients and traces keep the dtype of weights and inputs."""
+    """Gradients keep the dtype of the weights; filters are sums, kept in float32."""
 
     def trained(dtype: str) -> tuple[Any, Any]:
         brainstate.random.seed(0)
@@ -502,6 +502,21 @@ def test_half_precision() -> None:
 
     exact, _ = trained("float64")
     grads, learner = trained("bfloat16")
-    leaves = jax.tree.leaves((grads, trace_values(learner)[1:]))
-    assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(grads)} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(trace_values(learner)[1:])} == {"float32"}
     assert_tree_close(jax.tree.map(lambda v: v.astype("float64"), grads), exact, 0.05)
+
+
+@pytest.mark.parametrize(("dtype", "block"), [(None, 1), ("bfloat16", 200)])
+def test_long_memories_in_half_precision(dtype: Any, block: int) -> None:
+    """A decay is not rounded to the dtype of what it filters, nor does a sum stop growing."""
+    model = zoo.Direct()
+    model.w.value = model.w.value.astype("bfloat16")
+    brainstate.nn.init_all_states(model, batch_size=2)
+    model.h.value = model.h.value.astype("bfloat16")
+    learner = bt.pp_prop(model, 0.99, trace_dtype=dtype)
+    xs = jnp.ones((200, 2, IN), "bfloat16")
+    learner.compile_graph(xs[0])
+    learner.etrace_grad(xs, step_fn=lambda x: learner(x).mean(), block_size=block)
+    filtered = learner.get_etrace_of(model.w)[0]["x"].astype("float64")
+    np.testing.assert_allclose(filtered[:, :IN], (1 - 0.99**200) / 0.01, rtol=5e-3)

@@ -144,13 +144,11 @@ def check_absent(kind: str, name: str, distribution: str) -> None:
 
 def check_names(families: set[str]) -> None:
     """What is installed resolves, and the rest says what to install."""
-    exported = {name for r in braintrace.plugins.records() for name in r.exports}
     for kind, names in OFFICIAL.items():
         for name, distribution in names.items():
-            public = f"{MODULE[kind]}.{name}"
             if distribution.removeprefix("braintrace-") not in families:
                 check_absent(kind, name, distribution)
-            elif public in exported:
+            else:
                 getattr(sys.modules[MODULE[kind]], name)
 
 

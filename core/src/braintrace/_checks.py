@@ -3,18 +3,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
+from . import _jax
 from ._compile import ModuleInfo, StateKind, changed_setting, show_path
 from ._errors import CompilationError
+from ._execute import compile_options
 from ._units import in_units_of, unit_change
 
 Path = tuple[Any, ...]
+
+
+def options_of(learner: type) -> dict[str, inspect.Parameter]:
+    """Options of a class of learners and of its bases, by name."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in reversed(learner.__mro__):
+        if issubclass(base, brainstate.nn.Module) and "__init__" in vars(base):
+            found.update(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: p for name, p in found.items() if p.kind in named and name not in ("self", "model")
+    }
+
+
+def check_options(learner: type, options: Collection[str]) -> None:
+    """Names of options that no base of a learner has taken must be those of compiling.
+
+    Raises
+    ------
+    TypeError
+        When one is not.
+    """
+    unknown, known = sorted({*options} - compile_options()), {*options_of(learner)} - {"name"}
+    if unknown:
+        raise TypeError(
+            f"unknown option {unknown[0]!r}; options of {learner.__name__} are "
+            f"{sorted({*known, *compile_options()})}"
+        )
+
+
+def check_required(learner: type, options: Collection[str]) -> None:
+    """Options of a class of learners that have no default must be there.
+
+    Raises
+    ------
+    TypeError
+        When one is missing.
+    """
+    required = {k for k, p in options_of(learner).items() if p.default is p.empty}
+    if missing := sorted(required - {*options}):
+        raise TypeError(
+            f"{learner.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
+            f"compile; help({learner.__name__}) says which values it takes"
+        )
+
+
+def warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) -> None:
+    """Say so when hidden states were left as they were, as their module resets nothing.
+
+    Parameters
+    ----------
+    before
+        Values of the states before the model was reset.
+    """
+    kept = [
+        slot.path
+        for slot in info.slots_of(StateKind.HIDDEN)
+        if slot.state.value is before[slot.state] and not _resets(_owner(model, slot.path))
+    ]
+    if kept:
+        owner = type(_owner(model, kept[0])).__name__
+        _jax.warn(
+            f"model_states=True leaves the hidden state {show_path(kept[0])} as it is, because "
+            f"{owner} has no reset_state. Define reset_state(batch_size=None) beside init_state"
+        )
+
+
+def _owner(model: Any, path: Path) -> Any:
+    """The innermost module that holds the state at a path."""
+    along = (_lookup(model, path[:k]) for k in reversed(range(len(path))))
+    return next((found for found in along if isinstance(found, brainstate.nn.Module)), model)
+
+
+def _resets(module: Any) -> bool:
+    return type(module).reset_state is not brainstate.nn.Module.reset_state
 
 
 def checked_args(info: ModuleInfo, args: tuple[Any, ...]) -> list[Any]:

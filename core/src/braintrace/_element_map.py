@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from . import _jax
 from ._jax import JaxprEqn, Var, jaxp
 from ._jaxpr import differentiable
-from ._position_rules import REDUCTIONS, SCATTERS, Labels, labels_of
+from ._position_rules import REDUCTIONS, SCATTERS, WINDOWS, Labels, labels_of
 
 NOTHING, SEVERAL = -1, -2
 """In place of a position: no position, or more than one, depends on the element."""
@@ -161,6 +162,28 @@ def _unstack(eqn: JaxprEqn, k: int, outs: list[Numbers]) -> Numbers:
     return np.stack(outs, eqn.params["axis"])
 
 
+def _window(eqn: JaxprEqn, k: int, outs: list[Numbers]) -> Numbers:
+    """An element reaches what comes of the windows that it is in."""
+    params, shape, numbers = eqn.params, eqn.invars[k].aval.shape, reduce(merge, outs)
+    low, high = zip(*params["padding"], strict=True)
+    if len(shape) != numbers.ndim or min(*low, *high) < 0:  # an initial value; a cropped operand
+        return np.broadcast_to(merge_axes(numbers, (*range(numbers.ndim),)), shape)
+    apart, between = params["base_dilation"], params["window_dilation"]
+    sizes = zip(shape, apart, low, high, strict=True)
+    padded = np.full([a + (n - 1) * d + 1 + b for n, d, a, b in sizes], NOTHING)
+    for offset in np.ndindex(*params["window_dimensions"]):
+        start = [i * d for i, d in zip(offset, between, strict=True)]
+        read = _every(start, numbers.shape, params["window_strides"])
+        padded[read] = merge(padded[read], numbers)
+    return padded[_every(low, shape, apart)]
+
+
+def _every(start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
+    """Along each axis, so many indices in steps."""
+    axes = zip(start, sizes, steps, strict=True)
+    return tuple(slice(first, first + n * step, step) for first, n, step in axes)
+
+
 Move = Callable[[JaxprEqn, int, list[Numbers]], Numbers]
 
 MOVES: dict[Any, Move] = {
@@ -174,4 +197,5 @@ MOVES: dict[Any, Move] = {
     _jax.SPLIT: _split,
     _jax.STACK: _stack,
     _jax.UNSTACK: _unstack,
+    **dict.fromkeys(WINDOWS, _window),
 }

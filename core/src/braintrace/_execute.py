@@ -67,11 +67,11 @@ class ETraceGraphExecutor:
     """
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
-        unknown = sorted(options.keys() - _compile_options())
+        unknown = sorted(options.keys() - compile_options())
         if unknown:
             raise TypeError(
                 f"unknown option {unknown[0]!r}; options of compiling are "
-                f"{sorted(_compile_options())}"
+                f"{sorted(compile_options())}"
             )
         self.model = model
         self.options = options
@@ -352,7 +352,7 @@ class ETraceGraphExecutor:
         return pull([dict(c) for c in cotangents])[0]
 
 
-def _compile_options() -> frozenset[str]:
+def compile_options() -> frozenset[str]:
     """Names of the options of compiling."""
     parameters = inspect.signature(compile_etrace_graph).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)

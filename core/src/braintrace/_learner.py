@@ -15,11 +15,13 @@ import numpy as np
 from . import _jax
 from ._algorithm import LearningRule
 from ._checks import (
+    check_options,
     check_same_states,
     check_states,
     checked_args,
     checked_weights,
     require_callable,
+    warn_of_unreset,
 )
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
@@ -71,6 +73,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
             raise TypeError(
                 f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
             )
+        check_options(type(self), options)
         self.model = model
         self._executor = ETraceGraphExecutor(model, **options)
         self.traces: tuple[EligibilityTrace, ...] = ()
@@ -215,7 +218,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
         batch_size
             Passed on to the model's ``reset_state``.
         model_states
-            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``.
+            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
+            module without a ``reset_state`` of its own keeps its states.
 
         Raises
         ------
@@ -234,6 +238,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         before = {s: s.value for s in brainstate.graph.states(self.model).values()}
         try:
             brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
+            warn_of_unreset(self.model, self.graph.module_info, before)
             for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
                 shapes = [jnp.shape(v) for v in (slot.state.value, before[slot.state])]
                 if shapes[0] != shapes[1]:

@@ -9,6 +9,7 @@ import brainstate
 import jax.numpy as jnp
 
 from ._algorithm import IODimRule, ParamDimRule, decays_of
+from ._checks import check_required
 from ._compile import check_scope
 from ._execute import ETraceGraphExecutor
 from ._learner import ETraceAlgorithm
@@ -24,7 +25,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     vjp_method
         ``'single-step'``: learning signals are those of the current step.
     trace_dtype
-        Dtype of the traces; default: that of what they are made from.
+        Dtype of the traces; default: that of what they are made from (in pp_prop, float32 at
+        least).
     recurrence_scope
         ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
         diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
@@ -196,6 +198,8 @@ def compile(
     ------
     ValueError
         For an unknown algorithm.
+    TypeError
+        For an option that the learner does not have, or one that is missing.
     CompilationError, NotSupportedError
         When the model cannot be compiled.
 
@@ -213,6 +217,7 @@ def compile(
         algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
+    check_required(algorithm, options)
     learner = algorithm(model, **options)
     brainstate.nn.init_all_states(model, batch_size=batch_size)
     learner.compile_graph(*example_inputs)

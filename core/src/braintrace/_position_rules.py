@@ -371,6 +371,10 @@ REDUCTIONS = _primitives("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"
 
 SCATTERS = _primitives("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
 
+WINDOWS = _primitives(
+    "reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"
+)
+
 Rule = Callable[[JaxprEqn, list[Labels | None]], list[Labels | None]]
 
 RULES: dict[Any, Rule] = {
@@ -387,10 +391,7 @@ RULES: dict[Any, Rule] = {
     jaxp.gather_p: _gather,
     **dict.fromkeys(SCATTERS, _scatter),
     jaxp.conv_general_dilated_p: _conv,
-    **dict.fromkeys(
-        _primitives("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"),
-        _window,
-    ),
+    **dict.fromkeys(WINDOWS, _window),
     jaxp.sort_p: _sort,
     **dict.fromkeys(
         _primitives("cholesky", "triangular_solve", "lu", "qr", "eigh", "svd"), _matrices

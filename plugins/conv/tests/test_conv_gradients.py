@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 
 import brainstate
 import jax
@@ -84,12 +85,18 @@ def compiled(model, x):
     return learner
 
 
+@lru_cache(maxsize=4)
+def step_of(learner):
+    """One function for all calls of a learner: equal blocks, as of ``"auto"``, compile once."""
+    return lambda x, y: loss(learner(x), y)
+
+
 def online(learner, xs, targets, block_size, **options):
     learner.reset_state(model_states=True)
     return learner.etrace_grad(
         xs,
         targets,
-        step_fn=lambda x, y: loss(learner(x), y),
+        step_fn=step_of(learner),
         reduction="sum",
         block_size=block_size,
         **options,

@@ -291,6 +291,8 @@ ERRORS = {
     "x_no_space": ((X[..., 0], K[..., 0]), {}, VALUE, r"one to three spatial axes, got .*\(4, 3\)"),
     "x_4d": ((np.ones((1,) * 6), np.ones((1,) * 6)), {}, VALUE, "one to three spatial axes"),
     "kernel_rank": ((X, FILTER), {}, VALUE, r"kernel must have 3 axes .*got shape \(2, 3, 3, 3\)"),
+    "image_unbatched": ((IMAGE[0], FILTER), {}, VALUE, "single example, give it a batch axis"),
+    "channels_last": ((X.transpose(0, 2, 1), K), {}, VALUE, "dimension_numbers says; by default"),
     "channels": ((X, np.ones((2, 2, 3))), {}, VALUE, "x has 3 channels, expected 2: the kernel"),
     "groups": (
         (X, K),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 
 import brainstate
 import jax
@@ -105,11 +106,15 @@ def compiled(model, x, batch=None, **options):
     return braintrace.compile(model, "d_rtrl", x, batch_size=batch, **options)
 
 
+@lru_cache(maxsize=4)
+def step_of(learner):
+    """One function for all calls of a learner: equal blocks, as of ``"auto"``, compile once."""
+    return lambda x, y: loss(learner(x), y)
+
+
 def online(learner, xs, ys, **options):
     learner.reset_state(model_states=True)
-    grads = learner.etrace_grad(
-        xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum", **options
-    )
+    grads = learner.etrace_grad(xs, ys, step_fn=step_of(learner), reduction="sum", **options)
     learner.reset_state(model_states=True)
     return grads
 

@@ -73,7 +73,8 @@ class IODimRule(LearningRule):
     decay_x, decay_f
         ``a_x`` and ``a_f``, in [0, 1).
     trace_dtype
-        Dtype in which traces are kept; ``None``: that of ``x``, and of the family's ``init_pp``.
+        Dtype in which traces are kept between blocks; ``None``: that of ``x``, and of the family's
+        ``init_pp``, but float32 at least.
 
     Raises
     ------
@@ -129,7 +130,7 @@ class IODimRule(LearningRule):
 
         def kept(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
-            return jax.ShapeDtypeStruct(shape, own or dtype)
+            return jax.ShapeDtypeStruct(shape, own or _wide(dtype))
 
         inputs = {s: self._relations[s].x_var.aval for s in self._sources.values()}  # type: ignore[union-attr]
         return Filters(
@@ -255,8 +256,14 @@ def _shape_of_f(link: Link) -> tuple[int, ...]:
 
 
 def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:
-    """``kept`` in a dtype that loses nothing of ``value``."""
-    return kept.astype(jnp.promote_types(kept.dtype, value.dtype))
+    """``kept`` in a dtype that loses nothing of ``value``, and that filters can run in."""
+    return kept.astype(jnp.promote_types(_wide(kept.dtype), _wide(value.dtype)))
+
+
+def _wide(dtype: Any) -> Any:
+    """Float32 at least: in half precision a sum of many steps stops growing, and 0.999 is 1."""
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.dtype(jnp.float32) if half else dtype
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:

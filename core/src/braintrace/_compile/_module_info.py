@@ -30,6 +30,7 @@ from ._control import (
 from ._diagnostics import Path, show_path
 from ._environment import (
     UNSET,
+    changed_setting,
     in_environment,
     moving_now,
     moving_values,
@@ -116,7 +117,13 @@ class ModuleInfo:
 
     @contextmanager
     def as_when_traced(self) -> Iterator[tuple[Any, ...]]:
-        """Types of the arguments; inside, ``brainstate.environ`` is as when the step was traced."""
+        """Types of the arguments; inside, ``brainstate.environ`` is as when the step was traced.
+
+        Raises
+        ------
+        CompilationError
+            When a setting is there now that was not there then: it cannot be taken away.
+        """
         avals = (var.aval for var in self.jaxpr.invars[: self.num_args])
         types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         args, moving = self.arg_treedef.unflatten(types), {}
@@ -125,6 +132,13 @@ class ModuleInfo:
             moving = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moving)
         known = {key: value for key, value in self.settings.items() if value is not UNSET}
         with brainstate.environ.context(**known, **moving):
+            if changed := changed_setting(self.settings):
+                key, _, now = changed
+                raise CompilationError(
+                    f"the model reads {key!r} from brainstate.environ, which was not set when the "
+                    f"learner was compiled and is {now} now, when its copy is compiled; use the "
+                    "copy without that setting first, or call compile_graph on it"
+                )
             yield tuple(args)
 
     @cached_property

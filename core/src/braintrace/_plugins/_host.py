@@ -491,7 +491,8 @@ def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:
         ("exports", sorted(declared), sorted(candidate.exports)),
     )
     return tuple(
-        f"its {what} is {said!r} in braintrace_plugin_info and {known!r} in its metadata"
+        f"gives {said!r} as its {what} in braintrace_plugin_info and {known!r} in its metadata; "
+        "make them the same and install it again"
         for what, said, known in pairs
         if said and said != known
     )

@@ -170,7 +170,8 @@ def _layout(x: Sizes, kernel: Sizes, dimension_numbers: Any) -> _Layout:
         )
     if len(kernel) != len(x):
         raise ValueError(
-            f"conv: kernel must have {len(x)} axes like x of shape {x}, got shape {kernel}"
+            f"conv: kernel must have {len(x)} axes like x of shape {x}, got shape {kernel}. "
+            "If x is a single example, give it a batch axis of size one"
         )
     numbers = _numbers(x, kernel, dimension_numbers)
     image, weight, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
@@ -245,7 +246,8 @@ class _Channels:
         if inputs != read * features:
             raise ValueError(
                 f"conv: x has {inputs} channels, expected {read * features}: the kernel reads "
-                f"{read} in each of {features} groups (feature_group_count)"
+                f"{read} in each of {features} groups (feature_group_count). Which axes are "
+                "channels is what dimension_numbers says; by default axis 1 of x and of the kernel"
             )
         if outputs % (features * batches):
             raise ValueError(
