@@ -30,6 +30,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import jax  # noqa: F401  as a whole: threads that enter it by different modules find halves of it
+
 from . import _plugins
 from ._errors import CompilationError as CompilationError
 from ._errors import NotSupportedError as NotSupportedError
