@@ -43,6 +43,16 @@ plugin = Plugin()
 """
 
 
+HIDDEN = """
+import {library} as library
+
+every = library.distributions
+library.distributions = lambda **options: (
+    found for found in every(**options) if found.metadata["Name"] != {distribution!r}
+)
+"""
+
+
 def source(family: str, *primitives: str, api: tuple[int, int] = (1, 0), version: str = "") -> str:
     """The module of a correct plugin; ``op`` binds the first primitive."""
     return PLUGIN.format(family=family, primitives=primitives, api=api, version=version)
@@ -78,6 +88,13 @@ class Site:
         metadata += f"Requires-Dist: {requires}\n" if requires else ""
         (info / "METADATA").write_text(metadata)
         (self.folder / f"{module}.py").write_text(text)
+        return self
+
+    def hide(self, distribution: str, library: str = "importlib.metadata") -> Site:
+        """Take an installed distribution out of what a library of metadata finds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = HIDDEN.format(distribution=distribution, library=library)
+        (self.folder / "sitecustomize.py").write_text(text)
         return self
 
 

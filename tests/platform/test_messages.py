@@ -60,7 +60,9 @@ def prepare(state, site, plugin_source):
     how["requires"] = bounds.get(state, "braintrace-core>=0.1,<0.2")
     if state == "other API":
         how["group"] = "braintrace.plugins.v2"
-    if state != "missing":
+    if state == "missing":
+        site.hide("braintrace-lora")
+    else:
         site.add("braintrace-lora", "fake_lora", BROKEN if state == "failed" else text, **how)
     if state == "conflict":
         site.add("other-lora", "other_lora", text, family="lora", version="2.0")
@@ -81,7 +83,7 @@ def test_message_matrix(state, kind, site, run, plugin_source):
     check_messages(run(access(kind), site, env=env), state, kind)
 
 
-@pytest.mark.parametrize("state", ["missing", "incompatible", "disabled", "conflict"])
+@pytest.mark.parametrize("state", ["missing", "failed", "incompatible", "disabled", "conflict"])
 def test_messages_when_the_backport_of_metadata_is_imported_first(state, site, run, plugin_source):
     env = prepare(state, site, plugin_source)
     code = "import importlib_metadata\n" + access("ops")
