@@ -7,6 +7,7 @@ initial values into parameters. Plugins import these functions from :mod:`braint
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -149,6 +150,35 @@ def with_unit(array: jax.Array, unit: Any) -> jax.Array | saiunit.Quantity:
     return saiunit.maybe_decimal(saiunit.Quantity(array, unit=unit))
 
 
+def by_rows(function: Callable[[Any], Any], x: ArrayLike) -> Any:
+    """A function of ``x`` [in] or [batch, in], for ``x`` [..., in]: leading axes are one batch.
+
+    Parameters
+    ----------
+    function
+        Returns [out] or [batch, out].
+    x
+        With two axes or fewer it is passed on as it is.
+
+    Returns
+    -------
+    jax.Array or saiunit.Quantity
+        [..., out].
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from braintrace.plugin_api import by_rows
+    >>> by_rows(lambda rows: rows[:, :2], jnp.ones((5, 4, 3))).shape
+    (5, 4, 2)
+    """
+    shape = saiunit.math.shape(x)
+    if len(shape) < 3:
+        return function(x)
+    y = function(saiunit.math.reshape(x, (math.prod(shape[:-1]), shape[-1])))
+    return saiunit.math.reshape(y, (*shape[:-1], saiunit.math.shape(y)[-1]))
+
+
 # --- layers --------------------------------------------------------------------------------------
 
 
@@ -173,6 +203,26 @@ def as_size(name: str, size: Size) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{name} must be a positive integer or a tuple of them, got {size!r}")
     return sizes
+
+
+def as_count(name: str, value: Any) -> int:
+    """``value`` as one positive integer.
+
+    Raises
+    ------
+    ValueError
+        When it is none; the error calls it ``name``.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import as_count
+    >>> as_count("groups", (2,))
+    2
+    """
+    sizes = as_size(name, value)
+    if len(sizes) != 1:
+        raise ValueError(f"{name} must be one positive integer, got {value!r}")
+    return sizes[0]
 
 
 def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -> Any:
@@ -241,8 +291,10 @@ __all__ = [
     "Initializer",
     "ParameterFn",
     "Size",
+    "as_count",
     "as_size",
     "bias_in_unit",
+    "by_rows",
     "initial_value",
     "processed",
     "real_array",

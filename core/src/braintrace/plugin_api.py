@@ -22,7 +22,9 @@ diagnostic of the compiler, or ``None``.
 
 What operations and layers of every family need is here, too: arguments checked and split into
 arrays and units (:func:`real_array`, :func:`processed`, :func:`bias_in_unit`, :func:`with_unit`),
-sizes and initial values of parameters (:func:`as_size`, :func:`initial_value`, :func:`seeded`).
+leading axes as one batch (:func:`by_rows`), sizes and initial values of parameters
+(:func:`as_size`, :func:`as_count`, :func:`initial_value`, :func:`seeded`), and types for their
+signatures.
 """
 
 from __future__ import annotations
@@ -35,8 +37,14 @@ import jax  # noqa: F401  as a whole: threads that enter it by different modules
 from . import _plugins
 from ._errors import CompilationError as CompilationError
 from ._errors import NotSupportedError as NotSupportedError
+from ._family import ArrayLike as ArrayLike
+from ._family import Initializer as Initializer
+from ._family import ParameterFn as ParameterFn
+from ._family import Size as Size
+from ._family import as_count as as_count
 from ._family import as_size as as_size
 from ._family import bias_in_unit as bias_in_unit
+from ._family import by_rows as by_rows
 from ._family import initial_value as initial_value
 from ._family import processed as processed
 from ._family import real_array as real_array
@@ -64,17 +72,23 @@ else:
 
 __all__ = [
     "API",
+    "ArrayLike",
     "CompilationError",
     "DoctorContext",
     "ETraceAlgorithm",
     "ETPPrimitiveSpec",
     "Finding",
     "HostInfo",
+    "Initializer",
     "NotSupportedError",
+    "ParameterFn",
     "PluginInfo",
+    "Size",
+    "as_count",
     "as_size",
     "bias_in_unit",
     "bind",
+    "by_rows",
     "hookimpl",
     "initial_value",
     "processed",

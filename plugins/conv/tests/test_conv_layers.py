@@ -141,7 +141,11 @@ ERRORS = {
     "in_size": (((4, 0), 3, 2), {}, "in_size must be a positive integer or a tuple of them"),
     "in_size_rank": (((4, 4, 2), 3, 2), {}, "in_size must have 2 entries"),
     "out_channels": ((SIZE, 0, 2), {}, "out_channels must be a positive integer"),
-    "out_channels_many": ((SIZE, (3, 3), 2), {}, r"out_channels must be a positive .*\(3, 3\)"),
+    "out_channels_many": (
+        (SIZE, (3, 3), 2),
+        {},
+        r"out_channels must be one positive integer, got \(3, 3\)",
+    ),
     "kernel_size": ((SIZE, 3, 0), {}, "kernel_size must be a positive integer"),
     "stride": ((SIZE, 3, 2), {"stride": -1}, "stride must be a positive integer"),
     "groups": ((SIZE, 3, 2), {"groups": 0}, "groups must be a positive integer"),

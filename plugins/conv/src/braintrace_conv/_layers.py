@@ -11,12 +11,18 @@ import jax
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_size, initial_value, seeded
+from braintrace.plugin_api import (
+    ArrayLike,
+    Initializer,
+    Size,
+    as_count,
+    as_size,
+    initial_value,
+    seeded,
+)
 
-from ._ops import ArrayLike, conv
+from ._ops import conv
 
-Size = brainstate.typing.Size
-Initializer = Any  # a function of a shape, an array, a quantity or a number
 Padding = str | int | tuple[int, ...] | Sequence[tuple[int, int]]
 
 XAVIER: Initializer = init.XavierNormal()
@@ -63,13 +69,13 @@ class _Convolution:
         with seeded(key):
             super().__init__(
                 in_size=as_size("in_size", in_size),
-                out_channels=_count("out_channels", out_channels),
+                out_channels=as_count("out_channels", out_channels),
                 kernel_size=as_size("kernel_size", kernel_size),
                 stride=as_size("stride", stride),
                 padding=padding,
                 lhs_dilation=as_size("lhs_dilation", lhs_dilation),
                 rhs_dilation=as_size("rhs_dilation", rhs_dilation),
-                groups=_count("groups", groups),
+                groups=as_count("groups", groups),
                 w_init=lambda shape: initial_value("w_init", w_init, shape),
                 w_mask=(lambda shape: initial_value("w_mask", w_mask, shape)) if masked else None,
                 channel_first=channel_first,
@@ -106,13 +112,6 @@ class _Convolution:
 
     def _masked(self, weight: ArrayLike) -> ArrayLike:
         return weight if self.w_mask is None else weight * self.w_mask
-
-
-def _count(name: str, value: Any) -> int:
-    sizes = as_size(name, value)
-    if len(sizes) != 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return sizes[0]
 
 
 class Conv1d(_Convolution, brainstate.nn.Conv1d):

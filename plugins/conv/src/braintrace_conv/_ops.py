@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,20 @@ import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import as_size, bias_in_unit, bind, processed, real_array, with_unit
+from braintrace.plugin_api import (
+    ArrayLike,
+    ParameterFn,
+    as_count,
+    as_size,
+    bias_in_unit,
+    bind,
+    processed,
+    real_array,
+    with_unit,
+)
 
 from ._primitives import ETP_CONV, Pairs, Sizes
 
-ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
-ParameterFn = Callable[[Any], Any]
 PerAxis = int | Sequence[int]
 
 PADDINGS = ("SAME", "SAME_LOWER", "VALID")
@@ -235,8 +243,8 @@ class _Channels:
     @classmethod
     def of(cls, layout: _Layout, feature_groups: Any, batch_groups: Any) -> _Channels:
         """The groups, after checking that they divide the channels and the batch."""
-        features = _count("feature_group_count", feature_groups)
-        batches = _count("batch_group_count", batch_groups)
+        features = as_count("conv: feature_group_count", feature_groups)
+        batches = as_count("conv: batch_group_count", batch_groups)
         (batch, *_, inputs), (*_, read, outputs) = layout.image_shape, layout.kernel_shape
         if features > 1 and batches > 1:
             raise ValueError(
@@ -267,11 +275,6 @@ class _Channels:
             return x
         x = jnp.moveaxis(x.reshape(g, batch // g, *space, inputs), 0, -2)
         return x.reshape(batch // g, *space, g * inputs)
-
-
-def _count(name: str, value: Any) -> int:
-    (count,) = _sizes(name, value, 1)
-    return count
 
 
 # --- geometry -----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_size, initial_value
+from braintrace.plugin_api import Initializer, Size, as_size, initial_value
 
-from ._layers import Initializer, Linear, Size
+from ._layers import Linear
 from ._ops import matmul
 
 Activation = str | Callable[[jax.Array], jax.Array]

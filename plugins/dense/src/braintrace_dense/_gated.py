@@ -9,7 +9,7 @@ import brainstate
 import jax
 from jax.nn import sigmoid
 
-from braintrace.plugin_api import seeded
+from braintrace.plugin_api import Initializer, Size, seeded
 
 from ._cell import (
     ORTHOGONAL,
@@ -21,7 +21,7 @@ from ._cell import (
     join,
     per_unit,
 )
-from ._layers import ZEROS, Initializer, Size
+from ._layers import ZEROS
 
 
 class ValinaRNNCell(Cell):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,18 @@ import jax
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_size, initial_value, seeded
+from braintrace.plugin_api import (
+    ArrayLike,
+    Initializer,
+    ParameterFn,
+    Size,
+    as_size,
+    by_rows,
+    initial_value,
+    seeded,
+)
 
-from ._ops import ArrayLike, ParameterFn, matmul
-
-Size = brainstate.typing.Size
-Initializer = Any  # a function of a shape, an array, a quantity or a number
+from ._ops import matmul
 
 KAIMING: Initializer = init.KaimingNormal()
 ZEROS: Initializer = init.ZeroInit()
@@ -25,11 +30,7 @@ ZEROS: Initializer = init.ZeroInit()
 
 def dense(x: ArrayLike, weight: Any, bias: Any, weight_fn: ParameterFn | None) -> Any:
     """:func:`matmul` for ``x`` [..., in], with all leading axes folded into one batch."""
-    lead = saiunit.math.shape(x)[:-1]
-    if len(lead) > 1:
-        x = saiunit.math.reshape(x, (math.prod(lead), saiunit.math.shape(x)[-1]))
-    y = matmul(x, weight, bias, weight_fn=weight_fn)
-    return y if len(lead) < 2 else saiunit.math.reshape(y, (*lead, saiunit.math.shape(y)[-1]))
+    return by_rows(lambda rows: matmul(rows, weight, bias, weight_fn=weight_fn), x)
 
 
 def layer_sizes(in_size: Size, out_size: Size) -> tuple[tuple[int, ...], tuple[int, ...]]:

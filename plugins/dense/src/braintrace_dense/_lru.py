@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from brainstate import random
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_size, seeded
+from braintrace.plugin_api import as_count, seeded
 
 from ._cell import Cell, per_unit
 from ._layers import ZEROS, Linear
@@ -94,7 +94,7 @@ class LRUCell(Cell):
         name: str | None = None,
         key: Any = None,
     ) -> None:
-        model, hidden = _count("d_model", d_model), _count("d_hidden", d_hidden)
+        model, hidden = as_count("d_model", d_model), as_count("d_hidden", d_hidden)
         super().__init__(model, model, ZEROS, name)
         self._hidden_size = (hidden,)
         self.d_model, self.d_hidden = model, hidden
@@ -124,13 +124,6 @@ class LRUCell(Cell):
         self.h_im.value = lam_re * h_im + lam_im * h_re + gamma * self.B_im(x)
         y = self.C_re(self.h_re.value) - self.C_im(self.h_im.value)
         return y + per_unit(self.D.value, x.shape) * x
-
-
-def _count(name: str, value: int) -> int:
-    size = as_size(name, value)
-    if len(size) > 1:
-        raise ValueError(f"{name} must be one positive integer, got {value!r}")
-    return size[0]
 
 
 def _open_unit(units: int) -> jax.Array:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from braintrace.plugin_api import as_size, seeded
+from braintrace.plugin_api import Initializer, Size, as_size, seeded
 
 from ._cell import ORTHOGONAL, Activation, Cell, as_function, brainstate_sizes, join
-from ._layers import ZEROS, Initializer, Size
+from ._layers import ZEROS
 
 
 class MinimalRNNCell(Cell):

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import bias_in_unit, bind, processed, real_array, with_unit
+from braintrace.plugin_api import (
+    ArrayLike,
+    ParameterFn,
+    bias_in_unit,
+    bind,
+    processed,
+    real_array,
+    with_unit,
+)
 
 from ._primitives import ETP_MM, ETP_MV
-
-ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
-ParameterFn = Callable[[Any], Any]
 
 
 def matmul(

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import as_size, initial_value, seeded
+from braintrace.plugin_api import ArrayLike, Initializer, Size, as_size, initial_value, seeded
 
-from ._layers import KAIMING, ZEROS, Initializer, Size, dense, layer_sizes
-from ._ops import ArrayLike
+from ._layers import KAIMING, ZEROS, dense, layer_sizes
 
 
 class LeakyRateReadout(brainstate.nn.Module):

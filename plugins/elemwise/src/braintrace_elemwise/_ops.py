@@ -9,11 +9,9 @@ from typing import Any
 import jax
 import saiunit
 
-from braintrace.plugin_api import bind, processed, real_array, with_unit
+from braintrace.plugin_api import ArrayLike, bind, processed, real_array, with_unit
 
 from ._primitives import ETP_ELEMWISE
-
-ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
 
 
 def _unchanged(weight: Any) -> Any:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,12 +12,19 @@ import jax
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_size, initial_value, seeded
+from braintrace.plugin_api import (
+    ArrayLike,
+    Initializer,
+    Size,
+    as_count,
+    as_size,
+    by_rows,
+    initial_value,
+    seeded,
+)
 
-from ._ops import ArrayLike, fixed_number, lora_matmul
+from ._ops import fixed_number, lora_matmul
 
-Size = brainstate.typing.Size
-Initializer = Any  # a function of a shape, an array, a quantity or a number
 Output = jax.Array | saiunit.Quantity
 
 LECUN: Initializer = init.LecunNormal()
@@ -107,13 +113,13 @@ class LoRA(brainstate.nn.LoRA):
         freeze_base: bool = False,
         key: Any = None,
     ) -> None:
-        in_features = _count("in_features", in_features)
-        self.lora_rank = _count("lora_rank", lora_rank)
+        in_features = as_count("in_features", in_features)
+        self.lora_rank = as_count("lora_rank", lora_rank)
         with seeded(key):
             super().__init__(
                 in_features,
                 self.lora_rank,
-                _count("out_features", out_features),
+                as_count("out_features", out_features),
                 base_module=_checked_base(base_module, freeze_base),  # type: ignore[arg-type]
                 kernel_init=lambda shape: initial_value("kernel_init", kernel_init, shape),
                 param_type=param_type,
@@ -128,10 +134,11 @@ class LoRA(brainstate.nn.LoRA):
 
     def update(self, x: ArrayLike) -> Output:
         """The output [..., out] for an input [..., in]."""
-        factors, shape = self.weight.value, saiunit.math.shape(x)
-        rows = x if len(shape) < 3 else saiunit.math.reshape(x, (math.prod(shape[:-1]), shape[-1]))
-        y = lora_matmul(rows, factors["lora_a"], factors["lora_b"], alpha=self.alpha)
-        y = saiunit.math.reshape(y, (*shape[:-1], self.out_features))
+        factors = self.weight.value
+        y = by_rows(
+            lambda rows: lora_matmul(rows, factors["lora_a"], factors["lora_b"], alpha=self.alpha),
+            x,
+        )
         return y if self.base_module is None else _sum(self._base(x), y)
 
     def _base(self, x: ArrayLike) -> Output:
@@ -175,13 +182,6 @@ def _sum(base: Any, y: Output) -> Output:
 
 
 # --- arguments -------------------------------------------------------------------------------
-
-
-def _count(name: str, value: Any) -> int:
-    sizes = as_size(name, value)
-    if len(sizes) != 1:
-        raise ValueError(f"{name} must be one positive integer, got {value!r}")
-    return sizes[0]
 
 
 def _checked_in_size(in_size: Size | None, in_features: int) -> tuple[int, ...] | None:

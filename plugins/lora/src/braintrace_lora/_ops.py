@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit
 
-from braintrace.plugin_api import bias_in_unit, bind, processed, real_array, with_unit
+from braintrace.plugin_api import (
+    ArrayLike,
+    ParameterFn,
+    bias_in_unit,
+    bind,
+    processed,
+    real_array,
+    with_unit,
+)
 
 from ._primitives import ETP_LORA_MM, ETP_LORA_MV
-
-ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
-ParameterFn = Callable[[Any], Any]
 
 
 def lora_matmul(

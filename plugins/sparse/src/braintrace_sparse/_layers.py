@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import brainstate
 import jax
 import saiunit
 
-from braintrace.plugin_api import as_size, initial_value, real_array, seeded
+from braintrace.plugin_api import (
+    ArrayLike,
+    Initializer,
+    Size,
+    as_size,
+    by_rows,
+    initial_value,
+    real_array,
+    seeded,
+)
 
 from ._matrices import entries_of
-from ._ops import ArrayLike, sparse_matmul
-
-Size = brainstate.typing.Size
-Initializer = Any  # a function of a shape, an array, a quantity or a number
+from ._ops import sparse_matmul
 
 
 class SparseLinear(brainstate.nn.SparseLinear):
@@ -103,10 +108,7 @@ class SparseLinear(brainstate.nn.SparseLinear):
     def update(self, x: ArrayLike) -> jax.Array | saiunit.Quantity:
         """The output [..., out] for an input [..., in]."""
         parameters = self.weight.value
-        *lead, features = saiunit.math.shape(x)
-        if len(lead) > 1:
-            x = saiunit.math.reshape(x, (math.prod(lead), features))
-        y = sparse_matmul(
-            x, parameters["weight"], sparse_mat=self.spar_mat, bias=parameters.get("bias")
+        weight, bias = parameters["weight"], parameters.get("bias")
+        return by_rows(
+            lambda rows: sparse_matmul(rows, weight, sparse_mat=self.spar_mat, bias=bias), x
         )
-        return y if len(lead) < 2 else saiunit.math.reshape(y, (*lead, saiunit.math.shape(y)[-1]))

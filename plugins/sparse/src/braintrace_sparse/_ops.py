@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import bias_in_unit, bind, processed, real_array, with_unit
+from braintrace.plugin_api import (
+    ArrayLike,
+    ParameterFn,
+    bias_in_unit,
+    bind,
+    processed,
+    real_array,
+    with_unit,
+)
 
 from ._matrices import Entries, entries_of
 from ._primitives import ETP_SP_MM, ETP_SP_MV
 
-ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
-ParameterFn = Callable[[Any], Any]
 OP = "sparse_matmul"
 
 
