@@ -24,7 +24,7 @@ import tempfile
 import time
 import venv
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,10 @@ VENV = ROOT / os.environ.get("VENV", ".venv")
 EXTRAS = "examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 FILES_PER_PROCESS = 4
+SLOW = ("tests/property", "tests/core", "tests/neurons", "tests/conformance")  # started first
 NO_TESTS = 5  # pytest's exit status
+#: With these XLA compiles small programs in half the time; a version may lack some of them.
+XLA_OPTIONS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 
 
 # --- the environment -----------------------------------------------------------------------------
@@ -130,10 +133,10 @@ def runs_as(candidate: Path, version: str) -> bool:
     return output(str(candidate), "-c", code) == version
 
 
-def output(*command: str) -> str:
+def output(*command: str, variables: Mapping[str, str] | None = None) -> str:
     """What a command prints, or nothing when it fails or does not exist."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -171,14 +174,18 @@ class Tally:
 
 
 def test(options: Sequence[str]) -> int:
-    """Run the suite, one pytest process per group of files."""
+    """Run the suite, or that part of it that is in ``tests`` or ``plugins``, one pytest process
+    per group of files; with other paths, pytest as it is."""
     python = environment()
+    parts = [option for option in options if option.rstrip("/") in ("tests", "plugins")]
+    options = [option for option in options if option not in parts]
     if any(Path(option.partition("::")[0]).exists() for option in options):
-        return subprocess.call([python, "-m", "pytest", *options])
-    groups = test_groups()
+        return subprocess.call([python, "-m", "pytest", *options, *parts])
+    groups = test_groups(parts or ("tests", "plugins"))
     start = time.monotonic()
+    variables = quick_compilation(python)
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        tallies = list(pool.map(partial(run_group, python, options), groups))
+        tallies = list(pool.map(partial(run_group, python, options, variables), groups))
     total = sum(tallies, Tally())
     print(f"\n{'=' * 30} summary ({time.monotonic() - start:.0f} s) {'=' * 30}")
     for group, tally in zip(groups, tallies, strict=True):
@@ -189,13 +196,35 @@ def test(options: Sequence[str]) -> int:
     return 1 if total.failed or total == Tally() else 0
 
 
-def test_groups() -> list[list[Path]]:
-    """The test files of each folder, at most a few together: compiled programs pile up."""
-    files = sorted([*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")])
-    folders = sorted({file.parent for file in files})
-    by_folder = [[file for file in files if file.parent == folder] for folder in folders]
-    size = FILES_PER_PROCESS
-    return [group[i : i + size] for group in by_folder for i in range(0, len(group), size)]
+def quick_compilation(python: Path) -> dict[str, str]:
+    """The environment variables, with what the installed XLA knows of ``XLA_OPTIONS``.
+
+    An option that it does not know would end every process that has it.
+    """
+    own = os.environ.get("XLA_FLAGS", "")
+    cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    known = []
+    for option in XLA_OPTIONS:
+        code = "import jax; jax.devices(); print('known')"
+        if output(str(python), "-c", code, variables={**cpu, "XLA_FLAGS": option}) == "known":
+            known.append(option)
+    return {**os.environ, "XLA_FLAGS": " ".join([*known, own]).strip()}
+
+
+def test_groups(parts: Sequence[str]) -> list[list[Path]]:
+    """The test files of each folder, at most a few together: compiled programs pile up.
+
+    What takes long comes first, so that no process is left alone with it in the end.
+    """
+    patterns = {"tests": "tests/**/test_*.py", "plugins": "plugins/*/tests/**/test_*.py"}
+    files = sorted(file for part in parts for file in ROOT.glob(patterns[part.rstrip("/")]))
+    slow = [ROOT / folder for folder in SLOW]
+    folders = sorted({file.parent for file in files} - {*slow})
+    size, groups = FILES_PER_PROCESS, []
+    for folder in [*slow, *folders]:
+        inside = [file for file in files if file.parent == folder]
+        groups += [inside[i : i + size] for i in range(0, len(inside), size)]
+    return groups
 
 
 def title(group: Sequence[Path]) -> str:
@@ -204,13 +233,16 @@ def title(group: Sequence[Path]) -> str:
     return f"{group[0].parent.relative_to(ROOT)} ({names})"
 
 
-def run_group(python: Path, options: Sequence[str], group: Sequence[Path]) -> Tally:
+def run_group(
+    python: Path, options: Sequence[str], variables: Mapping[str, str], group: Sequence[Path]
+) -> Tally:
     """Run one pytest process and print its output when it has ended."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
             [python, "-m", "pytest", *options, f"--junitxml={report}", *group],
             cwd=ROOT,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

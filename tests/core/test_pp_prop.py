@@ -280,7 +280,9 @@ def test_memory_does_not_depend_on_the_number_of_parameters(
     assert len(learner.rule.links) == 2
     # the two gates have one input
     assert elements(learner) == 1 + batch * (n_in + n_out) * 2 + batch * 2 * n_out
-    assert f"traces: 2, {(elements(learner) * 8 - 4) / 2**20:.2f} MiB" in learner.report
+    from braintrace._reporting import shown_bytes
+
+    assert f"traces: 2, {shown_bytes(elements(learner) * 8 - 4)}\n" in learner.report
 
 
 def test_a_longer_block_holds_the_filters_of_its_steps() -> None:

@@ -40,18 +40,28 @@ if TYPE_CHECKING:
     from ._compile import (
         find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module,
     )
+    from ._config import ETraceConfig as ETraceConfig
     from ._errors import CompilationError as CompilationError
     from ._errors import NotSupportedError as NotSupportedError
     from ._execute import ETraceGraphExecutor as ETraceGraphExecutor
     from ._learner import EligibilityTrace as EligibilityTrace
     from ._learner import ETraceAlgorithm as ETraceAlgorithm
     from ._learners import D_RTRL as D_RTRL
+    from ._learners import DNI as DNI
     from ._learners import ES_D_RTRL as ES_D_RTRL
+    from ._learners import RTRL as RTRL
+    from ._learners import UORO as UORO
+    from ._learners import EProp as EProp
     from ._learners import ETraceVjpAlgorithm as ETraceVjpAlgorithm
     from ._learners import IODimVjpAlgorithm as IODimVjpAlgorithm
+    from ._learners import OSTLFeedforward as OSTLFeedforward
+    from ._learners import OSTLRecurrent as OSTLRecurrent
     from ._learners import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
+    from ._learners import SnAp as SnAp
+    from ._learners import ThreeFactor as ThreeFactor
     from ._learners import compile as compile
     from ._learners import pp_prop as pp_prop
+    from ._optimizers import OptaxOptimizer as OptaxOptimizer
     from ._primitive import BATCHED_PRIMITIVES as BATCHED_PRIMITIVES
     from ._primitive import ETP_PRIMITIVE_SPECS as ETP_PRIMITIVE_SPECS
     from ._primitive import ETP_PRIMITIVES as ETP_PRIMITIVES
@@ -65,6 +75,8 @@ if TYPE_CHECKING:
     from ._primitive import is_etp_primitive as is_etp_primitive
     from ._primitive import register_primitive as register_primitive
     from ._primitive import register_primitive_spec as register_primitive_spec
+    from ._windows import MultiStepData as MultiStepData
+    from ._windows import SingleStepData as SingleStepData
 else:
     from . import _lazy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainstate
@@ -20,12 +20,13 @@ from ._compile import (
     HiddenParamOpRelation,
     StateKind,
     TrainableOperand,
+    Transition,
     compile_etrace_graph,
 )
 from ._errors import CompilationError
 from ._jax import Var
 from ._jaxpr import holds, read, run_equations
-from ._layout import Link, join_states
+from ._layout import Link, Positions, join_states
 from ._rules import Operation
 from ._sweeps import Reverse, block_diagonal, factor_by_position
 
@@ -85,10 +86,14 @@ class ETraceGraphExecutor:
             for relation in graph.hidden_param_op_relations
             for g, alignment in relation.group_alignments.items()
         )
-        self._graph, self.links = graph, links
+        self._graph, self.near_links, self.links = graph, links, self.arranged(graph, links)
         self.boundary = _boundary(graph)
 
-    def for_model(self, model: brainstate.nn.Module) -> ETraceGraphExecutor:
+    def arranged(self, graph: ETraceGraph, links: tuple[Link, ...]) -> tuple[Link, ...]:
+        """The links as learning rules see them."""
+        return links
+
+    def for_model(self, model: brainstate.nn.Module, compiled: bool = True) -> ETraceGraphExecutor:
         """An executor of another model with the same options, compiled if this one is.
 
         Parameters
@@ -96,14 +101,16 @@ class ETraceGraphExecutor:
         model
             A model like this one's, such as a copy of it. It is compiled for arguments of the same
             shapes and dtypes and under the same settings of ``brainstate.environ``.
+        compiled
+            ``False``: do not compile it.
 
         Raises
         ------
         CompilationError, NotSupportedError
             As :meth:`compile_graph`.
         """
-        other = ETraceGraphExecutor(model, **self.options)
-        if self._graph is not None:
+        other = type(self)(model, **self.options)
+        if compiled and self._graph is not None:
             with self._graph.module_info.as_when_traced() as args:
                 other.compile_graph(*args)
         return other
@@ -140,7 +147,7 @@ class ETraceGraphExecutor:
         return tuple(self.path_to_states.values())
 
     def operation(
-        self, relation: HiddenParamOpRelation, group: HiddenGroup | None = None
+        self, relation: HiddenParamOpRelation, group: Positions | None = None
     ) -> Operation:
         """A relation's operation as its rules see it, in one of its hidden groups."""
         return Operation(
@@ -179,11 +186,31 @@ class ETraceGraphExecutor:
         leaves = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
         perturb = plan.init_perturb_data() if perturb is None else perturb
         outputs, boundary = plan.eval_jaxpr([*args, *leaves], perturb, self.boundary)
+        return *self._results(outputs), tuple(boundary)
+
+    def run_plain(
+        self, args: Sequence[Any], states: Mapping[Path, Any]
+    ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
+        """Run one step as it was traced: its derivative is the ordinary one, with every path.
+
+        Parameters and results are those of :meth:`run`.
+        """
+        info = self.graph.module_info
+        leaves = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
+        env: dict[Var, Any] = dict(_jax.constants(info.jaxpr))
+        env.update(zip(info.jaxpr.invars, (*args, *leaves), strict=True))
+        run_equations(info.eqns, env)
+        outputs = [read(env, atom) for atom in info.jaxpr.outvars]
+        return *self._results(outputs), tuple(read(env, var) for var in self.boundary)
+
+    def _results(self, outputs: Sequence[Any]) -> tuple[Any, dict[Path, Any]]:
+        """The model's result and the new values of its states, from the outputs of a step."""
+        info = self.graph.module_info
         new = outputs[info.num_out :]
-        new_states = {
+        states = {
             slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in info.slots
         }
-        return info.out_treedef.unflatten(outputs[: info.num_out]), new_states, tuple(boundary)
+        return info.out_treedef.unflatten(outputs[: info.num_out]), states
 
     def jacobians(self, boundary: Sequence[Any]) -> StepJacobians:
         """``x``, ``f`` and ``D`` of a step, from the values of its boundary.
@@ -199,10 +226,7 @@ class ETraceGraphExecutor:
         found: dict[int, jax.Array] = {}
         transitions: list[jax.Array | None] = []
         for group, cone in zip(self.graph.hidden_groups, self.graph.cones, strict=True):
-            links = {i: k for i, k in enumerate(self.links) if k.group is group}
-            if not links:
-                transitions.append(None)
-                continue
+            links = {i: k for i, k in enumerate(self.near_links) if k.group is group}
             transition, factors = self._group_jacobians(group, cone, links, env)
             transitions.append(transition)
             found.update(factors)
@@ -215,30 +239,58 @@ class ETraceGraphExecutor:
     def _group_jacobians(
         self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: dict[Var, Any]
     ) -> tuple[jax.Array | None, dict[int, jax.Array]]:
+        """``D`` of a group and ``f`` of its links."""
+        if not links:
+            return None, {}
         forward = [i for i, k in links.items() if _takes_forward_mode(self.graph, k)]
-        reverse = [i for i in links if i not in forward]
-        ys = {i: link.relation.y_var.aval for i, link in links.items()}
-        zeros = {i: jnp.zeros(y.shape, y.dtype) for i, y in ys.items()}
+        moved = self._cone_function(group, cone, links, env)
+        sweep = self._cone_sweep(group, cone, links, env, [i for i in links if i not in forward])
+        rows = sweep.rows()
+        factors = {}
+        for i, link in links.items():
+            if i in forward:
+                factors[i] = link.to_y(join_states(group, moved(i)), 1)
+            elif link.extra:
+                factors[i] = factor_by_position(sweep, link, i)
+            else:
+                factors[i] = jnp.stack([row[1][i] for row in rows])
+        return self._transition(group, cone, sweep, rows, env), factors
+
+    def _cone_sweep(
+        self,
+        group: HiddenGroup,
+        cone: Cone,
+        links: Mapping[int, Link],
+        env: dict[Var, Any],
+        chosen: Sequence[int],
+    ) -> Reverse:
+        """Reverse mode of a group's new values in its old ones and the ``y`` of chosen links."""
+        zeros = _zeros_of(links)
         olds = [env[var] for var in group.hidden_invars] if cone.old_reaches else []
 
         def new_values(olds: list[Any], perturb: dict[int, Any]) -> list[Any]:
             shift = {links[i].relation.y_var: perturb.get(i, zero) for i, zero in zeros.items()}
             return self._run_cone(group, cone, olds, shift, env)
 
-        at_zero = {i: zeros[i] for i in reverse}
-        news, pull = jax.lax.optimization_barrier(jax.vjp(new_values, olds, at_zero))
-        sweep = Reverse(group, news, pull)
-        rows = sweep.rows()
-        factors = {i: jnp.stack([row[1][i] for row in rows]) for i in reverse}
-        for i, link in links.items():
-            if i in forward:
-                _, moved = jax.jvp(
-                    lambda v, i=i: new_values(olds, {i: v}), (zeros[i],), (jnp.ones_like(zeros[i]),)
-                )
-                factors[i] = link.to_y(join_states(group, moved), 1)
-            elif link.extra:
-                factors[i] = factor_by_position(sweep, link, i)
-        return self._transition(group, cone, sweep, rows, env), factors
+        at_zero = {i: zeros[i] for i in chosen}
+        return Reverse(group, *jax.lax.optimization_barrier(jax.vjp(new_values, olds, at_zero)))
+
+    def _cone_function(
+        self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: dict[Var, Any]
+    ) -> Callable[[int], list[Any]]:
+        """Per link, the forward derivative of the group's new values along ones in its ``y``."""
+        zeros = _zeros_of(links)
+        olds = [env[var] for var in group.hidden_invars] if cone.old_reaches else []
+
+        def moved(i: int) -> list[Any]:
+            def new_values(y: Any) -> list[Any]:
+                shift = {links[k].relation.y_var: zero for k, zero in zeros.items()}
+                shift[links[i].relation.y_var] = y
+                return self._run_cone(group, cone, olds, shift, env)
+
+            return jax.jvp(new_values, (zeros[i],), (jnp.ones_like(zeros[i]),))[1]
+
+        return moved
 
     def _transition(
         self,
@@ -252,16 +304,23 @@ class ETraceGraphExecutor:
         transition = cone.transition
         if transition is None:
             return None
-        if transition.program is not None:
-            held = [read(env, var) for var in transition.free]
-            call = _jax.jaxpr_as_fun(transition.program)
-            olds = [env[var] for var in group.hidden_invars]
-            news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
-            sweep = Reverse(group, news, lambda cotangents: (*pull(cotangents), {}))
-            rows = [] if transition.mixed else sweep.rows()
+        sweep = self._transition_sweep(group, transition, sweep, env)
         if transition.mixed:
             return block_diagonal(sweep, transition.mixed)
+        rows = rows if transition.program is None else sweep.rows()
         return jnp.stack([join_states(group, row[0]) for row in rows])
+
+    def _transition_sweep(
+        self, group: HiddenGroup, transition: Transition, sweep: Reverse, env: dict[Var, Any]
+    ) -> Reverse:
+        """Reverse mode of the transition: that of the cone, unless it has a program of its own."""
+        if transition.program is None:
+            return sweep
+        held = [read(env, var) for var in transition.free]
+        call = _jax.jaxpr_as_fun(transition.program)
+        olds = [env[var] for var in group.hidden_invars]
+        news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
+        return Reverse(group, news, lambda cotangents: (*pull(cotangents), {}))
 
     def _run_cone(
         self,
@@ -356,6 +415,12 @@ def compile_options() -> frozenset[str]:
     """Names of the options of compiling."""
     parameters = inspect.signature(compile_etrace_graph).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _zeros_of(links: Mapping[int, Link]) -> dict[int, jax.Array]:
+    """Zeros like the ``y`` of every link."""
+    ys = {i: link.relation.y_var.aval for i, link in links.items()}
+    return {i: jnp.zeros(y.shape, y.dtype) for i, y in ys.items()}
 
 
 def _boundary(graph: ETraceGraph) -> tuple[Var, ...]:

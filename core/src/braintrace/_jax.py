@@ -289,6 +289,15 @@ def warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
+def random_bits_of(seed: Any) -> Array:
+    """The bits of a random key: of a typed one, of an old-style one, or of an integer seed."""
+    if isinstance(seed, int | np.integer):
+        return jax.random.key_data(jax.random.key(int(seed)))
+    if jax.dtypes.issubdtype(getattr(seed, "dtype", None), jax.dtypes.prng_key):
+        return jax.random.key_data(seed)
+    return jax.numpy.asarray(seed, "uint32")
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is being traced (not a concrete array or a number)."""
     return isinstance(value, jax.core.Tracer)

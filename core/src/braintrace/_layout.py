@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,26 @@ import numpy as np
 
 from ._compile import HiddenGroup, HiddenParamOpRelation
 from ._positions import Alignment
+
+
+class Positions(Protocol):
+    """A hidden group as rules see it: positions [*V], each with ``S`` states."""
+
+    @property
+    def index(self) -> int:
+        """Number of the group."""
+
+    @property
+    def varshape(self) -> tuple[int, ...]:
+        """``[*V]``."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of position axes."""
+
+    @property
+    def num_state(self) -> int:
+        """``S``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +49,7 @@ class Link:
     """
 
     relation: HiddenParamOpRelation
-    group: HiddenGroup
+    group: Positions
     alignment: Alignment
 
     @property

@@ -1,35 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learners: the objects that own traces and touch the states of a model."""
+"""Learners: a model with traces, and the drivers that run whole sequences."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax
+from . import _guards, _jax
 from ._algorithm import LearningRule
-from ._checks import (
-    check_options,
-    check_same_states,
-    check_states,
-    checked_args,
-    checked_weights,
-    require_callable,
-    warn_of_unreset,
-)
-from ._compile import ETraceGraph, StateKind, show_path
-from ._errors import CompilationError
+from ._checks import check_states, checked_weights, require_callable
+from ._compile import StateKind, show_path
 from ._execute import ETraceGraphExecutor
-from ._online import add_gradients, not_differentiable, online_step
+from ._losses import checked_mask, masked_step, scale_of, shown_losses, weighted_sum
+from ._online import add_gradients, not_differentiable
+from ._optimizers import OptaxOptimizer, as_optimizer
+from ._progress import Progress
 from ._sequence import (
     BlockRunner,
-    Tape,
+    Extras,
     auto_block_size,
     common_length,
     flat_states,
@@ -37,21 +33,63 @@ from ._sequence import (
     trace_step,
     write_states,
 )
+from ._stepping import EligibilityTrace, SteppingLearner
 
-Path = tuple[Any, ...]
+State = brainstate.State[Any]
 CACHED_DRIVERS = 16
+LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
 
-class EligibilityTrace(brainstate.ShortTermState):
-    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule."""
+@dataclass(frozen=True)
+class GradOptions:
+    """What a gradient of a sequence is asked for; see ``etrace_grad``."""
+
+    step_fn: Callable[..., Any]
+    weights: tuple[tuple[Any, State], ...]
+    reduction: str = "mean"
+    has_aux: bool = False
+    masked: bool = False
+    chunk_size: int | None = None
+    block_size: int | str = "auto"
+    carry_trace: bool = True
+    check: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        require_callable(self.step_fn)
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
+        if self.block_size != "auto":
+            check_count("block_size", self.block_size, "'auto' or ")
+        if self.chunk_size is not None:
+            check_count("chunk_size", self.chunk_size, "None or ")
 
 
-class ETraceAlgorithm(brainstate.nn.Module):
+class Outcome(NamedTuple):
+    """Gradients by key of the weights, and what the steps gave, stacked."""
+
+    grads: Any
+    losses: Any
+    aux: Any
+    flags: Any = None
+
+
+def check_count(name: str, value: Any, others: str = "") -> int:
+    """``value``, if it is a positive integer; raises ``ValueError``."""
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_int or int(value) < 1:
+        raise ValueError(f"{name} must be {others}a positive integer, got {value!r}")
+    return int(value)
+
+
+class ETraceAlgorithm(SteppingLearner):
     """Base of the learners: a model with eligibility traces.
 
     A learner is called like the model it wraps. Differentiating a loss of its result with
     ``brainstate.transform.grad`` with respect to ``learner.param_states`` gives online gradients;
-    :meth:`etrace_grad` gives those of a whole sequence, much faster.
+    :meth:`etrace_grad` gives those of a whole sequence, much faster. What runs a sequence is
+    compiled once, works under ``jit`` and ``vmap`` too, and takes memory that does not grow with
+    the length of the sequence, besides that of the sequence itself and of what is returned.
 
     Parameters
     ----------
@@ -66,249 +104,31 @@ class ETraceAlgorithm(brainstate.nn.Module):
     """
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
-        super().__init__()
-        if not isinstance(model, brainstate.nn.Module):
-            raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
-        if isinstance(model, ETraceAlgorithm):
-            raise TypeError(
-                f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
-            )
-        check_options(type(self), options)
-        self.model = model
-        self._executor = ETraceGraphExecutor(model, **options)
-        self.traces: tuple[EligibilityTrace, ...] = ()
-        self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
-        self._rule: LearningRule | None = None
-        self._tape: Tape | None = None
+        super().__init__(model, **options)
         self._drivers: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
-
-    def make_rule(self, executor: ETraceGraphExecutor) -> LearningRule:
-        """The learning rule for a compiled model."""
-        raise NotImplementedError(f"{type(self).__name__} does not define make_rule")
-
-    # --- compiling ---------------------------------------------------------------------------
-
-    def compile_graph(self, *args: Any) -> None:
-        """Compile the model for arguments like ``args`` and start with traces of zeros.
-
-        Parameters
-        ----------
-        *args
-            Example arguments of one step; only shapes and dtypes matter.
-
-        Raises
-        ------
-        CompilationError, NotSupportedError
-            See :func:`braintrace.compile_etrace_graph`.
-        """
-        executor = ETraceGraphExecutor(self.model, **self._executor.options)
-        executor.compile_graph(*args)
-        rule = self._adopt(executor)
-        self.traces = tuple(EligibilityTrace(trace) for trace in rule.init())
+        self._optimizers: list[OptaxOptimizer] = []
 
     def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
-        """Learn by the learner's rule with a compiled executor from now on."""
-        rule = self.make_rule(executor)
-        self._executor, self._rule, self._step = executor, rule, online_step(rule)
         self._drivers = OrderedDict()
-        return rule
+        return super()._adopt(executor)
 
-    @property
-    def executor(self) -> ETraceGraphExecutor:
-        """What runs and differentiates a step of the model.
-
-        A learner that was copied with its model is compiled anew for the copy here.
-        """
-        if self._executor.model is not self.model:
-            executor = self._executor.for_model(self.model)
-            if executor.is_compiled:
-                self._adopt(executor)
-            self._executor = executor
-        return self._executor
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            f"a {type(self).__name__} cannot be pickled, because brainstate states cannot be "
-            "pickled; make the model and the learner where they are needed and set the values of "
-            "their states. copy.deepcopy copies a learner"
-        )
-
-    @property
-    def rule(self) -> LearningRule:
-        """The learning rule of the compiled model."""
-        self.graph  # noqa: B018  raises before compile_graph
-        if self._rule is None:
-            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
-        return self._rule
-
-    @property
-    def graph(self) -> ETraceGraph:
-        """What the compiler found."""
-        return self.executor.graph
-
-    @property
-    def report(self) -> str:
-        """What the compiler found and what the traces take, as text."""
-        held = sum(
-            leaf.size * leaf.dtype.itemsize
-            for t in self.traces
-            for leaf in jax.tree.leaves(t.value)
-        )
-        return f"{self.graph.report()}\n\ntraces: {len(self.rule.links)}, {held / 2**20:.2f} MiB"
-
-    def _states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
-        return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}
-
-    @property
-    def param_states(self) -> dict[Path, brainstate.State[Any]]:
-        """All parameters of the model, by path."""
-        return dict(brainstate.graph.states(self.model, brainstate.ParamState))
-
-    @property
-    def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
-        """Hidden states of the compiled step, by path."""
-        return self._states_of(StateKind.HIDDEN)
-
-    @property
-    def other_states(self) -> dict[Path, brainstate.State[Any]]:
-        """Further states of the compiled step, by path."""
-        return self._states_of(StateKind.OTHER)
-
-    def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
-        """The traces of a parameter, one dict per relation and hidden group it takes part in.
-
-        D-RTRL: an array for each trainable key, with a trailing state axis: [B, in, out, S] for a
-        dense product of a batch. pp_prop: the filtered input ``"x"``, [B, in] (absent for an
-        operation without one), and the filtered factor ``"f"``, [B, out, S].
-
-        Parameters
-        ----------
-        weight
-            The parameter or its path.
-
-        Raises
-        ------
-        KeyError
-            When the parameter has no trace.
-        """
-        path = weight
-        if isinstance(weight, brainstate.State):
-            path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
-        traces = tuple(trace.value for trace in self.traces)
-        found = [
-            self.rule.of_link(traces, i)
-            for i, link in enumerate(self.rule.links)
-            if path in link.relation.parameter_paths
-        ]
-        if not found:
-            known = [
-                show_path(p) for link in self.rule.links for p in link.relation.parameter_paths
-            ]
-            name = show_path(path) if isinstance(path, tuple) else repr(path)
-            raise KeyError(f"{name} has no trace; parameters with one are {sorted(set(known))}")
-        return found
-
-    def reset_state(
-        self, batch_size: int | None = None, *, model_states: bool = False, **kwargs: Any
-    ) -> None:
-        """Set the traces (and with ``model_states=True`` those of the model) to their start.
-
-        Parameters
-        ----------
-        batch_size
-            Passed on to the model's ``reset_state``.
-        model_states
-            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
-            module without a ``reset_state`` of its own keeps its states.
-
-        Raises
-        ------
-        ValueError
-            When the model's states come out with another shape than the compiled one; the states
-            then stay as they were.
-        """
-        check_same_states(self.model, self.graph.module_info)
-        if model_states:
-            self._reset_model(batch_size, **kwargs)
-        for trace, zero in zip(self.traces, self.rule.init(), strict=True):
-            trace.value = zero
-        self.running_index.value = jnp.zeros((), jnp.int32)
-
-    def _reset_model(self, batch_size: int | None, **kwargs: Any) -> None:
-        before = {s: s.value for s in brainstate.graph.states(self.model).values()}
-        try:
-            brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
-            warn_of_unreset(self.model, self.graph.module_info, before)
-            for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
-                shapes = [jnp.shape(v) for v in (slot.state.value, before[slot.state])]
-                if shapes[0] != shapes[1]:
-                    raise ValueError(
-                        f"batch_size={batch_size} resets {show_path(slot.path)} to shape "
-                        f"{shapes[0]}, but the learner was compiled for {shapes[1]}; compile again "
-                        "for another batch"
-                    )
-        except Exception:
-            for state, value in before.items():
-                state.restore_value(value)
-            raise
-
-    # --- one step ----------------------------------------------------------------------------
-
-    def update(self, *args: Any) -> Any:
-        """Run one step of the model and of the traces.
-
-        Parameters
-        ----------
-        *args
-            Arguments like those the learner was compiled for.
-
-        Returns
-        -------
-        The model's result. Its gradient with respect to the parameters is the online gradient;
-        with respect to the arguments it is that of the current step, and with respect to states
-        zero: credit for the past is in the traces.
-
-        Raises
-        ------
-        CompilationError
-            Before :meth:`compile_graph`, or when the model's states were made anew since.
-        ValueError
-            When an argument or a state has another shape, dtype or structure than the compiled one.
-        NotSupportedError
-            When the gradient is differentiated once more.
-        """
-        leaves = checked_args(self.graph.module_info, args)
-        check_states(self.model, self.graph.module_info)
-        slots = self.graph.module_info.slots
-        values = {slot.path: slot.state.value for slot in slots}
-        if self._tape is not None:
-            out, new, boundary = self.executor.run(leaves, values, self._tape.perturb)
-            self._tape.boundaries.append(boundary)
-        else:
-            params = {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}
-            out, new, traces = self._step(
-                params, leaves, values, tuple(t.value for t in self.traces)
-            )
-            for state, trace in zip(self.traces, traces, strict=True):
-                state.value = trace
-            self.running_index.value = self.running_index.value + 1
-        for slot in slots:
-            if slot.kind is not StateKind.PARAM:
-                slot.state.value = new[slot.path]
-        return out
-
-    # --- sequences ---------------------------------------------------------------------------
+    # --- gradients -----------------------------------------------------------------------------
 
     def etrace_grad(
         self,
         *sequences: Any,
         step_fn: Callable[..., Any],
-        weights: Mapping[Any, brainstate.State[Any]] | None = None,
+        mask: Any = None,
+        weights: Mapping[Any, State] | None = None,
         reduction: str = "mean",
+        loss_output: str = "per_step",
         has_aux: bool = False,
         return_value: bool = False,
+        chunk_size: int | None = None,
         block_size: int | str = "auto",
         carry_trace: bool = True,
+        check: bool = False,
+        progress: bool = False,
     ) -> Any:
         """Gradients of the losses of a sequence, in memory that does not grow with its length.
 
@@ -320,20 +140,37 @@ class ETraceAlgorithm(brainstate.nn.Module):
             Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
         step_fn
             Calls the learner once and returns the scalar loss of a step (and auxiliary data).
+        mask
+            Weights of the losses, [T], or [T, B] for sequences of several lengths: ``step_fn`` then
+            returns a loss for each example, [B]. States and traces move on at masked steps, too.
         weights
-            Parameter states whose gradients are wanted, by any key; default: all of the model.
+            Parameter states whose gradients are wanted, by any key; default: all of the learner.
         reduction
-            ``'mean'`` or ``'sum'`` of the per-step losses is what is differentiated.
+            ``'mean'`` (weighted by the mask; zero when all is masked) or ``'sum'`` of the losses is
+            what is differentiated.
+        loss_output
+            Which losses ``return_value`` gives: ``'per_step'``, as ``step_fn`` returned them;
+            ``'masked'``, times the mask; ``'scalar'``, what is differentiated.
         has_aux
             ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too.
         return_value
-            Return the per-step losses [T] too.
+            Return the losses too.
+        chunk_size
+            Learn in windows of ``k`` steps, for a learner with ``vjp_method='multi-step'`` (the
+            last window may be shorter): ``step_fn`` gets slices [k, ...], wraps the arguments of
+            the learner in :class:`braintrace.MultiStepData` and returns ``k`` losses. Another
+            ``chunk_size`` is another learning rule.
         block_size
             Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
             round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
         carry_trace
             ``False``: credit does not cross the borders of this call; traces are taken as zero
             before it and are zero after it, and with one block no trace is computed at all.
+        check
+            Look for NaN and infinity in losses, gradients and traces, and for a ``D`` that grows.
+            ``block_size='auto'`` is 1 then, to name the step.
+        progress
+            Show a progress bar on standard error.
 
         Returns
         -------
@@ -343,100 +180,99 @@ class ETraceAlgorithm(brainstate.nn.Module):
         Raises
         ------
         CompilationError
-            Before :meth:`compile_graph`.
+            Before ``compile_graph``.
         TypeError, ValueError
             For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
             not return a scalar loss or does not call the learner exactly once.
+        FloatingPointError
+            With ``check=True``, when a number is not finite; it names the parameter and the step.
         """
+        if loss_output not in LOSS_OUTPUTS:
+            raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
         steps = common_length(sequences)
-        check_states(self.model, self.graph.module_info)
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-        require_callable(step_fn)
-        size = self._block_size(block_size, steps)
-        chosen = self.param_states if weights is None else checked_weights(weights)
-        key = (step_fn, tuple(chosen.items()), reduction, has_aux, size, carry_trace)
-        driver = self._driver(
-            key, lambda: self._make_grad(step_fn, chosen, reduction, has_aux, size, carry_trace)
+        mask = checked_mask(mask, steps)
+        options = GradOptions(
+            step_fn,
+            self._chosen(weights),
+            reduction,
+            has_aux,
+            mask is not None,
+            chunk_size,
+            block_size,
+            carry_trace,
+            check,
+            progress,
         )
-        grads, losses, aux = driver(sequences)
-        parts = (grads, *([losses] if return_value else []), *([aux] if has_aux else []))
-        return parts if len(parts) > 1 else grads
+        options = self._prepared(options, steps)
+        driver = self._driver((step_fn, "grad", options), partial(self._gradient, options))
+        outcome = driver(sequences, mask)
+        if check:
+            report(outcome.flags, options, steps)
+        losses = shown_losses(outcome.losses, mask, loss_output, reduction)
+        parts = (outcome.grads, *([losses] if return_value else []))
+        parts = (*parts, *([outcome.aux] if has_aux else []))
+        return parts if len(parts) > 1 else outcome.grads
 
-    def _block_size(self, block_size: int | str, steps: int) -> int:
-        if block_size == "auto":
-            return auto_block_size(self.rule, steps)
-        is_int = isinstance(block_size, int | np.integer) and not isinstance(block_size, bool)
-        if not is_int or int(block_size) < 1:
-            raise ValueError(f"block_size must be 'auto' or a positive integer, got {block_size!r}")
-        return min(int(block_size), steps)
+    def _chosen(self, weights: Mapping[Any, State] | None) -> tuple[tuple[Any, State], ...]:
+        chosen = self.param_states if weights is None else checked_weights(weights)
+        return tuple(chosen.items())
 
-    def _driver(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """A compiled driver for these options, kept for the next call."""
-        names = self.graph.module_info.environment
-        key = (*key, tuple(str(brainstate.environ.get(name, None)) for name in names))
-        if key not in self._drivers:
-            self._warn_of_new_functions(*key)
-            self._drivers[key] = brainstate.transform.jit(make())
-            if len(self._drivers) > CACHED_DRIVERS:
-                self._drivers.popitem(last=False)
-        self._drivers.move_to_end(key)
-        return self._drivers[key]
+    def _prepared(self, options: GradOptions, steps: int) -> GradOptions:
+        """Options with numbers in place of ``'auto'``, if they fit the learner."""
+        check_states(self.model, self.graph.module_info)
+        self._check_windows(options.chunk_size)
+        if options.chunk_size is not None:
+            return replace(options, chunk_size=min(int(options.chunk_size), steps), block_size=1)
+        if options.block_size == "auto":
+            size = 1 if options.check else auto_block_size(self.rule, steps)
+        else:
+            size = min(int(options.block_size), steps)
+        return replace(options, block_size=size)
 
-    def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
-        """A function written inside a loop is a new one each time, and compiled each time."""
-        code = getattr(step_fn, "__code__", None)
-        same = [k for k in self._drivers if k[1:] == options]
-        if code is not None and sum(getattr(k[0], "__code__", None) is code for k in same) == 3:
-            _jax.warn(
-                f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
-                "call and is compiled anew each time; define it once, outside of the loop"
+    def _check_windows(self, chunk_size: int | None) -> None:
+        if chunk_size is not None and self.vjp_method != "multi-step":
+            raise ValueError(
+                f"chunk_size={chunk_size} needs a learner with vjp_method='multi-step', this "
+                f"{type(self).__name__} has {self.vjp_method!r}"
+            )
+        if chunk_size is None and self.vjp_method == "multi-step":
+            raise ValueError(
+                f"this {type(self).__name__} learns in windows (vjp_method='multi-step'): pass "
+                "their length as chunk_size"
             )
 
-    def _make_grad(
-        self,
-        step_fn: Callable[..., Any],
-        weights: Mapping[Any, brainstate.State[Any]],
-        reduction: str,
-        has_aux: bool,
-        block_size: int,
-        carry_trace: bool,
-    ) -> Callable[..., Any]:
-        def run(sequences: tuple[Any, ...]) -> Any:
-            return self._grad(
-                sequences, step_fn, weights, reduction, has_aux, block_size, carry_trace
-            )
+    def _gradient(self, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
+        """Gradients of a sequence, inside a compiled program."""
+        if options.chunk_size is not None:
+            return self._windowed(options, sequences, mask)
+        return self._blocked(options, sequences, mask)
 
-        return run
-
-    def _attach(self, tape: Tape | None) -> None:
-        self._tape = tape
-
-    def _grad(
-        self,
-        sequences: tuple[Any, ...],
-        step_fn: Callable[..., Any],
-        weights: Mapping[Any, brainstate.State[Any]],
-        reduction: str,
-        has_aux: bool,
-        block_size: int,
-        carry_trace: bool,
-    ) -> Any:
+    def _blocked(self, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
         rule, steps = self.rule, common_length(sequences)
         check_states(self.model, self.graph.module_info)
-        first = jax.tree.map(lambda v: v[0], sequences)
-        traced = trace_step(self.executor, step_fn, self._attach, first, has_aux)
+        weights = dict(options.weights)
+        inputs = (mask, *sequences)
+        first = jax.tree.map(lambda v: v[0], inputs)
+        step_fn = masked_step(options.step_fn, options.has_aux, options.masked)
+        traced = trace_step(self.executor, step_fn, self._attach, first, has_aux=True)
         runner = BlockRunner(rule, traced, tuple(weights.values()))
         params = {path: state.value for path, state in self._states_of(StateKind.PARAM).items()}
+        names = {i: name for name, i in self._direct_names(runner).items()}
+        extras = Extras(
+            flags=partial(_guards.flags_of, rule) if options.check else None,
+            names=names,
+            progress=options.progress,
+        )
         result = sweep(
             runner,
             flat_states(traced.states),
-            tuple(t.value for t in self.traces) if carry_trace else None,
-            sequences,
+            tuple(t.value for t in self.traces) if options.carry_trace else None,
+            inputs,
             self.executor.operand_values(params),
-            block_size,
-            keep_trace=carry_trace,
-            scale=1.0 / steps if reduction == "mean" else 1.0,
+            int(options.block_size),
+            keep_trace=options.carry_trace or options.check,
+            scale=scale_of(options.reduction, mask, steps),
+            extras=extras,
         )
         by_path = self.executor.param_gradients(params, result.operands)
         grads = {
@@ -445,18 +281,25 @@ class ETraceAlgorithm(brainstate.nn.Module):
         }
         parameters = list(self._states_of(StateKind.PARAM).values())
         write_states(traced.states, result.leaves, skip=[*parameters, *weights.values()])
-        new = result.traces if carry_trace and result.traces is not None else rule.init()
-        for state, trace in zip(self.traces, new, strict=True):
-            state.value = trace
-        self.running_index.value = self.running_index.value + steps
-        return not_differentiable((grads, result.losses, result.aux), (params, sequences))
+        kept = options.carry_trace and result.traces is not None
+        self._write_traces(result.traces if kept else rule.init(), steps)
+        losses, aux = result.aux
+        fixed = not_differentiable((grads, losses, aux), (params, sequences, mask))
+        grads, losses, aux = fixed
+        return Outcome(grads, losses, aux, result.flags)
+
+    def _direct_names(self, runner: BlockRunner) -> dict[str, int]:
+        """Leaves of the parameters that have direct gradients, by their path."""
+        paths = {state: path for path, state in self.param_states.items()}
+        return {
+            _leaf_name(paths.get(state), state, k): i
+            for state in runner.targets
+            for k, i in enumerate(runner.step.leaves_of(state) or ())
+            if i in runner.step.live
+        }
 
     def _total(
-        self,
-        state: brainstate.State[Any],
-        traced: Any,
-        direct: Mapping[int, Any],
-        by_path: Mapping[Path, Any],
+        self, state: State, traced: Any, direct: Mapping[int, Any], by_path: Mapping[Any, Any]
     ) -> Any:
         """Direct plus traced gradient of one parameter, zero where neither exists."""
         leaves, treedef = jax.tree.flatten(state.value)
@@ -470,11 +313,191 @@ class ETraceAlgorithm(brainstate.nn.Module):
                 total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
         return jax.tree.unflatten(treedef, total)
 
+    # --- windows -------------------------------------------------------------------------------
+
+    def _windowed(self, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
+        """Gradients of a sequence in windows: one reverse mode per window, added up."""
+        steps, size = common_length(sequences), int(options.chunk_size or 1)
+        weights = dict(options.weights)
+        scale = scale_of(options.reduction, mask, steps)
+
+        def window(inputs: tuple[Any, ...]) -> Outcome:
+            def loss() -> Any:
+                total, (losses, aux) = self._window_loss(options, inputs)
+                return total * scale, (losses, aux)
+
+            grads, (losses, aux) = brainstate.transform.grad(loss, weights, has_aux=True)()
+            flags = self._window_flags(weights, grads, losses) if options.check else None
+            return Outcome(grads, losses, aux, flags)
+
+        progress = Progress(-(-steps // size)) if options.progress else None
+
+        def one(total: Any, numbered: Any) -> tuple[Any, Any]:
+            number, now = numbered
+            found = window(now)
+            if progress is not None:
+                progress.advance(number, found.losses)
+            total = jax.tree.map(add_gradients, total, dict(found.grads))
+            return total, (found.losses, found.aux, found.flags)
+
+        start = {key: jax.tree.map(jnp.zeros_like, s.value) for key, s in weights.items()}
+        total, (losses, aux, flags) = in_parts(one, start, (mask, *sequences), size)
+        if not options.carry_trace:
+            self._write_traces(self.rule.init(), 0)
+        return Outcome(total, losses, aux, flags)
+
+    def _window_loss(self, options: GradOptions, inputs: tuple[Any, ...]) -> Any:
+        """The loss of a window, and ``k`` losses with auxiliary data."""
+        mask, *sequences = inputs
+        size = common_length(tuple(sequences))
+        before = self._calls
+        result = options.step_fn(*sequences)
+        if self._calls - before != 1:
+            raise ValueError(
+                "step_fn must call the learner exactly once per window; it called it "
+                f"{self._calls - before} times"
+            )
+        losses, aux = result if options.has_aux else (result, None)
+        losses = jnp.asarray(losses)
+        expected = (size,) if mask is None else mask.shape
+        if losses.shape != expected or not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise TypeError(
+                f"with chunk_size, step_fn must return floating-point losses of shape {expected}, "
+                f"one per step of the window; got shape {losses.shape} and dtype {losses.dtype}"
+            )
+        return weighted_sum(losses, mask), (losses, aux)
+
+    def _window_flags(
+        self, weights: Mapping[Any, State], grads: Mapping[Any, Any], losses: Any
+    ) -> _guards.Flags:
+        finite = {"the loss": _guards.all_finite(losses)}
+        paths = {state: path for path, state in self.param_states.items()}
+        for key, state in weights.items():
+            name = f"the gradient of {show_path(paths[state])}" if state in paths else str(key)
+            finite[name] = _guards.all_finite(grads[key])
+        traces = tuple(trace.value for trace in self.traces)
+        return _guards.Flags(finite | _guards.finite_traces(self.rule, traces), {})
+
+    # --- weights that change on the way --------------------------------------------------------
+
+    def etrace_update(
+        self,
+        *sequences: Any,
+        step_fn: Callable[..., Any],
+        optimizer: Any,
+        update_every: int = 1,
+        mask: Any = None,
+        weights: Mapping[Any, State] | None = None,
+        reduction: str = "mean",
+        has_aux: bool = False,
+        chunk_size: int | None = None,
+        block_size: int | str = "auto",
+        check: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """Online learning: the weights change during the sequence, every ``update_every`` steps.
+
+        Each update follows the gradient of the steps since the last one, with the credit for
+        earlier ones that is in the traces. (Traces made with other weights are kept as they are, as
+        in every online rule.)
+
+        Parameters
+        ----------
+        *sequences, step_fn, mask, weights, has_aux, chunk_size, block_size, check, progress
+            See :meth:`etrace_grad`.
+        optimizer
+            An ``optax.GradientTransformation``, whose state the learner keeps (see
+            :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
+            itself, such as an optimizer of ``braintools`` with registered weights. Gradients come
+            with the keys of ``weights``.
+        update_every
+            Number of steps between updates; the last one may come after fewer.
+        reduction
+            ``'mean'`` or ``'sum'`` over the losses of an update.
+
+        Returns
+        -------
+        The losses of every step, as ``step_fn`` returned them, or ``(losses, aux)``.
+
+        Raises
+        ------
+        CompilationError, TypeError, ValueError, FloatingPointError
+            As for :meth:`etrace_grad`, and for an optimizer that is none.
+        """
+        steps = common_length(sequences)
+        mask = checked_mask(mask, steps)
+        every = min(check_count("update_every", update_every), steps)
+        options = GradOptions(
+            step_fn,
+            self._chosen(weights),
+            reduction,
+            has_aux,
+            mask is not None,
+            chunk_size,
+            block_size,
+            check=check,
+            progress=progress,
+        )
+        options = self._prepared(options, every)
+        update = as_optimizer(self.optimizer, optimizer, dict(options.weights))
+        key = (step_fn, "update", replace(options), every, update)
+        driver = self._driver(key, partial(self._updated, options, every, update))
+        losses, aux, flags = driver(sequences, mask)
+        if check:
+            report(flags, options, steps, every)
+        return (losses, aux) if has_aux else losses
+
+    def optimizer(
+        self, transformation: Any, weights: Mapping[Any, State] | None = None
+    ) -> OptaxOptimizer:
+        """The optimizer with which an optax transformation changes the learner's weights.
+
+        It is made at the first call and holds the transformation's state, in a brainstate state.
+
+        Parameters
+        ----------
+        transformation
+            An ``optax.GradientTransformation``.
+        weights
+            The weights, by any key; default: all of the learner.
+        """
+        chosen = dict(self._chosen(weights))
+        for known in self._optimizers:
+            if known.fits(transformation, chosen):
+                return known
+        self._optimizers.append(OptaxOptimizer(transformation, chosen))
+        return self._optimizers[-1]
+
+    def _updated(
+        self,
+        options: GradOptions,
+        every: int,
+        update: Callable[[Any], None],
+        sequences: Any,
+        mask: Any,
+    ) -> Any:
+        progress = Progress(-(-common_length(sequences) // every)) if options.progress else None
+        inner = replace(options, progress=False)
+
+        def one(carry: None, numbered: Any) -> tuple[None, Any]:
+            number, (mask, *now) = numbered
+            found = self._gradient(inner, tuple(now), mask)
+            update(dict(found.grads))
+            if progress is not None:
+                progress.advance(number, found.losses)
+            return carry, (found.losses, (found.aux, found.flags), None)
+
+        _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
+        return losses, aux, flags
+
+    # --- moving on -----------------------------------------------------------------------------
+
     def etrace_evolve(
         self,
         *sequences: Any,
         step_fn: Callable[..., Any] | None = None,
         return_outputs: bool = False,
+        progress: bool = False,
     ) -> Any:
         """Let states and traces move on over a sequence, without gradients.
 
@@ -486,25 +509,94 @@ class ETraceAlgorithm(brainstate.nn.Module):
             Calls the learner once per step; default: the learner itself.
         return_outputs
             Return what ``step_fn`` returned, stacked.
+        progress
+            Show a progress bar on standard error.
 
         Raises
         ------
         CompilationError, ValueError
             As for :meth:`etrace_grad`.
         """
-        common_length(sequences)
+        steps = common_length(sequences)
         self.graph  # noqa: B018  raises before compile_graph
         run = self if step_fn is None else step_fn
         require_callable(run)
+        shown = Progress(steps) if progress else None
 
-        def make() -> Callable[..., Any]:
-            def evolve(sequences: tuple[Any, ...]) -> Any:
-                def body(inputs: tuple[Any, ...]) -> Any:
-                    out = run(*inputs)
-                    return out if return_outputs else None
+        def evolve(sequences: tuple[Any, ...]) -> Any:
+            def body(number: Any, *inputs: Any) -> Any:
+                out = run(*inputs)
+                if shown is not None:
+                    shown.advance(number, self.running_index.value)
+                return out if return_outputs else None
 
-                return brainstate.transform.for_loop(body, sequences)
+            return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
-            return evolve
+        return self._driver((run, "evolve", return_outputs, steps, progress), evolve)(sequences)
 
-        return self._driver((run, return_outputs), make)(sequences)
+    # --- compiled once -------------------------------------------------------------------------
+
+    def _driver(self, key: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled driver for these options, kept for the next call."""
+        names = self.graph.module_info.environment
+        key = (*key, tuple(str(brainstate.environ.get(name, None)) for name in names))
+        if key not in self._drivers:
+            self._warn_of_new_functions(*key)
+            self._drivers[key] = brainstate.transform.jit(run)
+            if len(self._drivers) > CACHED_DRIVERS:
+                self._drivers.popitem(last=False)
+        self._drivers.move_to_end(key)
+        return self._drivers[key]
+
+    def _warn_of_new_functions(self, step_fn: Any, kind: str, *options: Any) -> None:
+        """A function written inside a loop is a new one each time, and compiled each time."""
+        code = getattr(step_fn, "__code__", None)
+        functions = {k[0] for k in self._drivers if k[1] == kind}
+        same = [f for f in functions if getattr(f, "__code__", None) is code]
+        if code is not None and step_fn not in same and len(same) == 3:
+            _jax.warn(
+                f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
+                "call and is compiled anew each time; define it once, outside of the loop"
+            )
+
+
+def _leaf_name(path: Any, state: State, index: int) -> str:
+    """The name of a leaf of a parameter."""
+    (place, _) = jax.tree_util.tree_leaves_with_path(state.value)[index]
+    name = "a parameter" if path is None else show_path(path)
+    return f"{name}{jax.tree_util.keystr(place)}"
+
+
+def in_parts(
+    one: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any, size: int
+) -> tuple[Any, Any]:
+    """Run ``one(carry, (number, part)) -> carry, (per_step, per_step, per_part)`` along parts.
+
+    Parts have ``size`` steps, the last one perhaps fewer. What is per step is joined, what is per
+    part stacked.
+    """
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    full, rest = divmod(steps, size)
+    parts = []
+    if full:
+        blocks = jax.tree.map(lambda v: v[: full * size].reshape(full, size, *v.shape[1:]), inputs)
+        start, (a, b, flags) = brainstate.transform.scan(one, start, (jnp.arange(full), blocks))
+        parts.append((*jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (a, b)), flags))
+    if rest:
+        tail = jax.tree.map(lambda v: v[full * size :], inputs)
+        start, (a, b, flags) = one(start, (full, tail))
+        parts.append((a, b, jax.tree.map(lambda v: v[None], flags)))
+    return start, jax.tree.map(lambda *v: jnp.concatenate(v), *parts)
+
+
+def report(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
+    """Say what the flags of a checked call mean, at once or when the program runs."""
+    size = options.chunk_size or int(options.block_size)
+    say = partial(_guards.report, block_size=size, steps=steps, every=every or steps)
+    if any(_jax.is_traced(v) for v in jax.tree.leaves(flags)):
+        jax.debug.callback(say, flags)
+    else:
+        say(flags)
+
+
+__all__ = ["ETraceAlgorithm", "EligibilityTrace", "GradOptions"]

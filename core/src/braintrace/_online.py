@@ -57,7 +57,7 @@ def _refuse_again(_: Any, cotangent: Any) -> Any:
 _first_order.defvjp(lambda gradient, inputs: (gradient, None), _refuse_again)
 
 
-def _guarded(gradients: Any, inputs: Any) -> Any:
+def guarded(gradients: Any, inputs: Any) -> Any:
     """``gradients``, of which those of integers (``float0``) are nothing to begin with."""
     return jax.tree.map(
         lambda g: g if g.dtype == jax.dtypes.float0 else _first_order(g, inputs), gradients
@@ -65,17 +65,18 @@ def _guarded(gradients: Any, inputs: Any) -> Any:
 
 
 def online_step(rule: LearningRule) -> Callable[..., Any]:
-    """One step with online gradients: a function of parameters, arguments, states and traces.
+    """One step with online gradients, as a function of all that it reads.
 
-    In reverse mode it returns the gradient of the learning rule for the parameters, that of the
-    current step for the arguments, and zero for states and traces: credit for the past is in the
-    traces, not in a chain of steps. A loss around several calls therefore has the sum of their
-    online gradients.
+    These are the parameters, the arguments, the states, the traces, and what the caller gives to
+    the rule besides (``Block.given``; usually ``None``). In reverse mode it returns the gradient
+    of the learning rule for the parameters, that of the current step for the arguments, and zero
+    for states, traces and what is given: credit for the past is in the traces, not in a chain of
+    steps. A loss around several calls therefore has the sum of their online gradients.
     """
     executor, plan = rule.executor, rule.executor.graph.perturbed
     hidden = set(plan.perturb_hidden_paths)
 
-    def forward(params: Any, args: Any, states: Any, traces: Traces) -> Any:
+    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
         def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
             out, new, boundary = executor.run(args, {**states, **params}, perturb)
             return (out, {path: new[path] for path in states}), boundary
@@ -85,28 +86,28 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
         operands = executor.operand_values(params)
         block = Block(jacobians, (), ())
-        residuals = pull, jacobians, params, states, traces
+        residuals = pull, jacobians, params, states, traces, given
         return (out, new, rule.update(traces, block, operands)), residuals
 
     @jax.custom_vjp
-    def step(params: Any, args: Any, states: Any, traces: Traces) -> Any:
-        return forward(params, args, states, traces)[0]
+    def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+        return forward(params, args, states, traces, given)[0]
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, jacobians, params, states, traces = residuals
+        pull, jacobians, params, states, traces, given = residuals
         out, new, _ = cotangents
         direct, args_bar, late, signal = pull((out, new))
         old = {path: jax.tree.leaves(value)[0] for path, value in late.items() if path in hidden}
         signals = executor.signals(signal), executor.late_signals(old, plan.late_reads)
-        block = Block(jacobians, *jax.tree.map(lambda v: v[None], signals))
-        found = rule.gradient(traces, block, executor.operand_values(params))
+        block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
+        found = rule.solve(traces, block, executor.operand_values(params))
         traced = executor.param_gradients(params, found)
         params_bar = {
             path: jax.tree.map(add_gradients, value, traced[path]) if path in traced else value
             for path, value in direct.items()
         }
-        zeros = jax.tree.map(_jax.zero_cotangent, (states, traces))
-        return *_guarded((params_bar, args_bar), params), *zeros
+        zeros = jax.tree.map(_jax.zero_cotangent, (states, traces, given))
+        return *guarded((params_bar, args_bar), params), *zeros
 
     step.defvjp(forward, backward)
     return step

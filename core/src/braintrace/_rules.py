@@ -29,6 +29,9 @@ from ._primitive import ETPPrimitiveSpec, find_primitive
 
 Arrays = dict[str, Any]
 
+#: Up to how many states loops over them are written out.
+UNROLL_STATES = 4
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -184,6 +187,10 @@ class TraceRules(ABC):
         """``D . eps``."""
 
     @abstractmethod
+    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        """Every state of ``eps`` times its own factor by position: ``factor`` [S, *E, *Y]."""
+
+    @abstractmethod
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """``sum_k f^k (x) x^k`` for ``f`` [K, S, *E, *Y], in the structure of the trace."""
 
@@ -227,14 +234,21 @@ class StructuredTrace(TraceRules):
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         states, scale = range(self.num_state), self._scale(operands)
+        if self.num_state > UNROLL_STATES:
+            return jax.lax.map(lambda row: _sum(jax.vmap(scale)(row, trace)), transition)
         rows = []
         for i in states:
             terms = [scale(transition[i, j], _state(trace, j)) for j in states]
             rows.append({key: sum(term[key] for term in terms) for key in trace})
         return _stack(rows, self.operation.traced)
 
+    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        return jax.vmap(self._scale(operands))(factor, trace)
+
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         one_state = self._increment_rule(x, operands)
+        if self.num_state > UNROLL_STATES:
+            return jax.vmap(one_state, in_axes=1)(f)
         rows = [one_state(f[:, s]) for s in range(self.num_state)]
         return _stack(rows, self.operation.traced)
 
@@ -273,8 +287,12 @@ class StructuredTrace(TraceRules):
         else:
             rule = self._scale(operands)
             summed += op.spec.batched
-        rows = [rule(signal[s], _state(trace, s)) for s in range(self.num_state)]
-        return {key: _sum_leading(sum(row[key] for row in rows), summed) for key in op.traced}
+        if self.num_state > UNROLL_STATES:
+            total = _sum(jax.vmap(rule)(signal, trace))
+        else:
+            rows = [rule(signal[s], _state(trace, s)) for s in range(self.num_state)]
+            total = {key: sum(row[key] for row in rows) for key in op.traced}
+        return {key: _sum_leading(total[key], summed) for key in op.traced}
 
 
 def _sum_leading(array: Any, axes: int) -> jax.Array:
@@ -292,6 +310,11 @@ def _sum_leading(array: Any, axes: int) -> jax.Array:
             array = array[:half] + array[half : 2 * half]
         array = array.sum(0) if rest is None else array.sum(0) + rest
     return array
+
+
+def _sum(trace: Arrays) -> Arrays:
+    """The sum over the leading axis of every leaf."""
+    return {key: leaf.sum(0) for key, leaf in trace.items()}
 
 
 def _state(trace: Arrays, s: int) -> Arrays:
@@ -381,7 +404,15 @@ class DenseTrace(TraceRules):
 
         def one(leaf: jax.Array) -> jax.Array:
             wide = transition.reshape(*transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1))
+            if self.num_state > UNROLL_STATES:
+                return jax.lax.map(lambda row: (row * leaf).sum(0), wide)
             return jnp.stack([sum(wide[i, j] * leaf[j] for j in states) for i in states])
+
+        return {key: one(leaf) for key, leaf in trace.items()}
+
+    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        def one(leaf: jax.Array) -> jax.Array:
+            return factor.reshape(*factor.shape, *(1,) * (leaf.ndim - factor.ndim)) * leaf
 
         return {key: one(leaf) for key, leaf in trace.items()}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import brainstate
@@ -27,6 +27,7 @@ from ._algorithm import Block, LearningRule, Traces
 from ._compile import show_path
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
+from ._progress import Progress
 
 State = brainstate.State[Any]
 
@@ -36,10 +37,10 @@ class Tape:
 
     def __init__(self, perturb: Sequence[Any]) -> None:
         self.perturb = perturb
-        self.boundaries: list[tuple[Any, ...]] = []
+        self.boundaries: list[tuple[tuple[Any, ...], Any]] = []
 
-    def boundary(self) -> tuple[Any, ...]:
-        """Values from which the step's Jacobians are computed.
+    def boundary(self) -> tuple[tuple[Any, ...], Any]:
+        """Values from which the step's Jacobians are computed, and what the caller gave besides.
 
         Raises
         ------
@@ -51,7 +52,7 @@ class Tape:
                 f"step_fn must call the learner exactly once per step; it called it "
                 f"{len(self.boundaries)} times"
             )
-        if any(_jax.from_another_trace(v, self.perturb[0]) for v in self.boundaries[0]):
+        if any(_jax.from_another_trace(v, self.perturb[0]) for v in self.boundaries[0][0]):
             raise ValueError(
                 "step_fn must call the learner directly, not inside a transformation of its own "
                 "(jit, grad, vmap, cond, for_loop, ...); a sequence is compiled as a whole anyway"
@@ -66,7 +67,8 @@ class TracedStep:
     Attributes
     ----------
     run
-        ``run(perturb, inputs, state_leaves) -> (loss, aux, boundary, new_state_leaves)``.
+        ``run(perturb, inputs, state_leaves) -> (loss, aux, boundary, new_state_leaves)``, with the
+        boundary of :class:`Tape`.
     states
         Every state the step reads or writes.
     leaf_ranges
@@ -270,9 +272,11 @@ class BlockRunner:
             (loss, (aux, boundary, new)), (signal, olds, params) = jax.value_and_grad(
                 loss_of, argnums=(0, 1, 2), has_aux=True
             )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen})
-            jacobians = executor.jacobians(boundary)
+            values, given = boundary
+            jacobians = executor.jacobians(values)
             direct = {i: value + params[i] for i, value in direct.items()}
-            step = Block(jacobians, executor.signals(signal), self._late_signals(olds, leaves))
+            signals = executor.signals(signal), self._late_signals(olds, leaves)
+            step = Block(jacobians, *signals, given)
             return (new, direct), (step, loss, aux)
 
         (leaves, direct), (block, losses, aux) = jax.lax.scan(one, (leaves, direct), inputs)
@@ -291,8 +295,34 @@ class BlockRunner:
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What is done after each block besides learning.
+
+    Attributes
+    ----------
+    flags
+        ``flags(block, gradients, traces, direct, losses)``: what is looked for, if anything.
+    names
+        Names of the state leaves with a direct gradient, for the flags.
+    progress
+        Whether to show a progress bar.
+    """
+
+    flags: Callable[..., Any] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    progress: bool = False
+
+    def seen(self, block: Block, found: Any, traces: Any, direct: Any, losses: Any) -> Any:
+        """The flags of a block."""
+        if self.flags is None:
+            return None
+        by_name = {self.names.get(i, str(i)): value for i, value in direct.items()}
+        return self.flags(block, found, traces, by_name, losses)
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """The outcome of a sequence."""
+    """The outcome of a sequence; ``flags`` have a leading axis of blocks."""
 
     leaves: list[Any]
     traces: Traces | None
@@ -300,6 +330,7 @@ class Sweep:
     operands: list[dict[str, Any]]
     losses: Any
     aux: Any
+    flags: Any = None
 
 
 def sweep(
@@ -310,7 +341,8 @@ def sweep(
     operands: Sequence[Sequence[Any]],
     block_size: int,
     keep_trace: bool,
-    scale: float = 1.0,
+    scale: Any = 1.0,
+    extras: Extras = Extras(),
 ) -> Sweep:
     """Run a sequence in blocks of ``block_size`` steps and a shorter last one.
 
@@ -326,6 +358,8 @@ def sweep(
         Whether the traces after the sequence are wanted.
     scale
         What the gradients are multiplied by.
+    extras
+        What is done after each block besides.
     """
     steps = jax.tree.leaves(inputs)[0].shape[0]
     full, rest = divmod(steps, block_size)
@@ -335,15 +369,24 @@ def sweep(
         for r in rule.executor.graph.hidden_param_op_relations
     ]
 
-    def one_block(carry: Any, inputs: Any, last: bool) -> Any:
+    progress = Progress(full + bool(rest)) if extras.progress else None
+
+    def one_block(carry: Any, inputs: Any, number: Any, last: bool) -> Any:
         leaves, traces, direct, total = carry
         leaves, direct, block, losses, aux = runner.record(leaves, direct, inputs)
         if last and not keep_trace:
-            found, traces = rule.gradient(traces, block, operands), None
+            found, traces = rule.solve(traces, block, operands), None
         else:
             found, traces = rule.advance(traces, block, operands)
         total = jax.tree.map(jnp.add, total, found)
-        return (leaves, traces, direct, total), (losses, aux)
+        flags = extras.seen(block, found, traces, direct, losses)
+        if progress is not None:
+            progress.advance(number, losses)
+        return (leaves, traces, direct, total), (losses, aux, flags)
+
+    def alone(carry: Any, inputs: Any, number: int, last: bool) -> Any:
+        carry, (losses, aux, flags) = one_block(carry, inputs, number, last)
+        return carry, (losses, aux, jax.tree.map(lambda v: jnp.asarray(v)[None], flags))
 
     start = leaves
     carry = (leaves, traces, runner.init_direct(leaves), jax.tree.map(_start_of_sum, trained))
@@ -353,21 +396,24 @@ def sweep(
         blocks = jax.tree.map(
             lambda v: v[: full * block_size].reshape(full, block_size, *v.shape[1:]), inputs
         )
-        carry, stacked = jax.lax.scan(lambda c, b: one_block(c, b, False), carry, blocks)
-        outputs.append(jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), stacked))
+        carry, (losses, aux, flags) = jax.lax.scan(
+            lambda c, now: one_block(c, now[1], now[0], False), carry, (jnp.arange(full), blocks)
+        )
+        joined = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (losses, aux))
+        outputs.append((*joined, flags))
     elif full == 1:
         head = jax.tree.map(lambda v: v[:block_size], inputs)
-        carry, out = one_block(carry, head, last=not rest)
+        carry, out = alone(carry, head, 0, last=not rest)
         outputs.append(out)
     if rest:
         tail = jax.tree.map(lambda v: v[full * block_size :], inputs)
-        carry, out = one_block(carry, tail, last=True)
+        carry, out = alone(carry, tail, full, last=True)
         outputs.append(out)
-    losses, aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    losses, aux, flags = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
     leaves, traces, direct, total = carry
     direct = {i: _end_of_sum(value, start[i], scale) for i, value in direct.items()}
     total = jax.tree.map(lambda v, like: _end_of_sum(v, like, scale), total, trained)
-    return Sweep(leaves, traces, direct, total, losses, aux)
+    return Sweep(leaves, traces, direct, total, losses, aux, flags)
 
 
 def _start_of_sum(like: Any) -> jax.Array:
@@ -377,7 +423,7 @@ def _start_of_sum(like: Any) -> jax.Array:
     return jnp.zeros(jnp.shape(like), jnp.float32 if half else dtype)
 
 
-def _end_of_sum(total: jax.Array, like: Any, scale: float) -> jax.Array:
+def _end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
     return (total * scale).astype(jnp.result_type(like))
 
 
@@ -391,13 +437,14 @@ def auto_block_size(rule: LearningRule, steps: int, budget: int = 256 * 2**20) -
     """
     executor = rule.executor
     plan = executor.graph.perturbed
+    width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)
     per_step = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
     for relation in executor.graph.hidden_param_op_relations:
         per_step += 0 if relation.x_var is None else _bytes(relation.x_var.aval)
     for link in rule.links:
         per_step += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
-    for group in executor.graph.hidden_groups:
-        per_step += group.num_state * sum(_bytes(v.aval) for v in group.hidden_invars)
+    for group in {link.group.index: link.group for link in rule.links}.values():
+        per_step += group.num_state**2 * math.prod(group.varshape) * width
     held = sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
     longest = max(1, max(budget, held) // max(1, per_step))
     blocks = -(-steps // longest)
@@ -454,6 +501,7 @@ def write_states(states: Sequence[State], leaves: Sequence[Any], skip: Sequence[
 
 __all__ = [
     "BlockRunner",
+    "Extras",
     "Sweep",
     "Tape",
     "TracedStep",

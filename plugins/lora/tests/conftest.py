@@ -10,6 +10,8 @@ import pytest
 import braintrace
 from braintrace_lora._plugin import plugin
 
+jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
+
 
 @pytest.fixture(scope="session", autouse=True)
 def known_plugin():

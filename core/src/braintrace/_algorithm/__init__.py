@@ -2,7 +2,26 @@
 """Learning rules as pure functions of a compiled model."""
 
 from ._d_rtrl import ParamDimRule
+from ._e_prop import EPropRule
 from ._pp_prop import IODimRule, decays_of
 from ._rule import Block, LearningRule, Traces
+from ._signals import Modulated, RandomFeedback, Resignalled, SignalSource, TracelessRule
+from ._snap import SnApRule
+from ._uoro import UORORule
 
-__all__ = ["Block", "IODimRule", "LearningRule", "ParamDimRule", "Traces", "decays_of"]
+__all__ = [
+    "Block",
+    "EPropRule",
+    "IODimRule",
+    "LearningRule",
+    "Modulated",
+    "ParamDimRule",
+    "RandomFeedback",
+    "Resignalled",
+    "SignalSource",
+    "SnApRule",
+    "TracelessRule",
+    "Traces",
+    "UORORule",
+    "decays_of",
+]

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-UNROLL_STATES = 4
+from .._rules import UNROLL_STATES
 
 
 class Accumulated(NamedTuple):

@@ -7,6 +7,7 @@ Schmidhuber, Neural Computation 4:243, 1992.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,14 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from .._execute import ETraceGraphExecutor
+from .._layout import Link
 from .._rules import Arrays, TraceRules, trace_rules
 from ._blocks import accumulate, apply, suffix_products
-from ._rule import Block, LearningRule, Operands, Traces, add
+from ._rule import Block, LateSignals, LearningRule, Operands, Traces, add, by_relation
 
 
 @dataclass(frozen=True, eq=False)
 class ParamDimRule(LearningRule):
-    """The learning rule D-RTRL for one compiled model: pure ``init``, ``gradient``, ``update``.
+    """The learning rule D-RTRL for one compiled model: pure ``init``, ``update``, ``solve``.
 
     Parameters
     ----------
@@ -43,6 +45,13 @@ class ParamDimRule(LearningRule):
             for k in self.links
         )
 
+    @property
+    def name(self) -> str:
+        """What the rule is called in reports."""
+        if self.links is not self.executor.near_links:
+            return "RTRL within groups"
+        return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
+
     def init(self) -> Traces:
         """Traces of zeros, one dict per link."""
         return tuple(self._stored(i, rules.init()) for i, rules in enumerate(self.rules))
@@ -56,27 +65,69 @@ class ParamDimRule(LearningRule):
     def _stored(self, link: int, trace: Arrays) -> Arrays:
         return {key: leaf.astype(self._dtypes[link][key]) for key, leaf in trace.items()}
 
-    def gradient(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         by_group = {
             g: accumulate(block.jacobians.transition[g], block.signal[g], block.late[g])
-            for g in dict.fromkeys(link.group.index for link in self.links)
+            for g in self._driven
         }
-        total: dict[int, Arrays] = {}
+        found = self.contracted(block, {g: a.signal for g, a in by_group.items()}, operands)
+        if traces is not None:
+            entries = {g: a.entry for g, a in by_group.items()}
+            found = self.with_entries(found, traces, entries, operands)
+        return self._summed(found, operands)
+
+    @cached_property
+    def _driven(self) -> tuple[int, ...]:
+        """The groups that have links."""
+        return tuple(dict.fromkeys(link.group.index for link in self.links))
+
+    def contracted(
+        self, block: Block, accumulated: Mapping[int, jax.Array], operands: Operands
+    ) -> list[Arrays]:
+        """Per link, ``sum_t xy_to_dw(x^t, sum_s f^t a^t)`` with ``a`` [K, S, *V] by group."""
+        found = []
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
+            signal = link.to_y(accumulated[link.group.index], 2)
+            dy = link.sum_to_y((block.jacobians.f[i] * signal).sum(1), 1)
             r = link.relation.index
-            accumulated = by_group[link.group.index]
-            weighted = (block.jacobians.f[i] * link.to_y(accumulated.signal, 2)).sum(1)
-            found = rules.operation.contract(
-                block.jacobians.x[r], link.sum_to_y(weighted, 1), operands[r]
-            )
-            if traces is not None and accumulated.entry is not None:
-                entry = link.to_y(accumulated.entry, 1)
-                found = add(found, rules.solve(entry, traces[i], operands[r]))
-            weights = rules.operation.weights(operands[r])
-            found = {key: leaf.astype(weights[key].dtype) for key, leaf in found.items()}
-            total[r] = add(total[r], found) if r in total else found
-        return [total[r] for r in sorted(total)]
+            found.append(rules.operation.contract(block.jacobians.x[r], dy, operands[r]))
+        return found
+
+    def with_entries(
+        self,
+        found: Sequence[Arrays],
+        traces: Traces,
+        entries: Mapping[int, jax.Array | None],
+        operands: Operands,
+    ) -> list[Arrays]:
+        """``found`` plus what signals [S, *V] by group find in traces."""
+        return [
+            one
+            if (entry := entries.get(link.group.index)) is None
+            else add(one, rules.solve(link.to_y(entry, 1), trace, operands[link.relation.index]))
+            for one, link, rules, trace in zip(found, self.links, self.rules, traces, strict=True)
+        ]
+
+    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+        entries = dict(enumerate(signal))
+        found = self.with_entries(self._zeros(operands), traces, entries, operands)
+        return self._summed(found, operands)
+
+    def _zeros(self, operands: Operands) -> list[Arrays]:
+        return [
+            {key: jnp.zeros_like(weights[key]) for key in rules.operation.traced}
+            for rules, weights in zip(self.rules, self._weights(operands), strict=True)
+        ]
+
+    def _weights(self, operands: Operands) -> list[Arrays]:
+        """Per link, the trainable operands."""
+        pairs = zip(self.links, self.rules, strict=True)
+        return [rules.operation.weights(operands[k.relation.index]) for k, rules in pairs]
+
+    def _summed(self, found: Sequence[Arrays], operands: Operands) -> list[Arrays]:
+        return by_relation(self, found, self._weights(operands))
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block."""
@@ -91,15 +142,30 @@ class ParamDimRule(LearningRule):
             found = products[link.group.index]
             if found is None:  # D is zero: only the last step is left in the trace
                 x = None if x is None else x[-1:]
-                new.append(self._stored(i, rules.increments(x, f[-1:], operands[r])))
-                continue
-            suffix, whole = found
-            trace = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands[r])
-            if traces is not None:
-                trace = add(trace, rules.propagate(link.to_y(whole, 2), traces[i], operands[r]))
+                trace = rules.increments(x, f[-1:], operands[r])
+            else:
+                before = None if traces is None else traces[i]
+                trace = rolled(link, rules, before, found, (x, f), operands[r])
             new.append(self._stored(i, trace))
         return tuple(new)
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The trace of a link by trainable key; [B, in, out, S] for a dense product of a batch."""
         return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in traces[index].items()}
+
+
+def rolled(
+    link: Link,
+    rules: TraceRules,
+    trace: Arrays | None,
+    products: tuple[jax.Array, jax.Array],
+    drive: tuple[Any, jax.Array],
+    operands: Sequence[Any],
+) -> Arrays:
+    """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0."""
+    suffix, whole = products
+    x, f = drive
+    new = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands)
+    if trace is None:
+        return new
+    return add(new, rules.propagate(link.to_y(whole, 2), trace, operands))

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ from .._execute import ETraceGraphExecutor
 from .._layout import Link
 from .._rules import Arrays, Operation, output_trace
 from ._blocks import accumulate, apply
-from ._rule import Block, LearningRule, Operands, Traces, add
+from ._rule import Block, LateSignals, LearningRule, Operands, Traces, by_relation
 
 
 class Filters(NamedTuple):
@@ -118,6 +119,11 @@ class IODimRule(LearningRule):
         }
 
     # --- traces ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What the rule is called in reports."""
+        return f"pp_prop, decays {self.decay_x:.3g} and {self.decay_f:.3g}"
 
     def init(self) -> Traces:
         """No step, and filters of zeros."""
@@ -198,7 +204,7 @@ class IODimRule(LearningRule):
 
     # --- gradients ---------------------------------------------------------------------------
 
-    def gradient(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         return self.advance(traces, block, operands)[0]
 
@@ -207,15 +213,30 @@ class IODimRule(LearningRule):
     ) -> tuple[list[Arrays], Traces]:
         """Gradients and new traces, from one run of the filters."""
         history, new = self._filtered(traces, block)
-        total: dict[int, Arrays] = {}
-        for i, (link, operation) in enumerate(zip(self.links, self._operations, strict=True)):
-            r = link.relation.index
-            x, dy = self._contracted(i, traces, history, block)
-            found = operation.contract(x, dy, operands[r])
-            weights = operation.weights(operands[r])
-            found = {key: leaf.astype(weights[key].dtype) for key, leaf in found.items()}
-            total[r] = add(total[r], found) if r in total else found
-        return [total[r] for r in sorted(total)], new
+        drives = [self._contracted(i, traces, history, block) for i in range(len(self.links))]
+        return self._products(drives, operands), new
+
+    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+        steps, held_x, held_f = traces
+        drives = []
+        for i, link in enumerate(self.links):
+            found, source = signal[link.group.index], self._sources.get(link.relation.index)
+            if found is None:
+                found = jnp.zeros((link.group.num_state, *link.group.varshape))
+            x = None if source is None else held_x[source][None]
+            drives.append(self._drive(link, x, held_f[i][None], found[None], steps[None]))
+        return self._products(drives, operands)
+
+    def _products(self, drives: Sequence[Any], operands: Operands) -> list[Arrays]:
+        """Per relation, the sum of ``xy_to_dw(eps_x, u)`` over what every link passes on."""
+        pairs = list(zip(self.links, self._operations, strict=True))
+        found = [
+            operation.contract(x, dy, operands[link.relation.index])
+            for (x, dy), (link, operation) in zip(drives, pairs, strict=True)
+        ]
+        weights = [operation.weights(operands[link.relation.index]) for link, operation in pairs]
+        return by_relation(self, found, weights)
 
     def _contracted(
         self, i: int, traces: Traces | None, history: Filters, block: Block
@@ -237,6 +258,17 @@ class IODimRule(LearningRule):
                 count = _after(steps, count)
                 if source is not None and x is not None:
                     x = _after(jnp.where(steps > 0, held_x[source].astype(x.dtype), x[0]), x)
+        return self._drive(link, x, f, signal, count)
+
+    def _drive(
+        self,
+        link: Link,
+        x: jax.Array | None,
+        f: jax.Array,
+        signal: jax.Array,
+        count: jax.Array,
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """``eps_x`` and ``u`` [K, *Y] of steps with these traces, signals and numbers."""
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
         dy = dy * self._correction(count).astype(dy.dtype).reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:

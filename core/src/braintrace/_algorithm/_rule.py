@@ -21,6 +21,10 @@ Operands = Sequence[Sequence[Any]]
 """Per relation, the values of its operands (``None`` at ``x``)."""
 
 
+Signals = tuple[jax.Array, ...]
+LateSignals = tuple[jax.Array | None, ...]
+
+
 class Block(NamedTuple):
     """``K`` steps as an algorithm sees them; every array has a leading axis of ``K`` steps.
 
@@ -30,11 +34,14 @@ class Block(NamedTuple):
         ``x`` per relation, ``f`` per link, ``D`` per group.
     signal, late
         ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
+    given
+        What the caller passed to the learner besides the model's arguments, such as a modulator.
     """
 
     jacobians: StepJacobians
-    signal: tuple[jax.Array, ...]
-    late: tuple[jax.Array | None, ...]
+    signal: Signals
+    late: LateSignals
+    given: Any = None
 
 
 class LearningRule(ABC):
@@ -48,6 +55,11 @@ class LearningRule(ABC):
     executor: ETraceGraphExecutor
 
     @property
+    def name(self) -> str:
+        """What the rule is called in reports."""
+        return type(self).__name__
+
+    @property
     def links(self) -> tuple[Link, ...]:
         """The relations in their groups."""
         return self.executor.links
@@ -57,8 +69,18 @@ class LearningRule(ABC):
         """Traces of zeros."""
 
     @abstractmethod
-    def gradient(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
+
+    @abstractmethod
+    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the hidden states as they are.
+
+        Parameters
+        ----------
+        signal
+            Per group, the gradient with respect to its values [S, *V]; ``None`` for zero.
+        """
 
     @abstractmethod
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
@@ -67,8 +89,8 @@ class LearningRule(ABC):
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
     ) -> tuple[list[Arrays], Traces]:
-        """:meth:`gradient` and :meth:`update`, for rules in which they share work."""
-        return self.gradient(traces, block, operands), self.update(traces, block, operands)
+        """:meth:`solve` and :meth:`update`, for rules in which they share work."""
+        return self.solve(traces, block, operands), self.update(traces, block, operands)
 
     @abstractmethod
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
@@ -78,6 +100,18 @@ class LearningRule(ABC):
     def bytes_per_step(self) -> int:
         """Memory that a gradient takes for each step of a block, besides the block itself."""
         return 0
+
+
+def by_relation(
+    rule: LearningRule, found: Sequence[Arrays], weights: Sequence[Arrays]
+) -> list[Arrays]:
+    """Cotangents per link, in the dtypes of the weights, summed over the links of a relation."""
+    total: dict[int, Arrays] = {}
+    for link, one, like in zip(rule.links, found, weights, strict=True):
+        cast = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
+        r = link.relation.index
+        total[r] = add(total[r], cast) if r in total else cast
+    return [total[r] for r in sorted(total)]
 
 
 def add(a: Arrays, b: Arrays) -> Arrays:

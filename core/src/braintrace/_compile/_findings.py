@@ -68,12 +68,19 @@ def operand_records(eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> Reco
 
 
 def _untraced(eqn: JaxprEqn, operand: TrainableOperand) -> CompilationRecord:
+    held = operand.held[0][0] if operand.held else None
     return _info(
         Kind.TRAINABLE_INVAR_NOT_PARAMSTATE,
-        f"the operand {operand.key!r} of {eqn.primitive.name!r} is not a parameter",
+        f"the operand {operand.key!r} of {eqn.primitive.name!r} is not a parameter"
+        if held is None
+        else f"the operand {operand.key!r} of {eqn.primitive.name!r} has no derivative of "
+        f"{show_path(held)}, which is held there (stop_gradient, integers)",
         eqn,
+        weight_path=held,
         context={"key": operand.key},
-        remedy="Keep its value in a brainstate.ParamState if it should be learned",
+        remedy="Keep its value in a brainstate.ParamState if it should be learned"
+        if held is None
+        else "Nothing to do if it is meant to be frozen",
     )
 
 
@@ -148,17 +155,22 @@ def excluded(
 ) -> CompilationRecord:
     """An ETP operation that is no relation."""
     path = next((leaf[0] for operand in operands for leaf in operand.leaves), None)
+    held = next((leaf[0] for operand in operands for leaf in operand.held), None)
     reached = {"near_groups": sorted(near), "far_groups": sorted(far)}
-    facts: dict[str, Any] = {"weight_path": path, "context": reached}
+    facts: dict[str, Any] = {"weight_path": held if path is None else path, "context": reached}
     name = eqn.primitive.name
     if path is None:
         cut = "; paths from hidden state to hidden state are cut at it all the same"
         return _info(
             Kind.RELATION_EXCLUDED_NO_PARAMSTATE,
-            f"{name} has no trainable parameter, so nothing is traced through it"
+            f"{name} has no trainable parameter"
+            + ("" if held is None else f" ({show_path(held)} is held: stop_gradient, integers)")
+            + ", so nothing is traced through it"
             + (cut if near and is_barrier(eqn) else ""),
             eqn,
-            remedy="Use a plain JAX operation, or keep its weight in a brainstate.ParamState",
+            remedy="Use a plain JAX operation, or keep its weight in a brainstate.ParamState"
+            if held is None
+            else "Nothing to do if it is meant to be frozen",
             **facts,
         )
     if far:

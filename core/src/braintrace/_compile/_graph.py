@@ -148,6 +148,7 @@ def compile_etrace_graph(
     frozen: Frozen = (),
     control_flow: ControlFlowPolicy | None = None,
     recurrence_scope: str = "diagonal",
+    vmap: bool = False,
 ) -> ETraceGraph:
     """Compile one step of a model.
 
@@ -168,6 +169,10 @@ def compile_etrace_graph(
     recurrence_scope
         ``'diagonal'``: ``D`` is the derivative along paths that cross no ETP operation.
         ``'coupled'``: along those, too, at equal positions.
+    vmap
+        Whether the model is written for one example and run for a batch. The arguments and the
+        states have a leading axis of examples; ``braintrace.compile`` initialises such a model. A
+        branch that is taken example by example becomes a select, as everywhere under ``vmap``.
 
     Returns
     -------
@@ -194,7 +199,7 @@ def compile_etrace_graph(
     {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}
     """
     check_scope(recurrence_scope)
-    minfo = extract_module_info(model, *args, control_flow=control_flow)
+    minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
     _require(minfo)
     spared = resolve_frozen(minfo, frozen)
     groups, path_to_group = find_hidden_groups_from_minfo(minfo)

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from .. import _jax
+from .._batched import batch_size_of, one_example
 from .._errors import CompilationError, NotSupportedError
 from .._jax import Jaxpr, JaxprEqn, Var
-from .._jaxpr import depends, flatten
+from .._jaxpr import Along, depends, flatten
 from .._units import unit_change
 from ._control import (
     CONTROL_PRIMITIVES,
@@ -38,6 +39,7 @@ from ._environment import (
 )
 from ._loops import loops_without_derivative
 from ._slices import between
+from ._vmapped import arguments_of_one, in_batch
 
 DYNAMIC = "dynamic"
 
@@ -148,10 +150,20 @@ class ModuleInfo:
         ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
         """
         seeds: dict[Var, frozenset[Any]] = {v: frozenset({DYNAMIC}) for v in self.jaxpr.invars}
-        for slot in self.slots_of(StateKind.PARAM):
-            for k, var in enumerate(self.invars_of(slot)):
-                seeds[var] = frozenset({(slot.path, k)})
-        return depends(self.eqns, seeds)
+        return depends(self.eqns, seeds | self._parameter_leaves)
+
+    @cached_property
+    def trained(self) -> dict[Var, frozenset[Any]]:
+        """For each variable: the parameter leaves ``(path, k)`` that it has a derivative of."""
+        return depends(self.eqns, self._parameter_leaves, along=Along.DERIVATIVES)
+
+    @property
+    def _parameter_leaves(self) -> dict[Var, frozenset[Any]]:
+        return {
+            var: frozenset({(slot.path, k)})
+            for slot in self.slots_of(StateKind.PARAM)
+            for k, var in enumerate(self.invars_of(slot))
+        }
 
     @cached_property
     def producers(self) -> dict[Var, int]:
@@ -281,7 +293,10 @@ class ModuleInfo:
 
 
 def extract_module_info(
-    model: brainstate.nn.Module, *args: Any, control_flow: ControlFlowPolicy | None = None
+    model: brainstate.nn.Module,
+    *args: Any,
+    control_flow: ControlFlowPolicy | None = None,
+    vmap: bool = False,
 ) -> ModuleInfo:
     """Trace one call ``model(*args)`` to a flat program over arguments and states.
 
@@ -296,18 +311,23 @@ def extract_module_info(
         Example arguments: arrays, quantities or pytrees of them.
     control_flow
         What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
+    vmap
+        Whether the model is written for one example. Its states and the arguments have a leading
+        axis of examples, and so has everything in the program but parameters and scalar arguments.
 
     Raises
     ------
     CompilationError
         When a state is missing, made by the step itself, changes its shape, dtype or unit, or holds
-        no elements, or a parameter is written.
+        no elements, or a parameter is written; with ``vmap``, when a state has no axis of examples.
     NotSupportedError
         When an ETP operation stands inside a loop that is not written out or a custom
         differentiation rule, a derivative would have to pass through a ``while``, or a hidden state
         is complex.
     TypeError
         When the model is no module or an argument no array.
+    ValueError
+        With ``vmap``, when an argument does not have as many examples as the states.
     """
     policy = ControlFlowPolicy() if control_flow is None else control_flow
     if not isinstance(policy, ControlFlowPolicy):
@@ -315,6 +335,18 @@ def extract_module_info(
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
     _check_arguments(args)
+    if not vmap:
+        return _extract(model, args, policy)
+    size = batch_size_of(model)
+    of_one, mapped = arguments_of_one(args, size)
+    with one_example(model):
+        info = _extract(model, of_one, policy)
+    return in_batch(info, mapped, size)
+
+
+def _extract(
+    model: brainstate.nn.Module, args: tuple[Any, ...], policy: ControlFlowPolicy
+) -> ModuleInfo:
     names = moving_now()
     info = _trace(model, args, policy, names)
     read = _names_read(info, names)

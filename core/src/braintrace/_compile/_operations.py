@@ -30,7 +30,9 @@ Leaf = tuple[Path, int]
 class TrainableOperand:
     """A trainable operand of an ETP equation and the parameter leaves it is made from.
 
-    ``chain`` holds the indices of the parameter-only equations that lead from the leaves to it.
+    ``leaves`` are those that it has a derivative of; ``held`` are the other ones, which are behind
+    ``stop_gradient`` or of integers. ``chain`` holds the indices of the parameter-only equations
+    that lead from all of them to it.
     """
 
     key: str
@@ -38,6 +40,7 @@ class TrainableOperand:
     atom: Atom
     leaves: tuple[Leaf, ...]
     chain: tuple[int, ...]
+    held: tuple[Leaf, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,10 +240,13 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
         if position == spec.x_invar_index:
             continue
         behind = minfo.origins.get(atom, frozenset()) if _jax.is_var(atom) else frozenset()
-        leaves = sorted(behind - {DYNAMIC}, key=rank.__getitem__) if position in keys else []
+        known = sorted(behind - {DYNAMIC}, key=rank.__getitem__) if position in keys else []
+        trained = minfo.trained.get(atom, frozenset()) if known else frozenset()
+        leaves = tuple(leaf for leaf in known if leaf in trained)
+        held = tuple(leaf for leaf in known if leaf not in trained)
         chain = () if DYNAMIC in behind else _equations_behind(minfo, atom)
         operands.append(
-            TrainableOperand(keys.get(position, ""), position, atom, tuple(leaves), chain)
+            TrainableOperand(keys.get(position, ""), position, atom, leaves, chain, held)
         )
     return operands
 

@@ -12,7 +12,7 @@ import brainstate
 from .. import _jax
 from .._errors import CompilationError, NotSupportedError
 from .._jax import JaxprEqn, Var
-from .._jaxpr import etp_equations
+from .._jaxpr import etp_equations, slice_to
 from .._positions import Alignment, align
 from ._cones import Cone, find_cone
 from ._diagnostics import CompilationRecord, Path, show_path
@@ -138,11 +138,16 @@ Traceable = tuple[int, tuple[TrainableOperand, ...], frozenset[int]]
 def _traceable(
     minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]
 ) -> tuple[list[Traceable], list[CompilationRecord]]:
-    """The ETP equations that become relations, and why the others do not."""
+    """The ETP equations that become relations, and why the others do not.
+
+    Those whose output nothing reads are left out: ``vmap`` over functions with states leaves copies
+    of equations behind that run for nothing.
+    """
     reached, far = near_reach(minfo, groups), far_reach(minfo, groups)
+    needed = {*slice_to(minfo.eqns, minfo.jaxpr.outvars)}
     found: list[Traceable] = []
     records: list[CompilationRecord] = []
-    for i in etp_equations(minfo.eqns):
+    for i in (i for i in etp_equations(minfo.eqns) if i in needed):
         eqn = minfo.eqns[i]
         operands = tuple(weight_operands(minfo, i))
         if not reached[i] or not any(o.leaves for o in operands):

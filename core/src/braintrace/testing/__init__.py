@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Independent references for learning rules, comparison with them, and the conformance kit.
 
-- :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`: learning rules from dense local Jacobians, without
-  the compiler;
-- :func:`bptt`, :func:`truncated_bptt`: backpropagation through time;
+- :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`, :func:`rtrl_oracle`, :func:`snap_oracle`,
+  :func:`e_prop_oracle`, :func:`three_factor_oracle`: learning rules from dense local Jacobians,
+  without the compiler; :func:`window_oracle`: the same between windows of steps;
+- :func:`bptt`, :func:`truncated_bptt`: backpropagation through time; :func:`dni_reference`: with
+  predicted gradients at the ends of windows;
 - :func:`assert_tree_close`: comparison that cannot pass vacuously;
 - :func:`parametrize_with_checks`, :func:`check_plugin`: named checks that every plugin passes, on
   the author's :class:`ConformanceCase` records; :func:`list_checks` says what they promise.
@@ -22,7 +24,11 @@ from ._conformance import (
     list_checks,
     parametrize_with_checks,
 )
-from ._oracle import OracleResult, StepRecord, d_rtrl_oracle, pp_prop_oracle
+from ._learn import OracleResult
+from ._oracle import d_rtrl_oracle, pp_prop_oracle, rtrl_oracle, snap_oracle
+from ._records import StepRecord
+from ._signals import e_prop_oracle, three_factor_oracle
+from ._windows import dni_reference, window_oracle
 
 __all__ = [
     "BoundCheck",
@@ -35,8 +41,14 @@ __all__ = [
     "bptt",
     "check_plugin",
     "d_rtrl_oracle",
+    "dni_reference",
+    "e_prop_oracle",
     "list_checks",
     "parametrize_with_checks",
     "pp_prop_oracle",
+    "rtrl_oracle",
+    "snap_oracle",
+    "three_factor_oracle",
     "truncated_bptt",
+    "window_oracle",
 ]

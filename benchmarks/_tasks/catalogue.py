@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks: networks, data and settings, and the figures they are to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from _tasks import digits, matching, networks, predict, text, vowels
+from _tasks.classify import Classification
+
+ACCURACY = "held-out accuracy"
+BITS = "bits per character"
+BATCHES = "batches until 0.95"
+
+
+class Trained(Protocol):
+    """What every kind of task is."""
+
+    @property
+    def decay(self) -> float:
+        """Of pp_prop."""
+
+    def train(self, rule: str, seed: int, epochs: int | None = None) -> float:
+        """Train from the weights of a seed and return the figure of the task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task and what is known about it.
+
+    ``known`` has figures of earlier measurements in hand-written JAX, three seeds, by rule;
+    ``without`` computes the figure of a model without recurrence.
+    """
+
+    title: str
+    measures: str
+    work: Trained
+    known: dict[str, str]
+    without: tuple[str, Callable[[], float]] | None = None
+
+
+LOGISTIC = ("logistic regression on all pixels", digits.logistic_regression)
+
+TASKS = {
+    "A": Task(
+        "Poisson-coded digits, 128 LIF neurons",
+        ACCURACY,
+        Classification(
+            build=partial(networks.spiking, digits.PIXELS, 128, 10),
+            load=digits.split(digits.every_step(digits.SPIKE_STEPS)),
+            encode=digits.poisson_spikes,
+            rate=3e-3,
+            decay=0.9,
+        ),
+        {"d_rtrl": "0.964 0.951 0.958", "bptt": "0.976 0.958 0.969"},
+        LOGISTIC,
+    ),
+    "B": Task(
+        "digits row by row, GRU 64",
+        ACCURACY,
+        Classification(
+            build=partial(networks.gated, digits.SIDE, 64, 10),
+            load=digits.split(digits.last_step(digits.SIDE)),
+            encode=digits.rows,
+            rate=5e-3,
+            decay=0.5,
+        ),
+        {"d_rtrl": "0.962 0.978 0.953", "bptt": "0.978 0.976 0.980"},
+        LOGISTIC,
+    ),
+    "C": Task(
+        "digits pixel by pixel, LRU of 128 modes",
+        ACCURACY,
+        Classification(
+            build=partial(networks.diagonal, 1, 128, 10),
+            load=digits.split(digits.last_step(digits.PIXELS)),
+            encode=digits.pixels,
+            rate=5e-3,
+            decay=0.9,
+        ),
+        {"d_rtrl": "0.978 0.978", "bptt": "the same"},
+        LOGISTIC,
+    ),
+    "D": Task(
+        "speakers of JapaneseVowels, GRU 64",
+        ACCURACY,
+        Classification(
+            build=partial(networks.gated, vowels.CHANNELS, 64, vowels.SPEAKERS),
+            load=vowels.split,
+            encode=vowels.steps_first,
+            rate=5e-3,
+            decay=0.9,
+            epochs=60,
+            batch_size=30,
+        ),
+        {"d_rtrl": "0.927 0.946 0.935", "bptt": "0.935 0.943 0.930"},
+    ),
+    "E": Task(
+        "characters of pydoc_data.topics, GRU 128",
+        BITS,
+        predict.Prediction(),
+        {"d_rtrl": "2.37", "bptt": "2.27"},
+        ("order-2 n-gram (an earlier one: 2.64)", lambda: text.order_two(text.load())),
+    ),
+    "F": Task(
+        "delayed match to sample, 100 GIF neurons",
+        BATCHES,
+        matching.Matching(),
+        {"d_rtrl": "180 to 360", "bptt": "320 to 820"},
+    ),
+    "control": Task(
+        "digits pixel by pixel, 64 leaky tanh units",
+        ACCURACY,
+        Classification(
+            build=partial(networks.leaky, 1, 64, 10),
+            load=digits.split(digits.last_step(digits.PIXELS)),
+            encode=digits.pixels,
+            rate=5e-3,
+            decay=0.9,
+        ),
+        {"d_rtrl": "0.24 to 0.38", "bptt": "0.80"},
+        LOGISTIC,
+    ),
+}

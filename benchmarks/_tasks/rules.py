@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rules: how a network's gradients over a sequence come about, and what uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import optax
+
+import braintrace
+
+#: Names on the command line, and titles in the table.
+RULES = {
+    "d_rtrl": "D-RTRL",
+    "pp_prop": "pp_prop",
+    "bptt": "BPTT",
+    "no_trace": "no trace",
+}
+
+#: ``loss(network, *inputs of one step) -> (scalar loss, what else is wanted of the step)``.
+Loss = Callable[..., tuple[jax.Array, Any]]
+#: ``gradient(*sequences) -> (gradients, losses [T], what else was wanted [T, ...])``.
+Gradient = Callable[..., tuple[dict[Any, Any], jax.Array, Any]]
+
+
+def gradient_of(
+    rule: str,
+    model: brainstate.nn.Module,
+    loss: Loss,
+    example: jax.Array,
+    decay: float,
+    go_on: bool = False,
+) -> Gradient:
+    """A function that gives the gradients of the mean loss over the steps of a sequence.
+
+    Parameters
+    ----------
+    rule
+        A key of :data:`RULES`. ``no_trace`` is pp_prop with decay 0: credit for the current step
+        alone.
+    model
+        The network; its states are made here.
+    loss
+        Runs one step.
+    example
+        Input of the network at one step [B, ...].
+    decay
+        Of pp_prop.
+    go_on
+        Whether states and traces go on from call to call; else every sequence starts from a reset.
+    """
+    if rule == "bptt":
+        return _through_time(model, loss, len(example), go_on)
+    return _online(_learner(rule, model, example, decay), loss, len(example), go_on)
+
+
+def _learner(rule: str, model: brainstate.nn.Module, example: jax.Array, decay: float) -> Any:
+    if rule == "d_rtrl":
+        return braintrace.compile(model, "d_rtrl", example, batch_size=len(example))
+    return braintrace.compile(
+        model,
+        "pp_prop",
+        example,
+        batch_size=len(example),
+        decay_or_rank=0.0 if rule == "no_trace" else decay,
+    )
+
+
+def _online(learner: Any, loss: Loss, batch_size: int, go_on: bool) -> Gradient:
+    def step(*inputs: jax.Array) -> tuple[jax.Array, Any]:
+        return loss(learner, *inputs)
+
+    def gradient(*sequences: jax.Array) -> tuple[dict[Any, Any], jax.Array, Any]:
+        if not go_on:
+            learner.reset_state(batch_size=batch_size, model_states=True)
+        return learner.etrace_grad(
+            *sequences, step_fn=step, carry_trace=go_on, has_aux=True, return_value=True
+        )
+
+    return gradient
+
+
+def _through_time(
+    model: brainstate.nn.Module, loss: Loss, batch_size: int, go_on: bool
+) -> Gradient:
+    brainstate.nn.init_all_states(model, batch_size=batch_size)
+
+    def total(*sequences: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        if not go_on:
+            brainstate.nn.reset_all_states(model, batch_size=batch_size)
+        losses, aux = brainstate.transform.for_loop(lambda *xs: loss(model, *xs), *sequences)
+        return losses.mean(), (losses, aux)
+
+    differentiated = brainstate.transform.grad(
+        total, model.states(brainstate.ParamState), has_aux=True
+    )
+
+    def gradient(*sequences: jax.Array) -> tuple[dict[Any, Any], jax.Array, Any]:
+        grads, (losses, aux) = differentiated(*sequences)
+        return grads, losses, aux
+
+    return gradient
+
+
+def updater(
+    model: brainstate.nn.Module, optimiser: optax.GradientTransformation
+) -> Callable[[dict[Any, Any]], None]:
+    """A function that improves the weights of a model by their gradients."""
+    weights = dict(brainstate.graph.states(model, brainstate.ParamState))
+
+    def values() -> dict[Any, Any]:
+        return {path: weight.value for path, weight in weights.items()}
+
+    moments = brainstate.ShortTermState(optimiser.init(values()))
+
+    def update(grads: dict[Any, Any]) -> None:
+        changes, moments.value = optimiser.update(dict(grads), moments.value, values())
+        for path, value in optax.apply_updates(values(), changes).items():
+            weights[path].value = value
+
+    return update
+
+
+def adam(rate: Any) -> optax.GradientTransformation:
+    """Adam; gradients of norm 1 at most."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def falling(rate: float, updates: int) -> Any:
+    """A rate that falls to zero along a cosine."""
+    return optax.cosine_decay_schedule(rate, max(1, updates))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Per example, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

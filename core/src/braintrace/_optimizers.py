@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers of other libraries as one call: ``update(grads)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import brainstate
+import jax
+
+State = brainstate.State[Any]
+
+
+class OptaxOptimizer(brainstate.nn.Module):
+    """An optax transformation that changes weights in place, with its state in ``moments``.
+
+    Parameters
+    ----------
+    transformation
+        An ``optax.GradientTransformation``: anything with ``init`` and ``update``.
+    weights
+        Parameter states by any key.
+    """
+
+    def __init__(self, transformation: Any, weights: Mapping[Any, State]) -> None:
+        super().__init__()
+        self.transformation = transformation
+        self.weights = dict(weights)
+        with jax.ensure_compile_time_eval():
+            moments = transformation.init(self._values())
+        self.moments = brainstate.ShortTermState(moments)
+
+    def _values(self) -> dict[Any, Any]:
+        return {key: state.value for key, state in self.weights.items()}
+
+    def fits(self, transformation: Any, weights: Mapping[Any, State]) -> bool:
+        """Whether this is the optimizer of a transformation for these weights."""
+        same = transformation is self.transformation and weights.keys() == self.weights.keys()
+        return same and all(state is self.weights[key] for key, state in weights.items())
+
+    def update(self, grads: Mapping[Any, Any]) -> None:
+        """Change the weights by gradients with their keys."""
+        values = self._values()
+        changes, self.moments.value = self.transformation.update(
+            dict(grads), self.moments.value, values
+        )
+        new = jax.tree.map(lambda w, change: (w + change).astype(w.dtype), values, changes)
+        for key, state in self.weights.items():
+            state.value = new[key]
+
+
+def as_optimizer(
+    own: Callable[[Any, Mapping[Any, State]], OptaxOptimizer],
+    optimizer: Any,
+    weights: Mapping[Any, State],
+) -> Callable[[Any], Any]:
+    """The call that changes the weights.
+
+    Parameters
+    ----------
+    own
+        Gives the learner's optimizer for an optax transformation.
+
+    Raises
+    ------
+    TypeError
+        For something that is no optimizer, or one that holds other weights.
+    """
+    if isinstance(optimizer, tuple) and hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return own(optimizer, weights).update
+    update = getattr(optimizer, "update", None)
+    if isinstance(optimizer, type) or not callable(update):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation or an object with a method "
+            f"update(grads), got {optimizer!r:.80}"
+        )
+    return update
