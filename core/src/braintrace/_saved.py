@@ -360,7 +360,7 @@ def _type_of(leaf: Held) -> _storage.ArrayType:
 def _description(learner: Learner, optimizer: Any) -> dict[str, str]:
     """What decides about how the states of a learner go on, besides their values, in text."""
     graph, own = learner.graph, options_of(type(learner))
-    options = {k: v for k, v in vars(learner).items() if k in own}
+    options = {k: v for k, v in vars(learner).items() if k in own and k != "config"}
     config = _fields(getattr(learner, "config", None))
     groups = enumerate(graph.hidden_groups)
     return {
