@@ -302,8 +302,8 @@ def try_wheels(files: Sequence[Path], folder: Path, interpreter: Path) -> int:
     """Install wheels by file into an empty environment and use them, away from the sources.
 
     What the programs print is shown when they have ended: there is one such environment for each
-    interpreter at a time. The plugins' own tests, which the suite runs with every interpreter, run
-    here with the newest only.
+    interpreter at a time. What does not depend on the Python is shared between the two: the
+    plugins' own tests are run with the newest, the doctor is asked in every subset with this one.
     """
     target = Path(tempfile.mkdtemp(dir=folder))
     subprocess.check_call([interpreter, "-m", "venv", target])
@@ -313,16 +313,24 @@ def try_wheels(files: Sequence[Path], folder: Path, interpreter: Path) -> int:
     install(python, *map(str, files), "pytest>=8", "hatchling")
     smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
     first = ["-I", "-c", "import braintrace; print(braintrace.matmul)"]
-    own_tests = ["own-tests"] if interpreter == (newer_python() or interpreter) else []
-    matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent), *own_tests]
+    options = ["own-tests"] if interpreter == (newer_python() or interpreter) else []
+    options += ["every-doctor"] if interpreter == Path(sys.executable) else []
+    matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent), *options]
+    quick = quick_compilation(python)
     with (target / "printed.txt").open("w+") as printed:
-        status = first_failure(python, [first, ["-I", str(smoke)], matrix], printed)
+        statuses = [first_failure(python, [first, ["-I", str(smoke)]], printed)]
+        statuses.append(first_failure(python, [matrix], printed, quick))
         printed.seek(0)
         print(f"--- wheels with Python {version}\n{printed.read()}", flush=True)
-    return status
+    return first_nonzero(statuses)
 
 
-def first_failure(python: Path, commands: Sequence[Sequence[str]], to: TextIO = sys.stdout) -> int:
+def first_failure(
+    python: Path,
+    commands: Sequence[Sequence[str]],
+    to: TextIO = sys.stdout,
+    variables: Mapping[str, str] = os.environ,
+) -> int:
     """Run ``python`` with each command; return the first status that is not zero, or zero."""
     statuses = []
     for command in commands:
@@ -331,7 +339,7 @@ def first_failure(python: Path, commands: Sequence[Sequence[str]], to: TextIO = 
             subprocess.call(
                 [python, *command],
                 cwd=ROOT,
-                env=without_python_path(),
+                env=without_python_path(variables),
                 stdout=to,
                 stderr=subprocess.STDOUT,
             )
@@ -344,9 +352,9 @@ def first_nonzero(statuses: Sequence[int]) -> int:
     return next((status for status in statuses if status), 0)
 
 
-def without_python_path() -> dict[str, str]:
-    """The environment variables, less those that would put other packages in the way."""
-    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+def without_python_path(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables, less those that would put other packages in the way."""
+    return {k: v for k, v in variables.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def newest(options: Sequence[str]) -> int:

@@ -100,7 +100,7 @@ class GIF(LIF):
         leak: float = 0.9,
         fastest: float = 10.0,
         slowest: float = 300.0,
-        jump: float = 0.05,
+        jump: float = 0.03,
     ) -> None:
         super().__init__(num_in, num_units, leak)
         constants = np.geomspace(fastest, slowest, num_units)

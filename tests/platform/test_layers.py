@@ -20,10 +20,10 @@ PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 #: this order.
 LAYERS = [
     "_errors", "_units", "_jax", "_primitive", "_rules", "_jaxpr", "_position_control",
-    "_position_rules", "_element_map", "_positions", "_compile", "_layout", "_sweeps", "_execute",
+    "_position_rules", "_element_map", "_positions", "_batched", "_compile", "_layout", "_sweeps", "_execute",
     "_whole", "_algorithm", "_config", "_checks", "_progress", "_online", "_sequence", "_windows",
     "_guards", "_losses", "_optimizers", "_reporting", "_feedback", "_synthesizer", "_storage",
-    "_saved", "_batched", "_resets", "_stepping", "_gradients", "_learner", "_learners", "testing",
+    "_saved", "_resets", "_stepping", "_gradients", "_learner", "_learners", "testing",
 ]  # fmt: skip
 
 HOST = {
@@ -42,6 +42,7 @@ HOST = {
     "plugins": {"_plugins"},
     "_family": set(),
     "plugin_api": {"_errors", "_family", "_learner", "_plugins", "_primitive"},
+    "rules": {"_algorithm"},
     "nn": {"_lazy"},
     "_cli": {"__init__", "_compile", "_errors", "_lazy", "_plugins"},
     "__main__": {"_cli"},

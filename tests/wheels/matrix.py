@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every subset of the families, installed by file into this interpreter's own environment.
 
-``python -P tests/wheels/matrix.py WHEELS [own-tests]`` is run by the interpreter of an environment
-that has core, its dependencies, pytest and hatchling. For each subset: what is present works, what
-is absent says so, and ``braintrace doctor`` agrees. With ``own-tests``, each plugin's own tests are
-run with core and that plugin alone. The tests of the plugin host are run with the oldest pluggy and
+``python -P tests/wheels/matrix.py WHEELS [own-tests] [every-doctor]`` is run by the interpreter of
+an environment that has core, its dependencies, pytest and hatchling. For each subset: what is
+present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin in a
+process of its own and therefore takes long: it is asked with none, one and all of the plugins, and
+in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with core
+and that plugin alone. The tests of the plugin host are run with the oldest pluggy and
 the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a foreign distribution
 that writes over the package is found.
 """
@@ -70,14 +72,15 @@ def change(wheels: dict[str, Path], before: Sequence[str], after: Sequence[str])
         pip("install", "--no-deps", "--no-index", *new)
 
 
-def try_subsets(wheels: dict[str, Path], own_tests: bool) -> None:
+def try_subsets(wheels: dict[str, Path], own_tests: bool, every_doctor: bool) -> None:
     """The check of ``subset.py`` for every subset, and the own tests of each plugin alone."""
     installed: tuple[str, ...] = tuple(wheels)
     for subset in subsets(tuple(wheels)):
         start = time.monotonic()
         change(wheels, installed, subset)
         installed = subset
-        run("-I", HERE / "subset.py", *subset)
+        ask = every_doctor or len(subset) in (0, 1, len(wheels))
+        run("-I", HERE / "subset.py", *(["--doctor"] if ask else []), *subset)
         tests = ""
         if own_tests and len(subset) == 1:
             said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
@@ -147,7 +150,7 @@ def main(folder: str, *options: str) -> int:
     named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
     wheels = {family: file for family, file in named.items() if family != "core"}
     try:
-        try_subsets(wheels, "own-tests" in options)
+        try_subsets(wheels, "own-tests" in options, "every-doctor" in options)
         try_pluggy()
         try_new_plugin()
         try_foreign()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import plugin_api as plugin_api
     from . import plugins as plugins
+    from . import rules as rules
     from . import testing as testing
     from ._compile import CompilationRecord as CompilationRecord
     from ._compile import ControlFlowPolicy as ControlFlowPolicy

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,6 +48,10 @@ class GradOptions:
     check: bool = False
     progress: bool = False
 
+    def by_key(self, grads: Sequence[Any]) -> dict[Any, Any]:
+        """Gradients by the keys of the weights."""
+        return {key: grad for (key, _), grad in zip(self.weights, grads, strict=True)}
+
     def __post_init__(self) -> None:
         require_callable(self.step_fn)
         if self.reduction not in ("mean", "sum"):
@@ -59,9 +63,9 @@ class GradOptions:
 
 
 class Outcome(NamedTuple):
-    """Gradients by key of the weights, and what the steps gave, stacked."""
+    """Gradients in the order of the weights, and what the steps gave, stacked."""
 
-    grads: Any
+    grads: tuple[Any, ...]
     losses: Any
     aux: Any
     flags: Any = None
@@ -85,12 +89,12 @@ def gradient(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
 def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
     rule, steps = learner.rule, common_length(sequences)
     check_states(learner.model, learner.graph.module_info)
-    weights = dict(options.weights)
+    weights = [state for _, state in options.weights]
     inputs = (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
     step_fn = masked_step(options.step_fn, options.has_aux, options.masked)
     traced = trace_step(learner.executor, step_fn, learner._attach, first, has_aux=True)
-    runner = BlockRunner(rule, traced, tuple(weights.values()))
+    runner = BlockRunner(rule, traced, tuple(weights))
     params = {path: state.value for path, state in learner._states_of(StateKind.PARAM).items()}
     names = {i: name for name, i in _direct_names(learner, runner).items()}
     extras = Extras(
@@ -110,12 +114,9 @@ def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
         extras=extras,
     )
     by_path = learner.executor.param_gradients(params, result.operands)
-    grads = {
-        key: _total(learner, state, traced, result.direct, by_path)
-        for key, state in weights.items()
-    }
+    grads = tuple(_total(learner, w, traced, result.direct, by_path) for w in weights)
     parameters = list(learner._states_of(StateKind.PARAM).values())
-    write_states(traced.states, result.leaves, skip=[*parameters, *weights.values()])
+    write_states(traced.states, result.leaves, skip=[*parameters, *weights])
     kept = options.carry_trace and result.traces is not None
     learner._write_traces(result.traces if kept else rule.init(), steps)
     losses, aux = result.aux
@@ -161,7 +162,7 @@ def _total(
 def _windowed(learner: SteppingLearner, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
     """Gradients of a sequence in windows: one reverse mode per window, added up."""
     steps, size = common_length(sequences), int(options.chunk_size or 1)
-    weights = dict(options.weights)
+    weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
 
     def window(inputs: tuple[Any, ...]) -> Outcome:
@@ -170,8 +171,8 @@ def _windowed(learner: SteppingLearner, options: GradOptions, sequences: Any, ma
             return total * scale, (losses, aux)
 
         grads, (losses, aux) = brainstate.transform.grad(loss, weights, has_aux=True)()
-        flags = _window_flags(learner, weights, grads, losses) if options.check else None
-        return Outcome(grads, losses, aux, flags)
+        flags = _window_flags(learner, options, grads, losses) if options.check else None
+        return Outcome(tuple(grads[i] for i in weights), losses, aux, flags)
 
     progress = Progress(-(-steps // size)) if options.progress else None
 
@@ -180,12 +181,12 @@ def _windowed(learner: SteppingLearner, options: GradOptions, sequences: Any, ma
         found = window(now)
         if progress is not None:
             progress.advance(number, found.losses)
-        total = jax.tree.map(add_gradients, total, dict(found.grads))
+        total = jax.tree.map(add_gradients, total, found.grads)
         return total, (found.losses, found.aux, found.flags)
 
     if not options.carry_trace:
         learner._write_traces(learner.rule.init(), 0)
-    start = {key: jax.tree.map(jnp.zeros_like, s.value) for key, s in weights.items()}
+    start = tuple(jax.tree.map(jnp.zeros_like, s.value) for s in weights.values())
     total, (losses, aux, flags) = in_parts(one, start, (mask, *sequences), size)
     if not options.carry_trace:
         learner._write_traces(learner.rule.init(), 0)
@@ -215,13 +216,13 @@ def _window_loss(learner: SteppingLearner, options: GradOptions, inputs: tuple[A
 
 
 def _window_flags(
-    learner: SteppingLearner, weights: Mapping[Any, State], grads: Mapping[Any, Any], losses: Any
+    learner: SteppingLearner, options: GradOptions, grads: Mapping[int, Any], losses: Any
 ) -> _guards.Flags:
     finite = {"the loss": _guards.all_finite(losses)}
     paths = {state: path for path, state in learner.param_states.items()}
-    for key, state in weights.items():
-        name = f"the gradient of {show_path(paths[state])}" if state in paths else str(key)
-        finite[name] = _guards.all_finite(grads[key])
+    for i, (key, state) in enumerate(options.weights):
+        name = show_path(paths[state]) if state in paths else str(key)
+        finite[f"the gradient of {name}"] = _guards.all_finite(grads[i])
     traces = tuple(trace.value for trace in learner.traces)
     return _guards.Flags(finite | _guards.finite_traces(learner.rule, traces), {})
 

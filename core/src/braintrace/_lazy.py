@@ -72,7 +72,7 @@ CORE = {
     "pp_prop": "_learners",
 }
 
-SUBMODULES = ("nn", "plugin_api", "plugins", "testing")
+SUBMODULES = ("nn", "plugin_api", "plugins", "rules", "testing")
 
 #: Official names of operations and layers, and the distribution that each belongs to.
 OFFICIAL = {

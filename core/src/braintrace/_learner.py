@@ -19,8 +19,9 @@ from ._checks import check_states, checked_weights, require_callable
 from ._execute import ETraceGraphExecutor
 from ._gradients import GradOptions, check_count, gradient, in_parts
 from ._losses import checked_mask, shown_losses
-from ._optimizers import OptaxOptimizer, as_optimizer
+from ._optimizers import OptaxOptimizer, as_optimizer, is_transformation
 from ._progress import Progress
+from ._saved import restore_learner, save_learner
 from ._sequence import auto_block_size, common_length
 from ._stepping import EligibilityTrace, SteppingLearner
 
@@ -156,9 +157,10 @@ class ETraceAlgorithm(SteppingLearner):
         if check:
             report(outcome.flags, options, steps)
         losses = shown_losses(outcome.losses, mask, loss_output, reduction)
-        parts = (outcome.grads, *([losses] if return_value else []))
+        grads = options.by_key(outcome.grads)
+        parts = (grads, *([losses] if return_value else []))
         parts = (*parts, *([outcome.aux] if has_aux else []))
-        return parts if len(parts) > 1 else outcome.grads
+        return parts if len(parts) > 1 else grads
 
     def _chosen(self, weights: Mapping[Any, State] | None) -> tuple[tuple[Any, State], ...]:
         chosen = self.param_states if weights is None else checked_weights(weights)
@@ -292,7 +294,7 @@ class ETraceAlgorithm(SteppingLearner):
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
             number, (mask, *now) = numbered
             found = gradient(self, inner, tuple(now), mask)
-            update(dict(found.grads))
+            update(inner.by_key(found.grads))
             if progress is not None:
                 progress.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
@@ -343,6 +345,52 @@ class ETraceAlgorithm(SteppingLearner):
             return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
         return self._driver((run, "evolve", return_outputs, steps, progress), evolve)(sequences)
+
+    # --- stopping and going on ---------------------------------------------------------------
+
+    def save(self, path: Any, optimizer: Any = None) -> None:
+        """Write parameters, states, traces and the optimizer to a file.
+
+        See :func:`braintrace._saved.save_learner`; the file before is there until the new one is
+        complete.
+
+        Parameters
+        ----------
+        path
+            The file.
+        optimizer
+            What was passed to :meth:`etrace_update`, or any object with brainstate states.
+
+        Raises
+        ------
+        CompilationError
+            Before ``compile_graph``.
+        OSError
+            When the file cannot be written.
+        """
+        save_learner(self, path, self._with_states(optimizer))
+
+    def restore(self, path: Any, optimizer: Any = None) -> None:
+        """Go on from a file of :meth:`save`, bit for bit.
+
+        Parameters
+        ----------
+        path
+            The file.
+        optimizer
+            As it was when the file was written.
+
+        Raises
+        ------
+        ValueError
+            When the file is not of such a learner; all differences are listed and nothing is
+            changed.
+        """
+        restore_learner(self, path, self._with_states(optimizer))
+
+    def _with_states(self, optimizer: Any) -> Any:
+        """An optimizer that holds its states: the learner's own, for an optax transformation."""
+        return self.optimizer(optimizer) if is_transformation(optimizer) else optimizer
 
     # --- compiled once -------------------------------------------------------------------------
 

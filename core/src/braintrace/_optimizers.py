@@ -50,6 +50,12 @@ class OptaxOptimizer(brainstate.nn.Module):
             state.value = new[key]
 
 
+def is_transformation(optimizer: Any) -> bool:
+    """Whether this is an ``optax.GradientTransformation``: a pair of functions, without a state."""
+    pair = isinstance(optimizer, tuple)
+    return pair and hasattr(optimizer, "init") and hasattr(optimizer, "update")
+
+
 def as_optimizer(
     own: Callable[[Any, Mapping[Any, State]], OptaxOptimizer],
     optimizer: Any,
@@ -67,7 +73,7 @@ def as_optimizer(
     TypeError
         For something that is no optimizer, or one that holds other weights.
     """
-    if isinstance(optimizer, tuple) and hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+    if is_transformation(optimizer):
         return own(optimizer, weights).update
     update = getattr(optimizer, "update", None)
     if isinstance(optimizer, type) or not callable(update):

@@ -325,13 +325,15 @@ def extract_module_info(
         differentiation rule, a derivative would have to pass through a ``while``, or a hidden state
         is complex.
     TypeError
-        When the model is no module or an argument no array.
+        When the model is no module, an argument no array or an option of another type.
     ValueError
         With ``vmap``, when an argument does not have as many examples as the states.
     """
     policy = ControlFlowPolicy() if control_flow is None else control_flow
     if not isinstance(policy, ControlFlowPolicy):
         raise TypeError(f"control_flow must be a ControlFlowPolicy, got {type(policy).__name__}")
+    if not isinstance(vmap, bool):
+        raise TypeError(f"vmap must be True or False, got {vmap!r}")
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
     _check_arguments(args)

@@ -78,11 +78,11 @@ class LoRA(brainstate.nn.LoRA):
     are folded into one batch.
 
     A frozen base is still a part of the model, and the compiler wants to be told of parameters
-    without a gradient: name it when compiling, ``frozen=["path.to.layer.base_module"]``. Take a
-    layer of ``brainstate.nn`` for it; a trained base is better a layer of ``braintrace.nn``, whose
-    weights have traces. In a recurrent connection, give a frozen base as an operation with a
-    constant weight, ``base_module=lambda h: braintrace.matmul(h, pretrained)``, without
-    ``freeze_base``: a plain product between hidden values mixes positions.
+    without a gradient: name it when compiling, ``frozen=["path.to.layer.base_module"]``; it has no
+    trace. A trained base is better a layer of ``braintrace.nn``, whose weights have traces. In a
+    recurrent connection, give a frozen base as an operation with a constant weight,
+    ``base_module=lambda h: braintrace.matmul(h, pretrained)``, without ``freeze_base``: a plain
+    product between hidden values mixes positions.
 
     Both factors start at random. To start at ``base_module`` alone, as in the paper by Hu et al.
     (arXiv 2106.09685), set one of them to zero.

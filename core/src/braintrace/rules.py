@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rules as pure functions, for those who write one.
+
+A learner (:class:`braintrace.ETraceVjpAlgorithm`) says by ``make_rule`` which :class:`LearningRule`
+it is. A rule has ``init``, ``update`` (traces after a block of steps), ``solve`` (gradients of a
+block) and ``boundary`` (what a signal at the hidden states finds in the traces); it is given a
+:class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
+"""
+
+from ._algorithm import (
+    Block,
+    EPropRule,
+    IODimRule,
+    LearningRule,
+    ParamDimRule,
+    Resignalled,
+    SignalSource,
+    SnApRule,
+    UORORule,
+)
+
+__all__ = [
+    "Block",
+    "EPropRule",
+    "IODimRule",
+    "LearningRule",
+    "ParamDimRule",
+    "Resignalled",
+    "SignalSource",
+    "SnApRule",
+    "UORORule",
+]
