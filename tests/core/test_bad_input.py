@@ -357,7 +357,7 @@ def test_a_missing_attribute_is_named() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "error", "says"),
     [
-        ("rtrl", ValueError, r"unknown algorithm 'rtrl'; known are \['d_rtrl'"),
+        ("rtlr", ValueError, r"unknown algorithm 'rtlr'; known are \['d_rtrl'"),
         ("", ValueError, r"unknown algorithm ''"),
         (zoo.Leaky, TypeError, r"algorithm must be a name or a learner class, got .*Leaky"),
         (bt.D_RTRL.update, TypeError, r"algorithm must be a name or a learner class"),

@@ -284,6 +284,8 @@ class EProp(ETraceVjpAlgorithm):
             return super().update(*args)
         if self.feedback != "random":
             raise ValueError("an error is fed back by feedback='random' only")
+        if self.vjp_method != "single-step":
+            raise ValueError("an error is fed back with vjp_method='single-step' only")
         out = self._run(args, given=True)
         return feed_back(out, error, feedback_matrix(self.config.seed, out, error))
 

@@ -110,9 +110,9 @@ class SteppingLearner(brainstate.nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled, because brainstate states cannot be "
-            "pickled; make the model and the learner where they are needed, and save and restore "
-            "their values with learner.save(path) and learner.restore(path). copy.deepcopy copies a "
-            "learner"
+            "pickled; make the model and the learner where they are needed, and carry their "
+            "values over with learner.save(path) and learner.restore(path). copy.deepcopy copies "
+            "a learner"
         )
 
     @property

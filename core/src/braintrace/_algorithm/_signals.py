@@ -121,7 +121,9 @@ class RandomFeedback(SignalSource):
         return whole.joined(whole.parted(signal, lead) @ matrix, lead)
 
     def replaced(self, block: Block) -> Block:
-        """``l`` and ``e`` through the matrices."""
+        """``l`` and ``e`` through the matrices, unless they stem from an error fed back already."""
+        if block.given is not None:
+            return block
         signal = tuple(self._fed_back(g, s) for g, s in enumerate(block.signal))
         return block._replace(signal=signal, late=self.at_boundary(block.late))
 
