@@ -66,7 +66,7 @@ TASKS = {
             load=digits.split(digits.last_step(digits.SIDE)),
             encode=digits.rows,
             rate=5e-3,
-            decay=0.5,
+            decay=0.3,
         ),
         {"d_rtrl": "0.962 0.978 0.953", "bptt": "0.978 0.976 0.980"},
         LOGISTIC,

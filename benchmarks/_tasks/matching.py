@@ -57,7 +57,7 @@ class Matching:
 
     units: int = 100
     rate: float = 1e-3
-    decay: float = 0.9
+    decay: float = 0.97
     batch_size: int = 64
     epochs: int = 75
     round: int = 20

@@ -7,7 +7,6 @@ What a batch has to equal is the sum over its examples of what the same rule giv
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,13 +25,6 @@ from braintrace.testing import assert_tree_close
 
 B, T, IN, HIDDEN = 3, 3, 2, 3
 RULES = {"d_rtrl": (bt.D_RTRL, {}), "pp_prop": (bt.pp_prop, {"decay_or_rank": 0.7})}
-
-needs_vmap = pytest.mark.skipif(
-    "vmap" not in inspect.signature(bt.compile).parameters, reason="compile has no vmap=True yet"
-)
-needs_resets = pytest.mark.skipif(
-    hasattr(bt.ETraceAlgorithm, "_reset_model"), reason="reset_state takes no other batch yet"
-)
 
 
 def draw(*shape: int, seed: int = 0) -> jax.Array:
@@ -313,7 +305,6 @@ def test_a_copy_is_mapped_as_well() -> None:
     assert twin.model.h is not learner.model.h
 
 
-@needs_vmap
 def test_compile_takes_vmap() -> None:
     xs, ys = net_data()
     expected = gradient(batch_inside("d_rtrl"), xs, ys)
@@ -541,7 +532,6 @@ def test_a_learner_under_vmap(mapped: Any) -> None:
     assert_tree_close(jax.tree.map(lambda v: v.sum(0), found), expected, 1e-12)
 
 
-@needs_resets
 def test_traces_made_under_vmap_are_reset(mapped: Any) -> None:
     xs, _ = net_data()
     batch = brainstate.nn.Vmap(mapped, vmap_states="new")
@@ -554,7 +544,6 @@ def test_traces_made_under_vmap_are_reset(mapped: Any) -> None:
     assert batch(xs[1]).shape == (B, 2)
 
 
-@needs_resets
 @pytest.mark.parametrize("around", ["vmap", "jit", "grad", "brainstate"])
 def test_vmap_without_states_is_refused(around: str) -> None:
     learner = bt.D_RTRL(brainstate.nn.init_all_states(Net()))
@@ -589,7 +578,6 @@ def test_a_model_under_vmap_has_no_dead_copies() -> None:
 # --- another batch -------------------------------------------------------------------------------
 
 
-@needs_resets
 @pytest.mark.parametrize(("rule", "vmap"), [("d_rtrl", False), ("pp_prop", True)])
 def test_reset_for_another_batch(rule: str, vmap: bool) -> None:
     xs, ys = net_data()
@@ -618,7 +606,6 @@ class Several(OneExample):
         return self.h.value
 
 
-@needs_resets
 def test_which_axes_of_the_arguments_are_the_batch() -> None:
     def inputs(batch: int) -> Any:
         return jnp.ones((batch, IN)), jnp.ones((IN, batch)), jnp.ones((7, 2)), 2.0
@@ -636,7 +623,6 @@ def test_which_axes_of_the_arguments_are_the_batch() -> None:
     assert before.shape == (7, HIDDEN)
 
 
-@needs_resets
 def test_a_failed_reset_leaves_everything_as_it_was() -> None:
     class Fixed(Several):
         def update(self, x: Any) -> Any:
@@ -658,7 +644,6 @@ def test_a_failed_reset_leaves_everything_as_it_was() -> None:
     assert learner(x).shape == (4, HIDDEN)
 
 
-@needs_resets
 def test_states_that_do_not_come_out_for_a_batch() -> None:
     learner = batch_inside("d_rtrl")
     with pytest.raises(

@@ -282,14 +282,14 @@ def differs(found: Any, reference: Any) -> None:
 # --- against the oracles ----------------------------------------------------------------------
 
 EQUAL: dict[Any, list[str]] = {
-    Dense: ["e-prop", "rtrl"],
+    Dense: ["e-prop"],
     Gates: ["ostl-recurrent", "snap-2"],
     Layers: ["e-prop", "ostl-feedforward", "rtrl"],
-    Convolved: ["e-prop", "snap-2", "snap-3"],
+    Convolved: ["snap-2", "snap-3"],
     Sparse: ["snap-2", "snap-3"],
     Own: ["e-prop", "ostl-recurrent", "snap-2"],
-    Turned: ["e-prop", "rtrl"],
-    Normed: ["e-prop", "rtrl"],
+    Turned: ["rtrl"],
+    Normed: ["rtrl"],
 }
 
 
@@ -297,8 +297,7 @@ EQUAL: dict[Any, list[str]] = {
     ("model", "name", "batch"),
     [
         *((model, name, 2) for model, names in EQUAL.items() for name in names),
-        (Dense, "snap-2", None),
-        (Gates, "e-prop", None),
+        (Dense, "rtrl", None),
     ],
 )
 def test_equals_the_oracle(model: Any, name: str, batch: int | None) -> None:
@@ -333,12 +332,10 @@ def test_rules_differ() -> None:
                 differs(found[i], found[j])
 
 
-@pytest.mark.parametrize("make", [bt.RTRL, partial(bt.SnAp, n=HIDDEN)])
-def test_full_influence_of_one_group_is_bptt(make: Any) -> None:
+def test_full_influence_of_one_group_is_bptt() -> None:
     here = case(Gates)
     _, reference = bptt(*data(here))
-    grads = sequence(here, compiled(here, make))
-    assert_tree_close(grads, reference)
+    assert_tree_close(sequence(here, compiled(here, partial(bt.SnAp, n=HIDDEN))), reference)
 
 
 # --- execution changes nothing ----------------------------------------------------------------
@@ -346,7 +343,6 @@ def test_full_influence_of_one_group_is_bptt(make: Any) -> None:
 OTHERS = {
     "uoro": bt.UORO,
     "random feedback": partial(bt.EProp, feedback="random", random_feedback_key=3),
-    "three factors": partial(bt.ThreeFactor, modulator=0.7),
 }
 
 
@@ -357,7 +353,6 @@ OTHERS = {
         (Convolved, "snap-2"),
         (Dense, "uoro"),
         (Gates, "random feedback"),
-        (Gates, "three factors"),
     ],
 )
 def test_blocks_and_calls_give_the_same(model: Any, name: str) -> None:
@@ -401,7 +396,6 @@ def in_windows(here: zoo.Case, make: Any, size: int) -> Any:
         (Convolved, "snap-2", 2),
         (Layers, "rtrl", 2),
         (Dense, "d_rtrl", 1),
-        (Own, "ostl-recurrent", 3),
     ],
 )
 def test_windows_equal_the_oracle(model: Any, name: str, size: int) -> None:
@@ -435,9 +429,7 @@ def test_windows_of_one_step_of_a_vanilla_rnn_are_truncated_to_two() -> None:
     assert_tree_close(in_windows(here, bt.D_RTRL, 1)[1][0], reference)
 
 
-@pytest.mark.parametrize(
-    ("model", "make"), [(Layers, RULES["e-prop"].learner), (Dense, bt.UORO), (Dense, bt.DNI)]
-)
+@pytest.mark.parametrize(("model", "make"), [(Layers, RULES["e-prop"].learner), (Dense, bt.DNI)])
 def test_one_window_is_bptt(model: Any, make: Any) -> None:
     here = case(model)
     losses, reference = bptt(*data(here))
@@ -568,7 +560,7 @@ def within_bounds(samples: Any, exact: Any) -> bool:
     return all(inside)
 
 
-@pytest.mark.parametrize(("model", "windows"), [(Dense, False), (Own, False), (Gates, True)])
+@pytest.mark.parametrize(("model", "windows"), [(Dense, False), (Gates, True)])
 def test_uoro_has_the_mean_of_rtrl(model: Any, windows: bool) -> None:
     """|mean - exact| <= 4.5 standard errors, small enough that 20 % of bias would show."""
     here = case(model, 1)

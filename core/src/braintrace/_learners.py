@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithm import LearningRule
+from ._batched import examples_in, init_batched_states
 from ._checks import check_required
 from ._compile import check_scope
 from ._config import ETraceConfig
@@ -568,6 +569,7 @@ def compile(
     algorithm: str | type[ETraceAlgorithm] | ETraceConfig,
     *example_inputs: Any,
     batch_size: int | None = None,
+    vmap: bool = False,
     verbose: int = 0,
     **options: Any,
 ) -> ETraceAlgorithm:
@@ -583,7 +585,13 @@ def compile(
     *example_inputs
         Arguments of one step.
     batch_size
-        Passed on to ``brainstate.nn.init_all_states``.
+        Passed on to ``brainstate.nn.init_all_states``. With ``vmap``, the number of examples;
+        default: the leading axis of the example inputs.
+    vmap
+        Whether the model is written for one example. The example inputs, and those of every later
+        step, have a leading axis of examples (a scalar is the same for all of them); so have the
+        results and all states of the model but its parameters. The gradient is the sum over the
+        examples, as of a model with the batch inside. Each example draws its own random numbers.
     verbose
         1: print what the compiler found.
     **options
@@ -617,8 +625,11 @@ def compile(
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
     check_required(algorithm, options)
-    learner = algorithm(model, **options)
-    brainstate.nn.init_all_states(model, batch_size=batch_size)
+    learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
+    if vmap:
+        init_batched_states(model, examples_in(example_inputs, batch_size))
+    else:
+        brainstate.nn.init_all_states(model, batch_size=batch_size)
     learner.compile_graph(*example_inputs)
     if verbose:
         print(learner.report)

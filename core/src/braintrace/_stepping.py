@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from ._algorithm import LearningRule
+from ._batched import refuse_lost_examples, repeated_like
 from ._checks import (
     check_options,
     check_same_states,
     check_states,
     checked_args,
-    warn_of_unreset,
 )
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
 from ._execute import ETraceGraphExecutor
 from ._online import online_step
 from ._reporting import trace_report
+from ._resets import reset_model
 from ._sequence import Tape
 from ._windows import checked_steps, number_of_steps, one_step_of, steps_of, window_step
 
@@ -193,7 +194,10 @@ class SteppingLearner(brainstate.nn.Module):
         Parameters
         ----------
         batch_size
-            Passed on to the model's ``reset_state``.
+            Passed on to the model's ``reset_state``. When its states come out for another batch
+            than before, the model is compiled for it, which takes as long as compiling it did. The
+            batch of an argument is then its first axis, or else its only one, that is as long as
+            the old batch.
         model_states
             Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
             module without a ``reset_state`` of its own keeps its states.
@@ -201,33 +205,20 @@ class SteppingLearner(brainstate.nn.Module):
         Raises
         ------
         ValueError
-            When the model's states come out with another shape than the compiled one; the states
-            then stay as they were.
+            When the model's states come out with other shapes than those of another batch, or
+            the model cannot be compiled for it; the states then stay as they were.
         """
         check_same_states(self.model, self.graph.module_info)
+        executor = self.executor
         if model_states:
-            self._reset_model(batch_size, **kwargs)
+            executor = reset_model(executor, batch_size, **kwargs)
+        other_batch = executor is not self.executor
+        if other_batch:
+            self._adopt(executor)
         for trace, zero in zip(self.traces, self.rule.init(), strict=True):
-            trace.value = zero
+            # the traces of a learner that was compiled under vmap have an axis of examples
+            trace.value = zero if other_batch else repeated_like(zero, trace.value)
         self.running_index.value = jnp.zeros((), jnp.int32)
-
-    def _reset_model(self, batch_size: int | None, **kwargs: Any) -> None:
-        before = {s: s.value for s in brainstate.graph.states(self.model).values()}
-        try:
-            brainstate.nn.reset_all_states(self.model, batch_size=batch_size, **kwargs)
-            warn_of_unreset(self.model, self.graph.module_info, before)
-            for slot in self.graph.module_info.slots_of(StateKind.HIDDEN):
-                shapes = [jnp.shape(v) for v in (slot.state.value, before[slot.state])]
-                if shapes[0] != shapes[1]:
-                    raise ValueError(
-                        f"batch_size={batch_size} resets {show_path(slot.path)} to shape "
-                        f"{shapes[0]}, but the learner was compiled for {shapes[1]}; compile again "
-                        "for another batch"
-                    )
-        except Exception:
-            for state, value in before.items():
-                state.restore_value(value)
-            raise
 
     # --- one call ----------------------------------------------------------------------------
 
@@ -278,10 +269,12 @@ class SteppingLearner(brainstate.nn.Module):
         params, values = self._values()
         if self._tape is not None:
             out, new, boundary = self.executor.run(leaves, {**params, **values}, self._tape.perturb)
+            refuse_lost_examples(values, new)
             self._tape.boundaries.append((boundary, given))
         else:
             traces = tuple(t.value for t in self.traces)
             out, new, traces = self._step(params, leaves, values, traces, given)
+            refuse_lost_examples(values, new)
             self._write_traces(traces, 1)
         self._write_states(new)
         return out
@@ -295,6 +288,7 @@ class SteppingLearner(brainstate.nn.Module):
         params, values = self._values()
         traces = tuple(t.value for t in self.traces)
         out, new, traces = self._step(params, self._predictor(), leaves, values, traces)
+        refuse_lost_examples(values, new)
         self._write_traces(traces, steps or 1)
         self._write_states(new)
         self._calls += 1
