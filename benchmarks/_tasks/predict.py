@@ -23,7 +23,7 @@ class Prediction:
 
     units: int = 128
     rate: float = 4e-3
-    decay: float = 0.5
+    decay: float = 0.2
     epochs: int = 6
     num_streams: int = 16
     update_every: int = 32

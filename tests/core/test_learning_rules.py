@@ -286,7 +286,7 @@ EQUAL: dict[Any, list[str]] = {
     Gates: ["ostl-recurrent", "snap-2"],
     Layers: ["e-prop", "ostl-feedforward", "rtrl"],
     Convolved: ["snap-2", "snap-3"],
-    Sparse: ["snap-2", "snap-3"],
+    Sparse: ["snap-2"],
     Own: ["e-prop", "ostl-recurrent", "snap-2"],
     Turned: ["rtrl"],
     Normed: ["rtrl"],

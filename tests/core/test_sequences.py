@@ -229,6 +229,20 @@ def test_the_state_of_the_optimizer_goes_on(data: Any) -> None:
     assert a.optimizer(adam) is a.optimizer(adam)
 
 
+def test_updates_under_jit(data: Any) -> None:
+    adam = optax.adam(1e-2)
+    a, b = made(), made()
+    run = brainstate.transform.jit(
+        lambda xs, ys: a.etrace_update(xs, ys, step_fn=summed(a), optimizer=adam)
+    )
+    with pytest.raises(ValueError, match=r"call learner.optimizer\(transformation\) once before"):
+        run(*data)
+    a.optimizer(adam)
+    run(*data)
+    b.etrace_update(*data, step_fn=summed(b), optimizer=adam)
+    assert_tree_close(weights_of(a), weights_of(b))
+
+
 # --- under transformations -----------------------------------------------------------------------
 
 

@@ -264,7 +264,8 @@ class ETraceAlgorithm(SteppingLearner):
     ) -> OptaxOptimizer:
         """The optimizer with which an optax transformation changes the learner's weights.
 
-        It is made at the first call and holds the transformation's state, in a brainstate state.
+        It is made at the first call, which must not be inside ``jit``, and holds the state of the
+        transformation in a brainstate state.
 
         Parameters
         ----------

@@ -9,6 +9,8 @@ from typing import Any
 import brainstate
 import jax
 
+from . import _jax
+
 State = brainstate.State[Any]
 
 
@@ -21,15 +23,24 @@ class OptaxOptimizer(brainstate.nn.Module):
         An ``optax.GradientTransformation``: anything with ``init`` and ``update``.
     weights
         Parameter states by any key.
+
+    Raises
+    ------
+    ValueError
+        Inside ``jit`` or another transformation, where no state can be made.
     """
 
     def __init__(self, transformation: Any, weights: Mapping[Any, State]) -> None:
         super().__init__()
         self.transformation = transformation
         self.weights = dict(weights)
-        with jax.ensure_compile_time_eval():
-            moments = transformation.init(self._values())
-        self.moments = brainstate.ShortTermState(moments)
+        values = self._values()
+        if any(_jax.is_traced(leaf) for leaf in jax.tree.leaves(values)):
+            raise ValueError(
+                "the state of an optimizer cannot be made inside jit or another transformation; "
+                "call learner.optimizer(transformation) once before"
+            )
+        self.moments = brainstate.ShortTermState(transformation.init(values))
 
     def _values(self) -> dict[Any, Any]:
         return {key: state.value for key, state in self.weights.items()}
