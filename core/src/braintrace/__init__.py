@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ._primitive import is_etp_primitive as is_etp_primitive
     from ._primitive import register_primitive as register_primitive
     from ._primitive import register_primitive_spec as register_primitive_spec
+    from ._vjp_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
     from ._windows import MultiStepData as MultiStepData
     from ._windows import SingleStepData as SingleStepData
 else:

@@ -49,6 +49,7 @@ CORE = {
     "find_hidden_param_op_relations_from_minfo": "_compile",
     "find_hidden_param_op_relations_from_module": "_compile",
     "ETraceGraphExecutor": "_execute",
+    "ETraceVjpGraphExecutor": "_vjp_executor",
     "ETraceAlgorithm": "_learner",
     "EligibilityTrace": "_learner",
     "DNI": "_learners",
