@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saiunit as u
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt
@@ -322,7 +323,7 @@ def test_progress_reaches_its_end(driver: str, data: Any, capfd: Any) -> None:
 
 REFUSED = {
     "mask_length": ({"mask": np.ones(T + 1)}, ValueError, r"mask must have shape \[T\].*T = 7"),
-    "mask_shape": ({"mask": np.ones((T, B))}, TypeError, r"loss of shape \(3,\), got \(\)"),
+    "mask_shape": ({"mask": np.ones((T, B))}, TypeError, r"losses of shape \(3,\).*got shape \(\)"),
     "loss_output": ({"loss_output": "all"}, ValueError, "loss_output must be one of"),
     "reduction": ({"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
     "chunk": ({"chunk_size": 2}, ValueError, "chunk_size=2 needs .* vjp_method='multi-step'"),
@@ -338,6 +339,20 @@ def test_options_that_are_refused(case: str, data: Any) -> None:
         learner.etrace_grad(*data, step_fn=summed(learner), **options)
 
 
+def test_losses_under_a_mask_that_are_refused(data: Any) -> None:
+    learner = made()
+    for result, says in (
+        (lambda loss: (loss, loss), "a scalar loss, got a tuple; is has_aux=True missing"),
+        (lambda loss: loss * u.mV, "without a unit, got one in mV"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            learner.etrace_grad(
+                *data,
+                step_fn=lambda x, y: result(learner(x).sum()),  # noqa: B023
+                mask=np.ones(T),
+            )
+
+
 def test_windows_that_are_refused(data: Any) -> None:
     learner = made(vjp_method="multi-step")
     with pytest.raises(ValueError, match="pass their length as chunk_size"):
@@ -346,6 +361,23 @@ def test_windows_that_are_refused(data: Any) -> None:
         learner.etrace_grad(
             *data, step_fn=lambda x, y: learner(bt.MultiStepData(x)).sum(), chunk_size=2
         )
+    for result, has_aux, says in (
+        (lambda losses: losses, True, r"must return a pair \(loss, aux\)"),
+        (
+            lambda losses: (losses, losses),
+            False,
+            r"shape \(2,\), got a tuple; is has_aux=True miss",
+        ),
+        (lambda losses: losses * u.mV, False, "without a unit, got one in mV"),
+        (lambda losses: None, False, r"losses of shape \(2,\), got None"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            learner.etrace_grad(
+                *data,
+                step_fn=lambda x, y: result(learner(bt.MultiStepData(x)).sum((1, 2))),  # noqa: B023
+                chunk_size=2,
+                has_aux=has_aux,
+            )
     with pytest.raises(ValueError, match="exactly once per window; it called it 0 times"):
         learner.etrace_grad(*data, step_fn=lambda x, y: x.sum((1, 2)), chunk_size=2)
     with pytest.raises(ValueError, match="one length of at least one"):

@@ -16,7 +16,7 @@ import numpy as np
 from . import _guards
 from ._checks import check_states, require_callable
 from ._compile import StateKind, show_path
-from ._losses import masked_step, scale_of, weighted_sum
+from ._losses import checked_losses, masked_step, scale_of, weighted_sum
 from ._online import add_gradients, not_differentiable
 from ._progress import Progress
 from ._sequence import (
@@ -41,7 +41,6 @@ class GradOptions:
     weights: tuple[tuple[Any, State], ...]
     reduction: str = "mean"
     has_aux: bool = False
-    masked: bool = False
     chunk_size: int | None = None
     block_size: int | str = "auto"
     carry_trace: bool = True
@@ -92,8 +91,8 @@ def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
     weights = [state for _, state in options.weights]
     inputs = (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
-    step_fn = masked_step(options.step_fn, options.has_aux, options.masked)
-    traced = trace_step(learner.executor, step_fn, learner._attach, first, has_aux=True)
+    step_fn = masked_step(options.step_fn, options.has_aux)
+    traced = trace_step(learner.executor, step_fn, learner._attach, first)
     runner = BlockRunner(rule, traced, tuple(weights))
     params = {path: state.value for path, state in learner._states_of(StateKind.PARAM).items()}
     names = {i: name for name, i in _direct_names(learner, runner).items()}
@@ -204,14 +203,9 @@ def _window_loss(learner: SteppingLearner, options: GradOptions, inputs: tuple[A
             "step_fn must call the learner exactly once per window; it called it "
             f"{learner._calls - before} times"
         )
-    losses, aux = result if options.has_aux else (result, None)
-    losses = jnp.asarray(losses)
-    expected = (size,) if mask is None else mask.shape
-    if losses.shape != expected or not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise TypeError(
-            f"with chunk_size, step_fn must return floating-point losses of shape {expected}, "
-            f"one per step of the window; got shape {losses.shape} and dtype {losses.dtype}"
-        )
+    shape = (size,) if mask is None else mask.shape
+    when = "with chunk_size and so a loss for each step of a window, "
+    losses, aux = checked_losses(result, options.has_aux, shape, when)
     return weighted_sum(losses, mask), (losses, aux)
 
 

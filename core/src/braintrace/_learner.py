@@ -144,7 +144,6 @@ class ETraceAlgorithm(SteppingLearner):
             self._chosen(weights),
             reduction,
             has_aux,
-            mask is not None,
             chunk_size,
             block_size,
             carry_trace,
@@ -244,7 +243,6 @@ class ETraceAlgorithm(SteppingLearner):
             self._chosen(weights),
             reduction,
             has_aux,
-            mask is not None,
             chunk_size,
             block_size,
             check=check,
@@ -252,7 +250,7 @@ class ETraceAlgorithm(SteppingLearner):
         )
         options = self._prepared(options, every)
         update = as_optimizer(self.optimizer, optimizer, dict(options.weights))
-        key = (step_fn, "update", replace(options), every, update)
+        key = (step_fn, "update", options, every, update)
         driver = self._driver(key, partial(self._updated, options, every, update))
         losses, aux, flags = driver(sequences, mask)
         if check:

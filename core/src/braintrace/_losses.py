@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import saiunit
 
 
 def checked_mask(mask: Any, steps: int) -> jax.Array | None:
@@ -31,31 +32,64 @@ def checked_mask(mask: Any, steps: int) -> jax.Array | None:
     return mask if jnp.issubdtype(mask.dtype, jnp.floating) else mask.astype(float)
 
 
-def masked_step(step_fn: Callable[..., Any], has_aux: bool, masked: bool) -> Callable[..., Any]:
-    """``step_fn`` with the mask's slice as first argument.
+def masked_step(step_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """``step_fn`` with the mask's slice as first argument, ``None`` without a mask.
 
     It returns the weighted loss, and as auxiliary data the loss as it was and what came with it.
     """
 
     def step(mask: Any, *inputs: Any) -> Any:
-        result = step_fn(*inputs)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "with has_aux=True, step_fn must return a pair (loss, aux); got "
-                f"{type(result).__name__}"
-            )
-        loss, aux = result if has_aux else (result, None)
-        if not masked:
-            return loss, (loss, aux)
-        shape = jnp.shape(loss)
-        if shape != mask.shape:
-            raise TypeError(
-                f"with a mask [T{''.join(f', {n}' for n in mask.shape)}], step_fn must return a "
-                f"loss of shape {mask.shape}, got {shape}"
-            )
+        shape = jnp.shape(mask) if mask is not None else ()
+        when = f"with a mask [T{''.join(f', {n}' for n in shape)}], " if shape else ""
+        loss, aux = checked_losses(step_fn(*inputs), has_aux, shape, when)
         return weighted_sum(loss, mask), (loss, aux)
 
     return step
+
+
+def checked_losses(
+    result: Any, has_aux: bool, shape: tuple[int, ...], when: str = ""
+) -> tuple[jax.Array, Any]:
+    """What ``step_fn`` returned: losses as an array, and auxiliary data, ``None`` if it has none.
+
+    Parameters
+    ----------
+    result
+        What it returned: losses, or with ``has_aux`` a pair.
+    shape
+        What the losses must have; ``()`` for that of one step.
+    when
+        Why they must have this shape, in front of what is said about another one.
+
+    Raises
+    ------
+    TypeError
+        For something else.
+    """
+    wanted = f"{when}step_fn must return {f'losses of shape {shape}' if shape else 'a scalar loss'}"
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "with has_aux=True, step_fn must return a pair (loss, aux); got "
+            f"{type(result).__name__}"
+        )
+    losses, aux = result if has_aux else (result, None)
+    if isinstance(losses, tuple):
+        raise TypeError(f"{wanted}, got a tuple; is has_aux=True missing?")
+    if saiunit.math.is_quantity(losses):
+        raise TypeError(
+            f"step_fn must return a loss without a unit, got one in {saiunit.get_unit(losses)}; "
+            "divide it by its unit, or make its parts dimensionless"
+        )
+    try:
+        losses = jnp.asarray(losses)
+    except (TypeError, ValueError):
+        raise TypeError(f"{wanted}, got {losses!r:.80}") from None
+    if losses.shape != shape or not jnp.issubdtype(losses.dtype, jnp.floating):
+        remedy = "" if shape else ". Reduce it, for example with .mean()"
+        raise TypeError(
+            f"{wanted} in floating point, got shape {losses.shape} and dtype {losses.dtype}{remedy}"
+        )
+    return losses, aux
 
 
 def weighted_sum(losses: Any, mask: Any) -> Any:

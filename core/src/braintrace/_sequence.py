@@ -20,7 +20,6 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
-import saiunit
 
 from . import _jax
 from ._algorithm import Block, LearningRule, Traces
@@ -99,12 +98,13 @@ def trace_step(
     step_fn: Callable[..., Any],
     attach: Callable[[Tape | None], None],
     inputs: Any,
-    has_aux: bool,
 ) -> TracedStep:
     """Trace ``step_fn`` with the learner in recording mode.
 
     Parameters
     ----------
+    step_fn
+        ``step_fn(*inputs) -> (loss, aux)`` with a scalar loss.
     attach
         Gives the learner its tape, and takes it away again with ``None``.
     inputs
@@ -112,21 +112,19 @@ def trace_step(
 
     Raises
     ------
-    TypeError, ValueError
-        When ``step_fn`` does not return a scalar loss (and auxiliary data, with ``has_aux``), or
-        does not call the learner directly and exactly once.
+    ValueError
+        When ``step_fn`` does not call the learner directly and exactly once, changes the type of a
+        state, or writes a parameter.
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
         tape = Tape(perturb)
         attach(tape)
         try:
-            result = step_fn(*inputs)
+            loss, aux = step_fn(*inputs)
         finally:
             attach(None)
-        boundary = tape.boundary()
-        loss, aux = _loss_and_aux(result, has_aux)
-        return loss, aux, boundary
+        return loss, aux, tape.boundary()
 
     perturb = executor.graph.perturbed.init_perturb_data()
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
@@ -175,35 +173,6 @@ def _check_kept(
                     f"step_fn writes the parameter {name}; weights stay as they are during a "
                     "sequence gradient, so change them between calls"
                 )
-
-
-def _loss_and_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
-    if has_aux:
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "with has_aux=True, step_fn must return a pair (loss, aux); got "
-                f"{type(result).__name__}"
-            )
-        loss, aux = result
-    else:
-        loss, aux = result, None
-    if isinstance(loss, tuple):
-        raise TypeError("step_fn must return a scalar loss, got a tuple; is has_aux=True missing?")
-    if saiunit.math.is_quantity(loss):
-        raise TypeError(
-            f"step_fn must return a loss without a unit, got one in {saiunit.get_unit(loss)}; "
-            "divide it by its unit, or make its parts dimensionless"
-        )
-    try:
-        loss = jnp.asarray(loss)
-    except (TypeError, ValueError):
-        raise TypeError(f"step_fn must return a scalar loss, got {loss!r:.80}") from None
-    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(
-            f"step_fn must return a scalar floating-point loss, got shape {loss.shape} and dtype "
-            f"{loss.dtype}. Reduce it, for example with .mean()"
-        )
-    return loss, aux
 
 
 # --- running blocks --------------------------------------------------------------------------

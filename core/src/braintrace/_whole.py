@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax
-from ._compile import Cone, ETraceGraph, HiddenGroup, Transition
+from ._compile import Cone, ETraceGraph, HiddenGroup
 from ._execute import ETraceGraphExecutor
-from ._jax import Jaxpr, JaxprEqn, Var
-from ._jaxpr import read
+from ._jax import Var
 from ._layout import Link, join_states
+from ._position_graph import structure_of, values_of_parameters
 from ._positions import Alignment
 from ._sweeps import Reverse
 
@@ -168,18 +167,15 @@ class WholeGroupsExecutor(ETraceGraphExecutor):
     def position_graph(self, index: int) -> np.ndarray:
         """Which mixed positions of a group depend on which from one step to the next: [M, M].
 
-        ``[p, q]`` says whether a new value at ``p`` depends on an old one at ``q`` in some state
-        and example. No factor of zero hides a dependency, and every branch of a selection counts:
-        see :func:`_depends`.
+        ``[p, q]`` says whether the derivative of a new value at ``p`` in an old one at ``q`` can be
+        other than zero, in some state and example; see ``_position_graph``.
         """
-        whole, cone = self.whole[index], self.graph.cones[index]
-        transition = cone.transition
+        whole, transition = self.whole[index], self.graph.cones[index].transition
         if transition is None or not whole.mixed:
             return np.eye(whole.num_mixed, dtype=bool)
-        if transition.program is None:
-            return np.ones((whole.num_mixed, whole.num_mixed), bool)
         with jax.ensure_compile_time_eval():
-            return _depends(transition, whole)
+            fixed = values_of_parameters(self.graph.module_info)
+            return structure_of(transition, whole.group, fixed, whole.places(), whole.num_mixed)
 
 
 def _jacobian(sweep: Reverse, whole: WholeGroup) -> jax.Array:
@@ -207,66 +203,3 @@ def _factor(sweep: Reverse, whole: WholeGroup, link: Link, i: int) -> jax.Array:
     rest = range(lead + 1, found.ndim)
     found = found.transpose(lead, *order[0], *order[1], *rest)
     return found.reshape(whole.num_state, *link.extra, *link.relation.y_var.aval.shape)
-
-
-# --- structure --------------------------------------------------------------------------------
-
-
-def _depends(transition: Transition, whole: WholeGroup) -> np.ndarray:
-    """The position graph of a transition, from derivatives of "not a number".
-
-    A reverse sweep that starts with NaN at one position ends with NaN wherever there is a path of
-    differentiable operations, because zero times NaN is NaN. The linear program of the sweep is run
-    with its selections replaced by sums, so that the branch not taken counts too.
-    """
-    group, program = whole.group, transition.program
-    call = _jax.jaxpr_as_fun(program)  # type: ignore[arg-type]
-    free, olds = _probe(transition, group)
-    news, pull = jax.vjp(lambda olds: call(*free, *olds), olds)
-    sweep = Reverse(group, news, lambda cotangents: (*pull(cotangents), {}))
-
-    def one(mask: jax.Array) -> jax.Array:
-        rows = sweep.rows(mask)
-        return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
-
-    places = whole.places()
-    mask = jnp.zeros(group.varshape)
-    linear = jax.make_jaxpr(one)(mask)
-    found = np.zeros((whole.num_mixed, whole.num_mixed), bool)
-    for p in range(whole.num_mixed):
-        start = jnp.where(jnp.asarray(places == p), jnp.nan, 0.0)
-        (reached,) = _with_open_selections(linear, [start])
-        hit = np.isnan(np.asarray(whole.joined(reached)))
-        hit = hit.reshape(group.num_state, whole.num_mixed, -1)
-        found[p] = hit.any(axis=(0, 2))
-    return found
-
-
-def _probe(transition: Transition, group: HiddenGroup) -> tuple[list[Any], list[Any]]:
-    """Values at which the derivatives of a transition are structurally complete."""
-    rng = np.random.default_rng(0)
-
-    def value(var: Any) -> jax.Array:
-        aval = var.aval
-        if jnp.issubdtype(aval.dtype, jnp.floating):
-            return jnp.asarray(rng.normal(size=aval.shape), aval.dtype)
-        return jnp.zeros(aval.shape, aval.dtype)
-
-    return [value(v) for v in transition.free], [value(v) for v in group.hidden_invars]
-
-
-def _with_open_selections(program: Jaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Run a linear program with every ``select_n`` replaced by the sum of its cases."""
-    env: dict[Var, Any] = dict(_jax.constants(program))
-    env.update(zip(program.invars, inputs, strict=True))
-    for eqn in program.eqns:
-        env.update(zip(eqn.outvars, _opened(eqn, [read(env, a) for a in eqn.invars]), strict=True))
-    return [read(env, atom) for atom in program.outvars]
-
-
-def _opened(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
-    if eqn.primitive in _jax.CALL_PRIMITIVES:
-        return _with_open_selections(_jax.sub_jaxpr(eqn), values)
-    if eqn.primitive.name == "select_n":
-        return [sum(values[2:], values[1])]
-    return _jax.bind_equation(eqn, values)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The position graph of SnAp: masks count, momentary zeros do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+
+N = 6
+RING = np.roll(np.eye(N, dtype=bool), 1, axis=0)
+
+
+@jax.custom_vjp
+def spike(v: Any) -> Any:
+    return (v > 0).astype(v.dtype)
+
+
+spike.defvjp(lambda v: (spike(v), v), lambda v, g: (g * jnp.maximum(1 - jnp.abs(v) / 1e-3, 0),))
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "tanh": jnp.tanh,
+    "dead_relu": lambda v: jax.nn.relu(v - 1e6),
+    "branch_not_taken": lambda v: jnp.where(v > 1e6, v, 0.0),
+    "narrow_surrogate": spike,
+    "times_the_state": lambda v: v * jax.lax.stop_gradient(v),
+}
+
+
+class Masked(brainstate.nn.Module):
+    """Units with recurrent weights of zero under a mask."""
+
+    def __init__(self, activation: Callable[[Any], Any], mask: Any) -> None:
+        super().__init__()
+        self.activation, self.mask = activation, mask
+        self.weight = brainstate.ParamState(jnp.zeros((N, N)))
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, N)))
+
+    def update(self, x: Any) -> Any:
+        drive = x + bt.matmul(self.h.value, self.mask * self.weight.value)
+        self.h.value = 0.5 * self.h.value + self.activation(drive)
+        return self.h.value
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_masks_count_and_momentary_zeros_do_not(activation: str) -> None:
+    model = Masked(ACTIVATIONS[activation], RING.astype(float))
+    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=3)
+    graph = learner.executor.position_graph(0)
+    np.testing.assert_array_equal(graph, RING.T | np.eye(N, dtype=bool))
+    (mask,) = learner.rule.masks
+    np.testing.assert_array_equal(mask.sum(0), np.full((2, N), 3))
+
+
+def test_an_index_that_moves_leaves_every_edge() -> None:
+    class Gathered(Masked):
+        def update(self, x: Any) -> Any:
+            order = jnp.argsort(x[0])
+            mixed = bt.matmul(self.h.value[:, order], self.mask * self.weight.value)
+            self.h.value = jnp.tanh(x + mixed)
+            return self.h.value
+
+    learner = bt.compile(
+        Gathered(jnp.tanh, RING.astype(float)), "snap", jnp.zeros((2, N)), batch_size=2, n=2
+    )
+    assert learner.executor.position_graph(0).all()
