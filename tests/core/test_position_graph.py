@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "dead_relu": lambda v: jax.nn.relu(v - 1e6),
     "branch_not_taken": lambda v: jnp.where(v > 1e6, v, 0.0),
     "narrow_surrogate": spike,
+    "opposite_branches": lambda v: jnp.where(v > 0, v, -v),
     "times_the_state": lambda v: v * jax.lax.stop_gradient(v),
 }
 
@@ -73,3 +74,31 @@ def test_an_index_that_moves_leaves_every_edge() -> None:
         Gathered(jnp.tanh, RING.astype(float)), "snap", jnp.zeros((2, N)), batch_size=2, n=2
     )
     assert learner.executor.position_graph(0).all()
+
+
+def graph_of(model: brainstate.nn.Module) -> Any:
+    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=2)
+    return learner.executor.position_graph(0)
+
+
+def test_a_weight_that_is_cut_off_at_zero_has_its_edges() -> None:
+    class Rectified(Masked):
+        def update(self, x: Any) -> Any:
+            positive = self.mask * jax.nn.relu(self.weight.value)
+            self.h.value = 0.5 * self.h.value + x + bt.matmul(self.h.value, positive)
+            return self.h.value
+
+    graph = graph_of(Rectified(jnp.tanh, RING.astype(float)))
+    np.testing.assert_array_equal(graph, RING.T | np.eye(N, dtype=bool))
+
+
+def test_the_largest_of_a_window_can_be_any() -> None:
+    class Pooled(Masked):
+        def update(self, x: Any) -> Any:
+            old = self.h.value
+            largest = jax.lax.reduce_window(old, -jnp.inf, jax.lax.max, (1, 2), (1, 1), "SAME")
+            self.h.value = largest + bt.matmul(x, self.weight.value)
+            return self.h.value
+
+    neighbours = np.eye(N, dtype=bool) | np.eye(N, k=1, dtype=bool)
+    assert graph_of(Pooled(jnp.tanh, 1.0))[neighbours].all()

@@ -356,7 +356,9 @@ def test_wrong_decays(given: Any, error: type[Exception], message: str) -> None:
 
 
 def test_other_wrong_options() -> None:
-    with pytest.raises(ValueError, match="vjp_method must be 'single-step', got 'multi'"):
+    with pytest.raises(
+        ValueError, match="vjp_method must be 'single-step' or 'multi-step' .*'multi'"
+    ):
         bt.pp_prop(zoo.Leaky(), 0.9, "multi")
     with pytest.raises(TypeError, match="trace_dtype must be a floating-point dtype"):
         bt.pp_prop(zoo.Leaky(), 0.9, trace_dtype=int)
@@ -364,7 +366,7 @@ def test_other_wrong_options() -> None:
         bt.pp_prop(zoo.Leaky(), 0.9, decay=0.9)
     with pytest.raises(TypeError, match="decay_or_rank"):
         bt.compile(zoo.Leaky(), "pp_prop", jnp.ones((2, IN)), batch_size=2)
-    with pytest.raises(ValueError, match=r"known are .*'d_rtrl', 'es_d_rtrl', 'pp_prop'"):
+    with pytest.raises(ValueError, match=r"known are .*'d_rtrl', .*'es_d_rtrl', .*'pp_prop'"):
         bt.compile(zoo.Leaky(), "pprop", jnp.ones((2, IN)), batch_size=2)
 
 

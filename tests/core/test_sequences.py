@@ -15,6 +15,7 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
+from braintrace._feedback import feed_back, feedback_matrix
 from braintrace.testing import assert_tree_close, bptt
 
 T, B, IN, HIDDEN = 7, 3, 2, 3
@@ -161,6 +162,44 @@ def test_an_argument_that_is_not_wrapped_is_the_same_at_every_step(data: Any) ->
     assert_tree_close(b(both)[0], c(bt.SingleStepData(xs[0])))
 
 
+def test_windows_add_up_in_more_than_half_precision() -> None:
+    """One is nothing to 256 in bfloat16."""
+
+    class Product(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = brainstate.ParamState(jnp.ones((1, 1), jnp.bfloat16))
+
+        def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, 1), jnp.bfloat16))
+
+        def update(self, x: Any) -> Any:
+            self.h.value = bt.matmul(x, self.weight.value)
+            return self.h.value
+
+    xs = jnp.ones((600, 1, 1), jnp.bfloat16)
+    learner = bt.compile(Product(), "rtrl", xs[0], batch_size=1, vjp_method="multi-step")
+    step_fn = lambda x: learner(bt.MultiStepData(x)).sum((1, 2))  # noqa: E731
+    grads = learner.etrace_grad(xs, step_fn=step_fn, chunk_size=1, reduction="sum")
+    assert grads["weight",].dtype == jnp.bfloat16
+    assert float(grads["weight",][0, 0]) == 600
+
+
+def test_a_weight_that_windows_do_not_use_has_the_gradient_zero(data: Any) -> None:
+    learner, unused = made(vjp_method="multi-step"), brainstate.ParamState(jnp.ones(2))
+    options = {"step_fn": of_windows(learner), "chunk_size": 3, "weights": {"unused": unused}}
+    np.testing.assert_array_equal(learner.etrace_grad(*data, **options)["unused"], np.zeros(2))
+
+
+def test_the_losses_of_windows_cannot_be_differentiated(data: Any) -> None:
+    """Their derivative would stop at the borders of windows."""
+    xs, ys = data
+    learner = made(vjp_method="multi-step")
+    options = {"step_fn": of_windows(learner), "chunk_size": 3, "return_value": True}
+    with pytest.raises(bt.NotSupportedError, match="cannot be differentiated"):
+        brainstate.transform.grad(lambda xs: learner.etrace_grad(xs, ys, **options)[1].sum())(xs)
+
+
 def test_synthetic_gradients_learn_the_future(data: Any) -> None:
     """With a linear recurrence and a linear loss, the gradient of the future is constant."""
     xs = data[0]
@@ -260,6 +299,20 @@ def test_drivers_under_jit(data: Any) -> None:
     assert_tree_close(outputs, b.etrace_evolve(data[0], return_outputs=True))
 
 
+def test_calls_outside_of_jit_are_compiled_once(data: Any, caplog: Any) -> None:
+    learner = made(model=Net().cell)
+
+    def grad() -> None:
+        brainstate.transform.grad(lambda: learner(data[0][0]).sum(), learner.param_states)()
+
+    with jax.log_compiles():
+        grad()
+        assert "XLA compilation" in caplog.text
+        caplog.clear()
+        grad()
+    assert "XLA compilation" not in caplog.text
+
+
 def test_a_call_in_a_checkpoint_and_a_scan(data: Any) -> None:
     """The loss around a loop of calls has the sum of their online gradients."""
     xs, ys = data
@@ -319,6 +372,29 @@ def test_progress_reaches_its_end(driver: str, data: Any, capfd: Any) -> None:
     assert capfd.readouterr().err.endswith("#] 7/7\n")
 
 
+def test_a_new_transformation_at_each_call_is_a_warning(data: Any) -> None:
+    learner = made()
+    for _ in range(3):
+        learner.optimizer(optax.adam(0.1))
+    with pytest.warns(UserWarning, match="new optax transformation at each call.* make it once"):
+        learner.optimizer(optax.adam(0.1))
+
+
+def test_saving_finds_the_optimizer_of_some_weights(data: Any, tmp_path: Any) -> None:
+    """It makes no other one, and a learner that has it goes on from there."""
+    transformation, learner = optax.adam(0.1), made()
+    some = {"Wz": learner.param_states["cell", "Wz", "weight"]}
+    options = {"optimizer": transformation, "weights": some}
+    learner.etrace_update(*data, step_fn=summed(learner), **options)
+    learner.save(tmp_path / "file.npz", transformation)
+    assert len(learner._optimizers) == 1
+    other = made()
+    own = other.optimizer(transformation, {"Wz": other.param_states["cell", "Wz", "weight"]})
+    other.restore(tmp_path / "file.npz", transformation)
+    kept = learner.optimizer(transformation, some)
+    assert_tree_close(kept.moments.value, own.moments.value)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 REFUSED = {
@@ -339,18 +415,28 @@ def test_options_that_are_refused(case: str, data: Any) -> None:
         learner.etrace_grad(*data, step_fn=summed(learner), **options)
 
 
-def test_losses_under_a_mask_that_are_refused(data: Any) -> None:
-    learner = made()
-    for result, says in (
-        (lambda loss: (loss, loss), "a scalar loss, got a tuple; is has_aux=True missing"),
-        (lambda loss: loss * u.mV, "without a unit, got one in mV"),
-    ):
-        with pytest.raises(TypeError, match=says):
-            learner.etrace_grad(
-                *data,
-                step_fn=lambda x, y: result(learner(x).sum()),  # noqa: B023
-                mask=np.ones(T),
-            )
+LOSSES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no_pair": (lambda v: v, {"has_aux": True}, r"must return a pair \(loss, aux\)"),
+    "pair": (lambda v: (v, v), {}, "got a tuple; is has_aux=True missing"),
+    "unit": (lambda v: v * u.mV, {}, "without a unit, got one in mV"),
+    "nothing": (lambda v: None, {}, "must return .*, got None"),
+}
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("case", LOSSES)
+def test_losses_that_are_refused(case: str, windows: bool, data: Any) -> None:
+    """Under a mask and in windows as everywhere."""
+    change, options, says = LOSSES[case]
+    learner = made(vjp_method="multi-step" if windows else "single-step")
+    options = {**options, **({"chunk_size": 2} if windows else {"mask": np.ones(T)})}
+
+    def step_fn(x: Any, y: Any) -> Any:
+        out = learner(bt.MultiStepData(x)) if windows else learner(x)
+        return change(out.sum((-1, -2)))
+
+    with pytest.raises(TypeError, match=says):
+        learner.etrace_grad(*data, step_fn=step_fn, **options)
 
 
 def test_windows_that_are_refused(data: Any) -> None:
@@ -361,23 +447,6 @@ def test_windows_that_are_refused(data: Any) -> None:
         learner.etrace_grad(
             *data, step_fn=lambda x, y: learner(bt.MultiStepData(x)).sum(), chunk_size=2
         )
-    for result, has_aux, says in (
-        (lambda losses: losses, True, r"must return a pair \(loss, aux\)"),
-        (
-            lambda losses: (losses, losses),
-            False,
-            r"shape \(2,\), got a tuple; is has_aux=True miss",
-        ),
-        (lambda losses: losses * u.mV, False, "without a unit, got one in mV"),
-        (lambda losses: None, False, r"losses of shape \(2,\), got None"),
-    ):
-        with pytest.raises(TypeError, match=says):
-            learner.etrace_grad(
-                *data,
-                step_fn=lambda x, y: result(learner(bt.MultiStepData(x)).sum((1, 2))),  # noqa: B023
-                chunk_size=2,
-                has_aux=has_aux,
-            )
     with pytest.raises(ValueError, match="exactly once per window; it called it 0 times"):
         learner.etrace_grad(*data, step_fn=lambda x, y: x.sum((1, 2)), chunk_size=2)
     with pytest.raises(ValueError, match="one length of at least one"):
@@ -410,6 +479,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], Any, str]] = {
         "goes with recurrence_scope in",
     ),
     "dni": ({"learning_signal": "bootstrapped"}, ValueError, "goes with learning_signal in"),
+    "seed": ({"seed": 0.5}, TypeError, "must be an integer or a JAX key, got 0.5"),
+    "keys": ({"seed": jax.random.split(jax.random.key(0))}, TypeError, "integer or a JAX key"),
 }
 
 
@@ -432,6 +503,32 @@ def test_spellings_of_one_rule_are_equal() -> None:
 def test_rules_that_have_one_method(learner: Any, method: str) -> None:
     with pytest.raises(ValueError, match="vjp_method must be"):
         learner(Net(), vjp_method=method)
+
+
+@pytest.mark.parametrize(
+    ("options", "learner"),
+    [
+        ({"learning_signal": "modulatory"}, "ThreeFactor"),
+        ({"learning_signal": "bootstrapped", "trace_factorization": "none"}, "DNI"),
+    ],
+)
+def test_signals_that_have_a_learner_of_their_own(options: Any, learner: str) -> None:
+    """The base class has neither a modulator nor predictions."""
+    config = bt.ETraceConfig(**options)
+    method = "multi-step" if config.needs_windows else "single-step"
+    with pytest.raises(ValueError, match=rf"is that of braintrace\.{learner}"):
+        bt.ETraceVjpAlgorithm(Net(), method, config=config)
+    assert type(made(config)).__name__ == learner
+
+
+def test_a_modulator_meets_the_traces_of_any_rule(data: Any) -> None:
+    """With the gradient of the sum of the hidden states as modulator, it is pp_prop."""
+    options = {"trace_factorization": "io_factorized", "decay": 0.7}
+    given = made(bt.ETraceConfig(learning_signal="modulatory", **options), model=Net().cell)
+    plain = made(bt.ETraceConfig(**options), model=Net().cell)
+    a = given.etrace_grad(data[0], step_fn=lambda x: given(x, modulator=1.0).sum())
+    b = plain.etrace_grad(data[0], step_fn=lambda x: plain(x).sum())
+    assert_tree_close(a, b)
 
 
 def test_a_configuration_is_an_algorithm(data: Any) -> None:
@@ -464,6 +561,19 @@ def test_the_modulator_is_per_call_or_a_state(data: Any) -> None:
         b(xs[0])
     with pytest.raises(ValueError, match="does not broadcast to the positions"):
         b(xs[0], modulator=jnp.zeros(5))
+
+
+def test_random_feedback_is_the_same_in_every_default_precision() -> None:
+    """A matrix that is drawn in another dtype has other numbers."""
+    learner = made("eprop", feedback="random", random_feedback_key=0)
+    assert {matrix.dtype.name for matrix in learner.rule.source.matrices} == {"float32"}
+
+
+def test_an_error_is_fed_back_in_the_dtype_of_the_output() -> None:
+    out, error = jnp.ones((B, HIDDEN), "float32"), jnp.ones((B, 2), "float32")
+    matrix = feedback_matrix(0, out, error)
+    fed = jax.grad(lambda out: feed_back(out, error, matrix).sum())(out)
+    assert (matrix.dtype, fed.dtype) == (out.dtype, out.dtype)
 
 
 def test_an_error_is_fed_back_to_the_output(data: Any) -> None:

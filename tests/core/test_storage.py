@@ -684,7 +684,7 @@ def test_an_optimizer_without_states_is_refused(tmp_path, optimizer, said):
     for act in (save_learner, restore_learner):
         with pytest.raises(
             TypeError,
-            match=rf"{said} holds no brainstate states; .*brainstate\.ShortTermState\(optax",
+            match=rf"{said} holds no brainstate states; .*learner\.optimizer\(transformation\)",
         ):
             act(learner, tmp_path / "file", optimizer())
     assert not any(tmp_path.iterdir())

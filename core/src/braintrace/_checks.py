@@ -19,6 +19,12 @@ from ._units import in_units_of, unit_change
 
 Path = tuple[Any, ...]
 
+OBSOLETE = {
+    "fast_solve": "the fast way is always taken where there is one, with the same numbers",
+    "chunked_trace": "block_size of the drivers says how many steps are evaluated together",
+    "snap_max_jacobian_elements": "the size of traces is in learner.report",
+}
+
 
 def options_of(learner: type) -> dict[str, inspect.Parameter]:
     """Options of a class of learners and of its bases, by name."""
@@ -46,6 +52,20 @@ def check_options(learner: type, options: Collection[str]) -> None:
             f"unknown option {unknown[0]!r}; options of {learner.__name__} are "
             f"{sorted({*known, *compile_options()})}"
         )
+
+
+def without_obsolete(learner: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those of version 0.2 that say how to compute, not what; a warning for each.
+
+    Parameters
+    ----------
+    learner
+        The class of the learner, whose own options are left in.
+    """
+    obsolete = {*OBSOLETE} & {*options} - {*options_of(learner)}
+    for name in sorted(obsolete):
+        _jax.warn(f"the option {name} of braintrace 0.2 has no effect: {OBSOLETE[name]}")
+    return {name: value for name, value in options.items() if name not in obsolete}
 
 
 def check_required(learner: type, options: Collection[str]) -> None:
@@ -95,8 +115,17 @@ def _resets(module: Any) -> bool:
     return type(module).reset_state is not brainstate.nn.Module.reset_state
 
 
-def checked_args(info: ModuleInfo, args: tuple[Any, ...]) -> list[Any]:
+def checked_args(
+    info: ModuleInfo,
+    args: tuple[Any, ...],
+    remedy: str = "for another batch size, call reset_state(batch_size=..., model_states=True)",
+) -> list[Any]:
     """The leaves of the arguments of a step, as arrays of the compiled types.
+
+    Parameters
+    ----------
+    remedy
+        What to do about an argument of another shape.
 
     Raises
     ------
@@ -128,11 +157,7 @@ def checked_args(info: ModuleInfo, args: tuple[Any, ...]) -> list[Any]:
             raise ValueError(
                 f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
                 f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; "
-                + (
-                    "convert it"
-                    if leaf.shape == aval.shape
-                    else "compile again for another batch size"
-                )
+                + ("convert it" if leaf.shape == aval.shape else remedy)
             )
         checked.append(leaf)
     return checked

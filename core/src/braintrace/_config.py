@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import brainstate
+import jax
+import numpy as np
 
+from . import _jax
 from ._algorithm import (
     EPropRule,
     IODimRule,
@@ -135,6 +138,7 @@ class ETraceConfig:
             check_kappa(self.kappa)
         if self.sparse_n is not None:
             check_order(self.sparse_n)
+        check_seed(self.seed)
 
     def _check_combination(self) -> None:
         scopes, signals, filtered = LEGAL[self.trace_factorization]
@@ -197,6 +201,45 @@ class ETraceConfig:
         return ParamDimRule(executor, dtype)
 
 
+def preset(own: ETraceConfig, options: dict[str, Any], shared: str | None = None) -> ETraceConfig:
+    """The configuration of a learner with a name, or its option ``config`` in place of it.
+
+    Parameters
+    ----------
+    own
+        The learner's configuration.
+    options
+        Options of the learner; ``config`` is taken out.
+    shared
+        The coordinate in which ``config`` must agree with ``own``; ``None`` for a learner whose
+        name says all of its rule.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``config`` is none, or one of another learner.
+    """
+    given = options.pop("config", None)
+    if given is None:
+        return own
+    elsewhere = "ETraceVjpAlgorithm(model, config=...) and compile(model, config, ...) take any"
+    if shared is None:
+        raise TypeError(f"config is no option of a learner whose name says its rule; {elsewhere}")
+    if not isinstance(given, ETraceConfig):
+        raise TypeError(f"config must be an ETraceConfig, got {type(given).__name__}")
+    if getattr(given, shared) != getattr(own, shared):
+        raise ValueError(
+            f"config must have {shared}={getattr(own, shared)!r}, got "
+            f"{getattr(given, shared)!r}; {elsewhere}"
+        )
+    if own.recurrence_scope not in ("diagonal", given.recurrence_scope):
+        raise ValueError(
+            f"recurrence_scope={own.recurrence_scope!r} contradicts the one of config, "
+            f"{given.recurrence_scope!r}; pass one of them"
+        )
+    return given
+
+
 def check_kappa(kappa: Any) -> float:
     """``kappa``, if it is a number in [0, 1)."""
     if isinstance(kappa, bool) or not isinstance(kappa, numbers.Real):
@@ -213,3 +256,17 @@ def check_order(n: Any) -> int:
     if n < 1:
         raise ValueError(f"n must be an integer from 1, got {n!r}")
     return int(n)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is neither an integer nor one key of JAX's default kind."""
+    if type(seed) is not bool and isinstance(seed, numbers.Integral):
+        return
+    dtype = getattr(seed, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    is_key = isinstance(seed, jax.Array | np.ndarray) and (typed or dtype == np.uint32)
+    if not is_key or _jax.random_bits_of(seed).shape != _jax.random_bits_of(0).shape:
+        raise TypeError(
+            "seed (projection_key, random_feedback_key) must be an integer or a JAX key, got "
+            f"{seed!r:.80}"
+        )

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import _jax
 
@@ -33,7 +33,7 @@ def feedback_matrix(seed: Any, out: Any, error: Any) -> jax.Array:
         )
     rows, columns = shapes[1][-1], shapes[0][-1]
     key = jax.random.fold_in(_jax.random_bits_of(seed), rows)
-    return jax.random.normal(key, (rows, columns), jnp.result_type(out)) / np.sqrt(rows)
+    return jax.random.normal(key, (rows, columns), jnp.result_type(out)) / math.sqrt(rows)
 
 
 @jax.custom_vjp

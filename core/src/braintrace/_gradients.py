@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ from ._sequence import (
     BlockRunner,
     Extras,
     common_length,
+    end_of_sum,
     flat_states,
+    start_of_sum,
     sweep,
     trace_step,
     write_states,
@@ -35,9 +37,12 @@ State = brainstate.State[Any]
 
 @dataclass(frozen=True)
 class GradOptions:
-    """What a gradient of a sequence is asked for; see ``etrace_grad``."""
+    """What a gradient of a sequence is asked for; see ``etrace_grad``.
 
-    step_fn: Callable[..., Any]
+    Options of two functions may be equal.
+    """
+
+    step_fn: Callable[..., Any] = field(compare=False)
     weights: tuple[tuple[Any, State], ...]
     reduction: str = "mean"
     has_aux: bool = False
@@ -169,7 +174,8 @@ def _windowed(learner: SteppingLearner, options: GradOptions, sequences: Any, ma
             total, (losses, aux) = _window_loss(learner, options, inputs)
             return total * scale, (losses, aux)
 
-        grads, (losses, aux) = brainstate.transform.grad(loss, weights, has_aux=True)()
+        differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
+        grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
         flags = _window_flags(learner, options, grads, losses) if options.check else None
         return Outcome(tuple(grads[i] for i in weights), losses, aux, flags)
 
@@ -185,10 +191,14 @@ def _windowed(learner: SteppingLearner, options: GradOptions, sequences: Any, ma
 
     if not options.carry_trace:
         learner._write_traces(learner.rule.init(), 0)
-    start = tuple(jax.tree.map(jnp.zeros_like, s.value) for s in weights.values())
+    values = tuple(state.value for state in weights.values())
+    start = jax.tree.map(start_of_sum, values)
     total, (losses, aux, flags) = in_parts(one, start, (mask, *sequences), size)
     if not options.carry_trace:
         learner._write_traces(learner.rule.init(), 0)
+    total = jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values)
+    fixed = not_differentiable((total, losses, aux), (values, sequences, mask))
+    total, losses, aux = fixed
     return Outcome(total, losses, aux, flags)
 
 

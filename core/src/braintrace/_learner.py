@@ -107,7 +107,7 @@ class ETraceAlgorithm(SteppingLearner):
             Learn in windows of ``k`` steps, for a learner with ``vjp_method='multi-step'`` (the
             last window may be shorter): ``step_fn`` gets slices [k, ...], wraps the arguments of
             the learner in :class:`braintrace.MultiStepData` and returns ``k`` losses. Another
-            ``chunk_size`` is another learning rule.
+            ``chunk_size`` is another learning rule. For other learners, 1 is ``None``.
         block_size
             Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
             round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
@@ -168,6 +168,8 @@ class ETraceAlgorithm(SteppingLearner):
     def _prepared(self, options: GradOptions, steps: int) -> GradOptions:
         """Options with numbers in place of ``'auto'``, if they fit the learner."""
         check_states(self.model, self.graph.module_info)
+        if options.chunk_size == 1 and self.vjp_method == "single-step":
+            options = replace(options, chunk_size=None)
         self._check_windows(options.chunk_size)
         if options.chunk_size is not None:
             return replace(options, chunk_size=min(int(options.chunk_size), steps), block_size=1)
@@ -276,6 +278,11 @@ class ETraceAlgorithm(SteppingLearner):
         for known in self._optimizers:
             if known.fits(transformation, chosen):
                 return known
+        if sum(known.weights.keys() == chosen.keys() for known in self._optimizers) == 3:
+            _jax.warn(
+                "optimizer is a new optax transformation at each call, whose state starts anew; "
+                "make it once, outside of the loop"
+            )
         self._optimizers.append(OptaxOptimizer(transformation, chosen))
         return self._optimizers[-1]
 
@@ -358,7 +365,8 @@ class ETraceAlgorithm(SteppingLearner):
         path
             The file.
         optimizer
-            What was passed to :meth:`etrace_update`, or any object with brainstate states.
+            What was passed to :meth:`etrace_update`, or any object with brainstate states. What
+            optax transformations have done to the learner's weights is saved in any case.
 
         Raises
         ------
@@ -377,7 +385,8 @@ class ETraceAlgorithm(SteppingLearner):
         path
             The file.
         optimizer
-            As it was when the file was written.
+            As it was when the file was written. If an optax transformation changed some of the
+            weights only, call :meth:`optimizer` with these first.
 
         Raises
         ------
@@ -389,7 +398,10 @@ class ETraceAlgorithm(SteppingLearner):
 
     def _with_states(self, optimizer: Any) -> Any:
         """An optimizer that holds its states: the learner's own, for an optax transformation."""
-        return self.optimizer(optimizer) if is_transformation(optimizer) else optimizer
+        if not is_transformation(optimizer):
+            return optimizer
+        known = [one for one in self._optimizers if one.transformation is optimizer]
+        return known if len(known) > 1 else (known or [self.optimizer(optimizer)])[0]
 
     # --- compiled once -------------------------------------------------------------------------
 
@@ -405,12 +417,11 @@ class ETraceAlgorithm(SteppingLearner):
         self._drivers.move_to_end(key)
         return self._drivers[key]
 
-    def _warn_of_new_functions(self, step_fn: Any, kind: str, *options: Any) -> None:
+    def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
         """A function written inside a loop is a new one each time, and compiled each time."""
         code = getattr(step_fn, "__code__", None)
-        functions = {k[0] for k in self._drivers if k[1] == kind}
-        same = [f for f in functions if getattr(f, "__code__", None) is code]
-        if code is not None and step_fn not in same and len(same) == 3:
+        same = [k for k in self._drivers if k[1:] == options]
+        if code is not None and sum(getattr(k[0], "__code__", None) is code for k in same) == 3:
             _jax.warn(
                 f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
                 "call and is compiled anew each time; define it once, outside of the loop"

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from ._algorithm import LearningRule
+from . import _jax
+from ._algorithm import LearningRule, decays_of
 from ._batched import examples_in, init_batched_states
 from ._checks import check_required
 from ._compile import check_scope
-from ._config import ETraceConfig
+from ._config import ETraceConfig, preset
 from ._execute import ETraceGraphExecutor
 from ._feedback import feed_back, feedback_matrix
 from ._learner import ETraceAlgorithm
@@ -22,6 +25,9 @@ from ._synthesizer import SyntheticGradient
 from ._windows import window_step
 
 VJP_METHODS = ("single-step", "multi-step")
+
+#: Learners that give a rule what gradients of the loss are not.
+OWN_LEARNERS = {"modulatory": "ThreeFactor", "bootstrapped": "DNI"}
 
 
 class ETraceVjpAlgorithm(ETraceAlgorithm):
@@ -40,6 +46,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     trace_dtype
         Dtype of the traces; default: that of what they are made from (in pp_prop, float32 at
         least).
+    random_feedback_key
+        In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
     **options
         Further options of :func:`braintrace.compile_etrace_graph`.
 
@@ -56,12 +64,26 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         *,
         config: ETraceConfig | None = None,
         trace_dtype: Any = None,
+        random_feedback_key: Any = None,
         **options: Any,
     ) -> None:
         config = ETraceConfig() if config is None else config
         if not isinstance(config, ETraceConfig):
             raise TypeError(f"config must be an ETraceConfig, got {type(config).__name__}")
+        if "recurrence_scope" in options:
+            raise TypeError(
+                f"recurrence_scope is no option of {type(self).__name__}; pass "
+                "config=ETraceConfig(recurrence_scope=...) to ETraceVjpAlgorithm"
+            )
+        if random_feedback_key is not None and config.learning_signal == "random_feedback":
+            config = replace(config, seed=random_feedback_key)
         check_method(vjp_method, config)
+        if type(self) is ETraceVjpAlgorithm and config.learning_signal in OWN_LEARNERS:
+            raise ValueError(
+                f"learning_signal={config.learning_signal!r} is that of braintrace."
+                f"{OWN_LEARNERS[config.learning_signal]}; use it, or braintrace.compile(model, "
+                "config, ...)"
+            )
         self.config, self.vjp_method = config, vjp_method
         super().__init__(model, **options)
         self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)
@@ -112,7 +134,7 @@ class D_RTRL(ETraceVjpAlgorithm):
         diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
         sweep for each position of a layer at every step.
     vjp_method, trace_dtype, **options
-        See :class:`ETraceVjpAlgorithm`.
+        See :class:`ETraceVjpAlgorithm`; a ``config`` has traces per parameter, too.
 
     Examples
     --------
@@ -134,6 +156,7 @@ class D_RTRL(ETraceVjpAlgorithm):
         **options: Any,
     ) -> None:
         config = ETraceConfig(recurrence_scope=check_scope(recurrence_scope))
+        config = preset(config, options, "trace_factorization")
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -162,7 +185,7 @@ class pp_prop(ETraceVjpAlgorithm):
     recurrence_scope
         As in :class:`D_RTRL`.
     vjp_method, trace_dtype, **options
-        See :class:`ETraceVjpAlgorithm`.
+        See :class:`ETraceVjpAlgorithm`; a ``config`` is factorized, too, and its decay counts.
 
     Raises
     ------
@@ -196,11 +219,13 @@ class pp_prop(ETraceVjpAlgorithm):
         recurrence_scope: str = "diagonal",
         **options: Any,
     ) -> None:
+        self.decay_x, self.decay_f = decays_of(decay_or_rank)
         config = ETraceConfig(
             trace_factorization="io_factorized",
             decay=decay_or_rank,
             recurrence_scope=check_scope(recurrence_scope),
         )
+        config = preset(config, options, "trace_factorization")
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -268,6 +293,7 @@ class EProp(ETraceVjpAlgorithm):
             learning_signal="random_feedback" if feedback == "random" else "symmetric",
             seed=0 if random_feedback_key is None else random_feedback_key,
         )
+        config = preset(config, options)
         super().__init__(model, vjp_method, config=config, **options)
 
     def update(self, *args: Any, error: Any = None) -> Any:
@@ -306,7 +332,7 @@ class OSTLRecurrent(ETraceVjpAlgorithm):
     def __init__(
         self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
     ) -> None:
-        config = ETraceConfig(recurrence_scope="coupled")
+        config = preset(ETraceConfig(recurrence_scope="coupled"), options)
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -322,7 +348,7 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     def __init__(
         self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
     ) -> None:
-        config = ETraceConfig(trace_factorization="io_factorized", decay=0.0)
+        config = preset(ETraceConfig(trace_factorization="io_factorized", decay=0.0), options)
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -355,7 +381,7 @@ class SnAp(ETraceVjpAlgorithm):
         vjp_method: str = "single-step",
         **options: Any,
     ) -> None:
-        config = ETraceConfig(recurrence_scope="sparse_n", sparse_n=n)
+        config = preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -376,7 +402,7 @@ class RTRL(ETraceVjpAlgorithm):
     def __init__(
         self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
     ) -> None:
-        config = ETraceConfig(recurrence_scope="full")
+        config = preset(ETraceConfig(recurrence_scope="full"), options)
         super().__init__(model, vjp_method, config=config, **options)
 
 
@@ -412,7 +438,17 @@ class UORO(ETraceVjpAlgorithm):
         config = ETraceConfig(
             trace_factorization="random_projection", recurrence_scope="full", seed=projection_key
         )
+        config = preset(config, options)
         super().__init__(model, vjp_method, config=config, **options)
+
+
+class StandingModulator(brainstate.ShortTermState):
+    """The modulator that was assigned to a learner as a number or an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return jnp.shape(self.value)
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -429,9 +465,9 @@ class ThreeFactor(ETraceVjpAlgorithm):
         A ``brainstate.nn.Module`` with initialised states.
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
-        is read at every call.
+        is read at every call. ``learner.modulator = ...`` changes it.
     trace_dtype, **options
-        See :class:`ETraceVjpAlgorithm`.
+        See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
     Examples
     --------
@@ -452,8 +488,35 @@ class ThreeFactor(ETraceVjpAlgorithm):
         **options: Any,
     ) -> None:
         config = ETraceConfig(learning_signal="modulatory")
+        config = preset(config, options, "learning_signal")
         super().__init__(model, vjp_method, config=config, **options)
+        self._modulator: brainstate.State[Any] | None = None
         self.modulator = modulator
+
+    @property
+    def modulator(self) -> Any:
+        """The modulator of calls that are given none; it can be assigned between calls."""
+        own = isinstance(self._modulator, StandingModulator)
+        return self._modulator.value if own and self._modulator is not None else self._modulator
+
+    @modulator.setter
+    def modulator(self, value: Any) -> None:
+        if value is not None and not isinstance(value, brainstate.State):
+            value, standing = jnp.asarray(value, float), self._modulator
+            same = isinstance(standing, StandingModulator) and standing.shape == value.shape
+            if standing is not None and same:
+                standing.value = value  # compiled programs read it from there
+                return
+            if _jax.is_traced(value):
+                raise ValueError(
+                    f"modulator of shape {value.shape} is assigned for the first time inside of a "
+                    "transformation; pass it to the call, learner(x, modulator=...), or assign an "
+                    "array of this shape before"
+                )
+            value = StandingModulator(value)
+        if value is not self._modulator:
+            self._modulator = value
+            self._drivers.clear()
 
     def update(self, *args: Any, modulator: Any = None) -> Any:
         """Run the model and the traces for one step; see :meth:`ETraceAlgorithm.update`.
@@ -471,7 +534,7 @@ class ThreeFactor(ETraceVjpAlgorithm):
         ValueError
             When there is no modulator, or it does not fit a group.
         """
-        standing = self.modulator if modulator is None else modulator
+        standing = self._modulator if modulator is None else modulator
         if isinstance(standing, brainstate.State):
             standing = standing.value
         if standing is None:
@@ -524,7 +587,9 @@ class DNI(ETraceVjpAlgorithm):
     def __init__(
         self, model: brainstate.nn.Module, vjp_method: str = "multi-step", **options: Any
     ) -> None:
-        config = ETraceConfig(trace_factorization="none", learning_signal="bootstrapped")
+        config = preset(
+            ETraceConfig(trace_factorization="none", learning_signal="bootstrapped"), options
+        )
         super().__init__(model, vjp_method, config=config, **options)
         self.synthesizer: SyntheticGradient | None = None
 
@@ -570,6 +635,7 @@ def compile(
     *example_inputs: Any,
     batch_size: int | None = None,
     vmap: bool = False,
+    seed: int | None = None,
     verbose: int = 0,
     **options: Any,
 ) -> ETraceAlgorithm:
@@ -592,15 +658,18 @@ def compile(
         step, have a leading axis of examples (a scalar is the same for all of them); so have the
         results and all states of the model but its parameters. The gradient is the sum over the
         examples, as of a model with the batch inside. Each example draws its own random numbers.
+    seed
+        Of the random numbers with which states are initialised; what is drawn from
+        ``brainstate.random`` later does not change. The model has its parameters already.
     verbose
-        1: print what the compiler found.
+        0: print nothing; 1 or 2: print :attr:`ETraceAlgorithm.report`.
     **options
         Passed on to the learner, such as ``decay_or_rank`` of :class:`pp_prop`.
 
     Raises
     ------
     ValueError
-        For an unknown algorithm.
+        For an unknown algorithm, or another ``verbose``.
     TypeError
         For an option that the learner does not have, or one that is missing.
     CompilationError, NotSupportedError
@@ -615,10 +684,10 @@ def compile(
     >>> learner(jnp.ones((2, 3))).shape
     (2, 4)
     """
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
     if isinstance(algorithm, ETraceConfig):
-        options, algorithm = {"config": algorithm, **options}, ETraceVjpAlgorithm
-        if options["config"].needs_windows:
-            algorithm, options = DNI, {k: v for k, v in options.items() if k != "config"}
+        algorithm, options = _of_config(algorithm, options)
     if isinstance(algorithm, str):
         name = algorithm.lower().replace("-", "_")
         algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
@@ -626,14 +695,27 @@ def compile(
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
     check_required(algorithm, options)
     learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
-    if vmap:
-        init_batched_states(model, examples_in(example_inputs, batch_size))
-    else:
-        brainstate.nn.init_all_states(model, batch_size=batch_size)
+    with nullcontext() if seed is None else brainstate.random.seed_context(seed):
+        if vmap:
+            init_batched_states(model, examples_in(example_inputs, batch_size))
+        else:
+            brainstate.nn.init_all_states(model, batch_size=batch_size)
     learner.compile_graph(*example_inputs)
     if verbose:
         print(learner.report)
     return learner
+
+
+def _of_config(
+    config: ETraceConfig, options: dict[str, Any]
+) -> tuple[type[ETraceAlgorithm], dict[str, Any]]:
+    """The learner that takes what the rule of a configuration needs, and its options."""
+    if "config" in options:
+        raise TypeError("a config is given twice: as algorithm and as the option config")
+    if config.needs_windows:
+        return DNI, options
+    modulated = config.learning_signal == "modulatory"
+    return ThreeFactor if modulated else ETraceVjpAlgorithm, {"config": config, **options}
 
 
 def _of_a_plugin(name: str) -> type[ETraceAlgorithm]:

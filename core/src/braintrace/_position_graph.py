@@ -25,6 +25,9 @@ from ._jax import Jaxpr, JaxprEqn, Var
 from ._layout import join_states
 from ._sweeps import Reverse
 
+#: Linear in one operand, and selecting by the size of another.
+SELECTING = frozenset({"select_and_scatter_add", "select_and_gather_add"})
+
 
 class Unknown(Exception):
     """The structure of an equation cannot be told."""
@@ -76,12 +79,16 @@ def structure_of(
     return found
 
 
-def values_of_parameters(info: ModuleInfo) -> dict[Var, Any]:
-    """Values of the constants, of parameters (random), and of what is computed from them alone."""
+def values_of_parameters(info: ModuleInfo, sign: int = 1) -> dict[Var, Any]:
+    """Values of the constants, of parameters (random), and of what is computed from them alone.
+
+    The parameters for one ``sign`` are the negative ones of the other, so that what is cut off on
+    one side of zero is there with the other.
+    """
     random = np.random.default_rng(1)
     env: dict[Var, Any] = dict(_jax.constants(info.jaxpr))
     for slot in info.slots_of(StateKind.PARAM):
-        env |= {var: _generic(var.aval, random) for var in info.invars_of(slot)}
+        env |= {var: sign * _generic(var.aval, random) for var in info.invars_of(slot)}
     for eqn in info.eqns:
         if all(not _jax.is_var(a) or a in env for a in eqn.invars):
             values = [env[a] if _jax.is_var(a) else a.val for a in eqn.invars]
@@ -144,8 +151,10 @@ def _equation(
     if eqn.primitive in _jax.CALL_PRIMITIVES:
         return _run(_jax.sub_jaxpr(eqn), operands, random)
     if eqn.primitive.name == "select_n" and operands[0].moving:
-        return [Traced(sum((o.value for o in operands[2:]), operands[1].value), linear=True)]
-    if moving and _jax.inner_jaxprs(eqn):
+        # weighted at random: plus one of a case and minus one of another do not cancel
+        weighted = [o.value * _generic(jax.typeof(o.value), random) for o in operands[1:]]
+        return [Traced(sum(weighted[1:], weighted[0]), linear=True)]
+    if moving and (_jax.inner_jaxprs(eqn) or eqn.primitive.name in SELECTING):
         raise Unknown
     values = _jax.bind_equation(eqn, [_seen(o, random) for o in operands])
     return [Traced(value, linear=True) for value in values]

@@ -295,8 +295,8 @@ def _states_of_optimizer(optimizer: Any) -> dict[Any, State]:
         raise TypeError(
             f"{bare or f'optimizer (a {type(optimizer).__name__}) holds no brainstate states'}; "
             "pass what holds its state in brainstate states: a brainstate.nn.Module, an optimizer "
-            "of braintools, a State, or a dict, list or tuple of these. A state of optax is put "
-            "into one: brainstate.ShortTermState(optax_optimizer.init(weights))"
+            "of braintools, a State, or a dict, list or tuple of these. For optax that is "
+            "learner.optimizer(transformation)"
         )
     return found
 

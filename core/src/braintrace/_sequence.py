@@ -212,7 +212,7 @@ class BlockRunner:
 
     def init_direct(self, leaves: Sequence[Any]) -> dict[int, Any]:
         """Zeros for the direct gradients, by state leaf."""
-        return {i: _start_of_sum(leaves[i]) for i in self._direct}
+        return {i: start_of_sum(leaves[i]) for i in self._direct}
 
     def record(
         self, leaves: list[Any], direct: dict[int, Any], inputs: Any
@@ -358,7 +358,7 @@ def sweep(
         return carry, (losses, aux, jax.tree.map(lambda v: jnp.asarray(v)[None], flags))
 
     start = leaves
-    carry = (leaves, traces, runner.init_direct(leaves), jax.tree.map(_start_of_sum, trained))
+    carry = (leaves, traces, runner.init_direct(leaves), jax.tree.map(start_of_sum, trained))
     outputs = []
     if full > 1:
         carry = (leaves, rule.init() if traces is None else traces, *carry[2:])
@@ -380,19 +380,20 @@ def sweep(
         outputs.append(out)
     losses, aux, flags = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
     leaves, traces, direct, total = carry
-    direct = {i: _end_of_sum(value, start[i], scale) for i, value in direct.items()}
-    total = jax.tree.map(lambda v, like: _end_of_sum(v, like, scale), total, trained)
+    direct = {i: end_of_sum(value, start[i], scale) for i, value in direct.items()}
+    total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), total, trained)
     return Sweep(leaves, traces, direct, total, losses, aux, flags)
 
 
-def _start_of_sum(like: Any) -> jax.Array:
+def start_of_sum(like: Any) -> jax.Array:
     """Zeros to add gradients to: a sum of many steps in half precision would stop growing."""
     dtype = jnp.result_type(like)
     half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
     return jnp.zeros(jnp.shape(like), jnp.float32 if half else dtype)
 
 
-def _end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
+def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
+    """A sum of gradients, scaled, in the dtype of what it is the gradient of."""
     return (total * scale).astype(jnp.result_type(like))
 
 
@@ -476,7 +477,9 @@ __all__ = [
     "TracedStep",
     "auto_block_size",
     "common_length",
+    "end_of_sum",
     "flat_states",
+    "start_of_sum",
     "sweep",
     "trace_step",
     "write_states",

@@ -16,6 +16,7 @@ from ._checks import (
     check_same_states,
     check_states,
     checked_args,
+    without_obsolete,
 )
 from ._compile import ETraceGraph, StateKind, show_path
 from ._errors import CompilationError
@@ -40,13 +41,15 @@ class SteppingLearner(brainstate.nn.Module):
     vjp_method = "single-step"
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
-        super().__init__()
+        named: dict[str, Any] = {"name": options.pop("name", None)}
+        super().__init__(**named)
         if not isinstance(model, brainstate.nn.Module):
             raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
         if isinstance(model, SteppingLearner):
             raise TypeError(
                 f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
             )
+        options = without_obsolete(type(self), options)
         check_options(type(self), options)
         self.model = model
         self._executor = self.make_executor(model, **options)
@@ -194,7 +197,8 @@ class SteppingLearner(brainstate.nn.Module):
         Parameters
         ----------
         batch_size
-            Passed on to the model's ``reset_state``. When its states come out for another batch
+            Passed on to the model's ``reset_state``, so that it has an effect with
+            ``model_states=True`` only. When the model's states come out for another batch
             than before, the model is compiled for it, which takes as long as compiling it did. The
             batch of an argument is then its first axis, or else its only one, that is as long as
             the old batch.
@@ -219,6 +223,16 @@ class SteppingLearner(brainstate.nn.Module):
             # the traces of a learner that was compiled under vmap have an axis of examples
             trace.value = zero if other_batch else repeated_like(zero, trace.value)
         self.running_index.value = jnp.zeros((), jnp.int32)
+
+    def init_etrace_state(self) -> None:
+        """Set the traces to zero: :meth:`reset_state` by its name in version 0.2."""
+        self.reset_state()
+
+    def show_graph(self, verbose: bool = True, return_msg: bool = False) -> str | None:
+        """Print (``verbose``) or return :attr:`report`."""
+        if verbose:
+            print(self.report)
+        return self.report if return_msg else None
 
     # --- one call ----------------------------------------------------------------------------
 
@@ -282,7 +296,8 @@ class SteppingLearner(brainstate.nn.Module):
     def _run_window(self, args: tuple[Any, ...], steps: int | None) -> Any:
         info = self.graph.module_info
         if steps is None:
-            leaves = [leaf[None] for leaf in checked_args(info, one_step_of(args))]
+            wrap = "wrap arguments of several steps in braintrace.MultiStepData"
+            leaves = [leaf[None] for leaf in checked_args(info, one_step_of(args), wrap)]
         else:
             leaves = checked_steps(info, args, steps)
         params, values = self._values()

@@ -174,8 +174,12 @@ class WholeGroupsExecutor(ETraceGraphExecutor):
         if transition is None or not whole.mixed:
             return np.eye(whole.num_mixed, dtype=bool)
         with jax.ensure_compile_time_eval():
-            fixed = values_of_parameters(self.graph.module_info)
-            return structure_of(transition, whole.group, fixed, whole.places(), whole.num_mixed)
+            info, shape = self.graph.module_info, (whole.places(), whole.num_mixed)
+            one, other = (
+                structure_of(transition, whole.group, values_of_parameters(info, sign), *shape)
+                for sign in (1, -1)
+            )
+            return one | other
 
 
 def _jacobian(sweep: Reverse, whole: WholeGroup) -> jax.Array:

@@ -21,7 +21,7 @@ The recursions touch arrays of the size of the hidden state only. No division oc
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +56,19 @@ def accumulate(
         shifted = jnp.concatenate([late[1:], jnp.zeros_like(late[:1])])
         return Accumulated(signal + shifted, late[0])
 
-    def step(carried: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        total = now[1] + carried
-        carried = apply(jnp.swapaxes(now[0], 0, 1), total)
-        return (carried if late is None else carried + now[2]), total
-
-    rows = (transition, signal) if late is None else (transition, signal, late)
-    entry, accumulated = jax.lax.scan(step, jnp.zeros_like(signal[0]), rows, reverse=True)
+    start = jnp.zeros_like(signal[0])
+    entry, accumulated = jax.lax.scan(_backward, start, (transition, signal, late), reverse=True)
     return Accumulated(accumulated, entry)
+
+
+# Bodies of scans stand outside of functions: outside of jit, a new one is compiled at each call.
+
+
+def _backward(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    transition, signal, late = now
+    total = signal + carried
+    carried = apply(jnp.swapaxes(transition, 0, 1), total)
+    return (carried if late is None else carried + late), total
 
 
 def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,11 +79,12 @@ def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
         eye.reshape(states, states, *(1,) * len(positions)), transition.shape[1:]
     )
 
-    def step(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return compose(product, now), product
-
-    whole, products = jax.lax.scan(step, identity, transition, reverse=True)
+    whole, products = jax.lax.scan(_multiplied, identity, transition, reverse=True)
     return products, whole
+
+
+def _multiplied(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return compose(product, now), product
 
 
 def apply(matrix: jax.Array, vector: jax.Array) -> jax.Array:

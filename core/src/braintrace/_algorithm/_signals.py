@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import _jax
 from .._execute import ETraceGraphExecutor
@@ -106,7 +106,7 @@ class RandomFeedback(SignalSource):
     @staticmethod
     def _drawn(key: jax.Array, last: tuple[int, ...]) -> jax.Array:
         size = last[0] if last else 1
-        return jax.random.normal(key, (size, size)) / np.sqrt(size)
+        return jax.random.normal(key, (size, size), jnp.float32) / math.sqrt(size)
 
     def _fed_back(self, index: int, signal: jax.Array) -> jax.Array:
         """``signal`` [.., S, *V] through the matrix of a group."""
@@ -145,6 +145,11 @@ class Modulated(SignalSource):
 
     def replaced(self, block: Block) -> Block:
         """The modulator in place of ``l``, and no ``e``."""
+        if block.given is None:
+            raise ValueError(
+                "the rule needs a modulator, and this learner passes none; ThreeFactor(model, "
+                "config=...) and compile(model, config, ...) give learners that take one"
+            )
         signal = tuple(
             self._spread(given, like, group)
             for given, like, group in zip(
