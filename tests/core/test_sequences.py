@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saiunit
 import saiunit as u
 
 import braintrace as bt
@@ -400,6 +401,7 @@ def test_saving_finds_the_optimizer_of_some_weights(data: Any, tmp_path: Any) ->
 REFUSED = {
     "mask_length": ({"mask": np.ones(T + 1)}, ValueError, r"mask must have shape \[T\].*T = 7"),
     "mask_shape": ({"mask": np.ones((T, B))}, TypeError, r"losses of shape \(3,\).*got shape \(\)"),
+    "mask_unit": ({"mask": np.ones(T) * saiunit.ms}, TypeError, "mask must have no unit, got .*ms"),
     "loss_output": ({"loss_output": "all"}, ValueError, "loss_output must be one of"),
     "reduction": ({"reduction": "max"}, ValueError, "reduction must be 'mean' or 'sum'"),
     "chunk": ({"chunk_size": 2}, ValueError, "chunk_size=2 needs .* vjp_method='multi-step'"),
@@ -446,6 +448,10 @@ def test_windows_that_are_refused(data: Any) -> None:
     with pytest.raises(TypeError, match=r"losses of shape \(2,\)"):
         learner.etrace_grad(
             *data, step_fn=lambda x, y: learner(bt.MultiStepData(x)).sum(), chunk_size=2
+        )
+    with pytest.raises(TypeError, match=r"aux must have an entry for each of the 2 steps"):
+        learner.etrace_grad(
+            *data, step_fn=lambda x, y: (of_windows(learner)(x, y), 1.0), chunk_size=2, has_aux=True
         )
     with pytest.raises(ValueError, match="exactly once per window; it called it 0 times"):
         learner.etrace_grad(*data, step_fn=lambda x, y: x.sum((1, 2)), chunk_size=2)

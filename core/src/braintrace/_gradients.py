@@ -216,6 +216,12 @@ def _window_loss(learner: SteppingLearner, options: GradOptions, inputs: tuple[A
     shape = (size,) if mask is None else mask.shape
     when = "with chunk_size and so a loss for each step of a window, "
     losses, aux = checked_losses(result, options.has_aux, shape, when)
+    short = [jnp.shape(v) for v in jax.tree.leaves(aux) if jnp.shape(v)[:1] != (size,)]
+    if short:
+        raise TypeError(
+            f"with chunk_size, aux must have an entry for each of the {size} steps of the window "
+            f"along its first axis; got shape {short[0]}"
+        )
     return weighted_sum(losses, mask), (losses, aux)
 
 

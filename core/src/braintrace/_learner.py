@@ -115,8 +115,8 @@ class ETraceAlgorithm(SteppingLearner):
             ``False``: credit does not cross the borders of this call; traces are taken as zero
             before it and are zero after it, and with one block no trace is computed at all.
         check
-            Look for NaN and infinity in losses, gradients and traces, and for a ``D`` that grows.
-            ``block_size='auto'`` is 1 then, to name the step.
+            Look for NaN and infinity in losses, gradients and traces, and (outside of windows) for
+            a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step.
         progress
             Show a progress bar on standard error.
 

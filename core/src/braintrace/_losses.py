@@ -21,6 +21,8 @@ def checked_mask(mask: Any, steps: int) -> jax.Array | None:
     """
     if mask is None:
         return None
+    if saiunit.math.is_quantity(mask):
+        raise TypeError(f"mask must have no unit, got one in {saiunit.get_unit(mask)}")
     mask = jnp.asarray(mask)
     if jnp.issubdtype(mask.dtype, jnp.complexfloating):
         raise TypeError(f"mask must hold real numbers or booleans, got dtype {mask.dtype}")

@@ -47,11 +47,11 @@ def structure_of(
     fixed: Mapping[Var, Any],
     places: np.ndarray,
     count: int,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """The position graph of a transition: ``[p, q]`` for the new position p and the old one q.
 
-    Every position depends on every other when the structure cannot be told: the transition has no
-    program of its own, a loop, or an index that is computed from inputs or states.
+    ``None`` when the structure cannot be told: the transition has no program of its own, or it has
+    a loop, or an index that is computed from inputs or states.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def structure_of(
         The number of each position [*V], below ``count``.
     """
     if transition.program is None:
-        return np.ones((count, count), bool)
+        return None
     found = np.zeros((count, count), bool)
     random = np.random.default_rng(0)
     sweep, inputs = _sweep_of(transition, group, fixed, random)
@@ -73,7 +73,7 @@ def structure_of(
         try:
             (reached,) = _run(sweep, values, random)
         except Unknown:
-            return np.ones((count, count), bool)
+            return None
         hit = (np.asarray(reached.value) != 0).any(0)
         found[p, np.unique(places[hit])] = True
     return found

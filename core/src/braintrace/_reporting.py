@@ -15,19 +15,23 @@ from ._sequence import auto_block_size
 EXAMPLE_LENGTH = 100
 
 
-def trace_report(rule: LearningRule) -> str:
+def trace_report(rule: LearningRule, vjp_method: str) -> str:
     """The rule, the memory of every trace, and the steps that a gradient evaluates together."""
     traces = jax.eval_shape(rule.init)
     lines = [
         f"learning rule: {rule.name}",
-        f"traces: {len(rule.links)}, {shown_bytes(held_bytes(traces))}",
+        f"traces: {len(rule.links) if traces else 0}, {shown_bytes(held_bytes(traces))}",
     ]
     for i, link in enumerate(rule.links):
         own = jax.eval_shape(lambda held, i=i: rule.of_link(held, i), traces)
+        if not own:
+            continue
         names = ", ".join(show_path(p) for p in link.relation.parameter_paths)
         shapes = ", ".join(f"{key} {[*leaf.shape]}" for key, leaf in own.items())
         size = shown_bytes(held_bytes(own))
         lines.append(f"  {names} -> group {link.group.index}: {size} ({shapes})")
+    if vjp_method == "multi-step":
+        return "\n".join([*lines, "windows: as long as chunk_size, with reverse mode inside"])
     block = auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)

@@ -135,7 +135,7 @@ class SteppingLearner(brainstate.nn.Module):
     @property
     def report(self) -> str:
         """What the compiler found and what the traces take, as text."""
-        return f"{self.graph.report()}\n\n{trace_report(self.rule)}"
+        return f"{self.graph.report()}\n\n{trace_report(self.rule, self.vjp_method)}"
 
     def _states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
         return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compile import Cone, ETraceGraph, HiddenGroup
+from . import _jax
+from ._compile import Cone, ETraceGraph, HiddenGroup, show_path
 from ._execute import ETraceGraphExecutor
 from ._jax import Var
 from ._layout import Link, join_states
@@ -179,6 +180,13 @@ class WholeGroupsExecutor(ETraceGraphExecutor):
                 structure_of(transition, whole.group, values_of_parameters(info, sign), *shape)
                 for sign in (1, -1)
             )
+            if one is None or other is None:
+                _jax.warn(
+                    f"the position graph of {', '.join(map(show_path, whole.group.hidden_paths))} "
+                    "cannot be told, because its transition holds a loop, a branch or an index "
+                    "that depends on inputs or states; every edge is kept, as in RTRL"
+                )
+                return np.ones((whole.num_mixed, whole.num_mixed), bool)
             return one | other
 
 
