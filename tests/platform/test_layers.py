@@ -24,7 +24,8 @@ LAYERS = [
     "_execute", "_position_graph", "_whole", "_algorithm", "_config", "_checks",
     "_vjp_executor", "_progress", "_online", "_sequence", "_windows", "_guards",
     "_losses", "_optimizers", "_reporting", "_feedback", "_synthesizer", "_storage", "_saved",
-    "_resets", "_stepping", "_gradients", "_learner", "_learners", "testing",
+    "_resets", "_stepping", "_gradients", "_learner", "_learners",
+    "_further_learners", "_ready", "testing",
 ]  # fmt: skip
 
 HOST = {
@@ -37,7 +38,7 @@ HOST = {
         "_jax",
         "_lazy",
         "_learner",
-        "_learners",
+        "_ready",
         "_primitive",
     },
     "plugins": {"_plugins"},
@@ -51,7 +52,7 @@ HOST = {
 
 #: Who asks the host for what a plugin has: the owner of a pickled primitive, a learner's name,
 #: what the conformance kit checks.
-ASKS_THE_HOST = {"_primitive", "_learners", "testing"}
+ASKS_THE_HOST = {"_primitive", "_ready", "testing"}
 
 
 def imported(file: Path) -> Iterator[str]:

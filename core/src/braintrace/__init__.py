@@ -45,22 +45,21 @@ if TYPE_CHECKING:
     from ._errors import CompilationError as CompilationError
     from ._errors import NotSupportedError as NotSupportedError
     from ._execute import ETraceGraphExecutor as ETraceGraphExecutor
+    from ._further_learners import DNI as DNI
+    from ._further_learners import RTRL as RTRL
+    from ._further_learners import UORO as UORO
+    from ._further_learners import EProp as EProp
+    from ._further_learners import OSTLFeedforward as OSTLFeedforward
+    from ._further_learners import OSTLRecurrent as OSTLRecurrent
+    from ._further_learners import SnAp as SnAp
+    from ._further_learners import ThreeFactor as ThreeFactor
     from ._learner import EligibilityTrace as EligibilityTrace
     from ._learner import ETraceAlgorithm as ETraceAlgorithm
     from ._learners import D_RTRL as D_RTRL
-    from ._learners import DNI as DNI
     from ._learners import ES_D_RTRL as ES_D_RTRL
-    from ._learners import RTRL as RTRL
-    from ._learners import UORO as UORO
-    from ._learners import EProp as EProp
     from ._learners import ETraceVjpAlgorithm as ETraceVjpAlgorithm
     from ._learners import IODimVjpAlgorithm as IODimVjpAlgorithm
-    from ._learners import OSTLFeedforward as OSTLFeedforward
-    from ._learners import OSTLRecurrent as OSTLRecurrent
     from ._learners import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
-    from ._learners import SnAp as SnAp
-    from ._learners import ThreeFactor as ThreeFactor
-    from ._learners import compile as compile
     from ._learners import pp_prop as pp_prop
     from ._optimizers import OptaxOptimizer as OptaxOptimizer
     from ._primitive import BATCHED_PRIMITIVES as BATCHED_PRIMITIVES
@@ -76,6 +75,7 @@ if TYPE_CHECKING:
     from ._primitive import is_etp_primitive as is_etp_primitive
     from ._primitive import register_primitive as register_primitive
     from ._primitive import register_primitive_spec as register_primitive_spec
+    from ._ready import compile as compile
     from ._vjp_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
     from ._windows import MultiStepData as MultiStepData
     from ._windows import SingleStepData as SingleStepData

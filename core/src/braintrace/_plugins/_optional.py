@@ -89,7 +89,7 @@ def algorithms(manager: pluggy.PluginManager, core_version: str) -> dict[str, ty
 
 
 def _checked_name(name: object) -> str:
-    from .._learners import ALGORITHMS
+    from .._ready import ALGORITHMS
 
     if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
         raise ValueError(f"{name!r} is not a name of an algorithm: a lower-case identifier is")
