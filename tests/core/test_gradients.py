@@ -535,3 +535,39 @@ def test_mixed_dtypes(weights: str, states: str, inputs: str) -> None:
         assert grads[("w",)].dtype == weights
     for other in found[1:]:
         assert_tree_close(other, found[0], 1e-5)
+
+
+class HeldFactor(zoo.Model):
+    """Leaky integrators driven by operations of which one operand is held constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed, self.bias = weight(IN, HIDDEN), weight(HIDDEN)
+        self.B, self.A = weight(IN, 2), weight(2, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        held = jax.lax.stop_gradient
+        drive = bt.matmul(x, held(self.fixed.value), self.bias.value)
+        drive = drive + bt.lora_matmul(x, self.B.value, held(self.A.value))
+        self.h.value = 0.8 * self.h.value + jnp.tanh(drive)
+        return self.h.value
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_what_is_held_has_no_trace_and_the_rest_keeps_its_own(block_size: int) -> None:
+    model = HeldFactor()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    xs = jnp.linspace(-1.0, 1.0, 4 * 2 * IN).reshape(4, 2, IN)
+    trained = {key: getattr(model, key) for key in ("bias", "B")}
+    _, reference = bptt(model, (xs,), lambda out: (out**2).sum())
+    learner = bt.D_RTRL(model, frozen=["fixed", "A"])
+    learner.compile_graph(xs[0])
+    grads = learner.etrace_grad(
+        xs,
+        step_fn=lambda x: (learner(x) ** 2).sum(),
+        reduction="sum",
+        weights=trained,
+        block_size=block_size,
+    )
+    assert_tree_close(grads, {key: reference[key,] for key in trained})
+    assert [*learner.get_etrace_of(("B",))[0]] == ["lora_b"]

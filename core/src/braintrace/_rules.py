@@ -18,7 +18,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -230,7 +230,27 @@ class StructuredTrace(TraceRules):
 
     def _scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         """``yw_to_w`` for one state."""
-        return self._each(self.operation.written("yw_to_w", operands))
+        return self._each(self._on_whole(self.operation.written("yw_to_w", operands)))
+
+    def _on_whole(self, rule: Callable[..., Arrays]) -> Callable[[jax.Array, Arrays], Arrays]:
+        """``rule(factor, trace)``, which sees a trace with all trainable keys, for the traced ones.
+
+        A weight that is held constant, or no parameter, has no trace: the rule gets zeros for it.
+        """
+
+        def run(factor: jax.Array, trace: Arrays) -> Arrays:
+            zeros = {k: jnp.zeros(v.shape[:-1], v.dtype) for k, v in self._untraced.items()}
+            found = rule(factor, {**zeros, **trace})
+            return {key: found[key] for key in trace}
+
+        return run
+
+    @cached_property
+    def _untraced(self) -> Arrays:
+        """Types of the family's own leaves, with the state axis last, for keys without a trace."""
+        op = self.operation
+        leaves = jax.eval_shape(lambda: op.initial(op.spec.init_drtrl, self.num_state))
+        return {key: leaf for key, leaf in leaves.items() if key not in op.traced}
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         states, scale = range(self.num_state), self._scale(operands)
@@ -283,7 +303,7 @@ class StructuredTrace(TraceRules):
         summed = len(self.extra)
         if op.spec.solve_drtrl is not None:
             own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
-            rule = self._each(own)
+            rule = self._each(self._on_whole(own))
         else:
             rule = self._scale(operands)
             summed += op.spec.batched
