@@ -211,7 +211,9 @@ class UORO(ETraceVjpAlgorithm):
     Notes
     -----
     Unbiased, not accurate: the variance grows with the size of a layer and the length of the
-    sequence. The whole ``D`` is computed at every step.
+    sequence. The whole ``D`` is computed at every step. Signs go on from call to call; after a
+    reset, and at every call with ``carry_trace=False``, they start anew from the key, so that the
+    errors of sequences that all begin so are not independent.
     """
 
     def __init__(
