@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set up the project and run it: ``python3 dev.py demo|test|bench|check|wheels [options]``.
+"""Set up the project and run it: ``python3 dev.py demo|test|bench|check|docs|wheels [options]``.
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
 test    run the whole test suite; options and paths are passed on to pytest
 bench   measure gradients against BPTT and the peer library; options are passed on
 check   lint, formatting and types
+docs    build the documentation site, without a network; --open shows it in a browser
 wheels  build the wheels, install them by file into empty environments and try every subset
 
 The environment is made in .venv (or the folder named by VENV), with plain venv and pip.
@@ -23,6 +24,7 @@ import subprocess
 import tempfile
 import time
 import venv
+import webbrowser
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +35,7 @@ from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / os.environ.get("VENV", ".venv")
-EXTRAS = "examples,neurons,test,dev"
+EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 FILES_PER_PROCESS = 4
 SLOW = ("tests/property", "tests/core", "tests/neurons", "tests/conformance")  # started first
@@ -276,6 +278,20 @@ def check(options: Sequence[str]) -> int:
     return first_failure(python, [["-m", *command] for command in commands])
 
 
+def docs(options: Sequence[str]) -> int:
+    """Build the documentation site anew; a warning is an error, and all of them are shown."""
+    if list(options) not in ([], ["--open"]):
+        sys.exit(f"dev.py docs takes --open or nothing, got {shlex.join(options)}")
+    target = ROOT / "build" / "docs"
+    command = ["-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--fresh-env"]
+    status = first_failure(environment(), [[*command, "docs", str(target)]])
+    if status == 0:
+        print(f"The site is in {target / 'index.html'}")
+        if options:
+            webbrowser.open((target / "index.html").as_uri())
+    return status
+
+
 def wheels(options: Sequence[str]) -> int:
     """Build the wheels and try them in empty environments of this and of a newer Python."""
     refuse("wheels", options)
@@ -375,6 +391,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "bench": bench,
     "check": check,
+    "docs": docs,
     "wheels": wheels,
     "newest": newest,
 }
@@ -387,7 +404,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *options = arguments
     if name not in COMMANDS:
-        print(f"dev.py: unknown command {name!r}; commands are demo, test, bench, check, wheels")
+        print(
+            f"dev.py: unknown command {name!r}; commands are demo, test, bench, check, docs, wheels"
+        )
         return 2
     return COMMANDS[name](options)
 

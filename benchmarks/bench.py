@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure gradients of sequences: D-RTRL in several forms, BPTT, and the peer library.
+"""Measure this library against BPTT, the peer library, and what the machine can do.
 
-All contenders of a case have the same weights, inputs and loss, in float32. They run in turn, and
-medians are compared; compile time and memory are listed apart. The peer, braintrace 0.2.6 from the
-package index, is installed into an environment of its own (.venv-peer) and runs as a process.
+Four parts: gradients of sequences and online learning (cases), compiling, importing, and memory.
+All contenders of a case have the same weights, inputs and loss, in float32; what they compute is
+compared before they are timed, and they run in turn. The peer, braintrace 0.2.6 from the package
+index, is installed into an environment of its own (.venv-peer) and runs as a process.
 """
 
 from __future__ import annotations
@@ -13,28 +14,32 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _bench import peer, report, settings
+from _bench import compiling, memory, peer, picture, report, settings, starting
 from _bench.race import race
+from _bench.settings import FULL, QUICK, Sizes, contenders, model_of
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options on the command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--short", action="store_true", help="small sizes, a few contenders")
-    parser.add_argument(
-        "--case", nargs="+", choices=settings.SIZES, metavar="CASE", help=", ".join(settings.SIZES)
-    )
-    parser.add_argument("--no-peer", action="store_true", help="leave out the peer library")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to a file")
-    parser.add_argument("--compare", type=run_file, metavar="OLD.json", help="compare with a run")
-    parser.add_argument("--figure", type=Path, metavar="PATH", help="draw the ratios to BPTT")
+    cases, models = settings.SIZES, dict.fromkeys(map(model_of, settings.SIZES))
+    add = parser.add_argument
+    add("--short", action="store_true", help="try the program: small sizes, no peer, no targets")
+    add("--part", nargs="+", choices=settings.PARTS, help="parts to run; default: all")
+    add("--case", nargs="+", choices=cases, metavar="CASE", help=f"cases: {', '.join(cases)}")
+    add("--sweep", choices=models, metavar="MODEL", help="vary the sizes of one model instead")
+    add("--no-peer", action="store_true", help="leave out the peer library")
+    add("--json", type=Path, metavar="PATH", help="write all that was measured")
+    add("--compare", type=run_file, metavar="OLD.json", help="compare with a run")
+    add("--figure", type=Path, metavar="PATH", help="draw times over that of BPTT")
+    add("--markdown", type=Path, metavar="PATH", help="write the tables as a page")
     found = parser.parse_args(arguments)
-    for path in (found.json, found.figure):
+    for path in (found.json, found.figure, found.markdown):
         if path is not None and not path.absolute().parent.is_dir():
             parser.error(f"the folder of {str(path)!r} does not exist")
     return found
@@ -46,43 +51,89 @@ def run_file(text: str) -> Any:
         found = json.loads(Path(text).read_text())
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error}") from None
-    if not isinstance(found, dict) or "cases" not in found:
-        raise argparse.ArgumentTypeError(f"{text!r} was not written by --json")
+    if not isinstance(found, dict) or found.get("format") != settings.FORMAT:
+        raise argparse.ArgumentTypeError(f"{text!r} was not written by this version's --json")
     return found
 
 
 def machine() -> dict[str, Any]:
     """Facts that a run is to be judged by."""
     return {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and return its exit status: 1 when gradients disagree."""
-    chosen = options(arguments)
-    ours = (settings.BPTT, *(settings.SHORT_OURS if chosen.short else settings.OURS))
-    teams: list[Any] = [(Path(sys.executable), ours)]
-    if not chosen.no_peer:
-        teams.append((peer.interpreter(), (settings.PEER,)))
-    run: dict[str, Any] = {"machine": machine(), "cases": {}}
+def processor() -> str:
+    """The processor's model, or its architecture where the system does not say more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def chosen_cases(chosen: argparse.Namespace) -> Iterator[tuple[str, Sizes]]:
+    """Cases by name with their sizes."""
+    if chosen.sweep is not None:
+        yield from settings.sweep(chosen.sweep)
+        return
+    sizes = settings.SHORT_CASES if chosen.short else settings.SIZES
+    default = chosen.case or ([*sizes] if chosen.part is None or "cases" in chosen.part else [])
+    for case in default:
+        yield case, sizes.get(case, settings.SHORT_SIZES)
+
+
+def measure(chosen: argparse.Namespace, run: dict[str, Any]) -> list[str]:
+    """Fill in a run and say on the way what is found; returns what disagrees."""
+    pythons = {False: Path(sys.executable)}
+    if not (chosen.no_peer or chosen.short):
+        pythons[True] = peer.interpreter()
+    effort = QUICK if chosen.short else FULL
+    steps = settings.SHORT_ONLINE_STEPS if chosen.short else settings.ONLINE_STEPS
     problems = []
-    for case in chosen.case or (settings.SHORT_CASES if chosen.short else settings.SIZES):
-        sizes = settings.SHORT if chosen.short else settings.SIZES[case]
-        effort = settings.QUICK if chosen.short else settings.FULL
-        found = run["cases"][case] = race(case, sizes, teams, effort)
-        problems += report.disagreements(case, found)
-        print(f"\n{report.table(case, found)}", flush=True)
-    print(f"\n{report.LEGEND}")
+    for case, sizes in chosen_cases(chosen):
+        team = contenders(case, chosen.short)
+        found = race(case, sizes, steps, team, pythons, effort)
+        run.setdefault("cases", {})[case] = found
+        problems += report.disagreements(case, found, team)
+        print(f"\n{report.text(case, found)}", flush=True)
+    only_cases = chosen.sweep or chosen.case
+    parts = chosen.part or (("cases",) if only_cases else settings.PARTS)
+    rounds = 1 if chosen.short else 6
+    if "compile" in parts:
+        run["compile"] = compiling.measure(pythons, rounds, chosen.short)
+    if "import" in parts:
+        run["import"] = starting.measure(pythons, rounds)
+    if "memory" in parts:
+        run["memory"] = memory.measure(pythons[False], chosen.short)
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit status: 1 when results disagree."""
+    chosen = options(arguments)
+    run: dict[str, Any] = {"format": settings.FORMAT, "machine": machine()}
+    problems = measure(chosen, run)
+    if "cases" in run:
+        print(f"\n{report.LEGEND}")
+    if len(report.others(run)) > 1:
+        print("\n" + "\n".join(report.lines(report.others(run))))
+    if not chosen.short and chosen.sweep is None:
+        print("\nTargets\n" + "\n".join(report.lines(report.judged(run))))
     if chosen.compare is not None:
         print(f"\n{report.comparison(run, chosen.compare)}")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(run, indent=1) + "\n")
-    if chosen.figure is not None:
-        report.figure(run["cases"], chosen.figure)
+    if chosen.figure is not None and "cases" in run:
+        picture.draw(run["cases"], chosen.figure)
+    if chosen.markdown is not None:
+        report.write_markdown(run, chosen.markdown)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

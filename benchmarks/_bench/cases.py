@@ -1,114 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models, weights and sequences that are measured; runs beside either library."""
+"""The networks, weights and sequences that are measured; runs beside either library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import braintrace
-from _bench.settings import Sizes
+from . import layers
+from .layers import SIDE, Make, Shape
+from .settings import Sizes
 
 OUTPUTS = 10
-
-
-@jax.custom_jvp
-def spike(distance: jax.Array) -> jax.Array:
-    """1 where the membrane is above threshold, else 0; differentiated as a fast sigmoid."""
-    return (distance > 0).astype(distance.dtype)
-
-
-@spike.defjvp
-def _surrogate(
-    primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (distance,), (change,) = primals, tangents
-    return spike(distance), change / (1.0 + 5.0 * jnp.abs(distance)) ** 2
-
-
-class LIF(brainstate.nn.Module):
-    """Leaky integrate-and-fire neurons that drive one another: x [B, in] to spikes [B, units]."""
-
-    def __init__(self, num_in: int, num_units: int, leak: float = 0.9) -> None:
-        super().__init__()
-        self.num_units, self.leak = num_units, leak
-        self.feedforward = braintrace.nn.Linear(num_in, num_units)
-        self.recurrent = braintrace.nn.Linear(num_units, num_units, b_init=None)
-
-    def init_state(self, batch_size: int, **kwargs: object) -> None:
-        self.V = brainstate.HiddenState(jnp.zeros((batch_size, self.num_units)))
-
-    def reset_state(self, batch_size: int, **kwargs: object) -> None:
-        self.V.value = jnp.zeros((batch_size, self.num_units))
-
-    def update(self, x: jax.Array) -> jax.Array:
-        fired = spike(self.V.value - 1.0)
-        current = self.feedforward(x) + self.recurrent(fired)
-        self.V.value = self.leak * self.V.value - fired + current
-        return spike(self.V.value - 1.0)
-
-
-class Network(brainstate.nn.Module):
-    """Recurrent layers and a linear readout: x [B, in] to [B, OUTPUTS]."""
-
-    def __init__(
-        self, layer: Callable[[int, int], brainstate.nn.Module], depth: int, sizes: Sizes
-    ) -> None:
-        super().__init__()
-        widths = (sizes.inputs, *(sizes.units,) * depth)
-        self.sizes = sizes
-        self.layers = brainstate.nn.Sequential(*(layer(*pair) for pair in pairwise(widths)))
-        self.readout = braintrace.nn.Linear(sizes.units, OUTPUTS)
-
-    def update(self, x: jax.Array) -> jax.Array:
-        return self.readout(self.layers(x))
+Layer = Callable[[Make, int, int], brainstate.nn.Module]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A network, and whether its inputs are spikes."""
+class Model:
+    """A layer, how often it is stacked, and what it is fed with.
 
-    build: Callable[[Sizes], Network]
-    spiking: bool = False
+    Attributes
+    ----------
+    image
+        Whether inputs are images [*, SIDE, SIDE, channels].
+    plain
+        Whether brainstate has all the layers, too.
+    exact
+        Whether D-RTRL is reverse mode: the recurrence runs position by position.
+    """
+
+    layer: Layer
+    depth: int = 1
+    spiking: bool = True
+    image: bool = False
+    plain: bool = True
+    exact: bool = False
+
+    def outputs(self, sizes: Sizes) -> int:
+        """Features of the last layer; a linear recurrent unit returns as many as it is given."""
+        return sizes.inputs if self.exact else sizes.units
 
 
-CASES = {
-    "gru": Case(partial(Network, braintrace.nn.GRUCell, 1)),
-    "lstm": Case(partial(Network, braintrace.nn.LSTMCell, 1)),
-    "lif": Case(partial(Network, LIF, 1), spiking=True),
-    "stack": Case(partial(Network, LIF, 3), spiking=True),
+MODELS = {
+    "gru": Model(layers.gru, spiking=False),
+    "lstm": Model(layers.lstm, spiking=False),
+    "lru": Model(layers.lru, spiking=False, plain=False, exact=True),
+    "lif": Model(layers.lif),
+    "alif": Model(layers.alif),
+    "stack": Model(layers.lif, depth=3),
+    "conv": Model(layers.conv, image=True),
+    "sparse": Model(layers.sparse),
+    "lora": Model(layers.low_rank),
 }
 
 
-def model(case: Case, sizes: Sizes) -> Network:
-    """The network of a case, with states and the same weights in every process."""
-    network = case.build(sizes)
-    brainstate.nn.init_all_states(network, batch_size=sizes.batch)
+class Network(brainstate.nn.Module):
+    """Recurrent layers and a linear readout: x [B, *in] to [B, OUTPUTS]; images are averaged."""
+
+    def __init__(self, model: Model, make: Make, sizes: Sizes, depth: int) -> None:
+        super().__init__()
+        widths = (sizes.inputs, *(sizes.units,) * depth)
+        stacked = (model.layer(make, *pair) for pair in pairwise(widths))
+        self.layers = brainstate.nn.Sequential(*stacked)
+        self.readout = make.nn.Linear(model.outputs(sizes), OUTPUTS)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        activity = self.layers(x)
+        return self.readout(activity.mean((1, 2)) if activity.ndim == 4 else activity)
+
+
+def network(name: str, sizes: Sizes, make: Make = layers.TRACED, depth: int = 0) -> Network:
+    """A network with states and the same weights in every process and of either make."""
+    built = Network(MODELS[name], make, sizes, depth or MODELS[name].depth)
+    brainstate.nn.init_all_states(built, batch_size=sizes.batch)
+    if make is layers.PLAIN:
+        set_weights(built, fused(weights(network(name, sizes, depth=depth)), weights_of(built)))
+        return built
     rng = np.random.default_rng(0)
-    states = network.states(brainstate.ParamState)
+    states = weights_of(built)
     for path in sorted(states, key=str):
-        states[path].value = jax.tree.map(partial(_draw, rng), states[path].value)
-    return network
+        states[path].value = jax.tree.map(partial(_draw, rng, path), states[path].value)
+    return built
 
 
-def _draw(rng: np.random.Generator, leaf: jax.Array) -> jax.Array:
-    scale = 1.0 / np.sqrt(leaf.shape[0]) if leaf.ndim > 1 else 0.1
-    return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+def _draw(rng: np.random.Generator, path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    spread = 1.0 / np.sqrt(layers.fan_in(leaf.shape)) if leaf.ndim > 1 else 0.1
+    centre = -3.0 if path[-1] in ("nu_log", "theta_log") else 0.0  # a slow linear unit
+    return jnp.asarray(centre + spread * rng.standard_normal(leaf.shape), leaf.dtype)
 
 
-def sequences(case: Case, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
-    """Inputs [T, B, in] and targets [T, B, OUTPUTS]."""
+# --- weights of both makes -----------------------------------------------------------------------
+
+Values = dict[Any, Any]
+
+#: One layer of brainstate and the layers that stand for it here, in the order of their outputs.
+FUSED = {"Wrz": ("Wr", "Wz"), "W": ("Wi", "Wg", "Wf", "Wo")}
+
+
+def weights_of(module: brainstate.nn.Module) -> dict[Any, Any]:
+    """The parameters by path."""
+    return dict(module.states(brainstate.ParamState).items())  # type: ignore[union-attr]
+
+
+def weights(module: brainstate.nn.Module) -> Values:
+    """The values of the parameters by path."""
+    return {path: state.value for path, state in weights_of(module).items()}
+
+
+def set_weights(module: brainstate.nn.Module, values: Mapping[Any, Any]) -> None:
+    """Give a network other weights."""
+    for path, state in weights_of(module).items():
+        state.value = values[path]
+
+
+def fused(values: Values, like: Mapping[Any, Any]) -> Values:
+    """Weights of a traced network in the arrays of a plain one with the paths ``like``."""
+    return {path: _join([values[part] for part in _parts(path)]) for path in like}
+
+
+def parted(values: Values) -> Values:
+    """What :func:`fused` joined, weights or gradients, in the arrays of a traced network."""
+    return {
+        part: value
+        for path, joined in values.items()
+        for part, value in zip(_parts(path), _split(joined, len(_parts(path))), strict=True)
+    }
+
+
+def _parts(path: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The paths that stand for one of a plain network."""
+    fused = next((name for name in path if name in FUSED), None)
+    names = (None,) if fused is None else FUSED[fused]
+    return [tuple(name if key == fused else key for key in path) for name in names]
+
+
+def _join(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, -1), *parts)
+
+
+def _split(joined: Any, count: int) -> list[Any]:
+    pieces = jax.tree.map(lambda array: jnp.split(array, count, -1), joined)
+    shape = jax.tree.structure(joined)
+    return list(jax.tree.transpose(shape, jax.tree.structure([0] * count), pieces))
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def input_shape(name: str, sizes: Sizes) -> Shape:
+    """[B, *in] of one step."""
+    features = (SIDE, SIDE, sizes.inputs) if MODELS[name].image else (sizes.inputs,)
+    return (sizes.batch, *features)
+
+
+def example(name: str, sizes: Sizes) -> jax.Array:
+    """An input of one step, for the compiler."""
+    return jnp.zeros(input_shape(name, sizes))
+
+
+def sequences(name: str, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+    """Inputs [T, B, *in] and targets [T, B, OUTPUTS]."""
     rng = np.random.default_rng(1)
-    xs = rng.standard_normal((sizes.steps, sizes.batch, sizes.inputs))
-    ys = rng.standard_normal((sizes.steps, sizes.batch, OUTPUTS))
-    return jnp.asarray(xs > 0.8 if case.spiking else xs, "float32"), jnp.asarray(ys, "float32")
+    xs = rng.standard_normal((sizes.steps, *input_shape(name, sizes)), np.float32)
+    ys = rng.standard_normal((sizes.steps, sizes.batch, OUTPUTS), np.float32)
+    return jnp.asarray(xs > 0.8 if MODELS[name].spiking else xs, "float32"), jnp.asarray(ys)
 
 
 def loss(output: jax.Array, target: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / os.environ.get("VENV_PEER", ".venv-peer")
-REQUIREMENT = "braintrace==0.2.6"
+VERSION = "0.2.6"
+REQUIREMENT = f"braintrace=={VERSION}"
 
 
 def interpreter() -> Path:
@@ -26,8 +27,7 @@ def interpreter() -> Path:
         When it cannot be installed.
     """
     python = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    mark, wanted = FOLDER / "peer-stamp", f"{REQUIREMENT}\n{sys.version}"
-    if python.exists() and mark.is_file() and mark.read_text() == wanted:
+    if python.exists() and _answer(python) == _answer(Path(sys.executable), VERSION):
         return python
     if FOLDER.exists() and not (FOLDER / "pyvenv.cfg").is_file():
         raise RuntimeError(f"{FOLDER} is in the way: it is not a virtual environment")
@@ -38,5 +38,11 @@ def interpreter() -> Path:
     done = subprocess.run(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{done.stdout}\npip could not install {REQUIREMENT}")
-    mark.write_text(wanted)
     return python
+
+
+def _answer(python: Path, version: str = "") -> str:
+    """The Python of an environment and the version of the peer in it (or the one given)."""
+    found = repr(version) if version else "importlib.metadata.version('braintrace')"
+    code = f"import importlib.metadata, sys; print(sys.version, {found})"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout

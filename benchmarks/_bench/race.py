@@ -3,97 +3,109 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from _bench.settings import OURS, Contender, Effort, Sizes
+from .processes import Process, process
+from .settings import BASES, Contender, Effort, Sizes, reference
 
-FOLDER = Path(__file__).resolve().parents[1]
 Arrays = Mapping[str, np.ndarray]
 
 
-class Process:
-    """A worker process, asked through pipes."""
-
-    def __init__(self, python: Path, case: str, sizes: Sizes) -> None:
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-        self.process = subprocess.Popen(
-            [python, "-m", "_bench.worker", case, json.dumps(sizes)],
-            cwd=FOLDER,
-            env={"JAX_PLATFORMS": "cpu", **kept, "JAX_ENABLE_X64": "0"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, *request: Any) -> Any:
-        """One request and its answer."""
-        to, back = self.process.stdin, self.process.stdout
-        if to is None or back is None:
-            raise RuntimeError("the worker has no pipes")
-        print(json.dumps(request), file=to, flush=True)
-        answer = back.readline()
-        if not answer:
-            raise RuntimeError(f"the worker ended while it was asked to {request[0]}; see above")
-        return json.loads(answer)
-
-
-@contextmanager
-def worker(python: Path, case: str, sizes: Sizes) -> Iterator[Process]:
-    """A worker that ends with the block."""
-    running = Process(python, case, sizes)
-    try:
-        yield running
-    finally:
-        running.process.communicate()
-
-
 def race(
-    case: str, sizes: Sizes, teams: Sequence[tuple[Path, Sequence[Contender]]], effort: Effort
+    case: str,
+    sizes: Sizes,
+    online_steps: int,
+    contenders: Sequence[Contender],
+    pythons: Mapping[bool, Path],
+    effort: Effort,
 ) -> dict[str, Any]:
-    """Measure the contenders of several interpreters on one case.
+    """Measure the contenders on one case.
+
+    Parameters
+    ----------
+    pythons
+        The interpreter of this library, and under ``True`` that of the peer if it takes part.
 
     Returns
     -------
     dict
-        ``sizes``; ``versions`` per team; per contender, under ``results``, ``graph_s``,
-        ``compile_s``, ``bytes``, lists ``wall`` and ``cpu`` of seconds, and ``distances`` of its
-        gradients from those of the first of ``OURS``, by parameter array.
+        ``sizes``, ``online_steps``; ``versions`` and ``limits`` (see :mod:`_bench.roofline`);
+        under ``results``, per contender, ``build_s``, ``trace_s``, ``compile_s``, ``bytes``, lists
+        ``wall`` and ``cpu`` of seconds, and ``distances`` of its results from those of its
+        reference by array (``None`` for an array of zeros); or ``error``.
     """
-    results: dict[str, dict[str, Any]] = {}
-    gradients: dict[str, Arrays] = {}
+    contenders = [one for one in contenders if one.peer in pythons]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        asked: dict[str, Process] = {}
-        versions = []
-        for python, contenders in teams:
-            process = stack.enter_context(worker(python, case, sizes))
-            versions.append(process.ask("facts"))
-            for contender in contenders:
-                path = folder / f"{len(asked)}.npz"
-                found = process.ask("prepare", contender, str(path))
-                arrays: Arrays = dict(np.load(path))
-                results[contender.name] = {**found, "wall": [], "cpu": []}
-                gradients[contender.name], asked[contender.name] = arrays, process
-        for name, arrays in gradients.items():
-            results[name]["distances"] = distances(arrays, gradients[OURS[0].name])
-        for _ in range(effort.rounds):
-            for name, process in asked.items():
-                times = results[name]
-                if sum(times["wall"]) < effort.seconds:
-                    for clock, seconds in process.ask("run", name).items():
-                        times[clock].append(seconds)
-    return {"sizes": sizes._asdict(), "versions": versions, "results": results}
+        arguments = (case, sizes, online_steps)
+        workers = {
+            peer: stack.enter_context(process(python, "_bench.worker", *arguments))
+            for peer, python in pythons.items()
+        }
+        results, arrays = prepared(contenders, workers, folder)
+        for one in contenders:
+            other = reference(one)
+            if one.name in arrays and other is not None and other.name in arrays:
+                results[one.name]["distances"] = distances(arrays[one.name], arrays[other.name])
+        limits = workers[False].ask("limits", [c for c in contenders if not c.peer])
+        run_in_turn([c for c in contenders if c.name in arrays], workers, results, effort)
+        versions = {"peer" if p else "ours": worker.ask("facts") for p, worker in workers.items()}
+    return {
+        "sizes": sizes._asdict(),
+        "online_steps": online_steps,
+        "versions": versions,
+        "limits": limits,
+        "results": results,
+    }
 
 
-def distances(a: Arrays, b: Arrays) -> list[float]:
-    """The relative difference of the gradients of each parameter array, norm by norm."""
-    return [float(np.linalg.norm(a[key] - b[key]) / np.linalg.norm(b[key])) for key in b]
+def prepared(
+    contenders: Sequence[Contender], workers: Mapping[bool, Process], folder: Path
+) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """Compile all; their compile times and results. The peer may fail, which is a result, too."""
+    results, arrays = {}, {}
+    for number, one in enumerate(contenders):
+        path = folder / f"{number}.npz"
+        found = workers[one.peer].ask("prepare", one, str(path))
+        results[one.name] = {**found, "work": one.work}
+        if "error" not in found:
+            arrays[one.name] = dict(np.load(path))
+        elif not one.peer and one not in BASES:
+            raise RuntimeError(f"{one.name!r} failed: {found['error']}")
+    return results, arrays
+
+
+def run_in_turn(
+    contenders: Sequence[Contender],
+    workers: Mapping[bool, Process],
+    results: dict[str, Any],
+    effort: Effort,
+) -> None:
+    """Time rounds of all contenders.
+
+    The run for the gradients counts only for one that takes so long that it is not run again.
+    """
+    for one in contenders:
+        first = results[one.name].pop("first")
+        slow = first["wall"] > effort.seconds
+        results[one.name] |= {clock: [first[clock]] if slow else [] for clock in ("wall", "cpu")}
+    for _ in range(effort.rounds):
+        for one in contenders:
+            times = results[one.name]
+            if sum(times["wall"]) < effort.seconds:
+                for clock, seconds in workers[one.peer].ask("run", one.name).items():
+                    times[clock].append(seconds)
+
+
+def distances(a: Arrays, b: Arrays) -> list[float | None]:
+    """The relative difference of each array, norm by norm; ``None`` where ``a`` is zero."""
+    return [
+        float(np.linalg.norm(a[key] - b[key]) / np.linalg.norm(b[key])) if a[key].any() else None
+        for key in b
+    ]

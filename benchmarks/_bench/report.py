@@ -1,97 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found: a table, a comparison with an older run, a figure."""
+"""What a run found, as text: tables, verdicts, a comparison with an older run, a page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _bench.settings import BPTT, OURS, PEER, Sizes
+from .figures import base, figures, verdicts
+from .settings import BPTT, PEER_DIFFERS, Contender, Sizes, model_of, reference
 
 AGREE = 1e-3  # relative, float32
 
-
-def ratio(results: Mapping[str, Any], name: str) -> float:
-    """Median wall time over that of BPTT."""
-    return median(results[name]["wall"]) / median(results[BPTT.name]["wall"])
+Run = Mapping[str, Any]
+Row = Sequence[str]
 
 
-def table(case: str, found: Mapping[str, Any]) -> str:
-    """All contenders of a case."""
-    results = found["results"]
-    lines = [
-        f"{case}: {Sizes(**found['sizes'])}",
-        f"{'':26}{'/ BPTT':>8}{'wall ms':>10}{'min':>10}{'CPU ms':>10}{'compile s':>11}"
-        f"{'memory MiB':>12}{'equal':>7}{'runs':>6}",
-    ]
-    for name, one in results.items():
-        wall, cpu = ([1e3 * v for v in one[clock]] for clock in ("wall", "cpu"))
-        away = one["distances"]
-        same = f"{sum(d < AGREE for d in away)}/{len(away)}"
-        lines.append(
-            f"  {name:24}{ratio(results, name):8.2f}{median(wall):10.1f}{min(wall):10.1f}"
-            f"{median(cpu):10.1f}{one['graph_s'] + one['compile_s']:11.2f}"
-            f"{one['bytes'] / 2**20:12.1f}{same:>7}{len(wall):6}"
-        )
-    return "\n".join(lines)
-
-
-LEGEND = f"""\
-equal: parameter arrays whose gradient is that of {OURS[0].name!r}. BPTT follows another rule,
-and the peer does not treat every parameter; all others must agree. memory: arguments, results and
-temporary arrays of the compiled program."""
-
-
-def disagreements(case: str, found: Mapping[str, Any]) -> list[str]:
-    """This library's contenders whose gradients differ by more than round-off."""
-    ours = [contender.name for contender in OURS if contender.name in found["results"]]
-    return [
-        f"{case}: gradients of {name!r} and {OURS[0].name!r} differ"
-        for name in ours
-        if not all(away < AGREE for away in found["results"][name]["distances"])
-    ]
-
-
-def comparison(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
-    """Ratios to BPTT of two runs, where both measured the same."""
-    lines = [f"{'ratio to BPTT':38}{'before':>8}{'now':>8}{'change':>9}"]
-    for case, found in new["cases"].items():
-        before = old["cases"].get(case)
-        if before is None or before["sizes"] != found["sizes"]:
+def table(case: str, found: Run) -> list[Row]:
+    """All contenders of a case, under a row of titles."""
+    titles = ("", "/ BPTT", "/ limit", "wall ms", "min", "CPU ms", "compile s", "memory MiB")
+    rows: list[Row] = [(*titles, "equal", "runs")]
+    limits = found["limits"]["seconds"]
+    for name, one in found["results"].items():
+        if "error" in one:
+            rows.append((name, one["error"]))
             continue
-        for name in found["results"]:
-            if name in before["results"] and name != BPTT.name:
-                a, b = ratio(before["results"], name), ratio(found["results"], name)
-                lines.append(f"  {case:10}{name:26}{a:8.2f}{b:8.2f}{100 * (b / a - 1):+8.0f}%")
-    return "\n".join(lines) if len(lines) > 1 else "Nothing in common with the older run."
-
-
-def figure(cases: Mapping[str, Any], path: Path) -> None:
-    """Bars of the time over BPTT's, one group per case, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = math.ceil(len(cases) / 2)
-    size = (11.0 if len(cases) > 1 else 6.0, 2.8 * rows)
-    columns = min(2, len(cases))
-    canvas, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis, (case, found) in zip(axes.flat, cases.items(), strict=False):
-        names: Sequence[str] = list(found["results"])[::-1]
-        bars = axis.barh(
-            names,
-            [ratio(found["results"], name) for name in names],
-            color=["C7" if n == BPTT.name else "C3" if n == PEER.name else "C0" for n in names],
+        wall, cpu = ([1e3 * v for v in one[clock]] for clock in ("wall", "cpu"))
+        seconds = median(wall) / 1e3
+        gradient = one["work"] == "gradient"
+        rows.append(
+            (
+                name,
+                f"{seconds / base(found):.2f}" if gradient else "",
+                f"{seconds / limits[name]:.1f}" if name in limits else "",
+                f"{median(wall):.1f}",
+                f"{min(wall):.1f}",
+                f"{median(cpu):.1f}",
+                f"{one['build_s'] + one['trace_s'] + one['compile_s']:.2f}",
+                f"{one['bytes'] / 2**20:.1f}",
+                equal(one.get("distances")),
+                str(len(wall)),
+            )
         )
-        axis.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
-        axis.axvline(1.0, color="C7", linewidth=0.8)
-        axis.set(xscale="log", title=f"{case}: {Sizes(**found['sizes'])}", xlabel="time / BPTT")
-        axis.margins(x=0.15)
-    for axis in axes.flat[len(cases) :]:
-        axis.set_axis_off()
-    canvas.savefig(path, dpi=150)
-    plt.close(canvas)
+    return rows
+
+
+def equal(distances: Sequence[float | None] | None) -> str:
+    """How many arrays are those of the reference."""
+    if distances is None:
+        return ""
+    return f"{sum(d is not None and d < AGREE for d in distances)}/{len(distances)}"
+
+
+def title(case: str, found: Run) -> str:
+    """Sizes of a case, and the rates that its limits are made of."""
+    limits = found["limits"]
+    counts = limits["counts"]
+    return (
+        f"{case}: {Sizes(**found['sizes'])}; online: {found['online_steps']} steps\n"
+        f"  a step: {counts['forward'] / 1e6:.3g} MFLOP forward, as much for weights, "
+        f"{counts['signals'] / 1e6:.3g} for signals, {counts['history'] / 1e6:.3g} more for BPTT; "
+        f"traces {limits['trace_bytes'] / 2**20:.3g} MiB\n"
+        f"  this machine: {limits['step_rate'] / 1e9:.3g} GFLOP/s step by step, "
+        f"{limits['batched_rate'] / 1e9:.3g} for all steps at once, "
+        f"{1e3 * limits['pass_s']:.3g} ms to read and write the traces"
+    )
+
+
+LEGEND = """\
+/ BPTT: over the faster BPTT. / limit: over what this machine needs at least (see _bench/roofline.py
+for what is counted). memory: arguments, results and temporary arrays of the compiled program.
+equal: arrays (gradients; for online learning, weights at the end) that are those of the first
+contender with the same rule. BPTT follows another rule; the peer does not treat every parameter."""
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows as text, the first column to the left."""
+    full = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(len(row[i]) for row in full) for i in range(len(rows[0]))]
+    for row in rows:
+        if len(row) == len(rows[0]):
+            cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            yield f"  {row[0]:{widths[0]}}  {'  '.join(cells)}"
+        else:
+            yield f"  {row[0]:{widths[0]}}  {row[1]}"
+
+
+def text(case: str, found: Run) -> str:
+    """A case for the terminal."""
+    return "\n".join([title(case, found), *lines(table(case, found))])
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+def judged(run: Run) -> list[Row]:
+    """Every target, what was measured, and whether that is enough."""
+    rows: list[Row] = [("", "target", "measured", "")]
+    for target, value in verdicts(run):
+        bound = f"{'>=' if target.least else '<='} {target.bound:g}"
+        if value is None:
+            rows.append((target.figure, bound, "", "not measured"))
+        else:
+            verdict = "met" if target.met(value) else "NOT MET"
+            rows.append((target.figure, bound, f"{value:.3g}", verdict))
+    return rows
+
+
+def others(run: Run) -> list[Row]:
+    """The figures of the parts besides the cases."""
+    chosen = {part: run[part] for part in ("compile", "import", "memory") if part in run}
+    return [("", "measured"), *((k, f"{v:.4g}") for k, v in figures(chosen).items())]
+
+
+def disagreements(case: str, found: Run, contenders: Sequence[Contender]) -> list[str]:
+    """Contenders whose results differ by more than round-off from those of the same rule."""
+    wrong = []
+    for one in contenders:
+        distances = found["results"].get(one.name, {}).get("distances")
+        other = reference(one)
+        if distances is None or other is None or not _must_agree(one, case):
+            continue
+        if not all(d < AGREE for d in distances if not (d is None and one.peer)):
+            wrong.append(f"{case}: the results of {one.name!r} and {other.name!r} differ")
+    return wrong
+
+
+def _must_agree(one: Contender, case: str) -> bool:
+    if not one.peer:
+        return True
+    return one.work == "gradient" and model_of(case) not in PEER_DIFFERS[one.rule]
+
+
+def comparison(new: Run, old: Run) -> str:
+    """Figures of two runs, where both measured the same."""
+    same = {
+        case: found
+        for case, found in new.get("cases", {}).items()
+        if old.get("cases", {}).get(case, {}).get("sizes") == found["sizes"]
+    }
+    before, now = figures(old), figures({**new, "cases": same})
+    rows: list[Row] = [("", "before", "now", "change")]
+    for name, value in now.items():
+        if name in before and not name.endswith(f": {BPTT.name} / BPTT"):
+            change = f"{100 * (value / before[name] - 1):+.0f} %" if before[name] else ""
+            rows.append((name, f"{before[name]:.3g}", f"{value:.3g}", change))
+    return "\n".join(lines(rows)) if len(rows) > 1 else "Nothing in common with the older run."
+
+
+# --- a page --------------------------------------------------------------------------------------
+
+
+def markdown(run: Run) -> str:
+    """Verdicts and tables for a page of the documentation."""
+    machine = run["machine"]
+    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    parts = [f"Measured on: {facts}.", "### Targets", _markdown_table(judged(run))]
+    for case, found in run.get("cases", {}).items():
+        heading, *facts_of_case = title(case, found).splitlines()
+        rows = [row if len(row) > 2 else (row[0], row[1]) for row in table(case, found)]
+        parts += [f"### {heading}", "; ".join(map(str.strip, facts_of_case)) + "."]
+        parts.append(_markdown_table(rows))
+    if len(others(run)) > 1:
+        parts += ["### Compiling, importing, memory", _markdown_table(others(run))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    width = len(rows[0])
+    body = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in rows]
+    return "\n".join([body[0], "|---" + "|--:" * (width - 1) + "|", *body[1:]])
+
+
+def write_markdown(run: Run, path: Path) -> None:
+    """Write the page."""
+    path.write_text(markdown(run))

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 
 class Sizes(NamedTuple):
-    """Steps T, batch B, input features and recurrent units (per layer)."""
+    """Steps T, batch B, input features and recurrent units (per layer).
+
+    Features and units of a convolution are channels.
+    """
 
     steps: int
     batch: int
@@ -21,37 +25,132 @@ class Sizes(NamedTuple):
 SIZES = {
     "gru": Sizes(100, 64, 64, 256),
     "lstm": Sizes(100, 64, 64, 256),
+    "lru": Sizes(1000, 16, 64, 128),
     "lif": Sizes(1000, 16, 64, 256),
+    "alif": Sizes(1000, 16, 64, 256),
     "stack": Sizes(1000, 16, 64, 128),
+    "conv": Sizes(50, 16, 2, 16),
+    "sparse": Sizes(100, 16, 64, 512),
+    "lora": Sizes(100, 16, 64, 512),
+    "gru-small": Sizes(10_000, 1, 16, 64),
+    "gru-wide": Sizes(100, 16, 64, 1024),
+    "lif-batch": Sizes(100, 128, 64, 256),
 }
-SHORT = Sizes(24, 4, 8, 16)
-SHORT_CASES = ("gru", "lif")
+SHORT_CASES = {"gru": Sizes(24, 4, 8, 16), "conv": Sizes(6, 2, 2, 3)}
+SHORT_SIZES = Sizes(12, 4, 8, 16)
+PARTS = ("cases", "compile", "import", "memory")
+SWEEP = {"units": (64, 256, 1024), "batch": (1, 16, 128), "steps": (100, 1000, 10_000)}
+ONLINE_STEPS = 20  # steps of the part with an update at every step
+SHORT_ONLINE_STEPS = 5
+
+
+FORMAT = 2  # of the file that a run is written to
+
+
+def sweep(model: str) -> Iterator[tuple[str, Sizes]]:
+    """Cases of a model: each size varied on its own."""
+    seen = set()
+    for field, values in SWEEP.items():
+        for value in values:
+            change: Any = {field: value}
+            sizes = SIZES[model]._replace(**change)
+            if sizes not in seen:
+                seen.add(sizes)
+                yield f"{model}-{field}-{value}", sizes
+
+
+def model_of(case: str) -> str:
+    """The model of a case: ``gru`` for ``gru-small``."""
+    return case.partition("-")[0]
 
 
 class Contender(NamedTuple):
-    """One way to compute the gradient of a sequence.
+    """One way to do the work of a case.
 
-    ``kind`` is ``bptt``, ``sequence`` (``etrace_grad`` with ``block_size`` and ``carry_trace``) or
-    ``steps`` (``learner(x)`` under ``grad``, step by step).
+    Attributes
+    ----------
+    kind
+        ``bptt``; ``sequence``, ``etrace_grad`` with ``block``, ``carry`` and ``chunk``; ``steps``,
+        ``learner(x)`` under ``grad`` in a scan. With weights that change at every step:
+        ``update``, ``etrace_update``; ``scan``, ``learner(x)`` and an update in a scan; ``calls``,
+        the same as one call of a compiled program per step, whose states are donated.
+    rule
+        The learner; ``plain`` for a network of brainstate's own layers.
     """
 
     name: str
     kind: str
-    block_size: int | str = "auto"
-    carry_trace: bool = True
+    rule: str = "D_RTRL"
+    block: int | str = "auto"
+    carry: bool = True
+    chunk: int | None = None
+    peer: bool = False
+
+    @property
+    def work(self) -> str:
+        """``gradient`` of a sequence or ``online``, an update at every step."""
+        return "online" if self.kind in ("update", "scan", "calls") else "gradient"
 
 
-BPTT = Contender("BPTT", "bptt")
-PEER = Contender("peer, per step", "steps")
-OURS = (
-    *(
-        Contender(f"block {size}, {text}", "sequence", size, carry)
-        for size in ("auto", 20, 50)
-        for carry, text in ((True, "trace carried"), (False, "not carried"))
-    ),
-    Contender("per step", "steps"),
+BPTT = Contender("BPTT", "bptt", rule="")
+PLAIN = Contender("BPTT, brainstate layers", "bptt", rule="plain")
+DEFAULT = Contender("D-RTRL", "sequence")
+FRESH = Contender("D-RTRL, trace not kept", "sequence", carry=False)
+BLOCKS = tuple(
+    Contender(f"D-RTRL, block {size}{text}", "sequence", block=size, carry=carry)
+    for size in (20, 50)
+    for carry, text in ((True, ""), (False, ", trace not kept"))
 )
-SHORT_OURS = (OURS[0], OURS[3], OURS[-1])
+STEPS = Contender("D-RTRL, per step", "steps")
+PP = Contender("pp_prop", "sequence", "pp_prop")
+PP_BLOCK = Contender("pp_prop, block 20", "sequence", "pp_prop", block=20)
+PP_STEPS = Contender("pp_prop, per step", "steps", "pp_prop")
+UPDATE = Contender("online, etrace_update", "update")
+SCAN = Contender("online, learner(x)", "scan")
+CALLS = Contender("online, a call per step", "calls")
+
+PEER_SEQUENCE = Contender("peer D-RTRL", "sequence", peer=True)
+PEER_WINDOWS = Contender("peer D-RTRL, windows of 50", "sequence", chunk=50, peer=True)
+PEER_PP = Contender("peer pp_prop", "sequence", "pp_prop", peer=True)
+PEER_SCAN = Contender("peer online, learner(x)", "scan", peer=True)
+
+ESSENTIAL = (DEFAULT, FRESH, STEPS, PP, UPDATE, CALLS)
+OURS = (DEFAULT, FRESH, *BLOCKS, STEPS, PP, PP_BLOCK, PP_STEPS, UPDATE, SCAN, CALLS)
+BASES = (BPTT, PLAIN)
+PEERS = (PEER_SEQUENCE, PEER_PP, PEER_SCAN)
+SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
+
+#: All ours; in the other cases, the essential ones.
+THOROUGH = ("gru", "lstm", "alif")
+#: Too slow per step to be waited for.
+PEERLESS = ("gru-wide", "lif-batch", "gru-small")
+
+
+def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
+    """Who takes part in a case, the peer's last."""
+    if short:
+        return (BPTT, *SHORT.get(case, (DEFAULT, UPDATE)))
+    ours = OURS if case in THOROUGH else ESSENTIAL
+    peers = (PEER_PP,) if case in PEERLESS else PEERS
+    windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
+    return (*BASES, *ours, *peers, *windows)
+
+
+def reference(contender: Contender) -> Contender | None:
+    """The contender whose results these must be, if any."""
+    if contender.kind == "bptt":
+        return BPTT
+    if contender.work == "online":
+        return UPDATE
+    if contender.chunk is not None:
+        return None
+    return DEFAULT if contender.rule == "D_RTRL" else PP
+
+
+#: Where arrays of the peer that have a gradient at all have the same one. Elsewhere it is another:
+#: twice that of one step of an LSTM, and another filter of operations without an input.
+PEER_DIFFERS = {"D_RTRL": ("lstm",), "pp_prop": ("lstm", "lru")}
+PP_DECAY = 0.9
 
 
 class Effort(NamedTuple):
@@ -61,5 +160,5 @@ class Effort(NamedTuple):
     seconds: float
 
 
-FULL = Effort(15, 30.0)
-QUICK = Effort(3, 5.0)
+FULL = Effort(11, 4.0)
+QUICK = Effort(2, 5.0)

@@ -11,6 +11,7 @@ import pytest
 import braintrace
 from braintrace import _plugins
 from braintrace._lazy import OFFICIAL
+from braintrace._plugins import _metadata
 from braintrace._plugins._host import Host
 from braintrace._plugins._settings import Settings
 from braintrace._primitive import find_primitive
@@ -404,6 +405,19 @@ def test_bounds_on_core_honour_markers(site, host_of, plugin_source):
     requires = 'braintrace-core>=9 ; python_version < "3"'
     host = host_of(site.add("marked", "marked_module", text, family="marked", requires=requires))
     assert record_of(host, "marked").state == "discovered"
+
+
+def test_plain_bounds_are_read_as_the_parser_reads_them():
+    bounds = (">=0.1", "<0.2", ">=0.1.0, <0.2", "<0.1.0.0", "<0.10", ">=1.0", ">=0.1,<0.2")
+    for version in ("0", "0.1", "0.1.0", "0.1.1", "0.2.0.0", "0.10.1", "1"):
+        for text in bounds:
+            parsed = _metadata._parsed_bounds([f"braintrace-core{text}"], version)
+            assert _metadata._plain_bounds([text], version) == parsed
+
+
+@pytest.mark.parametrize("bound", ["==0.1.*", "[extra]>=0.1", ">=0.1rc1", ">=0.1; extra == 'a'"])
+def test_other_bounds_are_left_to_the_parser(bound):
+    assert _metadata._plain_bounds([bound], "0.1.0") is None
 
 
 def test_many_threads_register_once(site, run, plugin_source):

@@ -46,6 +46,18 @@ def test_records_import_no_plugin(run):
     assert set(states) == {"discovered"} and heavy == [] and not dense
 
 
+def test_an_operation_needs_no_parser_of_requirements(run):
+    code = """
+        import brainstate
+        before = "packaging.requirements" in sys.modules
+        import braintrace
+        braintrace.matmul
+        out([before, "packaging.requirements" in sys.modules])
+    """
+    before, after = run(code)
+    assert before or not after
+
+
 def test_loading_every_plugin_initialises_no_backend(run):
     code = """
         import braintrace

@@ -15,6 +15,7 @@ from . import _jax
 from ._algorithm import (
     EPropRule,
     IODimRule,
+    LaggedParamDimRule,
     LearningRule,
     Modulated,
     ParamDimRule,
@@ -24,6 +25,7 @@ from ._algorithm import (
     TracelessRule,
     UORORule,
     decays_of,
+    may_lag,
 )
 from ._execute import ETraceGraphExecutor
 from ._whole import WholeGroupsExecutor
@@ -198,7 +200,8 @@ class ETraceConfig:
             return SnApRule(executor, dtype, self.sparse_n or 1)
         if self.kappa is not None:
             return EPropRule(executor, dtype, float(self.kappa))
-        return ParamDimRule(executor, dtype)
+        kind = LaggedParamDimRule if may_lag(executor) else ParamDimRule
+        return kind(executor, dtype)
 
 
 def preset(own: ETraceConfig, options: dict[str, Any], shared: str | None = None) -> ETraceConfig:

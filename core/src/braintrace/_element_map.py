@@ -186,6 +186,8 @@ def _every(start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> 
 
 Move = Callable[[JaxprEqn, int, list[Numbers]], Numbers]
 
+_CUTS: dict[str, Move] = {"split": _split, "stack": _stack, "unstack": _unstack}
+
 MOVES: dict[Any, Move] = {
     jaxp.reshape_p: _reshape,
     jaxp.squeeze_p: _reshape,
@@ -194,8 +196,6 @@ MOVES: dict[Any, Move] = {
     jaxp.slice_p: _slice,
     jaxp.rev_p: _rev,
     jaxp.concatenate_p: _concatenate,
-    _jax.SPLIT: _split,
-    _jax.STACK: _stack,
-    _jax.UNSTACK: _unstack,
+    **{p: _CUTS[name] for name, p in _jax.rearranging().items() if name in _CUTS},
     **dict.fromkeys(WINDOWS, _window),
 }

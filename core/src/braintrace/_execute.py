@@ -18,6 +18,7 @@ from ._compile import (
     ETraceGraph,
     HiddenGroup,
     HiddenParamOpRelation,
+    Pattern,
     StateKind,
     TrainableOperand,
     Transition,
@@ -145,6 +146,15 @@ class ETraceGraphExecutor:
     def states(self) -> tuple[brainstate.State[Any], ...]:
         """The states of the step."""
         return tuple(self.path_to_states.values())
+
+    def passing(self, index: int) -> Pattern:
+        """Which entries of a group's ``D`` are not structurally zero [S][S]."""
+        return self.graph.cones[index].passing
+
+    def driving(self, index: int) -> tuple[bool, ...]:
+        """Which states of its group a link drives: where ``f`` is not structurally zero [S]."""
+        link = self.links[index]
+        return self.graph.cones[link.group.index].driving[link.relation.y_var]
 
     def operation(
         self, relation: HiddenParamOpRelation, group: Positions | None = None

@@ -79,6 +79,15 @@ def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, 
 def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any) -> Any:
     """``fn(parameter)``, or the parameter itself without ``fn``.
 
+    Parameters
+    ----------
+    operation, name
+        The operation and the argument, for the error.
+    fn
+        A function of the parameter, or ``None``.
+    parameter
+        The parameter.
+
     Raises
     ------
     TypeError
@@ -140,6 +149,13 @@ def bias_in_unit(
 def with_unit(array: jax.Array, unit: Any) -> jax.Array | saiunit.Quantity:
     """The quantity, or the array itself where the unit is dimensionless.
 
+    Parameters
+    ----------
+    array
+        The numbers.
+    unit
+        Their unit, as :func:`real_array` gives it.
+
     Examples
     --------
     >>> import jax.numpy as jnp, saiunit
@@ -185,6 +201,13 @@ def by_rows(function: Callable[[Any], Any], x: ArrayLike) -> Any:
 def as_size(name: str, size: Size) -> tuple[int, ...]:
     """``size`` as a non-empty tuple of positive integers.
 
+    Parameters
+    ----------
+    name
+        What the error calls it.
+    size
+        A positive integer, or a tuple or list of them.
+
     Raises
     ------
     ValueError
@@ -207,6 +230,13 @@ def as_size(name: str, size: Size) -> tuple[int, ...]:
 
 def as_count(name: str, value: Any) -> int:
     """``value`` as one positive integer.
+
+    Parameters
+    ----------
+    name
+        What the error calls it.
+    value
+        A positive integer, or a tuple of one.
 
     Raises
     ------

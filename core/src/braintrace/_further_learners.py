@@ -113,6 +113,16 @@ class OSTLRecurrent(ETraceVjpAlgorithm):
     ----------
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.OSTLRecurrent(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 1)
     """
 
     def __init__(
@@ -129,6 +139,16 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     ----------
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.OSTLFeedforward(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["x"].shape
+    (2, 7)
     """
 
     def __init__(
@@ -158,6 +178,16 @@ class SnAp(ETraceVjpAlgorithm):
     -----
     A reverse sweep is made for every position of a layer at every step, and the trace of a dense
     product is [B, in, out, S n_positions], with zeros where it is cut off: for small layers.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.SnAp(cell, n=1)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 1)
     """
 
     def __init__(
@@ -183,6 +213,16 @@ class RTRL(ETraceVjpAlgorithm):
     ----------
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 4)
     """
 
     def __init__(
@@ -214,6 +254,16 @@ class UORO(ETraceVjpAlgorithm):
     sequence. The whole ``D`` is computed at every step. Signs go on from call to call; after a
     reset, and at every call with ``carry_trace=False``, they start anew from the key, so that the
     errors of sequences that all begin so are not independent.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.UORO(cell, projection_key=0)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> sorted(learner.get_etrace_of(("Wz", "weight"))[0])
+    ['bias', 's', 'weight']
     """
 
     def __init__(
@@ -254,7 +304,7 @@ class ThreeFactor(ETraceVjpAlgorithm):
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
         is read at every call. ``learner.modulator = ...`` changes it.
-    trace_dtype, **options
+    vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
     Examples

@@ -97,7 +97,7 @@ def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
     inputs = (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
     step_fn = masked_step(options.step_fn, options.has_aux)
-    traced = trace_step(learner.executor, step_fn, learner._attach, first)
+    traced = trace_step(learner.executor, step_fn, learner._attach, first, weights)
     runner = BlockRunner(rule, traced, tuple(weights))
     params = {path: state.value for path, state in learner._states_of(StateKind.PARAM).items()}
     names = {i: name for name, i in _direct_names(learner, runner).items()}

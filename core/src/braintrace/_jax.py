@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import brainstate
@@ -51,18 +51,28 @@ JVP_RULES = ad.primitive_jvps
 STOP_GRADIENT = jaxp.stop_gradient_p
 
 
-def _primitive_behind(name: str, fun: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
-    """The primitive called ``name`` that ``fun`` is made of, which JAX does not export."""
-    jaxpr = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(s, "float32") for s in shapes))
-    eqns = [e for eqn in jaxpr.eqns for e in (getattr(eqn.params.get("jaxpr"), "eqns", ()), [eqn])]
-    found = [e.primitive for group in eqns for e in group if e.primitive.name == name]
-    return found[0] if found else None
+@cache
+def rearranging() -> dict[str, Any]:
+    """The primitives that rearrange elements and that JAX does not export, by name.
+
+    Names that the installed JAX does not have are missing. They are found by tracing functions
+    that are made of them, which no operation should wait for.
+    """
+    functions: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+        "split": (lambda x: jax.lax.split(x, (1, 1)), (2,)),
+        "stack": (lambda x: jax.numpy.stack([x, x]), (2,)),
+        "unstack": (jax.numpy.unstack, (2, 1)),
+        "tile": (lambda x: jax.numpy.tile(x, 2), (2,)),
+    }
+    behind = {name: _primitive_behind(name, *made) for name, made in functions.items()}
+    return {name: primitive for name, primitive in behind.items() if primitive is not None}
 
 
-SPLIT = _primitive_behind("split", lambda x: jax.lax.split(x, (1, 1)), (2,))
-STACK = _primitive_behind("stack", lambda x: jax.numpy.stack([x, x]), (2,))
-UNSTACK = _primitive_behind("unstack", lambda x: jax.numpy.unstack(x), (2, 1))
-TILE = _primitive_behind("tile", lambda x: jax.numpy.tile(x, 2), (2,))
+def _primitive_behind(name: str, fun: Callable[..., Any], shape: tuple[int, ...]) -> Any:
+    """The primitive called ``name`` that ``fun`` is made of; ``None`` when there is none."""
+    jaxpr = jax.make_jaxpr(fun)(jax.ShapeDtypeStruct(shape, "float32"))
+    eqns = [e for eqn in jaxpr.eqns for e in (*getattr(eqn.params.get("jaxpr"), "eqns", ()), eqn)]
+    return next((e.primitive for e in eqns if e.primitive.name == name), None)
 
 
 _HIDDEN: list[str] = []

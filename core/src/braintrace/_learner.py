@@ -49,6 +49,19 @@ class ETraceAlgorithm(SteppingLearner):
     Notes
     -----
     A subclass says which learning rule it is by :meth:`make_rule`.
+
+    Examples
+    --------
+    Every learner is one:
+
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> x = jnp.ones((2, 3))
+    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
+    >>> isinstance(learner, braintrace.ETraceAlgorithm)
+    True
+    >>> grads = brainstate.transform.grad(lambda: learner(x).sum(), learner.param_states)()
+    >>> grads[("Wz", "weight")]["weight"].shape
+    (7, 4)
     """
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:

@@ -46,6 +46,17 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     ------
     TypeError, ValueError
         For a model that is none, or an option with another value than those above.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> coupled = braintrace.ETraceConfig(recurrence_scope="coupled")
+    >>> learner = braintrace.ETraceVjpAlgorithm(cell, config=coupled)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> [group.num_state for group in learner.graph.hidden_groups]
+    [1]
     """
 
     def __init__(

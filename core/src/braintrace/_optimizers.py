@@ -28,6 +28,15 @@ class OptaxOptimizer(brainstate.nn.Module):
     ------
     ValueError
         Inside ``jit`` or another transformation, where no state can be made.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp, optax
+    >>> x = jnp.ones((2, 3))
+    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
+    >>> optimizer = learner.optimizer(optax.sgd(0.1))
+    >>> isinstance(optimizer, braintrace.OptaxOptimizer)
+    True
     """
 
     def __init__(self, transformation: Any, weights: Mapping[Any, State]) -> None:

@@ -377,6 +377,12 @@ WINDOWS = _primitives(
 
 Rule = Callable[[JaxprEqn, list[Labels | None]], list[Labels | None]]
 
+
+def _rearranging(**rules: Rule) -> dict[Any, Rule]:
+    """Rules by the primitives of these names that the installed JAX has."""
+    return {p: rules[name] for name, p in _jax.rearranging().items()}
+
+
 RULES: dict[Any, Rule] = {
     jaxp.broadcast_in_dim_p: _broadcast,
     jaxp.reshape_p: _reshape,
@@ -399,10 +405,7 @@ RULES: dict[Any, Rule] = {
     jaxp.dot_general_p: _dot_general,
     jaxp.select_n_p: _select,
     jaxp.clamp_p: _clamp,
-    _jax.SPLIT: _resized,
-    _jax.STACK: _stack,
-    _jax.UNSTACK: _unstack,
-    _jax.TILE: _resized,
+    **_rearranging(split=_resized, stack=_stack, unstack=_unstack, tile=_resized),
     **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(
         _primitives("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _cumulative

@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from . import _jax
 
 BATCHED = "_batched"  # how the name of a derived batched primitive ends
-RULES = ("yw_to_w", "xy_to_dw", "init_drtrl", "init_pp", "instant_drtrl", "solve_drtrl")
+RULES = (
+    "yw_to_w",
+    "xy_to_dw",
+    "init_drtrl",
+    "init_pp",
+    "instant_drtrl",
+    "increments_drtrl",
+    "solve_drtrl",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +69,32 @@ class ETPPrimitiveSpec:
         Optional rules for families whose exact trace is not shaped like the weights:
         ``instant_drtrl(x, f, weights, **params)`` is the increment in trace structure and
         ``solve_drtrl(l, trace, weights, **params)`` turns a trace into weight cotangents.
+    increments_drtrl
+        Optional and only for speed: ``(x, f, weights, **params) -> dict``, the sum of the
+        increments of ``K`` steps, with ``x`` and ``f`` of all of them along a leading axis. ``None``:
+        added up step by step, or by ``xy_to_dw`` where the trace is shaped like the weights.
 
     Notes
     -----
     An operation may have operands that are neither ``x`` nor trainable, such as the indices of a
-    sparse matrix. The rules ``yw_to_w``, ``xy_to_dw``, ``instant_drtrl`` and ``solve_drtrl`` get
-    them, as a tuple in their order, if they declare the keyword-only argument ``constants``.
+    sparse matrix. All rules but ``init_drtrl`` and ``init_pp`` get them, as a tuple in their order,
+    if they declare the keyword-only argument ``constants``.
 
     Raises
     ------
     ValueError, TypeError
         When a field has the wrong type or names an impossible operand.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> def trainable(params):
+    ...     return {"gain": 1}
+    >>> spec = braintrace.ETPPrimitiveSpec(
+    ...     "doc_spec_scale", lambda x, gain: gain * x, trainable_invars_fn=trainable
+    ... )
+    >>> spec.resolve_trainable_invars({})
+    {'gain': 1}
     """
 
     name: str
@@ -87,6 +110,7 @@ class ETPPrimitiveSpec:
     gradient_enabled: bool = False
     batched_counterpart: str | None = None
     instant_drtrl: Callable[..., Any] | None = None
+    increments_drtrl: Callable[..., Any] | None = None
     solve_drtrl: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +179,25 @@ class ETPPrimitive(_jax.Primitive):
 
     Made by :func:`register_primitive` or :func:`register_primitive_spec`. Copies and pickles are
     the same object again, because JAX recognises a primitive by its identity.
+
+    Parameters
+    ----------
+    spec
+        The specification, which can be read as ``.spec``.
+    owner
+        Who defines it: the name of a package.
+
+    Examples
+    --------
+    >>> import braintrace, jax, jax.numpy as jnp
+    >>> def scale(x, w):
+    ...     return x * w
+    >>> scale_p = braintrace.register_primitive("doc_primitive_scale", scale)
+    >>> @scale_p.register_xy_to_dw
+    ... def xy_to_dw(x, dy, weights):
+    ...     return {"weight": x * dy}
+    >>> scale_p.spec.xy_to_dw is xy_to_dw
+    True
     """
 
     spec: ETPPrimitiveSpec
@@ -282,6 +325,14 @@ def register_primitive_spec(spec: ETPPrimitiveSpec, *, owner: str | None = None)
         When ``spec`` is not an :class:`ETPPrimitiveSpec`.
     ValueError
         When another owner registered the name.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> spec = braintrace.ETPPrimitiveSpec("doc_registered_scale", lambda x, w: x * w)
+    >>> primitive = braintrace.register_primitive_spec(spec, owner="example")
+    >>> primitive is braintrace.register_primitive_spec(spec, owner="example")
+    True
     """
     if not isinstance(spec, ETPPrimitiveSpec):
         raise TypeError(f"spec must be an ETPPrimitiveSpec, got {type(spec).__name__}")
@@ -319,6 +370,37 @@ def register_primitive(
 ) -> ETPPrimitive:
     """Register an ETP primitive from an implementation; see :class:`ETPPrimitiveSpec`.
 
+    Parameters
+    ----------
+    name
+        Name of the primitive in a jaxpr.
+    impl
+        ``impl(*operands, **params) -> y``.
+    batched
+        Whether ``x`` and ``y`` have a leading axis of independent examples.
+    gradient_enabled
+        Whether hidden-to-hidden gradients pass through the operation.
+    trainable_invars_fn
+        ``(params) -> {key: operand position}``; ``None``: one weight, right after ``x``.
+    x_invar_index
+        Position of the non-trainable input; ``None`` when there is none.
+    y_outvar_index
+        Position of the output, 0.
+    batched_counterpart
+        Name of the primitive that is bound under ``vmap``; ``None``: derived.
+    owner
+        Who defines it; the top-level package of ``impl`` when not given.
+
+    Returns
+    -------
+    ETPPrimitive
+        The one primitive of that name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`ETPPrimitiveSpec` and :func:`register_primitive_spec`.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -343,17 +425,41 @@ def register_primitive(
 
 
 def is_etp_primitive(primitive: Any) -> bool:
-    """Whether a JAX primitive is an ETP primitive."""
+    """Whether a JAX primitive is an ETP primitive.
+
+    Parameters
+    ----------
+    primitive
+        Anything.
+
+    Examples
+    --------
+    >>> import braintrace, jax
+    >>> braintrace.is_etp_primitive(jax.lax.mul_p)
+    False
+    """
     return isinstance(primitive, ETPPrimitive)
 
 
 def get_primitive_spec(primitive: Any) -> ETPPrimitiveSpec:
     """The specification of an ETP primitive.
 
+    Parameters
+    ----------
+    primitive
+        An ETP primitive.
+
     Raises
     ------
     TypeError
         When ``primitive`` is not one.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> scale_p = braintrace.register_primitive("doc_get_scale", lambda x, w: x * w)
+    >>> braintrace.get_primitive_spec(scale_p).name
+    'doc_get_scale'
     """
     if not isinstance(primitive, ETPPrimitive):
         raise TypeError(f"{primitive} is not an ETP primitive")

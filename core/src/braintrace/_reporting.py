@@ -23,7 +23,7 @@ def trace_report(rule: LearningRule, vjp_method: str) -> str:
         f"traces: {len(rule.links) if traces else 0}, {shown_bytes(held_bytes(traces))}",
     ]
     for i, link in enumerate(rule.links):
-        own = jax.eval_shape(lambda held, i=i: rule.of_link(held, i), traces)
+        own = jax.eval_shape(lambda held, i=i: rule.held_by(held, i), traces)
         if not own:
             continue
         names = ", ".join(show_path(p) for p in link.relation.parameter_paths)

@@ -213,14 +213,11 @@ class StructuredTrace(TraceRules):
     """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
 
     def init(self) -> Arrays:
-        op = self.operation
-        leaves = op.initial(op.spec.init_drtrl, self.num_state)
-
-        def arrange(leaf: jax.Array) -> jax.Array:
+        def arrange(leaf: jax.ShapeDtypeStruct) -> jax.Array:
             own = leaf.shape[:-1]
             return jnp.zeros((self.num_state, *self.extra, *own), leaf.dtype)
 
-        return {key: arrange(leaves[key]) for key in op.traced}
+        return {key: arrange(self._own[key]) for key in self.operation.traced}
 
     def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
         """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
@@ -239,18 +236,18 @@ class StructuredTrace(TraceRules):
         """
 
         def run(factor: jax.Array, trace: Arrays) -> Arrays:
-            zeros = {k: jnp.zeros(v.shape[:-1], v.dtype) for k, v in self._untraced.items()}
+            untraced = {k: v for k, v in self._own.items() if k not in self.operation.traced}
+            zeros = {k: jnp.zeros(v.shape[:-1], v.dtype) for k, v in untraced.items()}
             found = rule(factor, {**zeros, **trace})
             return {key: found[key] for key in trace}
 
         return run
 
     @cached_property
-    def _untraced(self) -> Arrays:
-        """Types of the family's own leaves, with the state axis last, for keys without a trace."""
+    def _own(self) -> Arrays:
+        """Types of the family's own leaves, with the state axis last, traced or not."""
         op = self.operation
-        leaves = jax.eval_shape(lambda: op.initial(op.spec.init_drtrl, self.num_state))
-        return {key: leaf for key, leaf in leaves.items() if key not in op.traced}
+        return jax.eval_shape(lambda: op.initial(op.spec.init_drtrl, self.num_state))
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         states, scale = range(self.num_state), self._scale(operands)
@@ -266,19 +263,24 @@ class StructuredTrace(TraceRules):
         return jax.vmap(self._scale(operands))(factor, trace)
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
-        one_state = self._increment_rule(x, operands)
+        one_state = self._increment_rule(x, f.shape[0], operands)
         if self.num_state > UNROLL_STATES:
             return jax.vmap(one_state, in_axes=1)(f)
         rows = [one_state(f[:, s]) for s in range(self.num_state)]
         return _stack(rows, self.operation.traced)
 
-    def _increment_rule(self, x: Any, operands: Sequence[Any]) -> Callable[[jax.Array], Arrays]:
+    def _increment_rule(
+        self, x: Any, steps: int, operands: Sequence[Any]
+    ) -> Callable[[jax.Array], Arrays]:
         """Increments of one state, from its factors [K, *E, *Y].
 
         By default a trace is shaped like the weights, once per example, so the increments of an
         example over ``K`` steps are what ``xy_to_dw`` gives when the steps are its batch.
         """
         op = self.operation
+        if op.spec.increments_drtrl is not None and (steps > 1 or op.spec.instant_drtrl is None):
+            rule = partial(op.written("increments_drtrl", operands), weights=op.weights(operands))
+            return self._each(lambda f: rule(x, f), axis=1)
         if op.spec.instant_drtrl is not None:
             return lambda f: self._instant(x, f, operands)
         if x is None:

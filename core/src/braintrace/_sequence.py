@@ -24,6 +24,7 @@ import numpy as np
 from . import _jax
 from ._algorithm import Block, LearningRule, Traces
 from ._compile import show_path
+from ._direct import DirectProducts, direct_products
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
 from ._progress import Progress
@@ -66,8 +67,10 @@ class TracedStep:
     Attributes
     ----------
     run
-        ``run(perturb, inputs, state_leaves) -> (loss, aux, boundary, new_state_leaves)``, with the
-        boundary of :class:`Tape`.
+        ``run(perturb, inputs, state_leaves, shifts) -> (loss, aux, boundary, new_state_leaves,
+        recorded)``, with the boundary of :class:`Tape`, and the shifts and records of ``direct``.
+    direct, first
+        The products of the step with parameters; its inputs from ``first`` are the state leaves.
     states
         Every state the step reads or writes.
     leaf_ranges
@@ -76,10 +79,24 @@ class TracedStep:
         State leaves (by index) with a differentiable path to the loss.
     """
 
-    run: Callable[..., tuple[Any, Any, tuple[Any, ...], list[Any]]]
+    run: Callable[..., tuple[Any, Any, tuple[Any, ...], list[Any], Any]]
+    direct: DirectProducts
+    first: int
     states: tuple[State, ...]
     leaf_ranges: tuple[range, ...]
     live: frozenset[int]
+
+    def is_step_by_step(self, leaf: int) -> bool:
+        """Whether a state leaf acts on the loss other than through the direct products."""
+        return self.first + leaf in self.direct.elsewhere
+
+    def products(
+        self, leaves: Sequence[Any], recorded: Sequence[Any], dys: Sequence[jax.Array]
+    ) -> dict[int, Any]:
+        """Gradients by state leaf through the direct products of ``K`` steps."""
+        values = {self.first + i: leaf for i, leaf in enumerate(leaves)}
+        found = self.direct.gradients(values, recorded, dys)
+        return {i - self.first: value for i, value in found.items()}
 
     def leaves_of(self, state: State) -> range | None:
         """Indices of a state's leaves, or ``None`` when the step does not use it."""
@@ -98,6 +115,7 @@ def trace_step(
     step_fn: Callable[..., Any],
     attach: Callable[[Tape | None], None],
     inputs: Any,
+    targets: Sequence[State],
 ) -> TracedStep:
     """Trace ``step_fn`` with the learner in recording mode.
 
@@ -109,6 +127,8 @@ def trace_step(
         Gives the learner its tape, and takes it away again with ``None``.
     inputs
         Inputs of one step.
+    targets
+        The parameter states whose gradients are wanted.
 
     Raises
     ------
@@ -139,15 +159,24 @@ def trace_step(
         count += size
     first = len(jax.tree.leaves((perturb, inputs)))
     _check_kept(executor, states, ranges, jaxpr.invars[first:], jaxpr.outvars[-count:])
-    call = _jax.jaxpr_as_fun(jaxpr)
-
-    def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any]) -> Any:
-        flat = call(*jax.tree.leaves((perturb, inputs)), *leaves)
-        (loss, aux, boundary), new = jax.tree.unflatten(tree, flat)
-        return loss, aux, boundary, jax.tree.leaves(new)
-
     live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
-    return TracedStep(run, states, tuple(ranges), live)
+    params = [(s, r) for s, r in zip(states, ranges, strict=True) if _is_parameter(s)]
+    direct = direct_products(
+        jaxpr,
+        parameters=frozenset(first + i for _, leaves in params for i in leaves),
+        wanted=frozenset(first + i for s, r in params if any(s is t for t in targets) for i in r),
+    )
+
+    def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any], shifts: Any) -> Any:
+        flat, recorded = direct.run([*jax.tree.leaves((perturb, inputs)), *leaves], shifts)
+        (loss, aux, boundary), new = jax.tree.unflatten(tree, flat)
+        return loss, aux, boundary, jax.tree.leaves(new), recorded
+
+    return TracedStep(run, direct, first, states, tuple(ranges), live)
+
+
+def _is_parameter(state: State) -> bool:
+    return isinstance(state, brainstate.ParamState)
 
 
 def _check_kept(
@@ -168,7 +197,7 @@ def _check_kept(
                     f"step_fn leaves the state {name} with shape {b.shape} and dtype {b.dtype}; it "
                     f"was {a.shape} and {a.dtype}, and a sequence needs it to stay so"
                 )
-            if isinstance(state, brainstate.ParamState) and old[i] is not new[i]:
+            if _is_parameter(state) and old[i] is not new[i]:
                 raise ValueError(
                     f"step_fn writes the parameter {name}; weights stay as they are during a "
                     "sequence gradient, so change them between calls"
@@ -226,30 +255,37 @@ class BlockRunner:
         executor = self.rule.executor
         perturb = executor.graph.perturbed.init_perturb_data()
         late = sorted({i for indices in self._late().values() for i in indices})
-        chosen = self._direct
+        chosen = [i for i in self._direct if self.step.is_step_by_step(i)]
+        shifts = self.step.direct.shifts()
+        shared = Shared()
 
         def one(carry: Any, inputs: Any) -> Any:
             leaves, direct = carry
 
-            def loss_of(perturb: Any, olds: Any, params: Any) -> Any:
+            def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
                 full = list(leaves)
                 for i, value in {**olds, **params}.items():
                     full[i] = value
-                loss, *rest = self.step.run(perturb, inputs, full)
+                loss, *rest = self.step.run(perturb, inputs, full, shifts)
                 return loss, rest
 
-            (loss, (aux, boundary, new)), (signal, olds, params) = jax.value_and_grad(
-                loss_of, argnums=(0, 1, 2), has_aux=True
-            )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen})
+            (loss, (aux, boundary, new, moving)), (signal, olds, params, dys) = jax.value_and_grad(
+                loss_of, argnums=(0, 1, 2, 3), has_aux=True
+            )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen}, shifts)
             values, given = boundary
             jacobians = executor.jacobians(values)
             direct = {i: value + params[i] for i, value in direct.items()}
             signals = executor.signals(signal), self._late_signals(olds, leaves)
             step = Block(jacobians, *signals, given)
-            return (new, direct), (step, loss, aux)
+            return (new, direct), shared.distinct((step, moving, dys, loss, aux))
 
-        (leaves, direct), (block, losses, aux) = jax.lax.scan(one, (leaves, direct), inputs)
-        return leaves, direct, block, losses, aux
+        start = leaves, {i: direct[i] for i in chosen}
+        (new, stepwise), found = jax.lax.scan(one, start, inputs)
+        block, moving, dys, losses, aux = shared.restored(found)
+        direct = {**direct, **stepwise}
+        for i, value in self.step.products(leaves, moving, dys).items():
+            direct[i] = direct[i] + value
+        return new, direct, block, losses, aux
 
     def _late_signals(
         self, olds: Mapping[int, Any], leaves: Sequence[Any]
@@ -261,6 +297,26 @@ class BlockRunner:
                 for i in self.step.leaves_of(state) or ():
                     gradients[path] = olds.get(i, jnp.zeros_like(leaves[i]))
         return executor.late_signals(gradients, late)
+
+
+class Shared:
+    """Results of a scan in which the same array stands several times, and is stacked once."""
+
+    def distinct(self, tree: Any) -> list[Any]:
+        """Every array of a pytree once."""
+        leaves, self.structure = jax.tree.flatten(tree)
+        found: list[Any] = []
+        self.places = []
+        for leaf in leaves:
+            known = [k for k, other in enumerate(found) if other is leaf]
+            self.places.append(known[0] if known else len(found))
+            if not known:
+                found.append(leaf)
+        return found
+
+    def restored(self, found: Sequence[Any]) -> Any:
+        """The pytree, from the stacked arrays."""
+        return jax.tree.unflatten(self.structure, [found[k] for k in self.places])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,16 @@ Path = tuple[Any, ...]
 
 
 class EligibilityTrace(brainstate.ShortTermState):
-    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule."""
+    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> x = jnp.ones((2, 3))
+    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
+    >>> all(isinstance(trace, braintrace.EligibilityTrace) for trace in learner.traces)
+    True
+    """
 
 
 class SteppingLearner(brainstate.nn.Module):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jax
-from ._compile import Cone, ETraceGraph, HiddenGroup, show_path
+from ._compile import Cone, ETraceGraph, HiddenGroup, Pattern, show_path
 from ._execute import ETraceGraphExecutor
 from ._jax import Var
 from ._layout import Link, join_states
@@ -127,6 +127,15 @@ class WholeGroupsExecutor(ETraceGraphExecutor):
             Link(link.relation, whole, whole.alignment(link.alignment))
             for link, whole in ((k, self.whole[k.group.index]) for k in links)
         )
+
+    def passing(self, index: int) -> Pattern:
+        """Any entry of a group's ``D`` may be other than zero [S M][S M]."""
+        states = self.whole[index].num_state
+        return ((True,) * states,) * states
+
+    def driving(self, index: int) -> tuple[bool, ...]:
+        """A link may drive any state [S M]."""
+        return (True,) * self.links[index].group.num_state
 
     def _group_jacobians(
         self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: dict[Var, Any]

@@ -32,6 +32,11 @@ from ._online import add_gradients, guarded
 class MultiStepData:
     """An argument of several steps: a pytree of arrays [k, ...], one slice for each.
 
+    Parameters
+    ----------
+    data
+        A pytree of arrays [k, ...].
+
     Examples
     --------
     >>> import braintrace, jax.numpy as jnp
@@ -46,6 +51,11 @@ class MultiStepData:
 @dataclass(frozen=True)
 class SingleStepData:
     """An argument that is the same at every step of a call, as one that is not wrapped.
+
+    Parameters
+    ----------
+    data
+        A pytree of arrays.
 
     Examples
     --------

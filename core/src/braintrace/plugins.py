@@ -42,16 +42,38 @@ def load_all(*, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         Raise when a plugin does not load; by default what :func:`configure` or
         ``BRAINTRACE_STRICT_PLUGINS`` says (else ``False``).
 
+    Returns
+    -------
+    tuple of PluginRecord
+
     Raises
     ------
     PluginError
         When ``strict`` and a plugin failed, is incompatible or in conflict; it lists them all.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> with braintrace.plugins.isolated():  # no plugin, as in a test
+    ...     braintrace.plugins.load_all(strict=True)
+    ()
     """
     return _host().load_all(strict)
 
 
 def refresh() -> tuple[PluginRecord, ...]:
-    """Read the installed metadata again; plugins that did not load get another chance."""
+    """Read the installed metadata again; plugins that did not load get another chance.
+
+    Returns
+    -------
+    tuple of PluginRecord
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> braintrace.plugins.refresh() == braintrace.plugins.records()
+    True
+    """
     return _host().refresh()
 
 
@@ -78,6 +100,12 @@ def configure(
     ------
     TypeError
         When ``allow`` or ``disable`` is one string instead of several names.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> braintrace.plugins.configure(strict=True)  # load_all() raises from now on
+    >>> braintrace.plugins.configure(strict=False)
     """
     changes: dict[str, Any] = {}
     if allow is not _UNCHANGED:
@@ -106,6 +134,22 @@ def register(plugin: object) -> PluginRecord:
     ------
     PluginError
         When it is not a valid plugin, or may not be used; nothing of it is registered then.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo, hookimpl
+    >>> class Scale:
+    ...     @hookimpl
+    ...     def braintrace_plugin_info(self):
+    ...         return PluginInfo("scale", distribution="example-scale", version="1.0")
+    ...
+    ...     @hookimpl
+    ...     def braintrace_primitives(self, api):
+    ...         return [ETPPrimitiveSpec("doc_plugin_scale", lambda x, w: x * w)]
+    >>> with braintrace.plugins.isolated():
+    ...     str(braintrace.plugins.register(Scale()).state)
+    'loaded'
     """
     return _host().register(plugin)
 
@@ -158,6 +202,12 @@ def conformance_cases(family: str) -> tuple[Any, ...]:
     ------
     PluginError
         When no such plugin can be used, or its hook raises or does not return cases.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> braintrace.plugins.conformance_cases("elemwise")  # has its cases beside its tests
+    ()
     """
     from ._plugins import _services
 

@@ -3,6 +3,7 @@
 
 from ._d_rtrl import ParamDimRule
 from ._e_prop import EPropRule
+from ._lagged import LaggedParamDimRule, may_lag
 from ._pp_prop import IODimRule, decays_of
 from ._rule import Block, LearningRule, Traces
 from ._signals import Modulated, RandomFeedback, Resignalled, SignalSource, TracelessRule
@@ -13,6 +14,7 @@ __all__ = [
     "Block",
     "EPropRule",
     "IODimRule",
+    "LaggedParamDimRule",
     "LearningRule",
     "Modulated",
     "ParamDimRule",
@@ -24,4 +26,5 @@ __all__ = [
     "Traces",
     "UORORule",
     "decays_of",
+    "may_lag",
 ]

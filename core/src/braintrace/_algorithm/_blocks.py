@@ -21,11 +21,14 @@ The recursions touch arrays of the size of the hidden state only. No division oc
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from .._compile import Pattern
 from .._rules import UNROLL_STATES
 
 
@@ -37,7 +40,10 @@ class Accumulated(NamedTuple):
 
 
 def accumulate(
-    transition: jax.Array | None, signal: jax.Array, late: jax.Array | None
+    transition: jax.Array | None,
+    signal: jax.Array,
+    late: jax.Array | None,
+    passing: Pattern | None = None,
 ) -> Accumulated:
     """The accumulated signal of one group.
 
@@ -49,6 +55,8 @@ def accumulate(
         ``l`` [K, S, *V].
     late
         ``e`` [K, S, *V], or ``None`` for zero.
+    passing
+        Which entries of ``D`` are not structurally zero [S][S]; ``None``: any may be other.
     """
     if transition is None:
         if late is None:
@@ -57,18 +65,25 @@ def accumulate(
         return Accumulated(signal + shifted, late[0])
 
     start = jnp.zeros_like(signal[0])
-    entry, accumulated = jax.lax.scan(_backward, start, (transition, signal, late), reverse=True)
+    rows = (transition, signal, late)
+    entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
     return Accumulated(accumulated, entry)
 
 
-# Bodies of scans stand outside of functions: outside of jit, a new one is compiled at each call.
+# Bodies of scans are made once: outside of jit, a new function is compiled at each call.
 
 
-def _backward(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-    transition, signal, late = now
-    total = signal + carried
-    carried = apply(jnp.swapaxes(transition, 0, 1), total)
-    return (carried if late is None else carried + late), total
+@lru_cache
+def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    backward = None if passing is None else tuple(zip(*passing, strict=True))
+
+    def step(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        transition, signal, late = now
+        total = signal + carried
+        carried = apply(jnp.swapaxes(transition, 0, 1), total, backward)
+        return (carried if late is None else carried + late), total
+
+    return step
 
 
 def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,13 +102,37 @@ def _multiplied(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Arra
     return compose(product, now), product
 
 
-def apply(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """``matrix`` [S, S, ..] times ``vector`` [S, ..], position by position."""
-    states = vector.shape[0]
-    if states > UNROLL_STATES:
+def apply(matrix: jax.Array, vector: jax.Array, passing: Pattern | None = None) -> jax.Array:
+    """``matrix`` [S, S', ..] times ``vector`` [S', ..], position by position.
+
+    ``passing`` says which entries are not structurally zero.
+    """
+    if matrix.shape[1] > UNROLL_STATES:
         return jnp.einsum("ij...,j...->i...", matrix, vector)
-    rows = [sum(matrix[i, j] * vector[j] for j in range(states)) for i in range(states)]
-    return jnp.stack(rows)
+    rows, columns = range(matrix.shape[0]), range(matrix.shape[1])
+
+    def entry(i: int, j: int) -> Any:
+        return matrix[i, j] * vector[j] if passing is None or passing[i][j] else None
+
+    return jnp.stack([_summed([entry(i, j) for j in columns], vector[0]) for i in rows])
+
+
+def meet(f: jax.Array, signal: jax.Array, driving: Sequence[bool] | None = None) -> jax.Array:
+    """``sum_s f^k_s a^k_s`` of ``f`` and ``signal`` [K, S, ..].
+
+    ``driving`` says which states of ``f`` are not structurally zero.
+    """
+    states = f.shape[1]
+    if states > UNROLL_STATES:
+        return (f * signal).sum(1)
+    chosen = [s for s in range(states) if driving is None or driving[s]]
+    return _summed([f[:, s] * signal[:, s] for s in chosen], f[:, 0])
+
+
+def _summed(terms: Sequence[Any], like: jax.Array) -> jax.Array:
+    """The sum of the terms that are not ``None``; zeros without any."""
+    known = [term for term in terms if term is not None]
+    return sum(known[1:], known[0]) if known else jnp.zeros_like(like)
 
 
 def compose(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from .._execute import ETraceGraphExecutor
 from .._layout import Link
 from .._rules import Arrays, TraceRules, trace_rules
-from ._blocks import accumulate, apply, suffix_products
+from ._blocks import Accumulated, accumulate, apply, meet, suffix_products
 from ._rule import Block, LateSignals, LearningRule, Operands, Traces, add, by_relation
 
 
@@ -67,15 +67,20 @@ class ParamDimRule(LearningRule):
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
-        by_group = {
-            g: accumulate(block.jacobians.transition[g], block.signal[g], block.late[g])
-            for g in self._driven
-        }
+        by_group = self.accumulated(block)
         found = self.contracted(block, {g: a.signal for g, a in by_group.items()}, operands)
         if traces is not None:
             entries = {g: a.entry for g, a in by_group.items()}
             found = self.with_entries(found, traces, entries, operands)
         return self._summed(found, operands)
+
+    def accumulated(self, block: Block) -> dict[int, Accumulated]:
+        """The accumulated signals of the groups that have links."""
+        transition, passing = block.jacobians.transition, self.executor.passing
+        return {
+            g: accumulate(transition[g], block.signal[g], block.late[g], passing(g))
+            for g in self._driven
+        }
 
     @cached_property
     def _driven(self) -> tuple[int, ...]:
@@ -89,7 +94,8 @@ class ParamDimRule(LearningRule):
         found = []
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
             signal = link.to_y(accumulated[link.group.index], 2)
-            dy = link.sum_to_y((block.jacobians.f[i] * signal).sum(1), 1)
+            met = meet(block.jacobians.f[i], signal, self.executor.driving(i))
+            dy = link.sum_to_y(met, 1)
             r = link.relation.index
             found.append(rules.operation.contract(block.jacobians.x[r], dy, operands[r]))
         return found

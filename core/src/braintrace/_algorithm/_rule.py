@@ -96,6 +96,10 @@ class LearningRule(ABC):
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """What the traces hold for a link, with the state axis last."""
 
+    def held_by(self, traces: Traces, index: int) -> dict[str, Any]:
+        """The arrays that are held for a link."""
+        return self.of_link(traces, index)
+
     @property
     def bytes_per_step(self) -> int:
         """Memory that a gradient takes for each step of a block, besides the block itself."""

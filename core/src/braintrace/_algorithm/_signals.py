@@ -75,6 +75,10 @@ class Resignalled(LearningRule):
         """What the rule's traces hold for a link."""
         return self.rule.of_link(traces, index)
 
+    def held_by(self, traces: Traces, index: int) -> dict[str, Any]:
+        """What the rule holds for a link."""
+        return self.rule.held_by(traces, index)
+
     @property
     def bytes_per_step(self) -> int:
         """What the rule takes."""

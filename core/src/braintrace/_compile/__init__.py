@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler: from a model to an :class:`ETraceGraph`, one pass per module."""
 
-from ._cones import Cone
+from ._cones import Cone, Pattern
 from ._control import ControlFlowPolicy, Rewrite
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, show_path
 from ._environment import changed_setting
@@ -27,6 +27,7 @@ from ._transitions import Transition, check_scope
 __all__ = [
     "CompilationRecord",
     "Cone",
+    "Pattern",
     "ControlFlowPolicy",
     "DiagnosticKind",
     "DiagnosticLevel",

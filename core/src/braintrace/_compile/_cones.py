@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .. import _jax
 from .._jax import JaxprEqn, Var
-from .._jaxpr import Along, depends, slice_to
+from .._jaxpr import Along, depends, program_influences, slice_to
 from ._groups import HiddenGroup, is_barrier, member_of, near_paths
 from ._module_info import ModuleInfo
 from ._transitions import Transition, coupled_transition, near_transition
+
+T = TypeVar("T")
+Pattern = tuple[tuple[bool, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +25,13 @@ class Cone:
     Its inputs are the group's old values, the outputs ``y`` of its relations, and ``free``
     variables, which are held constant. ``transition`` is that of the group; ``None`` when it is
     structurally zero.
+
+    Attributes
+    ----------
+    passing
+        Which entries of ``D`` are not structurally zero, by new and old state [S][S].
+    driving
+        Which new states each ``y`` drives [S].
     """
 
     group: int
@@ -28,6 +39,8 @@ class Cone:
     free: tuple[Var, ...]
     old_reaches: bool
     transition: Transition | None
+    passing: Pattern
+    driving: Mapping[Var, tuple[bool, ...]]
 
 
 def find_cone(
@@ -85,4 +98,26 @@ def find_cone(
         transition = coupled_transition(minfo, groups, group)
     elif ys and old_reaches:
         transition = near_transition(group, [minfo.eqns[i] for i in eqns])
-    return Cone(group.index, eqns, tuple(free), old_reaches, transition)
+    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
+    passing = _passing(group, transition, behind_new)
+    driving = {y: _by_state(group, [y in marks for marks in behind_new]) for y in ys}
+    return Cone(group.index, eqns, tuple(free), old_reaches, transition, passing, driving)
+
+
+def _passing(
+    group: HiddenGroup, transition: Transition | None, behind_new: Sequence[frozenset[Var]]
+) -> Pattern:
+    """Which old states (by column) are behind which new ones (by row)."""
+    if transition is not None and transition.program is not None:
+        first = len(transition.free)
+        behind = program_influences(transition.program, Along.DERIVATIVES)
+        rows = [[first + k in b for k in range(len(group.hidden_invars))] for b in behind]
+    else:
+        rows = [[old in marks for old in group.hidden_invars] for marks in behind_new]
+    return _by_state(group, [_by_state(group, row) for row in rows])
+
+
+def _by_state(group: HiddenGroup, members: Sequence[T]) -> tuple[T, ...]:
+    """An entry per state, from one per member of the group."""
+    pairs = zip(members, group.state_counts, strict=True)
+    return tuple(entry for entry, count in pairs for _ in range(count))

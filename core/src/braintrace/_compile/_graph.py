@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import brainstate
 
@@ -21,8 +21,10 @@ from ._module_info import ModuleInfo, StateKind, extract_module_info
 from ._operations import HiddenParamOpRelation
 from ._perturb import HiddenPerturbation, perturb_hidden
 from ._relations import analyse_operations
-from ._show import Drawing, draw, summarize, to_html, to_text
 from ._transitions import check_scope
+
+if TYPE_CHECKING:
+    from ._show import Drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +117,8 @@ class ETraceGraph:
         fold
             Whether layers that are alike share a row, as ``layers[1-19]``.
         """
+        from ._show import summarize, to_text
+
         return to_text(summarize(self), width, fold)
 
     def draw(self, columns: int | None = None) -> Drawing:
@@ -135,9 +139,13 @@ class ETraceGraph:
         ValueError
             When ``columns`` is not positive.
         """
+        from ._show import draw, summarize
+
         return draw(summarize(self), columns)
 
     def _repr_html_(self) -> str:
+        from ._show import summarize, to_html
+
         return to_html(summarize(self))
 
 

@@ -157,6 +157,13 @@ class ModuleInfo:
         """For each variable: the parameter leaves ``(path, k)`` that it has a derivative of."""
         return depends(self.eqns, self._parameter_leaves, along=Along.DERIVATIVES)
 
+    @cached_property
+    def parameter_leaves(self) -> dict[tuple[Path, int], int]:
+        """Every parameter leaf ``(path, k)``, with its place in their order."""
+        slots = self.slots_of(StateKind.PARAM)
+        leaves = [(slot.path, k) for slot in slots for k in range(len(slot.leaves))]
+        return {leaf: place for place, leaf in enumerate(leaves)}
+
     @property
     def _parameter_leaves(self) -> dict[Var, frozenset[Any]]:
         return {
@@ -396,12 +403,13 @@ def _trace(
             "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
             "braintrace.compile(...)"
         ) from error
-    _refuse_new_states(model, before)
+    states = dict(brainstate.graph.states(model))
+    _refuse_new_states(states, before)
     jaxpr = stateful.get_jaxpr(*args)
     traced = tuple(stateful.get_state_trace(*args).states)
     out_treedef, new_treedefs = _output_trees(stateful, args)
     arg_leaves, arg_treedef = jax.tree.flatten(args)
-    order, slots = _arrange(model, traced, new_treedefs)
+    order, slots = _arrange(states, traced, new_treedefs)
     num_args, num_out = len(arg_leaves), out_treedef.num_leaves
     hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
     own = [num_out + i for slot in hidden for i in slot.leaves]
@@ -417,7 +425,6 @@ def _trace(
     opened, rewrites = canonicalise(flat, fixed, policy)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    states = dict(brainstate.graph.states(model))
     records = (*calls, *rewrites)
     info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, states, records)
     _check_states(info)
@@ -436,9 +443,9 @@ def _check_arguments(args: tuple[Any, ...]) -> None:
             )
 
 
-def _refuse_new_states(model: brainstate.nn.Module, before: Mapping[Any, Any]) -> None:
+def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) -> None:
     """A state that the step makes holds nothing from step to step."""
-    made = [p for p, state in brainstate.graph.states(model).items() if state not in before]
+    made = [path for path, state in states.items() if state not in before]
     if made:
         raise CompilationError(
             f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
@@ -479,10 +486,10 @@ def _output_trees(stateful: Any, args: tuple[Any, ...]) -> tuple[Any, list[Any]]
 
 
 def _arrange(
-    model: brainstate.nn.Module, traced: Sequence[Any], new_treedefs: Sequence[Any]
+    states: Mapping[Path, Any], traced: Sequence[Any], new_treedefs: Sequence[Any]
 ) -> tuple[list[int], tuple[StateSlot, ...]]:
     """Slots of the traced states in the model's own order, and the permutation of their leaves."""
-    paths = {state: path for path, state in brainstate.graph.states(model).items()}
+    paths = {state: path for path, state in states.items()}
     known = {state: i for i, state in enumerate(paths)}
     ranked = sorted(range(len(traced)), key=lambda i: known.get(traced[i], len(known) + i))
     starts, count = [], 0

@@ -19,7 +19,7 @@ from .._positions import Alignment
 from .._primitive import ETPPrimitive, ETPPrimitiveSpec
 from ._diagnostics import Path
 from ._groups import HiddenGroup, near_paths
-from ._module_info import DYNAMIC, ModuleInfo, StateKind
+from ._module_info import DYNAMIC, ModuleInfo
 from ._slices import Slice, between
 
 Leaf = tuple[Path, int]
@@ -222,11 +222,7 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
     """Every operand but ``x``, with the parameter leaves behind the trainable ones."""
     eqn = minfo.eqns[eqn_index]
     spec = eqn.primitive.spec
-    rank = {
-        (slot.path, k): (n, k)
-        for n, slot in enumerate(minfo.slots_of(StateKind.PARAM))
-        for k in range(len(slot.leaves))
-    }
+    rank = minfo.parameter_leaves
     keys = {position: key for key, position in spec.resolve_trainable_invars(eqn.params).items()}
     missing = [position for position in keys if position >= len(eqn.invars)]
     if missing:

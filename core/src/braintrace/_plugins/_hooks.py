@@ -215,6 +215,7 @@ _ARGUMENTS = {
     "init_drtrl": 4,
     "init_pp": 4,
     "instant_drtrl": 3,
+    "increments_drtrl": 3,
     "solve_drtrl": 3,
     "trainable_invars_fn": 1,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -117,12 +118,48 @@ def _candidate(dist: Any, name: str, entries: tuple[Entry, ...], core_version: s
 
 
 def _bounds_on_core(requires: list[str], core_version: str) -> tuple[str, bool]:
+    """The bounds that requirements put on core, and whether its version is within them."""
+    ours = [r.strip() for r in requires if (n := _NAME.match(r)) and normalised(n[0]) == CORE]
+    plain = _plain_bounds([_NAME.sub("", r, count=1) for r in ours], core_version)
+    return _parsed_bounds(ours, core_version) if plain is None else plain
+
+
+_NAME = re.compile(r"\s*[\w.-]+")
+_BOUND = re.compile(r"(>=|<)(\d+(?:\.\d+)*)")
+
+
+def _plain_bounds(given: list[str], core_version: str) -> tuple[str, bool] | None:
+    """Bounds like ``>=0.1,<0.2`` on a release; ``None`` where it takes more to read them.
+
+    They are the usual ones, and importing their parser takes longer than all else that a first
+    operation needs of metadata.
+    """
+    parts = [sorted(text.replace(" ", "").split(",")) for text in given]
+    bounds = [_BOUND.fullmatch(part) for group in parts for part in group]
+    here = _BOUND.fullmatch(f"<{core_version}")
+    if here is None or None in bounds:
+        return None
+    version = _release(here[2])
+    within = [(version < _release(b[2])) == (b[1] == "<") for b in bounds if b is not None]
+    return ",".join(part for group in parts for part in group), all(within)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a release; 0.1 and 0.1.0 are the same one."""
+    return tuple(map(int, re.sub(r"(\.0+)+$", "", text).split(".")))
+
+
+def _parsed_bounds(ours: list[str], core_version: str) -> tuple[str, bool]:
     from packaging.requirements import Requirement
 
-    bounds = [r for r in map(Requirement, requires) if normalised(r.name) == CORE]
-    active = [r for r in bounds if r.marker is None or r.marker.evaluate({"extra": ""})]
+    active = [r for r in map(Requirement, ours) if _applies(r)]
     admitted = all(r.specifier.contains(core_version, prereleases=True) for r in active)
     return ",".join(str(r.specifier) for r in active), admitted
+
+
+def _applies(required: Any) -> bool:
+    """Whether the marker of a requirement holds here, without extras."""
+    return required.marker is None or bool(required.marker.evaluate({"extra": ""}))
 
 
 def _origin(dist: Any) -> str:
@@ -176,7 +213,7 @@ def unmet(distribution: str) -> tuple[tuple[str, str | None], ...]:
 
     found = []
     for required in map(Requirement, _library.requires(distribution) or ()):
-        if required.marker is None or required.marker.evaluate({"extra": ""}):
+        if _applies(required):
             version = version_of(required.name)
             if version is None or not required.specifier.contains(version, prereleases=True):
                 found.append((f"{required.name}{required.specifier}", version))

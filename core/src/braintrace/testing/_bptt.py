@@ -37,6 +37,19 @@ def bptt(
     ------
     ValueError
         When the sequences have no common length or the loss is not a scalar.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import bptt
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (3, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> losses, grads = bptt(cell, (xs,), loss)
+    >>> losses.shape, grads[("W_x", "weight")]["weight"].shape
+    ((3,), (2, 2))
     """
     step = trace_step(model, sequences, loss_fn)
 
@@ -58,12 +71,36 @@ def truncated_bptt(
     r"""Gradient of :math:`\sum_t L^t`, each term through its last ``steps`` steps only.
 
     :math:`L^t` is differentiated with the states entering step ``t - steps + 1`` held constant;
-    ``steps=1`` is the current step alone. Arguments, results and errors as in :func:`bptt`.
+    ``steps=1`` is the current step alone. Errors are those of :func:`bptt`.
+
+    Parameters
+    ----------
+    model, sequences, loss_fn
+        As in :func:`bptt`.
+    steps
+        How many steps back each loss is followed, at least 1.
+
+    Returns
+    -------
+    losses, grads
+        As in :func:`bptt`.
 
     Raises
     ------
     ValueError
         Also when ``steps`` is less than 1.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import assert_tree_close, bptt, truncated_bptt
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> _, grads = truncated_bptt(cell, (xs,), loss, steps=2)
+    >>> assert_tree_close(grads, bptt(cell, (xs,), loss)[1], rtol=1e-5)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

@@ -22,13 +22,38 @@ Influences = Callable[[Sequence[StepRecord], int, int], Iterator[np.ndarray]]
 class OracleResult:
     """What a learning rule gives on a sequence.
 
-    - ``loss`` ``[T]``; ``outputs``: the model's, with a leading time axis;
-    - ``grads``: by path of the ``ParamState``, a pytree like its value;
-    - ``influences``: by relation ``(r, g)`` and path, the influence matrix (what the rule takes
-      for it) after each step, a pytree with leaves ``[T, |g|, *leaf.shape]``;
-    - ``groups``: paths of the members of each group; ``relations``: pairs ``(r, g)``;
-      ``names``: name of the primitive of each ``r``;
-    - ``steps``: the record of every step.
+    Attributes
+    ----------
+    loss
+        ``[T]``.
+    outputs
+        The model's, with a leading time axis.
+    grads
+        By path of the ``ParamState``, a pytree like its value.
+    influences
+        By relation ``(r, g)`` and path, the influence matrix (what the rule takes for it) after
+        each step, a pytree with leaves ``[T, |g|, *leaf.shape]``.
+    groups
+        Paths of the members of each group.
+    relations
+        Pairs ``(r, g)``.
+    names
+        Name of the primitive of each ``r``.
+    steps
+        The :class:`StepRecord` of every step.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import d_rtrl_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> result = d_rtrl_oracle(cell, (xs,), loss)
+    >>> result.groups, result.names[result.relations[0][0]], result.loss.shape
+    (((('h',),),), 'etp_mv', (2,))
     """
 
     loss: np.ndarray

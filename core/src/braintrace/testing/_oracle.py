@@ -29,8 +29,8 @@ def d_rtrl_oracle(
     .. math::
 
         M_{r,g}^t &= D_g^t M_{r,g}^{t-1} + F_{r,g}^t \, \partial y_r^t / \partial \theta \\
-        \nabla_\theta &= \sum_t \Big[ \sum_{r,g} \big( l_g^t M_{r,g}^t + e_g^t M_{r,g}^{t-1} \big)
-            + \mathrm{direct}^t \Big]
+        \nabla_\theta &= \sum_t \Bigl[ \sum_{r,g} \bigl( l_g^t M_{r,g}^t
+            + e_g^t M_{r,g}^{t-1} \bigr) + \mathrm{direct}^t \Bigr]
 
     with the quantities of :class:`StepRecord`. Meant for tiny models in float64.
 
@@ -62,6 +62,20 @@ def d_rtrl_oracle(
         When the sequences have no common length, the loss is not a scalar, ``groups`` names
         something else than hidden states, ``recurrence_scope`` is none of the above, or an ETP
         operation stands inside control flow.
+
+    Examples
+    --------
+    A recurrence that keeps positions apart, for which D-RTRL is exact:
+
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> result = d_rtrl_oracle(cell, (xs,), loss)
+    >>> assert_tree_close(result.grads, bptt(cell, (xs,), loss)[1], rtol=1e-5)
     """
     return learn(record(model, sequences, loss_fn, groups, checked(recurrence_scope)), carried)
 
@@ -83,7 +97,7 @@ def pp_prop_oracle(
         \epsilon_{x,r}^t &= a_x \epsilon_{x,r}^{t-1} + x_r^t \\
         \epsilon_{r,g}^t &= a_f D_g^t \epsilon_{r,g}^{t-1} + (1 - a_f) F_{r,g}^t \\
         M_{r,g}^t &= \frac{\epsilon_{r,g}^t}{1 - a_f^{t+1}} \,
-            \frac{\partial y_r}{\partial \theta} \bigg|_{x = \epsilon_{x,r}^t}
+            \left. \frac{\partial y_r}{\partial \theta} \right|_{x = \epsilon_{x,r}^t}
 
     and the gradient from the influence matrices ``M`` as in :func:`d_rtrl_oracle`, which says what
     is taken, returned and raised.
@@ -92,6 +106,20 @@ def pp_prop_oracle(
     ----------
     decay_x, decay_f
         :math:`a_x` and :math:`a_f`, at least 0 and below 1; by default equal.
+    model, sequences, loss_fn, groups, recurrence_scope
+        As in :func:`d_rtrl_oracle`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import pp_prop_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> pp_prop_oracle(cell, (xs,), loss, decay_x=0.9).groups
+    ((('h',),),)
     """
     run = record(model, sequences, loss_fn, groups, checked(recurrence_scope))
     return learn(run, of_products(decay_x, decay_x if decay_f is None else decay_f))
@@ -117,6 +145,27 @@ def rtrl_oracle(
     For a model with one group, every parameter whose paths to the hidden state all run through
     one ETP operation and a position-wise tail has the gradient of :func:`bptt`, unless a new value
     of the group reaches another one through an ETP operation within a step.
+
+    Parameters
+    ----------
+    model, sequences, loss_fn, groups
+        As in :func:`d_rtrl_oracle`.
+
+    Returns
+    -------
+    OracleResult
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import assert_tree_close, bptt, rtrl_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> result = rtrl_oracle(cell, (xs,), loss)
+    >>> assert_tree_close(result.grads, bptt(cell, (xs,), loss)[1], rtol=1e-5)
     """
     return learn(record(model, sequences, loss_fn, groups, "full"), carried)
 
@@ -155,11 +204,25 @@ def snap_oracle(
         position of the row depends on the old one at the position of the column. By default, and
         for groups that are not named: where ``D``, over all states of the two positions, was not
         zero at any step. Of ``F``, too, what was zero at all steps is taken as structurally zero.
+    model, sequences, loss_fn, groups
+        As in :func:`d_rtrl_oracle`.
 
     Raises
     ------
     ValueError
         Also when ``n`` is less than 1, or a position graph has another shape.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import snap_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> [matrix.shape for matrix in snap_oracle(cell, (xs,), loss, n=1).steps[0].D.values()]
+    [(2, 2)]
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

@@ -42,20 +42,44 @@ class StepRecord:
     Groups ``g`` and ETP equations ``r`` are numbers; ``|g|`` is the number of entries of the
     members of a group, one member after the other; ``n`` is the number of parameter entries.
 
-    - ``D[g]`` ``[|g|, |g|]``: :math:`\partial h_g^t / \partial h_g^{t-1}` along the paths of the
-      recurrence scope (see :func:`d_rtrl_oracle`), entries at equal positions only: where a
-      transition mixes positions, this is the true block diagonal, never a sum over positions
-      (:func:`rtrl_oracle` and :func:`snap_oracle` have the entries at all positions);
-    - ``F[r, g]`` ``[|g|, size(y)]``: :math:`\partial h_g^t / \partial y_r` along paths that cross
-      no ETP equation and meet no other group;
-    - ``dY[r]`` ``[size(y), n]``: :math:`\partial y_r / \partial \theta` through the trainable
-      operands; ``dY_at[r](x)``: the same with another input of the operation;
-    - ``x[r]``: the input of the ETP operation, ``None`` when it has none;
-    - ``l[g]`` ``[|g|]``: :math:`\partial L^t / \partial h_g^t`, direct within the group, total
-      across groups and ETP equations, or what the rule takes for it;
-    - ``e[g]`` ``[|g|]``: :math:`\partial L^t / \partial h_g^{t-1}` along paths that meet no new
-      value of the group, or what the rule takes for it;
-    - ``direct`` ``[n]``: :math:`\partial L^t / \partial \theta` along paths of no relation.
+    Attributes
+    ----------
+    D
+        ``D[g]`` ``[|g|, |g|]``: :math:`\partial h_g^t / \partial h_g^{t-1}` along the paths of the
+        recurrence scope (see :func:`d_rtrl_oracle`), entries at equal positions only: where a
+        transition mixes positions, this is the true block diagonal, never a sum over positions
+        (:func:`rtrl_oracle` and :func:`snap_oracle` have the entries at all positions).
+    F
+        ``F[r, g]`` ``[|g|, size(y)]``: :math:`\partial h_g^t / \partial y_r` along paths that
+        cross no ETP equation and meet no other group.
+    dY
+        ``dY[r]`` ``[size(y), n]``: :math:`\partial y_r / \partial \theta` through the trainable
+        operands.
+    dY_at
+        ``dY_at[r](x)``: the same with another input of the operation.
+    x
+        ``x[r]``: the input of the ETP operation, ``None`` when it has none.
+    l
+        ``l[g]`` ``[|g|]``: :math:`\partial L^t / \partial h_g^t`, direct within the group, total
+        across groups and ETP equations, or what the rule takes for it.
+    e
+        ``e[g]`` ``[|g|]``: :math:`\partial L^t / \partial h_g^{t-1}` along paths that meet no new
+        value of the group, or what the rule takes for it.
+    direct
+        ``[n]``: :math:`\partial L^t / \partial \theta` along paths of no relation.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import d_rtrl_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (1, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> (now,) = d_rtrl_oracle(cell, (xs,), loss).steps
+    >>> now.D[0].shape, now.l[0].shape, now.direct.shape
+    ((2, 2), (2,), (12,))
     """
 
     D: dict[int, np.ndarray]

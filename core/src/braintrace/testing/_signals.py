@@ -31,8 +31,8 @@ def e_prop_oracle(
     .. math::
 
         \bar M_{r,g}^t &= \kappa \bar M_{r,g}^{t-1} + M_{r,g}^t \\
-        \nabla_\theta &= \sum_t \Big[ \sum_{r,g} \big( l_g^t \bar M_{r,g}^t
-            + e_g^t \bar M_{r,g}^{t-1} \big) + \mathrm{direct}^t \Big]
+        \nabla_\theta &= \sum_t \Bigl[ \sum_{r,g} \bigl( l_g^t \bar M_{r,g}^t
+            + e_g^t \bar M_{r,g}^{t-1} \bigr) + \mathrm{direct}^t \Bigr]
 
     with the ``M``, ``l``, ``e`` and ``direct`` of :func:`d_rtrl_oracle`, which says what else is
     taken, returned and raised. Without a filter and feedback, it is that rule.
@@ -46,11 +46,25 @@ def e_prop_oracle(
         of the group's positions. ``l`` and ``e`` are then replaced by
         :math:`l'[\ldots, j, s] = \sum_i l[\ldots, i, s] B[i, j]`: the same ``B`` for every state
         and every leading position. Groups that are not named keep theirs.
+    model, sequences, loss_fn, groups, recurrence_scope
+        As in :func:`d_rtrl_oracle`.
 
     Raises
     ------
     ValueError
         Also when a matrix has another shape.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import e_prop_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> sorted(e_prop_oracle(cell, (xs,), loss, kappa=0.5).grads)
+    [('W_x', 'weight'), ('W_z', 'weight')]
     """
     run = record(model, sequences, loss_fn, groups, checked(recurrence_scope))
     return learn(_fed_back(run, feedback or {}), filtered(carried, kappa))
@@ -69,7 +83,7 @@ def three_factor_oracle(
 
     .. math::
 
-        \nabla_\theta = \sum_t \Big[ \sum_{r,g} m^t M_{r,g}^t + \mathrm{direct}^t \Big]
+        \nabla_\theta = \sum_t \Bigl[ \sum_{r,g} m^t M_{r,g}^t + \mathrm{direct}^t \Bigr]
 
     (Frémaux & Gerstner, 2016, doi 10.3389/fncir.2015.00085), where ``m^t`` holds at every state of
     a position and ``e`` is zero. Other arguments, results and errors are those of that function.
@@ -78,11 +92,26 @@ def three_factor_oracle(
     ----------
     modulators
         ``[T]``, or ``[T, *V]`` with ``V`` that broadcasts to the positions of every group.
+    model, sequences, loss_fn, groups, recurrence_scope
+        As in :func:`d_rtrl_oracle`.
 
     Raises
     ------
     ValueError
         Also when there is not one modulator for every step, or it does not fit a group.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import three_factor_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> result = three_factor_oracle(cell, (xs,), loss, modulators=[0.0, 1.0])
+    >>> result.steps[0].l[0].tolist()
+    [0.0, 0.0]
     """
     run = record(model, sequences, loss_fn, groups, checked(recurrence_scope))
     values = np.asarray(modulators)

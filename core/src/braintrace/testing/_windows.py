@@ -33,7 +33,7 @@ def window_oracle(
 
     .. math::
 
-        \frac{\partial L}{\partial \theta} \bigg|_{h^{t_0}}
+        \left. \frac{\partial L}{\partial \theta} \right|_{h^{t_0}}
             + \sum_{r,g} \frac{\mathrm{d} L}{\mathrm{d} h_g^{t_0}} \, M_{r,g}^{t_0}
 
     where the first term is that of the plain model from the states at :math:`t_0`, held constant;
@@ -61,6 +61,20 @@ def window_oracle(
     ------
     ValueError
         Also when ``window`` is less than 1.
+
+    Examples
+    --------
+    One window over the whole sequence is BPTT:
+
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, window_oracle
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> result = window_oracle(d_rtrl_oracle, cell, (xs,), loss, window=2)
+    >>> assert_tree_close(result.grads, bptt(cell, (xs,), loss)[1], rtol=1e-5)
     """
     result = rule(model, sequences, loss_fn)
     run = _Windows(trace_step(model, sequences, loss_fn), sequences, window)
@@ -91,8 +105,8 @@ def dni_reference(
 
     .. math::
 
-        \frac{\partial}{\partial \theta} \bigg|_{h^{t_0}} \Big[ \sum_{t_0 < t \le t_1} L^t
-            + \big\langle \mathrm{const}(\mathrm{predict}(h^{t_1})), h^{t_1} \big\rangle \Big]
+        \left. \frac{\partial}{\partial \theta} \right|_{h^{t_0}} \Bigl[ \sum_{t_0 < t \le t_1} L^t
+            + \bigl\langle \mathrm{const}(\mathrm{predict}(h^{t_1})), h^{t_1} \bigr\rangle \Bigr]
 
     with the states at :math:`t_0` held constant. There are no traces. If ``predict`` returns the
     true gradient of all later losses, the sum is that of :func:`bptt`.
@@ -117,6 +131,21 @@ def dni_reference(
     ValueError
         When ``window`` is less than 1, the sequences have no common length or the loss is no
         scalar.
+
+    Examples
+    --------
+    Without a prediction it is BPTT cut at the borders of windows:
+
+    >>> import brainstate, braintrace, jax
+    >>> from braintrace.testing import dni_reference
+    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (3, 2))
+    >>> def loss(h):
+    ...     return (h**2).sum()
+    >>> losses, grads = dni_reference(cell, (xs,), loss, 2, lambda steps, hidden: {})
+    >>> losses.shape
+    (3,)
     """
     run = _Windows(trace_step(model, sequences, loss_fn), sequences, window)
     losses, values = [], list(run.step.values)

@@ -182,7 +182,22 @@ class Conv2d(_Convolution, brainstate.nn.Conv2d):
 
     A drop-in for ``brainstate.nn.Conv2d`` that computes through :func:`braintrace.conv`.
 
-    Arguments, attributes and errors are those of :class:`Conv1d`, with two spatial axes.
+    Attributes and errors are those of :class:`Conv1d`.
+
+    Parameters
+    ----------
+    in_size
+        Size of one example: (height, width, channels), or (channels, height, width) with
+        ``channel_first``.
+    out_channels
+        Number of output channels.
+    kernel_size, stride, lhs_dilation, rhs_dilation, padding, groups
+        The geometry, as :class:`Conv1d` takes it.
+    w_init, b_init, w_mask
+        Initial kernel [*kernel_size, input channels / groups, output channels] and bias, and a mask
+        that multiplies the kernel: functions of the shape, or values; ``None`` for no bias or mask.
+    channel_first, name, param_type, key
+        As :class:`Conv1d` takes them.
 
     Examples
     --------
@@ -198,7 +213,22 @@ class Conv3d(_Convolution, brainstate.nn.Conv3d):
 
     A drop-in for ``brainstate.nn.Conv3d`` that computes through :func:`braintrace.conv`.
 
-    Arguments, attributes and errors are those of :class:`Conv1d`, with three spatial axes.
+    Attributes and errors are those of :class:`Conv1d`.
+
+    Parameters
+    ----------
+    in_size
+        Size of one example: (depth, height, width, channels), or with the channels in front of
+        them with ``channel_first``.
+    out_channels
+        Number of output channels.
+    kernel_size, stride, lhs_dilation, rhs_dilation, padding, groups
+        The geometry, as :class:`Conv1d` takes it.
+    w_init, b_init, w_mask
+        Initial kernel [*kernel_size, input channels / groups, output channels] and bias, and a mask
+        that multiplies the kernel: functions of the shape, or values; ``None`` for no bias or mask.
+    channel_first, name, param_type, key
+        As :class:`Conv1d` takes them.
 
     Examples
     --------

@@ -10,20 +10,23 @@ one of pairs, except ``groups``.
 One kernel feeds every output position, and each position of the hidden state has a transition of
 its own, so the exact trace has an entry for each position and parameter::
 
-    eps[b, y, k, i, o] = sum_t  D..D f^t[b, y, o]  x^t[b, y * stride + k * dilation, i]
+    eps[b, y, o, k, i] = sum_t  D..D f^t[b, y, o]  x^t[b, y * stride + k * dilation, i]
 
-that is [B, *Y, *shape of the parameter] for the kernel as for the bias. The positions are summed
-when a trace is solved, not before.
+that is [B, *Y, O, *K, C / groups] for the kernel and [B, *Y, O] for the bias. The positions are
+summed when a trace is solved, not before. What a position reads stands last: over a block of steps
+the trace of a position is one product of factors [O, steps] and of what was read [steps, *K, I],
+which is fastest with the longer axis last.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from braintrace.plugin_api import ETPPrimitiveSpec
@@ -31,6 +34,11 @@ from braintrace.plugin_api import ETPPrimitiveSpec
 Arrays = dict[str, jax.Array]
 Pairs = tuple[tuple[int, int], ...]
 Sizes = tuple[int, ...]
+
+#: How many elements of ``x`` are transposed at a time for the gradient of a kernel.
+PART = 2**19
+#: For how many steps what positions have read is held.
+STEPS = 64
 
 
 class Geometry(NamedTuple):
@@ -56,13 +64,42 @@ def _xy_to_dw(
     x: jax.Array, dy: jax.Array, weights: Arrays, has_bias: bool, **geometry: Any
 ) -> Arrays:
     """The transposed convolution, again one convolution; and a sum over examples and positions."""
-    pull = jax.linear_transpose(
-        lambda kernel: _in_kernel(x, kernel, Geometry(**geometry)), weights["weight"]
-    )
-    cotangents = {"weight": pull(dy)[0]}
+
+    def kernel(x: jax.Array, dy: jax.Array) -> jax.Array:
+        pull = jax.linear_transpose(
+            lambda kernel: _in_kernel(x, kernel, Geometry(**geometry)), weights["weight"]
+        )
+        return pull(dy)[0]
+
+    together = max(1, PART // math.prod(x.shape[1:]))
+    cotangents = {"weight": _sum_of_parts(kernel, together, x, dy)}
     if has_bias:
         cotangents["bias"] = dy.sum(tuple(range(dy.ndim - 1)))
     return cotangents
+
+
+def _sum_of_parts(
+    rule: Callable[[jax.Array, jax.Array], jax.Array], size: int, x: jax.Array, y: jax.Array
+) -> jax.Array:
+    """``rule(x, y)``, which sums over the leading axis, from ``size`` entries of it at a time.
+
+    What the rule makes of its arguments then takes the memory of a part, which stays in a cache.
+    """
+    count = x.shape[0]
+    if count <= size:
+        return rule(x, y)
+
+    def part(start: Any, length: int) -> jax.Array:
+        chosen = (jax.lax.dynamic_slice_in_dim(array, start, length) for array in (x, y))
+        return rule(*chosen)
+
+    like = jax.eval_shape(lambda: part(0, size))
+    wide = jnp.promote_types(like.dtype, jnp.float32)  # a long sum in half precision stops growing
+    rest = count % size
+    first = part(0, rest).astype(wide) if rest else jnp.zeros(like.shape, wide)
+    starts = rest + size * jnp.arange(count // size)
+    total, _ = jax.lax.scan(lambda total, start: (total + part(start, size), None), first, starts)
+    return total.astype(like.dtype)
 
 
 # --- the convolution and its derivatives --------------------------------------------------------
@@ -142,10 +179,10 @@ def _lax_conv(
 
 
 def _init_drtrl(x_var: Any, y_var: Any, weight_vars: dict[str, Any], num_state: int) -> Arrays:
-    """Zeros [B, *Y, *shape of the parameter, S]."""
+    """Zeros: ``weight`` [B, *Y, O, *K, C / groups, S], ``bias`` [B, *Y, O, S]."""
     y = y_var.aval
     return {
-        key: jnp.zeros((*y.shape[:-1], *var.aval.shape, num_state), y.dtype)
+        key: jnp.zeros((*y.shape, *var.aval.shape[:-1], num_state), y.dtype)
         for key, var in weight_vars.items()
     }
 
@@ -156,8 +193,8 @@ def _init_pp(x_var: Any, y_var: Any, weight_vars: dict[str, Any], num_state: int
 
 
 def _along(dy: jax.Array, ndim: int) -> jax.Array:
-    """[B, *Y, O] with axes of size one for those of the kernel, in front of the channels."""
-    return dy.reshape(*dy.shape[:-1], *(1,) * (ndim - dy.ndim), dy.shape[-1])
+    """[B, *Y, O] with axes of size one for what the position has read."""
+    return dy.reshape(*dy.shape, *(1,) * (ndim - dy.ndim))
 
 
 def _yw_to_w(dy: jax.Array, trace: Arrays, **params: Any) -> Arrays:
@@ -169,37 +206,76 @@ def _instant_drtrl(
     x: jax.Array, f: jax.Array, weights: Arrays, has_bias: bool, **geometry: Any
 ) -> Arrays:
     """What each position has read of ``x``, times its factor."""
-    read = _patches(x, weights["weight"].shape, f.shape, Geometry(**geometry))
-    increments = {"weight": read * _along(f, read.ndim)}
+    read = jax.vmap(lambda x_b: _read(x_b, weights["weight"].shape, f.shape, Geometry(**geometry)))
+    increments = {"weight": _per_channel(read(x), f.shape[-1]) * _along(f, 2 * x.ndim - 1)}
     if has_bias:
         increments["bias"] = f
     return increments
 
 
+def _increments_drtrl(
+    x: jax.Array, f: jax.Array, weights: Arrays, has_bias: bool, **geometry: Any
+) -> Arrays:
+    """Per example and position, one product of factors and of what was read, over the steps.
+
+    What an example has read in so many steps is held at once, and no more than the trace takes.
+    """
+    kernel, channels = weights["weight"].shape, f.shape[-1]
+    together = min(STEPS, f.shape[1] * channels)
+
+    def of_steps(x: jax.Array, f: jax.Array) -> jax.Array:
+        read = _read(jnp.moveaxis(x, 0, -2), kernel, f.shape, Geometry(**geometry))
+        return _product(read, jnp.moveaxis(f, 0, -2))
+
+    def of_example(b: Any) -> jax.Array:
+        own = (jax.lax.dynamic_index_in_dim(array, b, 1, keepdims=False) for array in (x, f))
+        return _sum_of_parts(of_steps, together, *own)
+
+    increments = {"weight": jax.lax.map(of_example, jnp.arange(f.shape[1]))}
+    if has_bias:
+        increments["bias"] = f.sum(0)
+    return increments
+
+
+def _product(read: jax.Array, f: jax.Array) -> jax.Array:
+    """``read`` [*Y, steps, *K, groups, I] and ``f`` [*Y, steps, O] to [*Y, O, *K, I]."""
+    *positions, steps, channels = f.shape
+    *taps, groups, inputs = read.shape[len(positions) + 1 :]
+    f = f.reshape(-1, steps, groups, channels // groups)
+    read = read.reshape(-1, steps, math.prod(taps), groups, inputs)
+    return jnp.einsum("ptgo,ptkgi->pgoki", f, read).reshape(*positions, channels, *taps, inputs)
+
+
+def _per_channel(read: jax.Array, channels: int) -> jax.Array:
+    """[B, *Y, *K, groups, I] to [B, *Y, O, *K, I], with one channel when all are alike."""
+    groups, positions = read.shape[-2], read.ndim // 2 - 1
+    read = jnp.moveaxis(read, -2, positions + 1)
+    return read if groups == 1 else jnp.repeat(read, channels // groups, axis=positions + 1)
+
+
 def _solve_drtrl(signal: jax.Array, trace: Arrays, weights: Arrays, **params: Any) -> Arrays:
     """The trace times the signal of its position, summed over examples and positions."""
     axes = tuple(range(signal.ndim - 1))
-    return {key: leaf.sum(axes) for key, leaf in _yw_to_w(signal, trace).items()}
+    solved = {key: leaf.sum(axes) for key, leaf in _yw_to_w(signal, trace).items()}
+    return solved | {"weight": jnp.moveaxis(solved["weight"], 0, -1)}
 
 
-def _patches(x: jax.Array, kernel: Sizes, y: Sizes, geometry: Geometry) -> jax.Array:
-    """``d y / d weight`` [B, *Y, *K, C / groups, O], with one channel ``O`` when all are alike.
+def _read(x: jax.Array, kernel: Sizes, y: Sizes, geometry: Geometry) -> jax.Array:
+    """What each output position reads: [*X, *N, C] to [*Y, *N, *K, groups, C / groups].
 
     Elements are read, not multiplied by ones and zeros, so numbers that are not finite stay where
     they are.
     """
     strides, padding, lhs_dilation, rhs_dilation, groups = geometry
-    spatial = len(strides)
-    config = [(0, 0, 0), *((*p, d - 1) for p, d in zip(padding, lhs_dilation, strict=True))]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
-    for axis in range(spatial):
-        starts = strides[axis] * np.arange(y[1 + axis])
-        offsets = rhs_dilation[axis] * np.arange(kernel[axis])
-        x = jnp.take(x, starts[:, None] + offsets, axis=1 + 2 * axis, mode="clip")
-    positions, taps = range(1, 2 * spatial, 2), range(2, 2 * spatial + 1, 2)
-    x = x.transpose(0, *positions, *taps, 2 * spatial + 1)
-    x = x.reshape(*x.shape[:-1], groups, kernel[-2]).swapaxes(-1, -2)
-    return x if groups == 1 else jnp.repeat(x, kernel[-1] // groups, axis=-1)
+    spatial, other = len(strides), x.ndim - len(strides)
+    config = [(*p, d - 1) for p, d in zip(padding, lhs_dilation, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [*config, *((0, 0, 0),) * other])
+    for axis in reversed(range(spatial)):  # whole rows of the kernel are copied in the end
+        span = strides[axis] * (y[axis - spatial - 1] - 1) + 1
+        starts = (tap * rhs_dilation[axis] for tap in range(kernel[axis]))
+        taps = [jax.lax.slice_in_dim(x, k, k + span, strides[axis], axis) for k in starts]
+        x = jnp.stack(taps, spatial + other - 1)
+    return x.reshape(*x.shape[:-1], groups, kernel[-2])
 
 
 ETP_CONV = ETPPrimitiveSpec(
@@ -212,5 +288,6 @@ ETP_CONV = ETPPrimitiveSpec(
     trainable_invars_fn=_trainable,
     batched=True,
     instant_drtrl=_instant_drtrl,
+    increments_drtrl=_increments_drtrl,
     solve_drtrl=_solve_drtrl,
 )

@@ -30,7 +30,25 @@ class ValinaRNNCell(Cell):
     One relation. Its recurrence runs through the product alone, so the default (diagonal) scope
     of D-RTRL has nothing to carry from step to step.
 
-    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    state_init
+        Initial value [out] of the hidden state: a function of the shape, or a value, without a
+        unit.
+    w_init
+        Initial weight [in + out, out], the same way.
+    b_init
+        Initial bias [out], the same way; ``None`` for no bias.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -89,7 +107,25 @@ class GRUCell(Cell):
     Three linear maps and two relations: ``Wr`` reaches the hidden state only through ``Wh``, so
     its gradient is the ordinary one of the current step.
 
-    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in + out, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of the hidden state, the same way.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -153,7 +189,25 @@ class MGUCell(Cell):
     Two relations. ``Wf`` has two ways to the hidden state; its trace follows the one that does not
     lead through ``Wh``.
 
-    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in + out, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of the hidden state, the same way.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -218,7 +272,25 @@ class LSTMCell(Cell):
     The constant 1 in the forget gate (Jozefowicz et al. 2015) is no parameter, as in
     ``brainstate.nn.LSTMCell``. Four relations, all to the group of ``c`` and ``h``.
 
-    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in + out, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of every hidden state, the same way.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -293,8 +365,23 @@ class URLSTMCell(Cell):
     ``[1 / out, 1 - 1 / out]``, so that the units begin with memories of all lengths. Six relations:
     the four maps, and ``b`` in both of its places.
 
-    Arguments, methods and errors are those of every cell, without ``b_init``; see
-    :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in + out, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    state_init
+        Initial value [out] of every hidden state, the same way.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------

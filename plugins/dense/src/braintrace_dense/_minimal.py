@@ -28,9 +28,25 @@ class MinimalRNNCell(Cell):
     Two relations. The map ``phi`` has two ways to the hidden state; its trace follows the one that
     does not lead through ``W_u``.
 
-    Arguments, methods and errors are those of every cell, with ``phi`` in the place of
-    ``activation``; see :mod:`braintrace_dense.nn`. ``phi`` is a function or module that makes
-    [..., out] of the input; ``None`` for a :class:`Linear`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weights, [in, out] of ``phi`` and [2 out, out] of the gate: a function of the shape,
+        or a value, without a unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of the hidden state, the same way.
+    phi
+        Map of the input to [..., out]: a function or a module; ``None`` for a :class:`Linear`.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -100,8 +116,23 @@ class MiniGRU(Cell):
     Two relations. The recurrence is position by position, so D-RTRL gives the gradient of
     backpropagation through time.
 
-    Arguments, methods and errors are those of every cell, without ``activation``; see
-    :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of the hidden state, the same way.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -162,8 +193,23 @@ class MiniLSTM(Cell):
     backpropagation through time. The gates are not divided by their sum, which the paper suggests
     for independence of the sequence length.
 
-    Arguments, methods and errors are those of every cell, without ``activation``; see
-    :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weight [in, out] of every gate: a function of the shape, or a value, without a
+        unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of every hidden state, the same way.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
@@ -223,7 +269,25 @@ class CFNCell(Cell):
 
     Without input the hidden state decays to zero, whatever the weights. Three relations.
 
-    Arguments, methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+    Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
+
+    Parameters
+    ----------
+    in_size, out_size
+        Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
+    w_init
+        Initial weights, [in + out, out] of the gates and [in, out] of ``Wh``: a function of the
+        shape, or a value, without a unit.
+    b_init
+        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+    state_init
+        Initial value [out] of the hidden state, the same way.
+    activation
+        A function, or the name of one in ``brainstate.nn``.
+    name
+        Name of the module.
+    key
+        Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------

@@ -25,6 +25,21 @@ class BoundCheck:
         ``"<check>[<case>]"``, or ``"<check>"`` for a check of the plugin.
     check
         The check.
+    subject
+        What it looks at: a case or a plugin.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from braintrace.plugin_api import ETPPrimitiveSpec, bind
+    >>> from braintrace.testing import ConformanceCase, bound_checks
+    >>> spec = ETPPrimitiveSpec("doc_bound_scale", lambda x, w: x * w)
+    >>> def operands(seed, dtype):
+    ...     x, w = jax.random.normal(jax.random.key(seed), (2, 3), dtype)
+    ...     return x, w
+    >>> case = ConformanceCase(spec, operands, lambda x, w: bind(spec, x, w))
+    >>> checks = {check.id: check for check in bound_checks([spec], [case])}
+    >>> checks["jax.jit[doc_bound_scale]"]()
     """
 
     id: str
@@ -89,12 +104,30 @@ def bound_checks(
     cases
         The cases; by default those of the plugin's hook ``braintrace_conformance_cases``.
 
+    Returns
+    -------
+    tuple of BoundCheck
+
     Raises
     ------
     TypeError
         For something else.
     ValueError
         When there is no case, two have one name, or (for specifications) one has no case.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from braintrace.plugin_api import ETPPrimitiveSpec, bind
+    >>> from braintrace.testing import ConformanceCase, bound_checks
+    >>> spec = ETPPrimitiveSpec("doc_bound_checks", lambda x, w: x * w)
+    >>> def operands(seed, dtype):
+    ...     x, w = jax.random.normal(jax.random.key(seed), (2, 3), dtype)
+    ...     return x, w
+    >>> case = ConformanceCase(spec, operands, lambda x, w: bind(spec, x, w))
+    >>> checks = bound_checks([spec], [case])
+    >>> "rules.xy_to_dw_is_linear_in_dy[doc_bound_checks]" in {check.id for check in checks}
+    True
     """
     is_plugin = hasattr(plugin_or_specs, "braintrace_plugin_info")
     specs = () if is_plugin else _specs(plugin_or_specs)
@@ -220,17 +253,33 @@ def parametrize_with_checks(
     """A ``pytest.mark.parametrize`` that makes one test of every check.
 
     The decorated test takes an argument ``check`` and calls it. An expected failure is a strict
-    ``xfail``. Parameters and errors are those of :func:`check_plugin`.
+    ``xfail``. Errors are those of :func:`check_plugin`.
+
+    Parameters
+    ----------
+    plugin_or_specs, cases, expected_failures
+        As in :func:`check_plugin`.
 
     Examples
     --------
-    In a test file::
+    With a case as in :func:`check_plugin`, in a test file::
 
         from braintrace.testing import parametrize_with_checks
 
         @parametrize_with_checks(plugin, cases)
         def test_conformance(check):
             check()
+
+    >>> import jax
+    >>> from braintrace.plugin_api import ETPPrimitiveSpec, bind
+    >>> from braintrace.testing import ConformanceCase, parametrize_with_checks
+    >>> spec = ETPPrimitiveSpec("doc_marked_scale", lambda x, w: x * w)
+    >>> def operands(seed, dtype):
+    ...     x, w = jax.random.normal(jax.random.key(seed), (2, 3), dtype)
+    ...     return x, w
+    >>> case = ConformanceCase(spec, operands, lambda x, w: bind(spec, x, w))
+    >>> parametrize_with_checks([spec], [case]).name
+    'parametrize'
     """
     import pytest
 

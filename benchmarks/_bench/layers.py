@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recurrent layers that are measured, in two makes: traced ones, and brainstate's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import braintrace
+
+Shape = tuple[int, ...]
+SIDE = 16  # rows and columns of an image
+KERNEL = 3
+DENSITY = 0.1
+RANK = 8
+
+
+@dataclass(frozen=True)
+class Make:
+    """Where layers come from: ``nn`` with those of brainstate's names, and two products."""
+
+    nn: Any
+    sparse: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    low_rank: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _traced_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> jax.Array:
+    return braintrace.sparse_matmul(x, data, sparse_mat=matrix)
+
+
+def _traced_low_rank(x: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
+    return braintrace.lora_matmul(x, b, a)
+
+
+TRACED = Make(braintrace.nn, _traced_sparse, _traced_low_rank)
+PLAIN = Make(
+    brainstate.nn,
+    lambda x, data, matrix: x @ matrix.with_data(data),
+    lambda x, b, a: (x @ b) @ a,
+)
+
+
+def sparse_matrix(num_in: int, num_out: int) -> Any:
+    """A random matrix of the given density; the peer knows those of brainevent only."""
+    try:
+        version("braintrace")  # the distribution of the peer
+        from brainevent import CSR
+    except PackageNotFoundError:
+        from saiunit.sparse import CSR
+    rng = np.random.default_rng(2)
+    rows = [np.sort(rng.choice(num_out, _per_row(num_out), replace=False)) for _ in range(num_in)]
+    starts = np.arange(num_in + 1) * _per_row(num_out)
+    data = jnp.ones(num_in * _per_row(num_out), "float32")
+    indices = jnp.asarray(np.concatenate(rows), "int32")
+    return CSR((data, indices, jnp.asarray(starts, "int32")), shape=(num_in, num_out))
+
+
+def _per_row(num_out: int) -> int:
+    return max(1, round(DENSITY * num_out))
+
+
+class Sparse(brainstate.nn.Module):
+    """Product with a sparse matrix of trained values: [B, units] to [B, units]."""
+
+    def __init__(self, make: Make, units: int) -> None:
+        super().__init__()
+        self.product, self.matrix = make.sparse, sparse_matrix(units, units)
+        self.weight = brainstate.ParamState(self.matrix.data)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.product(x, self.weight.value, self.matrix)
+
+
+class LowRank(brainstate.nn.Module):
+    """Product with two trained factors of rank 8: [B, units] to [B, units]."""
+
+    def __init__(self, make: Make, units: int) -> None:
+        super().__init__()
+        self.product = make.low_rank
+        factors = {"b": jnp.zeros((units, RANK)), "a": jnp.zeros((RANK, units))}
+        self.weight = brainstate.ParamState(factors)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.product(x, self.weight.value["b"], self.weight.value["a"])
+
+
+@jax.custom_jvp
+def spike(distance: jax.Array) -> jax.Array:
+    """1 where the membrane is above threshold, else 0; differentiated as a fast sigmoid."""
+    return (distance > 0).astype(distance.dtype)
+
+
+@spike.defjvp
+def _surrogate(
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (distance,), (change,) = primals, tangents
+    return spike(distance), change / (1.0 + 5.0 * jnp.abs(distance)) ** 2
+
+
+Map = Callable[[jax.Array], jax.Array]
+
+
+class LIF(brainstate.nn.Module):
+    """Leaky integrate-and-fire neurons that drive one another: x [B, *in] to spikes [B, *shape]."""
+
+    def __init__(self, shape: Shape, feedforward: Map, recurrent: Map, leak: float = 0.9) -> None:
+        super().__init__()
+        self.shape, self.leak = shape, leak
+        self.feedforward, self.recurrent = feedforward, recurrent
+
+    def init_state(self, batch_size: int, **kwargs: object) -> None:
+        self.V = brainstate.HiddenState(jnp.zeros((batch_size, *self.shape)))
+
+    def reset_state(self, batch_size: int, **kwargs: object) -> None:
+        self.V.value = jnp.zeros((batch_size, *self.shape))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        fired = spike(self.V.value - 1.0)
+        current = self.feedforward(x) + self.recurrent(fired)
+        self.V.value = self.leak * self.V.value - fired + current
+        return spike(self.V.value - 1.0)
+
+
+class ALIF(LIF):
+    """The same with a threshold that rises with every spike: two hidden states."""
+
+    strength, fading = 0.2, 0.98
+
+    def init_state(self, batch_size: int, **kwargs: object) -> None:
+        super().init_state(batch_size)
+        self.a = brainstate.HiddenState(jnp.zeros((batch_size, *self.shape)))
+
+    def reset_state(self, batch_size: int, **kwargs: object) -> None:
+        super().reset_state(batch_size)
+        self.a.value = jnp.zeros((batch_size, *self.shape))
+
+    def _spikes(self) -> jax.Array:
+        return spike(self.V.value - 1.0 - self.strength * self.a.value)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        fired = self._spikes()
+        current = self.feedforward(x) + self.recurrent(fired)
+        self.V.value = self.leak * self.V.value - fired + current
+        self.a.value = self.fading * self.a.value + fired
+        return self._spikes()
+
+
+def gru(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return make.nn.GRUCell(num_in, units)
+
+
+def lstm(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return make.nn.LSTMCell(num_in, units)
+
+
+def lru(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return make.nn.LRUCell(num_in, units)
+
+
+def lif(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), make.nn.Linear(num_in, units), _recurrent(make, units))
+
+
+def alif(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return ALIF((units,), make.nn.Linear(num_in, units), _recurrent(make, units))
+
+
+def sparse(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), make.nn.Linear(num_in, units), Sparse(make, units))
+
+
+def low_rank(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), make.nn.Linear(num_in, units), LowRank(make, units))
+
+
+def conv(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    image = (SIDE, SIDE)
+    feedforward = make.nn.Conv2d((*image, num_in), units, KERNEL)
+    return LIF((*image, units), feedforward, make.nn.Conv2d((*image, units), units, KERNEL))
+
+
+def _recurrent(make: Make, units: int) -> brainstate.nn.Module:
+    return make.nn.Linear(units, units, b_init=None)
+
+
+def fan_in(shape: Shape) -> int:
+    """How many terms an output of a product with an array of this shape has."""
+    return math.prod(shape[:-1])

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled programs: what compiling them takes, what a run takes, and what comes out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import brainstate
+import jax
+
+from .cases import set_weights, weights
+from .settings import Contender, Sizes, model_of
+from .works import Built, build
+
+Data = tuple[jax.Array, jax.Array]
+
+
+class Program:
+    """A contender whose work is one compiled program for the whole sequence."""
+
+    def __init__(self, contender: Contender, case: str, sizes: Sizes) -> None:
+        start = time.perf_counter()
+        self.built: Built = build(contender, model_of(case), sizes)
+        self.build_seconds = time.perf_counter() - start
+        self.batch, self.weights = sizes.batch, weights(self.built.network)
+        self.owner = self.built.learner or self.built.network
+
+    def compile(self, data: Data) -> dict[str, float]:
+        """Trace and compile.
+
+        Returns
+        -------
+        dict
+            ``trace_s`` and ``compile_s``, and the ``bytes`` that the program takes: arguments,
+            results and temporary arrays.
+        """
+        start = time.perf_counter()
+        lowered = self.lower(data)
+        traced = time.perf_counter()
+        stats = lowered.compile().memory_analysis()
+        return {
+            "trace_s": traced - start,
+            "compile_s": time.perf_counter() - traced,
+            "bytes": program_bytes(stats),
+        }
+
+    def lower(self, data: Data) -> Any:
+        self.program = brainstate.transform.jit(self.built.work)
+        return self.program.lower(*data)
+
+    def execute(self, data: Data) -> Any:
+        return jax.block_until_ready(self.program(*data))
+
+    def reset(self) -> None:
+        """Go back to the start: states, traces and weights."""
+        brainstate.nn.reset_all_states(self.built.network, batch_size=self.batch)
+        if self.built.learner is not None:
+            self.built.learner.reset_state(batch_size=self.batch)
+        set_weights(self.built.network, jax.tree.map(jax.numpy.copy, self.weights))
+        jax.block_until_ready([state.value for state in jax.tree.leaves(self.owner.states())])
+
+    def run(self, data: Data) -> tuple[Any, dict[str, float]]:
+        """The results of the sequence from a reset, and the seconds they took."""
+        self.reset()
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = self.execute(data)
+        return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+class Calls(Program):
+    """A contender that is called step by step from Python; the old states are given away.
+
+    A jitted call cannot write its result over its arguments unless they are donated, and
+    ``brainstate.transform.jit`` donates no states, so the states are passed by hand here.
+    """
+
+    def lower(self, data: Data) -> Any:
+        first = [part[0] for part in data]
+        function = brainstate.transform.StatefulFunction(self.built.work, return_only_write=False)
+        function.make_jaxpr(*first)
+        self.states = function.get_states(*first)
+        self.program = jax.jit(function.jaxpr_call, donate_argnums=0)
+        self.steps = [[part[t] for part in data] for t in range(len(data[0]))]
+        self.reset()
+        return self.program.lower(self._values(), *first)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(state.value for state in self.states)
+
+    def execute(self, data: Data) -> Any:
+        values = self._values()
+        for step in self.steps:
+            values, _ = self.program(values, *step)
+        for state, value in zip(self.states, jax.block_until_ready(values), strict=True):
+            state.value = value
+        return weights(self.built.network)
+
+
+def program_bytes(stats: Any) -> int:
+    """Arguments, results and temporary arrays of a compiled program, from XLA's analysis."""
+    held = stats.argument_size_in_bytes + stats.output_size_in_bytes
+    return held + stats.temp_size_in_bytes - stats.alias_size_in_bytes
+
+
+def program_of(contender: Contender, case: str, sizes: Sizes) -> Program:
+    """The program of a contender."""
+    return (Calls if contender.kind == "calls" else Program)(contender, case, sizes)

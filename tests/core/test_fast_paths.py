@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each fast path gives the numbers of the composition that it stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace import _config, _direct
+from braintrace._algorithm import LaggedParamDimRule, ParamDimRule
+from braintrace.testing import assert_tree_close
+
+from . import zoo
+
+
+def compiled(case: zoo.Case, **options: Any) -> Any:
+    learner = bt.D_RTRL(case.model, **options)
+    learner.compile_graph(case.xs[0])
+    return learner
+
+
+def gradient(case: zoo.Case, learner: Any, xs: Any, ys: Any, **options: Any) -> Any:
+    return learner.etrace_grad(
+        xs, ys, step_fn=lambda x, y: case.loss(learner(x), y), reduction="sum", **options
+    )
+
+
+# --- what is structurally zero -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["diagonal", "coupled"])
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_what_is_called_structurally_zero_is_zero(name: str, scope: str) -> None:
+    case = zoo.case(name, 2)
+    zoo.stir(case)
+    executor = bt.ETraceVjpGraphExecutor(case.model, recurrence_scope=scope)
+    executor.compile_graph(case.xs[0])
+    *_, h2w, h2h = executor.solve_h2w_h2h_jacobian(case.xs[0])
+    for i, found in enumerate(h2w):
+        driven = np.any(np.asarray(found.f) != 0, axis=tuple(range(found.f.ndim - 1)))
+        assert not np.any(driven & ~np.array(executor.driving(i)))
+    for g, transition in h2h.items():
+        if transition is not None:
+            nonzero = np.any(np.asarray(transition) != 0, axis=tuple(range(transition.ndim - 2)))
+            assert not np.any(nonzero & ~np.array(executor.passing(g)))
+
+
+def test_the_structure_of_an_lstm() -> None:
+    cell = bt.nn.LSTMCell(3, 4)
+    brainstate.nn.init_all_states(cell, batch_size=2)
+    executor = bt.ETraceGraphExecutor(cell)
+    executor.compile_graph(jnp.ones((2, 3)))
+    (group,) = executor.graph.hidden_groups
+    h, c = (group.hidden_paths.index((name,)) for name in ("h", "c"))
+    passing = np.array(executor.passing(0))
+    assert passing[[h, c], c].all() and not passing[:, h].any()
+    driven = {
+        link.relation.weight_path[0]: executor.driving(i) for i, link in enumerate(executor.links)
+    }
+    (output,) = (name for name, states in driven.items() if not states[c])
+    assert output == "Wo" and driven[output][h]
+
+
+# --- traces one step behind --------------------------------------------------------------------
+
+
+class Integrator(zoo.Model):
+    """``y`` is driven by ``v`` of the same step and is not read again; ``u`` is not either."""
+
+    names = ("v", "y", "u")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.q = zoo.weight(zoo.IN, zoo.HIDDEN), zoo.weight(zoo.IN, zoo.HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        self.v.value = jnp.tanh(0.8 * self.v.value + bt.matmul(x, self.w.value))
+        self.y.value = jnp.sin(self.v.value) + bt.matmul(x**2, self.q.value)
+        self.u.value = self.y.value * self.v.value
+        return self.u.value + self.y.value
+
+
+class ReadsForgotten(Integrator):
+    """The result of a step depends on old values that no new one depends on."""
+
+    def update(self, x: Any) -> Any:
+        late = self.y.value**2 + jnp.cos(self.u.value)
+        return super().update(x) + late
+
+
+LAGGING = {"lstm": zoo.CELLS["lstm-2"], "integrator": Integrator, "late": ReadsForgotten}
+
+
+def lagging(name: str, steps: int = zoo.STEPS) -> zoo.Case:
+    brainstate.random.seed(0)
+    model = LAGGING[name]()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    rng = np.random.default_rng(1)
+    xs = jnp.asarray(rng.normal(size=(steps, 2, zoo.IN)))
+    width = zoo.OUT if name == "lstm" else zoo.HIDDEN
+    return zoo.Case(model, xs, jnp.asarray(rng.normal(size=(steps, 2, width))), 2)
+
+
+def by_blocks(case: zoo.Case, learner: Any, size: int) -> Any:
+    """Two sequences, the second with the trace of the first, and a step on its own."""
+    found = []
+    for part in (slice(0, 3), slice(3, 6)):
+        found.append(gradient(case, learner, case.xs[part], case.ys[part], block_size=size))
+    grad = brainstate.transform.grad(
+        lambda: case.loss(learner(case.xs[6]), case.ys[6]), learner.param_states
+    )
+    return [*found, grad()]
+
+
+def by_updates(case: zoo.Case, learner: Any, size: int) -> Any:
+    weights = learner.param_states
+
+    class Descent:
+        def update(self, grads: Any) -> None:
+            for path, grad in grads.items():
+                weights[path].value = jax.tree.map(
+                    lambda w, g: w - 0.01 * g, weights[path].value, grad
+                )
+
+    learner.etrace_update(
+        case.xs,
+        case.ys,
+        step_fn=lambda x, y: case.loss(learner(x), y),
+        optimizer=Descent(),
+        update_every=size,
+    )
+    return {path: state.value for path, state in weights.items()}
+
+
+def by_windows(case: zoo.Case, learner: Any, size: int) -> Any:
+    def step_fn(x: Any, y: Any) -> Any:
+        return jax.vmap(case.loss)(learner(bt.MultiStepData(x)), y)
+
+    return learner.etrace_grad(case.xs, case.ys, step_fn=step_fn, chunk_size=size)
+
+
+WAYS = {"blocks": by_blocks, "updates": by_updates, "windows": by_windows}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LAGGING)
+def test_lagging_traces_are_those_of_all_states(
+    name: str, way: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"vjp_method": "multi-step"} if way == "windows" else {}
+    found = {}
+    for kind in (LaggedParamDimRule, ParamDimRule):
+        if kind is ParamDimRule:
+            monkeypatch.setattr(_config, "may_lag", lambda executor: False)
+        case = lagging(name)
+        learner = compiled(case, **options)
+        assert type(learner.rule) is kind
+        result = WAYS[way](case, learner, size)
+        traces = [learner.get_etrace_of(path) for path in learned(learner)]
+        found[kind] = result, traces
+    assert_tree_close(found[LaggedParamDimRule][0], found[ParamDimRule][0])
+    assert_tree_close(found[LaggedParamDimRule][1], found[ParamDimRule][1])
+
+
+def learned(learner: Any) -> list[Any]:
+    relations = learner.graph.hidden_param_op_relations
+    return list(dict.fromkeys(path for r in relations for path in r.parameter_paths))
+
+
+def test_a_lagging_trace_is_smaller() -> None:
+    case = lagging("lstm")
+    learner = compiled(case)
+    lagged = sum(v.nbytes for state in learner.traces for v in jax.tree.leaves(state.value))
+    full = sum(
+        jnp.asarray(v).nbytes
+        for path in learned(learner)
+        for one in learner.get_etrace_of(path)
+        for v in one.values()
+    )
+    assert lagged < 0.6 * full
+    assert "D-RTRL" in learner.report
+
+
+def test_a_trace_does_not_lag_when_its_increments_depend_on_weights() -> None:
+    class LowRank(zoo.Model):
+        names = ("v", "y")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora = bt.nn.LoRA(zoo.IN, 2, zoo.HIDDEN)
+
+        def update(self, x: Any) -> Any:
+            self.v.value = 0.8 * self.v.value + self.lora(x)
+            self.y.value = jnp.sin(self.v.value)
+            return self.y.value
+
+    model = LowRank()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(jnp.ones((2, zoo.IN)))
+    assert type(learner.rule) is ParamDimRule
+
+
+# --- direct gradients of a block -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", ["gru-1", "lstm-2", "direct", "plain-parameters", "used-twice"])
+def test_direct_products_equal_reverse_mode_of_every_step(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brainstate.random.seed(0)
+    case = zoo.case(name, 2)
+    learner = compiled(case)
+    fast = gradient(case, learner, case.xs, case.ys, block_size=size, carry_trace=False)
+    monkeypatch.setattr(_direct, "_is_product", lambda eqn: False)
+    brainstate.random.seed(0)
+    case = zoo.case(name, 2)
+    learner = compiled(case)
+    slow = gradient(case, learner, case.xs, case.ys, block_size=size, carry_trace=False)
+    assert_tree_close(fast, slow)
+
+
+def test_a_readout_outside_of_the_learner_is_taken_block_by_block() -> None:
+    cell = bt.nn.GRUCell(zoo.IN, zoo.HIDDEN)
+    inner, outer = bt.nn.Linear(zoo.HIDDEN, 3), brainstate.nn.Linear(3, zoo.OUT)
+    brainstate.nn.init_all_states(cell, batch_size=2)
+    learner = bt.D_RTRL(cell)
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.normal(size=(5, 2, zoo.IN)))
+    learner.compile_graph(xs[0])
+    weights = {"inner": inner.weight, "outer": outer.weight}
+
+    def loss(x: Any) -> Any:
+        return jnp.sum(outer(jnp.tanh(inner(learner(x)))) ** 2)
+
+    found = learner.etrace_grad(xs, step_fn=loss, weights=weights, reduction="sum")
+
+    def total() -> Any:
+        return brainstate.transform.for_loop(lambda x: loss_of(x), xs).sum()
+
+    def loss_of(x: Any) -> Any:
+        return jnp.sum(outer(jnp.tanh(inner(cell(x)))) ** 2)
+
+    brainstate.nn.reset_all_states(cell, batch_size=2)
+    expected = brainstate.transform.grad(total, weights)()
+    assert_tree_close(dict(found), dict(expected))
