@@ -37,7 +37,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="PATH", help="write all that was measured")
     add("--compare", type=run_file, metavar="OLD.json", help="compare with a run")
     add("--figure", type=Path, metavar="PATH", help="draw times over that of BPTT")
-    add("--markdown", type=Path, metavar="PATH", help="write the tables as a page")
+    add("--markdown", type=Path, metavar="PATH", help="write the tables to a page, or into it")
     found = parser.parse_args(arguments)
     for path in (found.json, found.figure, found.markdown):
         if path is not None and not path.absolute().parent.is_dir():
@@ -60,12 +60,16 @@ def machine() -> dict[str, Any]:
     """Facts that a run is to be judged by."""
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def cores() -> int:
+    """How many cores the process may use."""
+    available = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if available is None else len(available(0))
 
 
 def processor() -> str:
@@ -118,7 +122,7 @@ def measure(chosen: argparse.Namespace, run: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit status: 1 when results disagree."""
     chosen = options(arguments)
-    run: dict[str, Any] = {"format": settings.FORMAT, "machine": machine()}
+    run: dict[str, Any] = {"format": settings.FORMAT, "short": chosen.short, "machine": machine()}
     problems = measure(chosen, run)
     if "cases" in run:
         print(f"\n{report.LEGEND}")

@@ -18,7 +18,7 @@ project_copyright = "the braintrace authors, Apache-2.0"
 version = release = braintrace.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-extensions += ["mathml", "shapes", "signatures"]  # in _ext
+extensions += ["mathml", "shapes", "signatures", "usage"]  # in _ext
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import brainstate
 import jax
 
 from .cases import example, loss, network, sequences, weights_of
-from .processes import process, run_json, serve, variables
+from .processes import Process, process, run_json, serve, variables
 from .programs import Program, program_of
 from .settings import BPTT, DEFAULT, PP, UPDATE, Contender, Sizes
 from .works import Descent, build, make_learner
@@ -49,51 +49,45 @@ def measure(pythons: Mapping[bool, Path], rounds: int, short: bool = False) -> d
         second process compiles in spite of JAX's persistent cache.
     """
     found: dict[str, Any] = {"analysis": {}, "gradient": {}}
-    ours = pythons[False]
-    for cell in CELLS[:1] if short else CELLS:
-        found["analysis"][cell] = analysis(cell, pythons, rounds, 2 if short else DEPTH)
-    for name in ("gru",) if short else GRADIENTS:
-        sizes = SHORT if short else GRADIENTS[name]
-        found["gradient"][name] = gradient(ours, name, sizes, rounds)
-    with process(ours, "_bench.compiling") as worker:
-        found["again"] = worker.ask("again", "gru", SHORT, short)
+    with ExitStack() as stack:
+        workers = {
+            "peer" if peer else "ours": stack.enter_context(process(python, "_bench.compiling"))
+            for peer, python in pythons.items()
+        }
+        for cell in CELLS[:1] if short else CELLS:
+            found["analysis"][cell] = analysis(cell, workers, rounds, 2 if short else DEPTH)
+        for name in ("gru",) if short else GRADIENTS:
+            sizes = SHORT if short else GRADIENTS[name]
+            found["gradient"][name] = gradient(workers["ours"], name, sizes, rounds)
+        found["again"] = workers["ours"].ask("again", "gru", SHORT, short)
     with tempfile.TemporaryDirectory() as folder:
         cache = variables(
             JAX_COMPILATION_CACHE_DIR=folder,
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
             JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         )
-        runs = [run_json(ours, "_bench.compiling", "gru", SHORT, env=cache) for _ in range(2)]
-    return {**found, "cached": {"first": runs[0], "second": runs[1]}}
+        arguments = (pythons[False], "_bench.compiling", "gru", SHORT)
+        first, second = (run_json(*arguments, env=cache) for _ in range(2))
+    return {**found, "cached": {"first": first, "second": second}}
 
 
-def analysis(cell: str, pythons: Mapping[bool, Path], rounds: int, depth: int) -> dict[str, Any]:
+def analysis(cell: str, workers: Mapping[str, Process], rounds: int, depth: int) -> dict[str, Any]:
     """Seconds of the graph analysis of stacked cells, in turn; of several, without the first."""
-    with_peer = {"peer" if peer else "ours": python for peer, python in pythons.items()}
-    workers = {who: process(python, "_bench.compiling") for who, python in with_peer.items()}
     seconds: dict[str, list[float]] = {who: [] for who in workers}
-    with _all(workers) as asked:
-        for _ in range(rounds):
-            for who, worker in asked.items():
-                seconds[who].append(worker.ask("analyse", cell, CELL_SIZES, depth))
+    for _ in range(rounds):
+        for who, worker in workers.items():
+            seconds[who].append(worker.ask("analyse", cell, CELL_SIZES, depth))
     return {who: found[1:] or found for who, found in seconds.items()}
 
 
-def gradient(python: Path, name: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
+def gradient(worker: Process, name: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
     """Seconds to trace and to compile the program of a gradient, contenders in turn."""
     found: dict[str, Any] = {c.name: {"trace_s": [], "compile_s": []} for c in (BPTT, DEFAULT, PP)}
-    with process(python, "_bench.compiling") as worker:
-        for _ in range(rounds):
-            for one in (BPTT, DEFAULT, PP):
-                for key, seconds in worker.ask("compile", one, name, sizes).items():
-                    found[one.name][key].append(seconds)
+    for _ in range(rounds):
+        for one in (BPTT, DEFAULT, PP):
+            for key, seconds in worker.ask("compile", one, name, sizes).items():
+                found[one.name][key].append(seconds)
     return found
-
-
-@contextmanager
-def _all(workers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    with ExitStack() as stack:
-        yield {who: stack.enter_context(worker) for who, worker in workers.items()}
 
 
 # --- in the process that compiles ----------------------------------------------------------------

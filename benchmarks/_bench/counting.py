@@ -157,5 +157,5 @@ def trace_bytes(name: str, sizes: Sizes) -> int:
     model = network(name, sizes)
     learner = braintrace.D_RTRL(model)
     learner.compile_graph(example(name, sizes))
-    held = learner.states(braintrace.EligibilityTrace)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves([s.value for s in held.values()]))
+    held = [trace.value for trace in learner.traces]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(held))

@@ -11,7 +11,6 @@ from .memory import BLOCKED
 from .memory import FRESH as FRESH_MEMORY
 from .settings import (
     BPTT,
-    CALLS,
     DEFAULT,
     FRESH,
     PEER_PP,
@@ -19,7 +18,6 @@ from .settings import (
     PEER_SEQUENCE,
     PLAIN,
     PP,
-    SCAN,
     UPDATE,
 )
 
@@ -38,15 +36,15 @@ def figures(run: Run) -> Figures:
     return found
 
 
-def wall(one: Run, name: str) -> float | None:
+def seconds_of(one: Run, name: str, clock: str = "wall") -> float | None:
     """The median seconds of a contender that ran."""
-    times = one["results"].get(name, {}).get("wall")
+    times = one["results"].get(name, {}).get(clock)
     return median(times) if times else None
 
 
-def base(one: Run) -> float:
+def base(one: Run, clock: str = "wall") -> float:
     """Seconds of reverse mode through time: the faster of both networks."""
-    times = [wall(one, name) for name in (BPTT.name, PLAIN.name)]
+    times = [seconds_of(one, name, clock) for name in (BPTT.name, PLAIN.name)]
     return min(t for t in times if t is not None)
 
 
@@ -55,24 +53,23 @@ def of_case(one: Run) -> Figures:
     found: Figures = {}
     results, limits = one["results"], one["limits"]
     for name, result in results.items():
-        seconds = wall(one, name)
+        seconds = seconds_of(one, name)
         if seconds is None:
             continue
         if result["work"] == "gradient":
             found[f"{name} / BPTT"] = seconds / base(one)
         else:
             found[f"{name} / pass"] = seconds / one["online_steps"] / limits["pass_s"]
-    updates = [wall(one, contender.name) for contender in (UPDATE, SCAN, CALLS)]
     ours = {
-        PEER_SEQUENCE.name: wall(one, DEFAULT.name),
-        PEER_PP.name: wall(one, PP.name),
-        PEER_SCAN.name: wall(one, UPDATE.name),
+        PEER_SEQUENCE.name: seconds_of(one, DEFAULT.name),
+        PEER_PP.name: seconds_of(one, PP.name),
+        PEER_SCAN.name: seconds_of(one, UPDATE.name),
     }
     for name, seconds in ours.items():
-        peer = wall(one, name)
+        peer = seconds_of(one, name)
         if peer is not None and seconds is not None:
             found[f"{name} / ours"] = peer / seconds
-    if any(updates) and DEFAULT.name in results:
+    if DEFAULT.name in results:
         found["memory: D-RTRL / BPTT"] = (
             results[DEFAULT.name]["bytes"] / results[BPTT.name]["bytes"]
         )
@@ -200,6 +197,6 @@ TARGETS = (
 
 
 def verdicts(run: Run) -> list[tuple[Target, float | None]]:
-    """Every target with its figure, ``None`` where it was not measured."""
-    found = figures(run)
+    """Every target with its figure, ``None`` where it was not measured at these sizes."""
+    found = {} if run["short"] else figures(run)
     return [(target, found.get(target.figure)) for target in TARGETS]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,15 +29,15 @@ class Make:
     """Where layers come from: ``nn`` with those of brainstate's names, and two products."""
 
     nn: Any
-    sparse: Callable[[jax.Array, jax.Array, Any], jax.Array]
-    low_rank: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    sparse: Callable[[jax.Array, jax.Array, Any], Any]
+    low_rank: Callable[[jax.Array, jax.Array, jax.Array], Any]
 
 
-def _traced_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> jax.Array:
+def _traced_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> Any:
     return braintrace.sparse_matmul(x, data, sparse_mat=matrix)
 
 
-def _traced_low_rank(x: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
+def _traced_low_rank(x: jax.Array, b: jax.Array, a: jax.Array) -> Any:
     return braintrace.lora_matmul(x, b, a)
 
 
@@ -52,15 +53,15 @@ def sparse_matrix(num_in: int, num_out: int) -> Any:
     """A random matrix of the given density; the peer knows those of brainevent only."""
     try:
         version("braintrace")  # the distribution of the peer
-        from brainevent import CSR
+        package = import_module("brainevent")
     except PackageNotFoundError:
-        from saiunit.sparse import CSR
+        package = import_module("saiunit.sparse")
     rng = np.random.default_rng(2)
     rows = [np.sort(rng.choice(num_out, _per_row(num_out), replace=False)) for _ in range(num_in)]
     starts = np.arange(num_in + 1) * _per_row(num_out)
     data = jnp.ones(num_in * _per_row(num_out), "float32")
     indices = jnp.asarray(np.concatenate(rows), "int32")
-    return CSR((data, indices, jnp.asarray(starts, "int32")), shape=(num_in, num_out))
+    return package.CSR((data, indices, jnp.asarray(starts, "int32")), shape=(num_in, num_out))
 
 
 def _per_row(num_out: int) -> int:
@@ -89,7 +90,8 @@ class LowRank(brainstate.nn.Module):
         self.weight = brainstate.ParamState(factors)
 
     def update(self, x: jax.Array) -> jax.Array:
-        return self.product(x, self.weight.value["b"], self.weight.value["a"])
+        factors: Any = self.weight.value
+        return self.product(x, factors["b"], factors["a"])
 
 
 @jax.custom_jvp

@@ -69,7 +69,8 @@ def prepared(
     contenders: Sequence[Contender], workers: Mapping[bool, Process], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Arrays]]:
     """Compile all; their compile times and results. The peer may fail, which is a result, too."""
-    results, arrays = {}, {}
+    results: dict[str, Any] = {}
+    arrays: dict[str, Arrays] = {}
     for number, one in enumerate(contenders):
         path = folder / f"{number}.npz"
         found = workers[one.peer].ask("prepare", one, str(path))

@@ -19,7 +19,17 @@ Row = Sequence[str]
 
 def table(case: str, found: Run) -> list[Row]:
     """All contenders of a case, under a row of titles."""
-    titles = ("", "/ BPTT", "/ limit", "wall ms", "min", "CPU ms", "compile s", "memory MiB")
+    titles = (
+        "",
+        "/ BPTT",
+        "CPU / BPTT",
+        "/ limit",
+        "wall ms",
+        "min",
+        "CPU ms",
+        "compile s",
+        "memory MiB",
+    )
     rows: list[Row] = [(*titles, "equal", "runs")]
     limits = found["limits"]["seconds"]
     for name, one in found["results"].items():
@@ -33,11 +43,12 @@ def table(case: str, found: Run) -> list[Row]:
             (
                 name,
                 f"{seconds / base(found):.2f}" if gradient else "",
+                f"{median(cpu) / 1e3 / base(found, 'cpu'):.2f}" if gradient else "",
                 f"{seconds / limits[name]:.1f}" if name in limits else "",
                 f"{median(wall):.1f}",
                 f"{min(wall):.1f}",
                 f"{median(cpu):.1f}",
-                f"{one['build_s'] + one['trace_s'] + one['compile_s']:.2f}",
+                f"{one['trace_s'] + one['compile_s']:.2f}",
                 f"{one['bytes'] / 2**20:.1f}",
                 equal(one.get("distances")),
                 str(len(wall)),
@@ -69,8 +80,9 @@ def title(case: str, found: Run) -> str:
 
 
 LEGEND = """\
-/ BPTT: over the faster BPTT. / limit: over what this machine needs at least (see _bench/roofline.py
-for what is counted). memory: arguments, results and temporary arrays of the compiled program.
+/ BPTT: wall time over that of the faster BPTT; CPU / BPTT: time of the processor, which other
+programs disturb less. / limit: over what this machine needs at least; _bench/roofline.py says what
+is counted. memory: arguments, results and temporary arrays of the compiled program.
 equal: arrays (gradients; for online learning, weights at the end) that are those of the first
 contender with the same rule. BPTT follows another rule; the peer does not treat every parameter."""
 
@@ -122,7 +134,8 @@ def disagreements(case: str, found: Run, contenders: Sequence[Contender]) -> lis
         other = reference(one)
         if distances is None or other is None or not _must_agree(one, case):
             continue
-        if not all(d < AGREE for d in distances if not (d is None and one.peer)):
+        judged = [d for d in distances if not (d is None and one.peer)]
+        if not all(d is not None and d < AGREE for d in judged):
             wrong.append(f"{case}: the results of {one.name!r} and {other.name!r} differ")
     return wrong
 
@@ -173,6 +186,21 @@ def _markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join([body[0], "|---" + "|--:" * (width - 1) + "|", *body[1:]])
 
 
+MARKS = ("<!-- measured -->", "<!-- end of measured -->")
+
+
 def write_markdown(run: Run, path: Path) -> None:
-    """Write the page."""
-    path.write_text(markdown(run))
+    """Write the tables to a page, in one that is there already between its two marks.
+
+    Raises
+    ------
+    RuntimeError
+        When there is a page without them.
+    """
+    start, end = MARKS
+    page = path.read_text() if path.exists() else f"{start}\n{end}\n"
+    before, found, rest = page.partition(start)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        raise RuntimeError(f"{path} exists and has no lines {start} and {end} to write between")
+    path.write_text(f"{before}{start}\n\n{markdown(run)}\n{end}{after}")

@@ -45,10 +45,11 @@ def build(contender: Contender, name: str, sizes: Sizes) -> Built:
 def make_learner(model: Network, contender: Contender, x: jax.Array) -> Any:
     """A learner by the contender's rule, compiled for an input."""
     method = "single-step" if contender.chunk is None else "multi-step"
-    if contender.rule == "pp_prop":
-        learner = braintrace.pp_prop(model, PP_DECAY, vjp_method=method)
-    else:
-        learner = braintrace.D_RTRL(model, vjp_method=method)
+    learner: Any = (
+        braintrace.pp_prop(model, PP_DECAY, vjp_method=method)
+        if contender.rule == "pp_prop"
+        else braintrace.D_RTRL(model, vjp_method=method)
+    )
     learner.compile_graph(x if contender.chunk is None else windows_of(x[None], contender))
     return learner
 
@@ -74,7 +75,7 @@ def bptt(model: Network, contender: Contender) -> Work:
 
 def sequence(model: Network, learner: Any, contender: Contender) -> Work:
     """The learner's own driver, block by block or, for a rule of windows, window by window."""
-    options = {"weights": weights_of(model)}
+    options: dict[str, Any] = {"weights": weights_of(model)}
     if not contender.peer:
         options |= {"block_size": contender.block, "carry_trace": contender.carry}
     if contender.chunk is not None:

@@ -18,7 +18,7 @@ def as_written(
     app: Any, what: str, name: str, obj: Any, options: Any, given: str | None, result: str | None
 ) -> tuple[str, str | None] | None:
     """Arguments and result from the source; ``None`` leaves them as they were found."""
-    if what == "class" and dataclasses.is_dataclass(obj):
+    if isinstance(obj, type) and dataclasses.is_dataclass(obj):
         return of_record(obj), None
     made = constructor(obj) if what == "class" else obj
     function = inspect.unwrap(made) if callable(made) else None
@@ -40,7 +40,7 @@ def constructor(cls: Any) -> Any:
 
 def of_record(cls: type) -> str:
     """The fields of a dataclass as arguments."""
-    written = {}
+    written: dict[str, ast.AnnAssign] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
             found = (n for n in source(base).body if isinstance(n, ast.AnnAssign))

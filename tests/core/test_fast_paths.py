@@ -14,6 +14,14 @@ import pytest
 import braintrace as bt
 from braintrace import _config, _direct
 from braintrace._algorithm import LaggedParamDimRule, ParamDimRule
+from braintrace._block_size import (
+    LARGE,
+    NEAR,
+    auto_block_size,
+    budget,
+    record_bytes,
+    trace_bytes,
+)
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -252,3 +260,35 @@ def test_a_readout_outside_of_the_learner_is_taken_block_by_block() -> None:
     brainstate.nn.reset_all_states(cell, batch_size=2)
     expected = brainstate.transform.grad(total, weights)()
     assert_tree_close(dict(found), dict(expected))
+
+
+# --- how long blocks are -------------------------------------------------------------------------
+
+
+def rule_of(units: int, batch: int) -> Any:
+    cell = bt.nn.GRUCell(64, units)
+    brainstate.nn.init_all_states(cell, batch_size=batch)
+    learner = bt.D_RTRL(cell)
+    learner.compile_graph(jnp.zeros((batch, 64), "float32"))
+    return learner.rule
+
+
+@pytest.mark.parametrize(("units", "batch", "steps"), [(16, 2, 10**6), (256, 8, 10**5)])
+def test_a_record_is_as_long_as_makes_the_traces_cheap(units: int, batch: int, steps: int) -> None:
+    rule = rule_of(units, batch)
+    record, held = record_bytes(rule), trace_bytes(rule)
+    blocks = {carried: auto_block_size(rule, steps, carried) for carried in (True, False)}
+    assert 0.5 * max(NEAR, 2.5 * held) <= record * blocks[True] <= max(NEAR, 2.5 * held)
+    assert 0.5 * LARGE <= record * blocks[False] <= LARGE
+    assert auto_block_size(rule, 7) == 7
+
+
+def test_large_traces_have_records_as_large_as_they_are() -> None:
+    assert budget(10**9, carried=True) == budget(10**9, carried=False) == 10**9
+    assert budget(150 * 2**20, carried=True) == LARGE
+
+
+def test_steps_are_divided_into_equal_blocks() -> None:
+    rule = rule_of(256, 8)
+    longest = auto_block_size(rule, 10**6)
+    assert auto_block_size(rule, longest + 2) == (longest + 3) // 2

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from . import _guards, _jax
 from ._algorithm import LearningRule
+from ._block_size import auto_block_size
 from ._checks import check_states, checked_weights, require_callable
 from ._execute import ETraceGraphExecutor
 from ._gradients import GradOptions, check_count, gradient, in_parts
@@ -22,7 +23,7 @@ from ._losses import checked_mask, shown_losses
 from ._optimizers import OptaxOptimizer, as_optimizer, is_transformation
 from ._progress import Progress
 from ._saved import restore_learner, save_learner
-from ._sequence import auto_block_size, common_length
+from ._sequence import common_length
 from ._stepping import EligibilityTrace, SteppingLearner
 
 State = brainstate.State[Any]
@@ -187,7 +188,7 @@ class ETraceAlgorithm(SteppingLearner):
         if options.chunk_size is not None:
             return replace(options, chunk_size=min(int(options.chunk_size), steps), block_size=1)
         if options.block_size == "auto":
-            size = 1 if options.check else auto_block_size(self.rule, steps)
+            size = 1 if options.check else auto_block_size(self.rule, steps, options.carry_trace)
         else:
             size = min(int(options.block_size), steps)
         return replace(options, block_size=size)

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from ._algorithm import LearningRule
+from ._block_size import auto_block_size
 from ._compile import show_path
-from ._sequence import auto_block_size
 
 EXAMPLE_LENGTH = 100
 

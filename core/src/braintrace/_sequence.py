@@ -11,7 +11,6 @@ on, into the next trace.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -453,34 +452,6 @@ def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
     return (total * scale).astype(jnp.result_type(like))
 
 
-def auto_block_size(rule: LearningRule, steps: int, budget: int = 256 * 2**20) -> int:
-    """How many steps to evaluate together.
-
-    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
-    them, and reads and writes the traces once, so longer blocks are faster as long as the record
-    fits. It may take ``budget`` bytes, or as much as the traces if that is more; the steps are then
-    divided into equal blocks.
-    """
-    executor = rule.executor
-    plan = executor.graph.perturbed
-    width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)
-    per_step = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
-    for relation in executor.graph.hidden_param_op_relations:
-        per_step += 0 if relation.x_var is None else _bytes(relation.x_var.aval)
-    for link in rule.links:
-        per_step += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
-    for group in {link.group.index: link.group for link in rule.links}.values():
-        per_step += group.num_state**2 * math.prod(group.varshape) * width
-    held = sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
-    longest = max(1, max(budget, held) // max(1, per_step))
-    blocks = -(-steps // longest)
-    return -(-steps // blocks)
-
-
-def _bytes(array: Any) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
-
-
 def common_length(sequences: tuple[Any, ...]) -> int:
     """The common length T of sequences.
 
@@ -531,7 +502,6 @@ __all__ = [
     "Sweep",
     "Tape",
     "TracedStep",
-    "auto_block_size",
     "common_length",
     "end_of_sum",
     "flat_states",

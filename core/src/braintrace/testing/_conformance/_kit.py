@@ -126,7 +126,7 @@ def bound_checks(
     ...     return x, w
     >>> case = ConformanceCase(spec, operands, lambda x, w: bind(spec, x, w))
     >>> checks = bound_checks([spec], [case])
-    >>> "rules.xy_to_dw_is_linear_in_dy[doc_bound_checks]" in {check.id for check in checks}
+    >>> "jax.jit[doc_bound_checks]" in {check.id for check in checks}
     True
     """
     is_plugin = hasattr(plugin_or_specs, "braintrace_plugin_info")

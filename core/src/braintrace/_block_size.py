@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many steps of a sequence to evaluate together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from . import _jax
+from ._algorithm import LearningRule
+
+MIB = 2**20
+#: Records of this size stay close to the processor.
+NEAR = 16 * MIB
+#: Records of this size fit any machine that holds the model.
+LARGE = 256 * MIB
+#: A block passes over the traces a few times. With a record this much larger, that is a small part.
+TIMES_THE_TRACES = 2.5
+
+
+def auto_block_size(rule: LearningRule, steps: int, carried: bool = True) -> int:
+    """The block size that ``'auto'`` stands for.
+
+    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
+    them. A trace that is carried is read and written once per block, so blocks are as long as makes
+    that cheap and no longer: a small record is faster than a large one. Without, a single block
+    needs no trace at all, and is taken unless its record is large. The steps are divided into equal
+    blocks.
+
+    Parameters
+    ----------
+    rule
+        The learning rule.
+    steps
+        Length of the sequence.
+    carried
+        Whether traces lead into and out of the sequence.
+    """
+    per_step, held = record_bytes(rule), trace_bytes(rule)
+    longest = max(1, int(budget(held, carried) // max(1, per_step)))
+    blocks = -(-steps // longest)
+    return -(-steps // blocks)
+
+
+def budget(held: int, carried: bool) -> float:
+    """How many bytes a record may take beside traces of ``held`` bytes."""
+    most = max(LARGE, held)
+    return min(max(NEAR, TIMES_THE_TRACES * held), most) if carried else most
+
+
+def record_bytes(rule: LearningRule) -> int:
+    """Bytes that a block takes for each of its steps."""
+    executor = rule.executor
+    plan = executor.graph.perturbed
+    width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)
+    total = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
+    xs = (relation.x_var for relation in executor.graph.hidden_param_op_relations)
+    inputs = {x for x in xs if x is not None and _jax.is_var(x)}
+    total += sum(_bytes(var.aval) for var in inputs)
+    for link in rule.links:
+        total += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
+    for group in {link.group.index: link.group for link in rule.links}.values():
+        total += group.num_state**2 * math.prod(group.varshape) * width
+    return total
+
+
+def trace_bytes(rule: LearningRule) -> int:
+    """Bytes of the traces."""
+    return sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
