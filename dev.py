@@ -3,7 +3,7 @@
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
 test    run the whole test suite; options and paths are passed on to pytest
-bench   measure gradients against BPTT and the peer library; options are passed on
+bench   measure speed and memory against BPTT and the peer library; options are passed on
 check   lint, formatting and types
 docs    build the documentation site, without a network; --open shows it in a browser
 wheels  build the wheels, install them by file into empty environments and try every subset

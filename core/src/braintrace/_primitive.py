@@ -71,8 +71,9 @@ class ETPPrimitiveSpec:
         ``solve_drtrl(l, trace, weights, **params)`` turns a trace into weight cotangents.
     increments_drtrl
         Optional and only for speed: ``(x, f, weights, **params) -> dict``, the sum of the
-        increments of ``K`` steps, with ``x`` and ``f`` of all of them along a leading axis. ``None``:
-        added up step by step, or by ``xy_to_dw`` where the trace is shaped like the weights.
+        increments of ``K`` steps, with ``x`` and ``f`` of all of them along a leading axis. It is
+        called for one example of a batch after the other, as a batch of one. ``None``: increments
+        are added up step by step, or by ``xy_to_dw`` where the trace is shaped like the weights.
 
     Notes
     -----

@@ -194,6 +194,13 @@ class TraceRules(ABC):
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """``sum_k f^k (x) x^k`` for ``f`` [K, S, *E, *Y], in the structure of the trace."""
 
+    def rolled(
+        self, transition: jax.Array, trace: Arrays, x: Any, f: jax.Array, operands: Sequence[Any]
+    ) -> Arrays:
+        """``D . eps + sum_k f^k (x) x^k``: a trace after a block of steps."""
+        moved = self.propagate(transition, trace, operands)
+        return jax.tree.map(jnp.add, self.increments(x, f, operands), moved)
+
     @abstractmethod
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``< signal, eps >``: cotangents of the traced operands."""
@@ -263,6 +270,75 @@ class StructuredTrace(TraceRules):
         return jax.vmap(self._scale(operands))(factor, trace)
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        if self._one_by_one(f.shape[0]):
+            return self._over_examples(None, None, x, f, operands)
+        return self._added(x, f, operands)
+
+    def rolled(
+        self, transition: jax.Array, trace: Arrays, x: Any, f: jax.Array, operands: Sequence[Any]
+    ) -> Arrays:
+        if self._one_by_one(f.shape[0]):
+            return self._over_examples(transition, trace, x, f, operands)
+        return super().rolled(transition, trace, x, f, operands)
+
+    def _takes_blocks(self, steps: int) -> bool:
+        """Whether the family's own rule for several steps is used."""
+        spec = self.operation.spec
+        return spec.increments_drtrl is not None and (steps > 1 or spec.instant_drtrl is None)
+
+    def _one_by_one(self, steps: int) -> bool:
+        return self.operation.spec.batched and self._takes_blocks(steps)
+
+    def _over_examples(
+        self,
+        transition: jax.Array | None,
+        trace: Arrays | None,
+        x: jax.Array,
+        f: jax.Array,
+        operands: Sequence[Any],
+    ) -> Arrays:
+        """:meth:`rolled`, or the increments alone, one example after the other.
+
+        What the family's rule makes of its arguments takes the memory of one example, and the trace
+        is read and written once.
+        """
+        axis = 1 + len(self.extra)
+        single = self._of_one_example()
+
+        def one(b: Any) -> Arrays:
+            def own(tree: Any, axis: int) -> Any:
+                return jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, b, 1, axis), tree)
+
+            new = single._added(own(x, 1), own(f, axis + 1), operands)
+            if trace is None:
+                return new
+            moved = single.propagate(own(transition, axis + 1), own(trace, axis), operands)
+            return jax.tree.map(jnp.add, new, moved)
+
+        def place(b: Any, whole: Arrays) -> Arrays:
+            put = jax.lax.dynamic_update_slice_in_dim
+            return jax.tree.map(lambda v, new: put(v, new, b, axis), whole, one(b))
+
+        examples = x.shape[1]
+        zeros = {
+            key: jnp.zeros((*v.shape[:axis], examples, *v.shape[axis + 1 :]), v.dtype)
+            for key, v in jax.eval_shape(one, 0).items()
+        }
+        return jax.lax.fori_loop(0, examples, place, zeros)
+
+    def _of_one_example(self) -> StructuredTrace:
+        """The same rules for a batch of one."""
+
+        def first(aval: Any) -> Any:
+            return jax.ShapeDtypeStruct((1, *aval.shape[1:]), aval.dtype)
+
+        op = self.operation
+        avals = list(op.operand_avals)
+        avals[op.spec.x_invar_index or 0] = first(op.x_aval)
+        one = replace(op, operand_avals=tuple(avals), y_aval=first(op.y_aval))
+        return StructuredTrace(one, self.extra, self.num_state)
+
+    def _added(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         one_state = self._increment_rule(x, f.shape[0], operands)
         if self.num_state > UNROLL_STATES:
             return jax.vmap(one_state, in_axes=1)(f)
@@ -278,7 +354,7 @@ class StructuredTrace(TraceRules):
         example over ``K`` steps are what ``xy_to_dw`` gives when the steps are its batch.
         """
         op = self.operation
-        if op.spec.increments_drtrl is not None and (steps > 1 or op.spec.instant_drtrl is None):
+        if self._takes_blocks(steps):
             rule = partial(op.written("increments_drtrl", operands), weights=op.weights(operands))
             return self._each(lambda f: rule(x, f), axis=1)
         if op.spec.instant_drtrl is not None:

@@ -268,7 +268,7 @@ def test_the_trace_keeps_output_positions():
     learner = compiled(model, xs[0])
     (trace,) = learner.traces
     shapes = {key: leaf.shape for key, leaf in trace.value.items()}
-    assert shapes == {"weight": (2, BATCH, 3, 3, 1, 4), "bias": (2, BATCH, 3, 4)}
+    assert shapes == {"weight": (2, BATCH, 3, 4, 3, 1), "bias": (2, BATCH, 3, 4)}
 
 
 def test_half_precision_runs():

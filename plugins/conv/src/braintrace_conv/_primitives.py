@@ -218,20 +218,18 @@ def _increments_drtrl(
 ) -> Arrays:
     """Per example and position, one product of factors and of what was read, over the steps.
 
-    What an example has read in so many steps is held at once, and no more than the trace takes.
+    What has been read in so many steps is held at once, and no more than the trace takes.
     """
     kernel, channels = weights["weight"].shape, f.shape[-1]
-    together = min(STEPS, f.shape[1] * channels)
 
     def of_steps(x: jax.Array, f: jax.Array) -> jax.Array:
         read = _read(jnp.moveaxis(x, 0, -2), kernel, f.shape, Geometry(**geometry))
         return _product(read, jnp.moveaxis(f, 0, -2))
 
-    def of_example(b: Any) -> jax.Array:
-        own = (jax.lax.dynamic_index_in_dim(array, b, 1, keepdims=False) for array in (x, f))
-        return _sum_of_parts(of_steps, together, *own)
+    def of_example(x: jax.Array, f: jax.Array) -> jax.Array:
+        return _sum_of_parts(of_steps, min(STEPS, channels * f.shape[0]), x, f)
 
-    increments = {"weight": jax.lax.map(of_example, jnp.arange(f.shape[1]))}
+    increments = {"weight": jax.vmap(of_example, in_axes=1)(x, f)}
     if has_bias:
         increments["bias"] = f.sum(0)
     return increments
