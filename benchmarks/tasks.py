@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
-from _tasks import report, stream, vowels
-from _tasks.catalogue import TASKS
+from _tasks import report, stream
+from _tasks.catalogue import TASKS, missing
 from _tasks.report import Run
 from _tasks.rules import RULES
 
@@ -78,8 +78,8 @@ def trainings(chosen: argparse.Namespace) -> list[dict[str, object]]:
     """Train every chosen task by every chosen rule; print a table of each task."""
     runs: list[Run] = []
     for name in chosen.task or [name for name in TASKS if name != "control"]:
-        if name == "D" and vowels.folder() is None:
-            print(f"left out: {vowels.MISSING}\n", file=sys.stderr, flush=True)
+        if missing(name):
+            print(f"left out: {missing(name)}\n", file=sys.stderr, flush=True)
             continue
         runs += [
             training(name, rule, seed, chosen.epochs)

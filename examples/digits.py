@@ -21,11 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _digits import data, figure
+from _digits import figure
 from _digits.held_out import HeldOut, Raster
 from _digits.options import Options, parse
-from _digits.progress import Progress
 from _digits.results import Run, shortfalls, table
+from _shared import digits as data
+from _shared.networks import dense, readout
+from _shared.neurons import LIF
+from _shared.progress import Progress
 
 import braintrace
 
@@ -46,85 +49,16 @@ class RowReader(brainstate.nn.Module):
         return self.readout(self.cell(row))
 
 
-@jax.custom_jvp
-def spike(distance: jax.Array) -> jax.Array:
-    """1 where the membrane is above threshold, else 0."""
-    return (distance > 0).astype(distance.dtype)
-
-
-@spike.defjvp
-def _surrogate(
-    primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """The step has no useful derivative: use that of a fast sigmoid instead."""
-    (distance,), (change,) = primals, tangents
-    return spike(distance), change / (1.0 + 5.0 * jnp.abs(distance)) ** 2
-
-
-class LIF(brainstate.nn.Module):
-    """Leaky integrate-and-fire neurons that drive one another.
-
-    Takes input ``[B, num_in]`` and returns spikes ``[B, num_units]``. A neuron that fires loses
-    the threshold (1) from its membrane ``V`` at the next step.
-    """
-
-    def __init__(self, num_in: int, num_units: int, leak: float = 0.9) -> None:
-        super().__init__()
-        self.num_units, self.leak = num_units, leak
-        scale = brainstate.nn.init.LecunNormal()
-        self.feedforward = braintrace.nn.Linear(num_in, num_units, w_init=scale)
-        self.recurrent = braintrace.nn.Linear(num_units, num_units, w_init=scale, b_init=None)
-
-    def init_state(self, batch_size: int | None = None, **kwargs: object) -> None:
-        self.V = brainstate.HiddenState(_zeros(self.num_units, batch_size))
-
-    def reset_state(self, batch_size: int | None = None, **kwargs: object) -> None:
-        self.V.value = _zeros(self.num_units, batch_size)
-
-    def spikes(self) -> jax.Array:
-        return spike(self.V.value - 1.0)
-
-    def update(self, x: jax.Array) -> jax.Array:
-        fired = self.spikes()
-        current = self.feedforward(x) + self.recurrent(fired)
-        self.V.value = self.leak * self.V.value - fired + current
-        return self.spikes()
-
-
-class LeakyReadout(brainstate.nn.Module):
-    """Adds spikes ``[B, num_in]`` up to one leaky value per class, ``[B, num_out]``."""
-
-    def __init__(self, num_in: int, num_out: int, leak: float = 0.9) -> None:
-        super().__init__()
-        self.num_out, self.leak = num_out, leak
-        self.linear = braintrace.nn.Linear(num_in, num_out)
-
-    def init_state(self, batch_size: int | None = None, **kwargs: object) -> None:
-        self.U = brainstate.HiddenState(_zeros(self.num_out, batch_size))
-
-    def reset_state(self, batch_size: int | None = None, **kwargs: object) -> None:
-        self.U.value = _zeros(self.num_out, batch_size)
-
-    def update(self, spikes: jax.Array) -> jax.Array:
-        logits = self.leak * self.U.value + self.linear(spikes)
-        self.U.value = logits
-        return logits
-
-
 class SpikeReader(brainstate.nn.Module):
     """Spiking neurons that read spike trains ``[B, 64]``; returns logits ``[B, 10]``."""
 
     def __init__(self, num_units: int = 128) -> None:
         super().__init__()
-        self.neurons = LIF(data.PIXELS, num_units)
-        self.readout = LeakyReadout(num_units, data.CLASSES)
+        self.neurons = LIF((num_units,), *dense(data.PIXELS, num_units))
+        self.readout = readout(num_units, data.CLASSES)
 
     def update(self, x: jax.Array) -> jax.Array:
         return self.readout(self.neurons(x))
-
-
-def _zeros(size: int, batch_size: int | None) -> jax.Array:
-    return jnp.zeros((size,) if batch_size is None else (batch_size, size))
 
 
 # --- The tasks: how an image becomes a sequence, and when the answer counts ---------------------

@@ -5,7 +5,7 @@ Adaptive leaky integrate-and-fire neurons (ALIF) receive the pixels as Poisson s
 another's spikes through recurrent weights. Potentials are in mV, currents in mA, times in ms. The
 connections are ``braintrace.nn.Linear``; everything else is an ordinary ``brainpy.state`` model.
 
-Run it with ``python examples/neurons.py [--epochs N]``. It needs
+Run it with ``python examples/neurons.py [--epochs N] [--figure PATH]``. It needs
 ``pip install braintrace-core[examples,neurons] braintrace-dense``.
 """
 
@@ -14,15 +14,20 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import brainpy.state as bp
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import saiunit as u
-from _digits import data
+from _shared import digits as data
+from _shared import learning
+from _shared.arguments import figure_path
+from _shared.figure import BLUE, ORANGE, drawing, picture
 from braintools import init, surrogate
 
 import braintrace
@@ -55,13 +60,21 @@ class SpikingReader(brainstate.nn.Module):
         current = self.inputs(spikes) + self.recurrent(self.neurons.get_spike())
         return self.readout(self.neurons(current))
 
+    def look(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Spikes, potentials in mV and adaptation, as numbers."""
+        neurons = self.neurons
+        return neurons.get_spike(), neurons.V.value / u.mV, u.get_mantissa(neurons.a.value)
+
 
 def loss_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def train(epochs: int) -> float:
-    """Train, print the progress, and return the accuracy on held-out images."""
+def train(epochs: int, figure: Path | None) -> float:
+    """Train, print the progress, and return the accuracy on held-out images.
+
+    What the neurons do on one of these is drawn into ``figure``.
+    """
     brainstate.random.seed(0)
     digits, keys = data.load(), jax.random.split(jax.random.key(0), 2)
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
@@ -90,26 +103,40 @@ def train(epochs: int) -> float:
         for chosen, key in zip(batches, batch_keys, strict=True):
             moments, loss = learn(moments, key, chosen)
         print(f"epoch {epoch + 1:3d} of {epochs}: loss {loss:.3f}")
-    return accuracy(model, keys[1])
+    spikes = data.poisson_spikes(keys[1], jnp.asarray(digits.test_images), STEPS)
+    logits, seen = learning.outputs(model, spikes, len(digits.test_labels), model.look)
+    if figure is not None:
+        draw(figure, logits[:, 0], *(found[:, 0] for found in seen))
+    # the answer is the largest mean over time
+    return float((logits.mean(0).argmax(-1) == digits.test_labels).mean())
 
 
-def accuracy(model: SpikingReader, key: jax.Array) -> float:
-    """The share of held-out images that are read right, by the mean of the logits over time."""
+def draw(figure: Path, logits: np.ndarray, fired: np.ndarray, v: np.ndarray, a: np.ndarray) -> None:
+    """What happens on the first held-out image: spikes, potentials, adaptation, the answer."""
     digits = data.load()
-    brainstate.nn.init_all_states(model, batch_size=len(digits.test_labels))
-    spikes = data.poisson_spikes(key, jnp.asarray(digits.test_images), STEPS)
-    logits = brainstate.transform.for_loop(model, spikes).mean(0)
-    return float((logits.argmax(-1) == digits.test_labels).mean())
+    with drawing(figure, 0.6, 1.2, 1.2, 1.2) as (image, raster, potential, answer):
+        picture(image, digits.test_images[0].reshape(8, 8), "held-out image", cmap="gray")
+        image.set_aspect("equal")
+        picture(raster, fired.T, f"spikes of {UNITS} neurons", cmap="gray")
+        raster.set_xlabel(f"{STEPS} ms")
+        busy = fired.sum(0).argmax()
+        potential.plot(v[:, busy], color=BLUE, label="potential (mV)")
+        potential.plot(a[:, busy], color=ORANGE, label="adaptation")
+        potential.set(xlabel="ms", title="the busiest neuron")
+        potential.legend()
+        answer.bar(range(data.CLASSES), logits.mean(0), color=BLUE)
+        answer.set(xlabel="digit", title="answer", xticks=range(data.CLASSES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit status is 0."""
     parser = argparse.ArgumentParser(description="Train brainpy.state neurons online.")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
+    parser.add_argument("--figure", type=figure_path, metavar="PATH", help="save a picture")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "warning: relation_excluded_non_temporal")  # the readout
     with brainstate.environ.context(dt=DT):
-        print(f"held-out accuracy {train(options.epochs):.3f}")
+        print(f"held-out accuracy {train(options.epochs, options.figure):.3f}")
     return 0
 
 

@@ -122,8 +122,8 @@ def _products(eqn: Any) -> Iterator[Product]:
         yield _dot(eqn)
     elif name == "conv_general_dilated":
         yield _convolution(eqn)
-    elif name == "scatter-add":  # of a product with a sparse matrix
-        yield Product(1, 1, eqn.invars[2].aval.size)
+    elif name in ("bcoo_dot_general", "bcoo_dot_general_sampled"):
+        yield _sparse(eqn)
     elif braintrace.is_etp_primitive(eqn.primitive):
         implementation = partial(eqn.primitive.spec.impl, **eqn.params)
         yield from products_of(implementation, *(v.aval for v in eqn.invars))
@@ -144,6 +144,16 @@ def _dot(eqn: Any) -> Product:
     batch = math.prod(left[i] for i in batched)
     rows = math.prod(left) // (inner * batch)
     return Product(rows, inner, math.prod(right) // (inner * batch), batch)
+
+
+def _sparse(eqn: Any) -> Product:
+    """A product with a sparse matrix; or the entries, where there are some, of a product of two."""
+    (left, right), _ = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "bcoo_dot_general":
+        entries, dense = eqn.invars[0].aval.size, eqn.invars[2].aval
+        return Product(dense.size // math.prod(dense.shape[i] for i in right), entries, 1)
+    inner = math.prod(eqn.invars[0].aval.shape[i] for i in left)
+    return Product(1, inner, eqn.outvars[0].aval.size)
 
 
 def _convolution(eqn: Any) -> Product:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +14,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _shared.neurons import LIF, spike
+from jax.experimental.sparse import BCOO
 
 import braintrace
 
@@ -42,11 +44,17 @@ def _traced_low_rank(x: jax.Array, b: jax.Array, a: jax.Array) -> Any:
 
 
 TRACED = Make(braintrace.nn, _traced_sparse, _traced_low_rank)
-PLAIN = Make(
-    brainstate.nn,
-    lambda x, data, matrix: x @ matrix.with_data(data),
-    lambda x, b, a: (x @ b) @ a,
-)
+
+
+def _plain_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> Any:
+    """By JAX's BCOO: its CSR, with which ``brainstate.nn.SparseLinear`` works, has a wrong
+    derivative with respect to the values for a product from the left."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(np.asarray(matrix.indptr)))
+    pairs = np.stack([rows, np.asarray(matrix.indices)], 1)
+    return x @ BCOO((data, jnp.asarray(pairs)), shape=matrix.shape)
+
+
+PLAIN = Make(brainstate.nn, _plain_sparse, lambda x, b, a: (x @ b) @ a)
 
 
 def sparse_matrix(num_in: int, num_out: int) -> Any:
@@ -94,66 +102,21 @@ class LowRank(brainstate.nn.Module):
         return self.product(x, factors["b"], factors["a"])
 
 
-@jax.custom_jvp
-def spike(distance: jax.Array) -> jax.Array:
-    """1 where the membrane is above threshold, else 0; differentiated as a fast sigmoid."""
-    return (distance > 0).astype(distance.dtype)
-
-
-@spike.defjvp
-def _surrogate(
-    primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (distance,), (change,) = primals, tangents
-    return spike(distance), change / (1.0 + 5.0 * jnp.abs(distance)) ** 2
-
-
-Map = Callable[[jax.Array], jax.Array]
-
-
-class LIF(brainstate.nn.Module):
-    """Leaky integrate-and-fire neurons that drive one another: x [B, *in] to spikes [B, *shape]."""
-
-    def __init__(self, shape: Shape, feedforward: Map, recurrent: Map, leak: float = 0.9) -> None:
-        super().__init__()
-        self.shape, self.leak = shape, leak
-        self.feedforward, self.recurrent = feedforward, recurrent
-
-    def init_state(self, batch_size: int, **kwargs: object) -> None:
-        self.V = brainstate.HiddenState(jnp.zeros((batch_size, *self.shape)))
-
-    def reset_state(self, batch_size: int, **kwargs: object) -> None:
-        self.V.value = jnp.zeros((batch_size, *self.shape))
-
-    def update(self, x: jax.Array) -> jax.Array:
-        fired = spike(self.V.value - 1.0)
-        current = self.feedforward(x) + self.recurrent(fired)
-        self.V.value = self.leak * self.V.value - fired + current
-        return spike(self.V.value - 1.0)
-
-
 class ALIF(LIF):
-    """The same with a threshold that rises with every spike: two hidden states."""
+    """LIF with a threshold that rises with every spike: two hidden states."""
 
+    a: brainstate.HiddenState
+    kept = ("V", "a")
     strength, fading = 0.2, 0.98
 
-    def init_state(self, batch_size: int, **kwargs: object) -> None:
-        super().init_state(batch_size)
-        self.a = brainstate.HiddenState(jnp.zeros((batch_size, *self.shape)))
-
-    def reset_state(self, batch_size: int, **kwargs: object) -> None:
-        super().reset_state(batch_size)
-        self.a.value = jnp.zeros((batch_size, *self.shape))
-
-    def _spikes(self) -> jax.Array:
+    def spikes(self) -> jax.Array:
         return spike(self.V.value - 1.0 - self.strength * self.a.value)
 
     def update(self, x: jax.Array) -> jax.Array:
-        fired = self._spikes()
-        current = self.feedforward(x) + self.recurrent(fired)
-        self.V.value = self.leak * self.V.value - fired + current
+        fired = self.spikes()
+        self.V.value = self.leak * self.V.value - fired + self.current(x, fired)
         self.a.value = self.fading * self.a.value + fired
-        return self._spikes()
+        return self.spikes()
 
 
 def gru(make: Make, num_in: int, units: int) -> brainstate.nn.Module:

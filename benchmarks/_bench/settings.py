@@ -48,11 +48,11 @@ FORMAT = 2  # of the file that a run is written to
 
 
 def sweep(model: str) -> Iterator[tuple[str, Sizes]]:
-    """Cases of a model: each size varied on its own."""
+    """Cases of a model: each size varied on its own, with the batch of most cases otherwise."""
     seen = set()
     for field, values in SWEEP.items():
         for value in values:
-            change: Any = {field: value}
+            change: Any = {"batch": 16, field: value}
             sizes = SIZES[model]._replace(**change)
             if sizes not in seen:
                 seen.add(sizes)
@@ -121,8 +121,8 @@ PEERS = (PEER_SEQUENCE, PEER_PP, PEER_SCAN)
 SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
 
 #: All ours; in the other cases, the essential ones.
-THOROUGH = ("gru", "lstm", "alif")
-#: Too slow per step to be waited for.
+THOROUGH = ("gru", "lstm")
+#: The peer's D-RTRL is too slow to be waited for.
 PEERLESS = ("gru-wide", "lif-batch", "gru-small")
 
 
@@ -130,6 +130,8 @@ def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
     """Who takes part in a case, the peer's last."""
     if short:
         return (BPTT, *SHORT.get(case, (DEFAULT, UPDATE)))
+    if case not in SIZES:  # of a sweep
+        return (*BASES, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
     ours = OURS if case in THOROUGH else ESSENTIAL
     peers = (PEER_PP,) if case in PEERLESS else PEERS
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
@@ -160,5 +162,5 @@ class Effort(NamedTuple):
     seconds: float
 
 
-FULL = Effort(11, 4.0)
+FULL = Effort(9, 2.5)
 QUICK = Effort(2, 5.0)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from _tasks import digits, matching, networks, predict, text, vowels
+from _shared import digits as images
+from _shared import networks, text, vowels
+
+from _tasks import digits, matching, predict
 from _tasks.classify import Classification
 
 ACCURACY = "held-out accuracy"
@@ -49,9 +52,9 @@ TASKS = {
         "Poisson-coded digits, 128 LIF neurons",
         ACCURACY,
         Classification(
-            build=partial(networks.spiking, digits.PIXELS, 128, 10),
-            load=digits.split(digits.every_step(digits.SPIKE_STEPS)),
-            encode=digits.poisson_spikes,
+            build=partial(networks.spiking, images.PIXELS, 128, 10),
+            load=digits.split(digits.every_step(images.SPIKE_STEPS)),
+            encode=images.poisson_spikes,
             rate=3e-3,
             decay=0.9,
         ),
@@ -62,9 +65,9 @@ TASKS = {
         "digits row by row, GRU 64",
         ACCURACY,
         Classification(
-            build=partial(networks.gated, digits.SIDE, 64, 10),
-            load=digits.split(digits.last_step(digits.SIDE)),
-            encode=digits.rows,
+            build=partial(networks.gated, images.SIDE, 64, 10),
+            load=digits.split(digits.last_step(images.SIDE)),
+            encode=images.rows,
             rate=5e-3,
             decay=0.3,
         ),
@@ -76,8 +79,8 @@ TASKS = {
         ACCURACY,
         Classification(
             build=partial(networks.diagonal, 1, 128, 10),
-            load=digits.split(digits.last_step(digits.PIXELS)),
-            encode=digits.pixels,
+            load=digits.split(digits.last_step(images.PIXELS)),
+            encode=images.pixels,
             rate=5e-3,
             decay=0.9,
         ),
@@ -116,8 +119,8 @@ TASKS = {
         ACCURACY,
         Classification(
             build=partial(networks.leaky, 1, 64, 10),
-            load=digits.split(digits.last_step(digits.PIXELS)),
-            encode=digits.pixels,
+            load=digits.split(digits.last_step(images.PIXELS)),
+            encode=images.pixels,
             rate=5e-3,
             decay=0.9,
         ),
@@ -125,3 +128,8 @@ TASKS = {
         LOGISTIC,
     ),
 }
+
+
+def missing(name: str) -> str | None:
+    """What has to be installed before a task can be run, if anything."""
+    return vowels.MISSING if name == "D" and vowels.folder() is None else None

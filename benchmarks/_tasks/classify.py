@@ -10,9 +10,10 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _shared import learning
+from _shared.problem import Examples, Split
 
 from _tasks import rules
-from _tasks.problem import Examples, Split
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _train(task: Classification, rule: str, seed: int, epochs: int) -> float:
         return brainstate.transform.for_loop(learn, batches, keys).mean()
 
     for each in jax.random.split(key, epochs):
-        batches = _batches(each, len(split.train.labels), task.batch_size)
+        batches = learning.batches(each, len(split.train.labels), task.batch_size)
         epoch(batches, jax.random.split(each, len(batches))).block_until_ready()
     return _accuracy(model, task, split.test, test_key)
 
@@ -60,7 +61,7 @@ def _learner(
     first = task.encode(jax.random.key(0), inputs[: task.batch_size])[0]
     gradient = rules.gradient_of(rule, model, _loss, first, task.decay)
     updates = epochs * (len(labels) // task.batch_size)
-    update = rules.updater(model, rules.adam(rules.falling(task.rate, updates)))
+    update = rules.updater(model, learning.adam(learning.falling(task.rate, updates)))
 
     def learn(batch: jax.Array, key: jax.Array) -> jax.Array:
         xs, counts = task.encode(key, inputs[batch]), weights[batch].T
@@ -75,24 +76,14 @@ def _learner(
 def _loss(
     network: brainstate.nn.Module, x: jax.Array, weights: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, None]:
-    return jnp.mean(weights * rules.cross_entropy(network(x), labels)), None
-
-
-def _batches(key: jax.Array, count: int, size: int) -> jax.Array:
-    """A random order in full batches, [count // size, size]."""
-    return jax.random.permutation(key, count)[: count // size * size].reshape(-1, size)
+    return jnp.mean(weights * learning.cross_entropy(network(x), labels)), None
 
 
 def _accuracy(
     model: brainstate.nn.Module, task: Classification, test: Examples, key: jax.Array
 ) -> float:
     """The fraction of held-out sequences whose label has the largest weighted mean logit."""
-    brainstate.nn.init_all_states(model, batch_size=len(test.labels))
-
-    @brainstate.transform.jit
-    def logits(xs: jax.Array) -> jax.Array:
-        return brainstate.transform.for_loop(model, xs)
-
-    found = np.asarray(logits(task.encode(key, jnp.asarray(test.inputs))))
+    xs = task.encode(key, jnp.asarray(test.inputs))
+    found = learning.outputs(model, xs, len(test.labels))
     answers = np.einsum("nt,tnc->nc", test.weights, found).argmax(-1)
     return float(np.mean(answers == test.labels))

@@ -13,8 +13,9 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _shared import learning, networks, text
 
-from _tasks import networks, rules, text
+from _tasks import rules
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def learner(
     example = jnp.zeros((task.num_streams, size), jnp.float32)
     loss = partial(_loss, size)
     gradient = rules.gradient_of(rule, model, loss, example, task.decay, go_on=True)
-    update = rules.updater(model, rules.adam(rate))
+    update = rules.updater(model, learning.adam(rate))
 
     def learn(now: jax.Array, after: jax.Array) -> jax.Array:
         grads, losses, _ = gradient(now, after)
@@ -62,14 +63,14 @@ def _loss(
     size: int, network: brainstate.nn.Module, now: jax.Array, after: jax.Array
 ) -> tuple[jax.Array, None]:
     logits = network(jax.nn.one_hot(now, size, dtype=jnp.float32))
-    return rules.cross_entropy(logits, after).mean(), None
+    return learning.cross_entropy(logits, after).mean(), None
 
 
 def _train(task: Prediction, rule: str, seed: int, epochs: int) -> float:
     brainstate.random.seed(seed)
     found = text.load()
     now, after = map(jnp.asarray, text.streams(found.train, task.num_streams, task.update_every))
-    rate = rules.falling(task.rate, epochs * len(now))
+    rate = learning.falling(task.rate, epochs * len(now))
     model, learn = learner(task, found.size, rule, rate)
     for _ in range(epochs):
         learn(now, after).block_until_ready()

@@ -122,18 +122,3 @@ def updater(
             weights[path].value = value
 
     return update
-
-
-def adam(rate: Any) -> optax.GradientTransformation:
-    """Adam; gradients of norm 1 at most."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-
-
-def falling(rate: float, updates: int) -> Any:
-    """A rate that falls to zero along a cosine."""
-    return optax.cosine_decay_schedule(rate, max(1, updates))
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Per example, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -14,8 +14,9 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _shared import text
 
-from _tasks import predict, text
+from _tasks import predict
 
 PARTS = 10
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers of ``examples/digits.py``: data, command line, progress display and figure."""
+"""Helpers of ``examples/digits.py``: command line, accuracy, table and figure."""

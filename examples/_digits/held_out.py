@@ -11,8 +11,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from . import data
+from _shared import digits as data
 
 #: The held-out image whose spikes are drawn.
 DRAWN = 0

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from _shared.arguments import figure_path, positive_int, seed_number
+
 ALGORITHMS = ("d_rtrl",)
-FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,6 @@ class Options:
     bptt: bool
     figure: Path
     check: float | None
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    value = _whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def seed_number(text: str) -> int:
-    """A whole number that fits a random seed of 32 bits."""
-    value = _whole_number(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and {2**32 - 1}, got {text}")
-    return value
 
 
 def block_size(text: str) -> int | Literal["auto"]:
@@ -64,21 +48,6 @@ def accuracy(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
     return value
-
-
-def figure_path(text: str) -> Path:
-    """A picture file in a folder that exists."""
-    path = Path(text)
-    if path.suffix.lower() not in FIGURE_SUFFIXES:
-        expected = ", ".join(FIGURE_SUFFIXES)
-        raise argparse.ArgumentTypeError(f"must end in one of {expected}, got {text!r}")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"the folder of {text!r} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"the folder of {text!r} cannot be written to")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected a file")
-    return path
 
 
 def parse(arguments: Sequence[str] | None, description: str, num_images: int) -> Options:
@@ -133,10 +102,3 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="ACCURACY",
     )
     return parser
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None

@@ -331,6 +331,13 @@ def increment_without_f() -> ConformanceCase:
     return case_of(broken(instant_drtrl=instant))
 
 
+def increments_of_the_last_step() -> ConformanceCase:
+    def rule(x: Any, f: Any, weights: Any) -> Any:
+        return affine_xy_to_dw(x[-1], f[-1], weights)
+
+    return case_of(broken(increments_drtrl=rule))
+
+
 def unscaled_bias() -> ConformanceCase:
     return case_of(broken(yw_to_w=lambda dy, trace: {**affine_yw_to_w(dy, trace), "b": trace["b"]}))
 
@@ -358,6 +365,7 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     "rules.yw_to_w_has_no_factor": (factor_in_yw_to_w, "relative error 2.00"),
     "rules.yw_to_w_scales_each_entry": (mean_factor, "relative error"),
     "rules.one_step_trace_gives_xy_to_dw": (increment_without_f, "relative error"),
+    "rules.increments_drtrl_is_a_sum_over_steps": (increments_of_the_last_step, "relative error"),
     "rules.written_trace_equals_the_derived_one": (kernel_shaped, "relative error"),
     "algorithms.d_rtrl.leaky_cell": (factor_in_yw_to_w, "block_size=1: .*relative error"),
     "algorithms.d_rtrl.leaky_cell_in_a_batch": (mean_over_the_batch, "relative error"),

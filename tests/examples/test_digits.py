@@ -24,7 +24,7 @@ def helper(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
     def load(name: str) -> ModuleType:
-        return importlib.import_module(f"_digits.{name}")
+        return importlib.import_module(name)
 
     return load
 
@@ -35,13 +35,14 @@ def parse(helper, tmp_path):
 
     def parse_line(*arguments: str):
         figure = ("--figure", str(tmp_path / "figure.png"))
-        return helper("options").parse([*figure, *arguments], "description", num_images=1347)
+        parse = helper("_digits.options").parse
+        return parse([*figure, *arguments], "description", num_images=1347)
 
     return parse_line
 
 
 def test_defaults_are_the_settings_of_the_comparison(helper):
-    options = helper("options").parse([], "description", num_images=1347)
+    options = helper("_digits.options").parse([], "description", num_images=1347)
     assert (options.task, options.epochs, options.batch_size) == ("both", 40, 64)
     assert (options.algorithm, options.block_size, options.bptt) == ("d_rtrl", "auto", True)
     assert options.figure == Path("digits.png")
@@ -127,7 +128,7 @@ def test_check_fails_the_run_when_the_accuracy_is_missed(tmp_path):
 
 
 def test_split_is_stratified_and_disjoint(helper):
-    digits = helper("data").load()
+    digits = helper("_shared.digits").load()
     assert len(digits.train_labels) == 1347
     assert len(digits.test_labels) == 450
     assert digits.train_images.min() == 0.0
@@ -139,7 +140,7 @@ def test_split_is_stratified_and_disjoint(helper):
 def test_epochs_visit_every_image_at_most_once(helper):
     import jax
 
-    data = helper("data")
+    data = helper("_shared.digits")
     (first, first_keys), (second, _) = data.epochs(jax.random.key(0), 2, 64)
     assert first.shape == (21, 64)
     assert first_keys.shape == (21,)
@@ -150,7 +151,7 @@ def test_epochs_visit_every_image_at_most_once(helper):
 def test_encodings(helper):
     import jax
 
-    data = helper("data")
+    data = helper("_shared.digits")
     images = data.load().test_images[:5]
     rows = data.rows(jax.random.key(0), images)
     assert rows.shape == (8, 5, 8)
@@ -167,7 +168,7 @@ class Terminal(io.StringIO):
 
 def test_progress_redraws_one_line_in_a_terminal(helper):
     stream = Terminal()
-    with helper("progress").Progress("task", 2, stream) as progress:
+    with helper("_shared.progress").Progress("task", 2, stream) as progress:
         progress.advance("loss 1")
         progress.advance("loss 0")
     assert stream.getvalue().count("\n") == 1
@@ -176,7 +177,7 @@ def test_progress_redraws_one_line_in_a_terminal(helper):
 
 def test_progress_writes_few_plain_lines_elsewhere(helper):
     stream = io.StringIO()
-    with helper("progress").Progress("task", 40, stream) as progress:
+    with helper("_shared.progress").Progress("task", 40, stream) as progress:
         for epoch in range(40):
             progress.advance(f"loss {epoch}")
     assert "\r" not in stream.getvalue()

@@ -86,21 +86,22 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
         operands = executor.operand_values(params)
         block = Block(jacobians, (), ())
-        residuals = pull, jacobians, params, states, traces, given
-        return (out, new, rule.update(traces, block, operands)), residuals
+        after = rule.update(traces, block, operands)
+        residuals = pull, jacobians, params, states, traces, after, given
+        return (out, new, after), residuals
 
     @jax.custom_vjp
     def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
         return forward(params, args, states, traces, given)[0]
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, jacobians, params, states, traces, given = residuals
+        pull, jacobians, params, states, traces, after, given = residuals
         out, new, _ = cotangents
         direct, args_bar, late, signal = pull((out, new))
         old = {path: jax.tree.leaves(value)[0] for path, value in late.items() if path in hidden}
         signals = executor.signals(signal), executor.late_signals(old, plan.late_reads)
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
-        found = rule.solve(traces, block, executor.operand_values(params))
+        found = rule.solve_after(traces, after, block, executor.operand_values(params))
         traced = executor.param_gradients(params, found)
         params_bar = {
             path: jax.tree.map(add_gradients, value, traced[path]) if path in traced else value

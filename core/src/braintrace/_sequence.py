@@ -27,6 +27,7 @@ from ._direct import DirectProducts, direct_products
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
 from ._progress import Progress
+from ._recorded import recorded_scan
 
 State = brainstate.State[Any]
 
@@ -256,7 +257,6 @@ class BlockRunner:
         late = sorted({i for indices in self._late().values() for i in indices})
         chosen = [i for i in self._direct if self.step.is_step_by_step(i)]
         shifts = self.step.direct.shifts()
-        shared = Shared()
 
         def one(carry: Any, inputs: Any) -> Any:
             leaves, direct = carry
@@ -276,11 +276,11 @@ class BlockRunner:
             direct = {i: value + params[i] for i, value in direct.items()}
             signals = executor.signals(signal), self._late_signals(olds, leaves)
             step = Block(jacobians, *signals, given)
-            return (new, direct), shared.distinct((step, moving, dys, loss, aux))
+            return (new, direct), (step, moving, dys, loss, aux)
 
         start = leaves, {i: direct[i] for i in chosen}
-        (new, stepwise), found = jax.lax.scan(one, start, inputs)
-        block, moving, dys, losses, aux = shared.restored(found)
+        (new, stepwise), found = recorded_scan(one, start, inputs)
+        block, moving, dys, losses, aux = found
         direct = {**direct, **stepwise}
         for i, value in self.step.products(leaves, moving, dys).items():
             direct[i] = direct[i] + value
@@ -296,26 +296,6 @@ class BlockRunner:
                 for i in self.step.leaves_of(state) or ():
                     gradients[path] = olds.get(i, jnp.zeros_like(leaves[i]))
         return executor.late_signals(gradients, late)
-
-
-class Shared:
-    """Results of a scan in which the same array stands several times, and is stacked once."""
-
-    def distinct(self, tree: Any) -> list[Any]:
-        """Every array of a pytree once."""
-        leaves, self.structure = jax.tree.flatten(tree)
-        found: list[Any] = []
-        self.places = []
-        for leaf in leaves:
-            known = [k for k, other in enumerate(found) if other is leaf]
-            self.places.append(known[0] if known else len(found))
-            if not known:
-                found.append(leaf)
-        return found
-
-    def restored(self, found: Sequence[Any]) -> Any:
-        """The pytree, from the stacked arrays."""
-        return jax.tree.unflatten(self.structure, [found[k] for k in self.places])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ LAST = ("NHWC", "HWIO", "NHWC")
 RULES = (
     "rules.xy_to_dw_is_the_vjp",
     "rules.one_step_trace_gives_xy_to_dw",
+    "rules.increments_drtrl_is_a_sum_over_steps",
     "rules.written_trace_equals_the_derived_one",
 )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import saiunit
 
-from braintrace_conv import _ops, conv
+from braintrace_conv import _ops, _primitives, conv
 from braintrace_conv._plugin import plugin
 from braintrace_conv._primitives import ETP_CONV
 
@@ -247,7 +247,37 @@ def test_numbers_that_are_not_finite_stay_where_they_are():
         "groups": 1,
     }
     read = ETP_CONV.instant_drtrl(x, f, weights, has_bias=False, **geometry)["weight"]
-    assert_same(read[0, 1, :, 0, 0], x[0, 2:, 0])
+    steps = x[None], f[None]
+    total = ETP_CONV.increments_drtrl(*steps, weights, has_bias=False, **geometry)["weight"]
+    for found in (read, total):
+        assert_same(found[0, 1, 0, :, 0], x[0, 2:, 0])
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 7])
+def test_sums_are_the_same_in_parts(part, monkeypatch):
+    steps, x, f = 7, draw(7, 2, 5, 4), draw(7, 2, 3, 6, seed=1)
+    weights = {"weight": draw(3, 2, 6, seed=2)}
+    options = {
+        "strides": (2,),
+        "padding": ((1, 1),),
+        "lhs_dilation": (1,),
+        "rhs_dilation": (1,),
+        "groups": 2,
+        "has_bias": False,
+    }
+
+    def sums():
+        flat = x.reshape(2 * steps, 5, 4), f.reshape(2 * steps, 3, 6)
+        return (
+            ETP_CONV.xy_to_dw(*flat, weights, **options)["weight"],
+            ETP_CONV.increments_drtrl(x, f, weights, **options)["weight"],
+        )
+
+    expected = sums()
+    monkeypatch.setattr(_primitives, "PART", part * 20)
+    monkeypatch.setattr(_primitives, "STEPS", part)
+    for found, whole in zip(sums(), expected, strict=True):
+        assert_same(found, whole)
 
 
 # --- units --------------------------------------------------------------------------------------

@@ -74,6 +74,31 @@ class ParamDimRule(LearningRule):
             found = self.with_entries(found, traces, entries, operands)
         return self._summed(found, operands)
 
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
+        steps = jax.tree.leaves(block.jacobians.f)[:1]
+        if traces is None or self.trace_dtype is not None or any(len(f) > 1 for f in steps):
+            return self.solve(traces, block, operands)
+        found = [self._of_step(i, traces, new, block, operands) for i in range(len(self.links))]
+        return self._summed(found, operands)
+
+    def _of_step(
+        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
+    ) -> Arrays:
+        """``<l, eps^t> + <e, eps^{t-1}>`` of a link."""
+        link, solve = self.links[i], self.rules[i].solve
+        g, r = link.group.index, link.relation.index
+        signal, late = block.signal[g], block.late[g]
+        if block.jacobians.transition[g] is None:  # the trace is of this step alone
+            found = self._of_block(i, block, signal, operands)
+        else:
+            found = solve(link.to_y(signal[0], 1), new[i], operands[r])
+        if late is None:
+            return found
+        return add(found, solve(link.to_y(late[0], 1), traces[i], operands[r]))
+
     def accumulated(self, block: Block) -> dict[int, Accumulated]:
         """The accumulated signals of the groups that have links."""
         transition, passing = block.jacobians.transition, self.executor.passing
@@ -91,14 +116,16 @@ class ParamDimRule(LearningRule):
         self, block: Block, accumulated: Mapping[int, jax.Array], operands: Operands
     ) -> list[Arrays]:
         """Per link, ``sum_t xy_to_dw(x^t, sum_s f^t a^t)`` with ``a`` [K, S, *V] by group."""
-        found = []
-        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
-            signal = link.to_y(accumulated[link.group.index], 2)
-            met = meet(block.jacobians.f[i], signal, self.executor.driving(i))
-            dy = link.sum_to_y(met, 1)
-            r = link.relation.index
-            found.append(rules.operation.contract(block.jacobians.x[r], dy, operands[r]))
-        return found
+        return [
+            self._of_block(i, block, accumulated[link.group.index], operands)
+            for i, link in enumerate(self.links)
+        ]
+
+    def _of_block(self, i: int, block: Block, signal: jax.Array, operands: Operands) -> Arrays:
+        link, r = self.links[i], self.links[i].relation.index
+        met = meet(block.jacobians.f[i], link.to_y(signal, 2), self.executor.driving(i))
+        dy = link.sum_to_y(met, 1)
+        return self.rules[i].operation.contract(block.jacobians.x[r], dy, operands[r])
 
     def with_entries(
         self,

@@ -54,6 +54,12 @@ class EPropRule(ParamDimRule):
         """``eps`` and ``ebar``."""
         return traces[: len(self.links)], traces[len(self.links) :]
 
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """As :meth:`solve`, which the traces after a step do not tell."""
+        return self.solve(traces, block, operands)
+
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         raw: dict[int, Accumulated] = {}

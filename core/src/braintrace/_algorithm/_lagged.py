@@ -144,6 +144,26 @@ class LaggedParamDimRule(ParamDimRule):
 
     # --- gradients ---------------------------------------------------------------------------
 
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
+        if any(late is not None for late in block.late):  # of states that are not kept, perhaps
+            return self.solve(traces, block, operands)
+        return super().solve_after(traces, new, block, operands)
+
+    def _of_step(
+        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
+    ) -> Arrays:
+        """The step that is held back is in the traces ``new``, and this one meets the signal."""
+        link, rules = self.links[i], self.kept[i]
+        entry = self.accumulated(block)[link.group.index]
+        found = self._of_block(i, block, entry.signal, operands)
+        if rules is None or entry.entry is None:
+            return found
+        signal = link.to_y(self._read(link.group.index, entry.entry, 0), 1)
+        return add(found, rules.solve(signal, new[i], operands[link.relation.index]))
+
     def with_entries(
         self,
         found: Sequence[Arrays],

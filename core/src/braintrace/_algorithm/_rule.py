@@ -90,7 +90,18 @@ class LearningRule(ABC):
         self, traces: Traces | None, block: Block, operands: Operands
     ) -> tuple[list[Arrays], Traces]:
         """:meth:`solve` and :meth:`update`, for rules in which they share work."""
-        return self.solve(traces, block, operands), self.update(traces, block, operands)
+        new = self.update(traces, block, operands)
+        return self.solve_after(traces, new, block, operands), new
+
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """:meth:`solve`, where the traces after the block are known: ``new``.
+
+        For a single step, a rule that reads ``new`` only lets them be written in place of the old
+        ones. By default ``new`` is not looked at.
+        """
+        return self.solve(traces, block, operands)
 
     @abstractmethod
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:

@@ -65,6 +65,12 @@ class Resignalled(LearningRule):
         """The rule's traces after a block."""
         return self.rule.update(traces, block, operands)
 
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """As :meth:`solve`, where the traces after the block are known."""
+        return self.rule.solve_after(traces, new, self.source.replaced(block), operands)
+
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
     ) -> tuple[list[Arrays], Traces]:

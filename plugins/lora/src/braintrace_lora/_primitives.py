@@ -79,6 +79,18 @@ def _instant_drtrl(
     return increment | ({"bias": f} if has_bias else {})
 
 
+def _increments_drtrl(
+    x: jax.Array, f: jax.Array, weights: Arrays, *, alpha: float, has_bias: bool
+) -> Arrays:
+    """The same over a leading axis of steps, as one product for each trace and example."""
+
+    def product(rows: jax.Array) -> jax.Array:
+        return jnp.einsum("k...i,k...o->...io", rows, f)
+
+    increments = {"lora_b": product(x), "lora_a": product(_narrow(x, weights["lora_b"], alpha))}
+    return increments | ({"bias": f.sum(0)} if has_bias else {})
+
+
 # --- one example -----------------------------------------------------------------------------
 
 
@@ -115,6 +127,7 @@ ETP_LORA_MV = ETPPrimitiveSpec(
     trainable_invars_fn=_trainable,
     batched_counterpart="etp_lora_mm",
     instant_drtrl=_instant_drtrl,
+    increments_drtrl=_increments_drtrl,
     solve_drtrl=_mv_solve_drtrl,
 )
 
@@ -151,5 +164,6 @@ ETP_LORA_MM = ETPPrimitiveSpec(
     trainable_invars_fn=_trainable,
     batched=True,
     instant_drtrl=_instant_drtrl,
+    increments_drtrl=_increments_drtrl,
     solve_drtrl=_mm_solve_drtrl,
 )

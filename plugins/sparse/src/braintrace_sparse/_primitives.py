@@ -9,6 +9,7 @@ Shapes: ``x`` [B?, in], ``weight``, ``row``, ``col`` [nnz], ``bias`` [out], ``y`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -104,6 +105,13 @@ def _mv_xy_to_dw(
     return _instant_drtrl(x, dy, weights, constants=constants)
 
 
+def _mv_increments_drtrl(
+    x: jax.Array, f: jax.Array, weights: Arrays, *, constants: Indices, **params: Any
+) -> Arrays:
+    """Steps are to one example what examples are to one step."""
+    return _mm_xy_to_dw(x, f, weights, constants=constants)
+
+
 ETP_SP_MV = ETPPrimitiveSpec(
     name="etp_sp_mv",
     impl=_mv,
@@ -112,6 +120,7 @@ ETP_SP_MV = ETPPrimitiveSpec(
     init_drtrl=_init_drtrl,
     init_pp=_init_pp,
     instant_drtrl=_instant_drtrl,
+    increments_drtrl=_mv_increments_drtrl,
     trainable_invars_fn=_trainable,
     batched_counterpart="etp_sp_mm",
 )
@@ -154,6 +163,14 @@ def _sum_of_products(
     return jax.lax.scan(add, _wide(jnp.zeros_like(weight)), (x, dy))[0].astype(weight.dtype)
 
 
+def _mm_increments_drtrl(
+    x: jax.Array, f: jax.Array, weights: Arrays, *, constants: Indices, **params: Any
+) -> Arrays:
+    """Example by example, what the gradient of the values is when steps are a batch."""
+    of_example = partial(_mm_xy_to_dw, weights=weights, constants=constants)
+    return jax.vmap(of_example, in_axes=1)(x, f)
+
+
 ETP_SP_MM = ETPPrimitiveSpec(
     name="etp_sp_mm",
     impl=_mm,
@@ -162,6 +179,7 @@ ETP_SP_MM = ETPPrimitiveSpec(
     init_drtrl=_init_drtrl,
     init_pp=_init_pp,
     instant_drtrl=_instant_drtrl,
+    increments_drtrl=_mm_increments_drtrl,
     trainable_invars_fn=_trainable,
     batched=True,
 )

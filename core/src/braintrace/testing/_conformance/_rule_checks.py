@@ -198,6 +198,26 @@ def one_step_trace_gives_xy_to_dw(case: ConformanceCase) -> None:
     same(found, _traced(equation, equation.derived.xy_to_dw(equation.x, dy, equation.operands)))
 
 
+@case_check("rules.increments_drtrl_is_a_sum_over_steps", _writes("increments_drtrl"))
+def increments_drtrl_is_a_sum_over_steps(case: ConformanceCase) -> None:
+    """The increments of several steps at once are the sum of those of the single steps.
+
+    Without ``increments_drtrl``, core takes ``instant_drtrl`` or ``xy_to_dw`` of each step.
+    """
+    equation = equation_of(case)
+    one_by_one = replace(equation.operation.spec, increments_drtrl=None)
+    operations = equation.operation, replace(equation.operation, spec=one_by_one)
+    xs = [equation_of(case, seed=t).x for t in range(STEPS)]
+    x = None if xs[0] is None else jnp.stack(xs)
+    for extra in EXTRA:
+        f = equation.like_y(1, STEPS, STATES, *extra)
+        found, expected = (
+            StructuredTrace(operation, extra, STATES).increments(x, f, equation.operands)
+            for operation in operations
+        )
+        same(found, expected)
+
+
 def _traced(equation: Equation, found: dict[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in equation.operation.traced}
 

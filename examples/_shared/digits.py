@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ PIXELS = SIDE * SIDE
 CLASSES = 10
 SPLIT_SEED = 0
 MAX_RATE = 0.5
+SPIKE_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,14 @@ def rows(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.moveaxis(images.reshape(-1, SIDE, SIDE), 1, 0)
 
 
-def poisson_spikes(key: jax.Array, images: jax.Array, num_steps: int) -> jax.Array:
+def pixels(key: jax.Array, images: jax.Array) -> jax.Array:
+    """One pixel at a time, ``[64, B, 1]``. No randomness."""
+    del key
+    return images.T[:, :, None]
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def poisson_spikes(key: jax.Array, images: jax.Array, num_steps: int = SPIKE_STEPS) -> jax.Array:
     """Spike trains ``[num_steps, B, 64]`` of 0 and 1; a pixel spikes with rate 0.5 x brightness."""
     rates = jnp.broadcast_to(MAX_RATE * images, (num_steps, *images.shape))
     return jax.random.bernoulli(key, rates).astype(images.dtype)

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from _tasks.problem import Examples, Split
+from .problem import Examples, Split
 
 CHANNELS = 12
 SPEAKERS = 9
 LONGEST = 29
 MISSING = (
-    "task D needs the data files of the package aeon, which is not installed; its own dependencies "
-    "are not needed: python -m pip install --no-deps aeon"
+    "JapaneseVowels (task D) is read from the data files of the package aeon, which is not "
+    "installed; its dependencies are not needed: python -m pip install --no-deps aeon"
 )
 
 

@@ -16,22 +16,30 @@ RARE = 20  # characters that occur less often are one character
 
 @dataclass(frozen=True)
 class Text:
-    """Characters as whole numbers below ``size``: the first 90 % to train on, the rest held out."""
+    """Characters as whole numbers below ``size``: the first 90 % to train on, the rest held out.
+
+    ``letters`` [size] says which they are; 0 stands for all rare ones.
+    """
 
     train: np.ndarray
     test: np.ndarray
-    size: int
+    letters: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """How many characters there are."""
+        return len(self.letters)
 
 
 def load() -> Text:
     """All topics in the order of their names."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
-    _, codes, counts = np.unique(np.array(list(text)), return_inverse=True, return_counts=True)
+    found, codes, counts = np.unique(np.array(list(text)), return_inverse=True, return_counts=True)
     common = counts >= RARE
     number = np.where(common, np.cumsum(common), 0)
     codes = number[codes].astype(np.int32)
     cut = int(0.9 * len(codes))
-    return Text(codes[:cut], codes[cut:], int(common.sum()) + 1)
+    return Text(codes[:cut], codes[cut:], np.concatenate([["~"], found[common]]))
 
 
 def streams(codes: np.ndarray, count: int, update_every: int) -> tuple[np.ndarray, np.ndarray]:
