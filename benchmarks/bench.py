@@ -109,7 +109,7 @@ def measure(chosen: argparse.Namespace, run: dict[str, Any]) -> list[str]:
         print(f"\n{report.text(case, found)}", flush=True)
     only_cases = chosen.sweep or chosen.case
     parts = chosen.part or (("cases",) if only_cases else settings.PARTS)
-    rounds = 1 if chosen.short else 6
+    rounds = 1 if chosen.short else 5
     if "compile" in parts:
         run["compile"] = compiling.measure(pythons, rounds, chosen.short)
     if "import" in parts:

@@ -58,7 +58,7 @@ def measure(pythons: Mapping[bool, Path], rounds: int, short: bool = False) -> d
             found["analysis"][cell] = analysis(cell, workers, rounds, 2 if short else DEPTH)
         for name in ("gru",) if short else GRADIENTS:
             sizes = SHORT if short else GRADIENTS[name]
-            found["gradient"][name] = gradient(workers["ours"], name, sizes, rounds)
+            found["gradient"][name] = gradient(workers["ours"], name, sizes, min(rounds, 3))
         found["again"] = workers["ours"].ask("again", "gru", SHORT, short)
     with tempfile.TemporaryDirectory() as folder:
         cache = variables(
@@ -82,9 +82,9 @@ def analysis(cell: str, workers: Mapping[str, Process], rounds: int, depth: int)
 
 def gradient(worker: Process, name: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
     """Seconds to trace and to compile the program of a gradient, contenders in turn."""
-    found: dict[str, Any] = {c.name: {"trace_s": [], "compile_s": []} for c in (BPTT, DEFAULT, PP)}
+    found: dict[str, Any] = {c.name: {"trace_s": [], "compile_s": []} for c in (BPTT, DEFAULT)}
     for _ in range(rounds):
-        for one in (BPTT, DEFAULT, PP):
+        for one in (BPTT, DEFAULT):
             for key, seconds in worker.ask("compile", one, name, sizes).items():
                 found[one.name][key].append(seconds)
     return found

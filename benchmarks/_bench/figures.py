@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from .memory import BLOCKED
 from .memory import FRESH as FRESH_MEMORY
 from .settings import (
     BPTT,
@@ -93,8 +92,7 @@ def of_compiling(part: Run) -> Figures:
             name: median(map(sum, zip(one["trace_s"], one["compile_s"], strict=True)))
             for name, one in by_contender.items()
         }
-        for name in (DEFAULT.name, PP.name):
-            found[f"compiling {name}, {model} / BPTT"] = total[name] / total[BPTT.name]
+        found[f"compiling D-RTRL, {model} / BPTT"] = total[DEFAULT.name] / total[BPTT.name]
     found["programs compiled again"] = sum(part["again"].values())
     found["programs compiled in spite of a cache"] = part["cached"]["second"]
     return found
@@ -119,13 +117,11 @@ def of_importing(part: Run) -> Figures:
 def of_memory(part: Run) -> Figures:
     """Growth with the length of the sequence, and programs beside their largest array."""
     found: Figures = {}
-    for model, by_contender in part["growth"].items():
-        for name, lengths in by_contender.items():
-            (_, short), (_, long) = sorted(lengths.items(), key=lambda item: int(item[0]))
-            for kind in ("program", "resident"):
-                if short[kind]:
-                    ratio = long[kind] / short[kind]
-                    found[f"memory of ten times the steps, {model}, {name}, {kind}"] = ratio
+    for model, lengths in part["growth"].items():
+        short, long = (lengths[t] for t in sorted(lengths, key=int))
+        for kind in ("program", "resident"):
+            if short[kind]:
+                found[f"memory of ten times the steps, {model}, {kind}"] = long[kind] / short[kind]
     for model, by_contender in part["space"].items():
         for kind in ("program", "resident"):
             reverse = by_contender[BPTT.name][kind]
@@ -155,7 +151,7 @@ class Target(NamedTuple):
         return value >= self.bound if self.least else value <= self.bound
 
 
-GROWTH = f"memory of ten times the steps, {{}}, {BLOCKED.name}, program"
+GROWTH = "memory of ten times the steps, {}, program"
 TARGETS = (
     Target("gru: D-RTRL / BPTT", 1.0),
     Target("gru: D-RTRL, trace not kept / BPTT", 0.7),

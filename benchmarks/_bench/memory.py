@@ -40,7 +40,7 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``growth``: by model and contender, per length ``program`` and ``resident`` bytes;
+        ``growth``: by model and length, ``program`` and ``resident`` bytes;
         ``space``: by model, ``trace`` bytes, and per contender those bytes.
     """
 
@@ -50,10 +50,7 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
     lengths = SHORT_LENGTHS if short else LENGTHS
     blocked = BLOCKED._replace(block=SHORT_BLOCK) if short else BLOCKED
     growth = {
-        name: {
-            one.name: {t: ask(one, name, sizes._replace(steps=t)) for t in lengths}
-            for one in ((blocked,) if short else (blocked, BPTT))
-        }
+        name: {t: ask(blocked, name, sizes._replace(steps=t)) for t in lengths}
         for name, sizes in (list(GROWTH.items())[:1] if short else GROWTH.items())
     }
     space = {

@@ -122,8 +122,8 @@ SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
 
 #: All ours; in the other cases, the essential ones.
 THOROUGH = ("gru", "lstm")
-#: The peer's D-RTRL is too slow to be waited for.
-PEERLESS = ("gru-wide", "lif-batch", "gru-small")
+#: Traces at every step are too slow here to be waited for, above all the peer's.
+LARGE = ("gru-wide", "lif-batch", "gru-small")
 
 
 def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
@@ -133,9 +133,10 @@ def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
     if case not in SIZES:  # of a sweep
         return (*BASES, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
     ours = OURS if case in THOROUGH else ESSENTIAL
-    peers = (PEER_PP,) if case in PEERLESS else PEERS
+    if case in LARGE:
+        return (*BASES, DEFAULT, FRESH, PP, UPDATE, CALLS, PEER_PP)
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
-    return (*BASES, *ours, *peers, *windows)
+    return (*BASES, *ours, *PEERS, *windows)
 
 
 def reference(contender: Contender) -> Contender | None:

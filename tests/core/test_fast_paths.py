@@ -22,6 +22,7 @@ from braintrace._block_size import (
     record_bytes,
     trace_bytes,
 )
+from braintrace._recorded import recorded_scan
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -260,6 +261,76 @@ def test_a_readout_outside_of_the_learner_is_taken_block_by_block() -> None:
     brainstate.nn.reset_all_states(cell, batch_size=2)
     expected = brainstate.transform.grad(total, weights)()
     assert_tree_close(dict(found), dict(expected))
+
+
+# --- what is stacked -----------------------------------------------------------------------------
+
+
+def test_a_recorded_scan_equals_a_scan() -> None:
+    scale = jnp.arange(3.0)
+
+    def body(carry: Any, now: Any) -> Any:
+        total, count = carry
+        product = now["x"] * scale
+        constant = jnp.ones(2) * scale[1]
+        same = {"a": product, "b": (product, constant), "c": now["x"], "d": count, "e": 3.0}
+        return (total + product, count + 1), (same, None, total)
+
+    inputs = {"x": jnp.linspace(0.0, 1.0, 12).reshape(4, 3)}
+    start = jnp.zeros(3), jnp.zeros((), jnp.int32)
+    wanted = jax.lax.scan(body, start, inputs)
+    found = jax.jit(lambda i: recorded_scan(body, start, i))(inputs)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+    program = jax.make_jaxpr(lambda i: recorded_scan(body, start, i))(inputs)
+    (scan,) = (eqn for eqn in program.eqns if eqn.primitive.name == "scan")
+    assert len(scan.outvars) <= 2 + 4  # product, count and total are stacked, x perhaps
+
+
+# --- sums over examples --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+@pytest.mark.parametrize("kind", ["leaky", "two-states"])
+def test_large_traces_meet_signals_example_by_example(kind: str, batch: int) -> None:
+    class Wide(zoo.Model):
+        width = 128
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = bt.nn.Linear(64, self.width)
+
+        def update(self, x: Any) -> Any:
+            self.h.value = 0.9 * self.h.value + self.layer(x)
+            return self.h.value
+
+    class WideTwo(Wide):
+        names = ("h", "v")
+
+        def update(self, x: Any) -> Any:
+            h, v = self.h.value, self.v.value
+            self.h.value = 0.9 * h + 0.2 * v + self.layer(x)
+            self.v.value = 0.8 * v + 0.1 * h
+            return self.h.value
+
+    model = {"leaky": Wide, "two-states": WideTwo}[kind]()
+    brainstate.nn.init_all_states(model, batch_size=batch)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(jnp.ones((batch, 64)))
+    (rules,) = learner.rule.rules
+    rng = np.random.default_rng(0)
+    trace = {key: jnp.asarray(rng.normal(size=v.shape)) for key, v in rules.init().items()}
+    states = trace["weight"].shape[0]
+    signal = jnp.asarray(rng.normal(size=(states, batch, 128)))
+    operands = [None, jnp.ones((64, 128)), jnp.ones(128)]
+    wanted = {
+        "weight": np.einsum("sbo,sbio->io", signal, trace["weight"]),
+        "bias": np.einsum("sbo,sbo->o", signal, trace["bias"]),
+    }
+    assert_tree_close(jax.jit(rules.solve)(signal, trace, operands), wanted)
+    many = jax.vmap(lambda s: rules.solve(s, trace, operands))(signal[None])
+    assert_tree_close(jax.tree.map(lambda v: v[0], many), wanted)
 
 
 # --- how long blocks are -------------------------------------------------------------------------
