@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rate = learning.falling(5e-3, num_epochs * (len(labels) // BATCH))
     adam = learner.optimizer(learning.adam(rate))
 
-    def gradient(chosen: jax.Array) -> Any:
+    @brainstate.transform.jit
+    def learn(chosen: jax.Array) -> tuple[dict[Any, Any], jax.Array]:
         learner.reset_state(BATCH, model_states=True)
-        return learner.etrace_grad(
+        grads, loss = learner.etrace_grad(
             digits.pixels(jax.random.key(0), images[chosen]),
             step_fn=lambda pixel: learning.cross_entropy(learner(pixel), labels[chosen]).mean(),
             mask=LAST,
@@ -47,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return_value=True,
             loss_output="scalar",
         )
-
-    def learn(chosen: jax.Array, key: jax.Array) -> jax.Array:
-        grads, loss = gradient(chosen)
         adam.update(grads)
-        return loss
+        return grads, loss
 
-    first = jnp.arange(BATCH)
-    online = brainstate.transform.jit(lambda: gradient(first)[0])()
-    print(f"D-RTRL and BPTT differ by {difference(online, bptt(model, images, labels)):.1e}")
-    before = eigenvalues(model)
-    losses = learning.epochs("digit pixels", learn, len(labels), BATCH, num_epochs)
+    def epoch(key: jax.Array) -> float:
+        order = learning.batches(key, len(labels), BATCH)
+        return float(np.mean([learn(chosen)[1] for chosen in order]))
+
+    before, wanted = eigenvalues(model), bptt(model, images, labels)
+    online, _ = learn(jnp.arange(BATCH))
+    print(f"D-RTRL and BPTT differ by {difference(online, wanted):.1e}")
+    losses = learning.rounds("digit pixels", epoch, num_epochs)
     xs = digits.pixels(jax.random.key(0), jnp.asarray(data.test_images))
     answers = learning.outputs(model, xs, len(data.test_labels))[-1].argmax(-1)
     print(f"held-out accuracy {(answers == data.test_labels).mean():.3f}")

@@ -110,14 +110,14 @@ def text(case: str, found: Run) -> str:
 def judged(run: Run) -> list[Row]:
     """Every target, what was measured, and whether that is enough."""
     rows: list[Row] = [("", "target", "measured", "")]
-    for target, value in verdicts(run):
-        bound = f"{'>=' if target.least else '<='} {target.bound:g}"
-        if value is None:
-            rows.append((target.figure, bound, "", "not measured"))
-        else:
+    found = verdicts(run)
+    for target, value in found:
+        if value is not None:
+            bound = f"{'>=' if target.least else '<='} {target.bound:g}"
             verdict = "met" if target.met(value) else "NOT MET"
             rows.append((target.figure, bound, f"{value:.3g}", verdict))
-    return rows
+    missing = sum(value is None for _, value in found)
+    return [*rows, (f"{missing} more were not measured", "", "", "")] if missing else rows
 
 
 def others(run: Run) -> list[Row]:

@@ -132,9 +132,9 @@ def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
         return (BPTT, *SHORT.get(case, (DEFAULT, UPDATE)))
     if case not in SIZES:  # of a sweep
         return (*BASES, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
-    ours = OURS if case in THOROUGH else ESSENTIAL
     if case in LARGE:
         return (*BASES, DEFAULT, FRESH, PP, UPDATE, CALLS, PEER_PP)
+    ours = OURS if case in THOROUGH else ESSENTIAL
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
     return (*BASES, *ours, *PEERS, *windows)
 

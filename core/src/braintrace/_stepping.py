@@ -100,7 +100,8 @@ class SteppingLearner(brainstate.nn.Module):
     def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
         """Learn by the learner's rule with a compiled executor from now on."""
         rule = self.make_rule(executor)
-        self._executor, self._rule, self._step = executor, rule, self.make_step(rule)
+        # As a whole: outside of jit, the loops in it would be compiled anew at each call.
+        self._executor, self._rule, self._step = executor, rule, jax.jit(self.make_step(rule))
         return rule
 
     def make_step(self, rule: LearningRule) -> Any:
