@@ -89,8 +89,8 @@ def bptt(model: Any, images: jax.Array, labels: jax.Array) -> dict[Any, Any]:
 
 def difference(one: dict[Any, Any], other: dict[Any, Any]) -> float:
     """The largest difference of two gradients, relative to the largest entry of each array."""
-    pairs = zip(jax.tree.leaves(dict(one)), jax.tree.leaves(dict(other)), strict=True)
-    return max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+    leaves = ([np.asarray(leaf) for leaf in jax.tree.leaves(dict(a))] for a in (one, other))
+    return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(*leaves, strict=True))
 
 
 def eigenvalues(model: Any) -> np.ndarray:

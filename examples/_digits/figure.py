@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from _shared.digits import SIDE
+from _shared.figure import BLUE, ORANGE, STYLE
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -15,10 +17,10 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from .held_out import Raster
 from .results import Run
 
-#: Colours of Okabe and Ito, told apart with any colour vision; dashes tell them apart in grey.
+#: Told apart with any colour vision; dashes tell them apart in grey.
 STYLES: dict[str, dict[str, Any]] = {
-    "D-RTRL": {"color": "#0072B2", "linestyle": "-"},
-    "BPTT": {"color": "#D55E00", "linestyle": (0, (4, 2))},
+    "D-RTRL": {"color": BLUE, "linestyle": "-"},
+    "BPTT": {"color": ORANGE, "linestyle": (0, (4, 2))},
 }
 ERROR_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 #: Where a network without errors is drawn on the logarithmic axis: about one digit of 450.
@@ -27,6 +29,11 @@ LEAST_ERROR = 0.2
 
 def save(runs: Sequence[Run], path: Path) -> None:
     """Draw all trainings of one program run into ``path`` (.png, .pdf or .svg)."""
+    with rc_context(STYLE):
+        _save(runs, path)
+
+
+def _save(runs: Sequence[Run], path: Path) -> None:
     spiking = [run for run in runs if run.rasters]
     picture = Figure(figsize=(9.0, 6.6 if spiking else 3.8), layout="constrained", dpi=150)
     parts = picture.subfigures(2 if spiking else 1, 1, squeeze=False, hspace=0.06).ravel()
@@ -66,7 +73,7 @@ def _error_curves(axes: Axes, runs: Sequence[Run]) -> None:
         axes.set_xlim(0.0, 1.04 * num_epochs)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="0.9")
+    axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
 
@@ -93,7 +100,7 @@ def _spikes(part: SubFigure, run: Run) -> None:
 
 
 def _digit(axes: Axes, raster: Raster) -> None:
-    axes.imshow(raster.image.reshape(SIDE, SIDE), cmap="gray_r", vmin=0.0, vmax=1.0)
+    axes.imshow(raster.image.reshape(SIDE, SIDE), cmap="gray", vmin=0.0, vmax=1.0)
     axes.set_title(f"Held-out digit {raster.label}", fontsize=11)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -101,9 +108,12 @@ def _digit(axes: Axes, raster: Raster) -> None:
 
 def _raster(axes: Axes, raster: Raster) -> None:
     num_steps, num_units = raster.spikes.shape
-    steps, units = raster.spikes.nonzero()
-    axes.scatter(steps + 1, units, marker="s", s=2.5, linewidths=0.0, color="black")
-    axes.set_xlim(0, num_steps + 1)
-    axes.set_ylim(-1, num_units)
+    axes.imshow(
+        raster.spikes.T,
+        aspect="auto",
+        cmap="gray",
+        extent=(0.5, num_steps + 0.5, num_units - 0.5, -0.5),
+        interpolation="nearest",
+    )
     axes.set_xlabel("time step")
     axes.spines[["top", "right"]].set_visible(False)

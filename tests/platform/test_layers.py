@@ -20,12 +20,12 @@ PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 #: this order.
 LAYERS = [
     "_errors", "_units", "_jax", "_primitive", "_rules", "_jaxpr", "_position_control",
-    "_position_rules", "_element_map", "_positions", "_batched", "_compile", "_layout", "_sweeps",
-    "_execute", "_position_graph", "_whole", "_algorithm", "_config", "_checks",
-    "_vjp_executor", "_progress", "_online", "_recorded", "_direct", "_block_size", "_sequence",
-    "_windows", "_guards", "_losses", "_optimizers", "_reporting", "_feedback", "_synthesizer", "_storage",
-    "_saved", "_resets", "_stepping", "_gradients", "_learner", "_learners",
-    "_further_learners", "_ready", "testing",
+    "_position_rules", "_element_map", "_positions", "_batched", "_compile", "_layout",
+    "_sweeps", "_execute", "_position_graph", "_whole", "_algorithm", "_config", "_checks",
+    "_vjp_executor", "_progress", "_online", "_recorded", "_direct", "_block_size",
+    "_sequence", "_windows", "_guards", "_losses", "_optimizers", "_reporting", "_feedback",
+    "_synthesizer", "_storage", "_saved", "_resets", "_stepping", "_gradients", "_learner",
+    "_learners", "_further_learners", "_ready", "testing",
 ]  # fmt: skip
 
 HOST = {

@@ -46,32 +46,6 @@ WITH_EXAMPLES = [n for n in CALLABLES if not n.endswith("Error")]
 CLASSES = [n for n in CALLABLES if inspect.isclass(found(n))]
 
 
-#: Names in modules that are being rewritten: their docstrings follow.
-WITHOUT_PARAMETERS = """
-    add_hidden_perturbation_from_minfo add_hidden_perturbation_in_module
-    find_hidden_groups_from_minfo find_hidden_groups_from_module
-    find_hidden_param_op_relations_from_module plugin_api.DoctorContext plugin_api.HostInfo
-    rules.Resignalled
-""".split()
-WITHOUT_EXAMPLE = """
-    CompilationRecord DiagnosticKind DiagnosticLevel ETraceGraph ETraceGraphExecutor
-    HiddenPerturbation ModuleInfo add_hidden_perturbation_from_minfo
-    add_hidden_perturbation_in_module extract_module_info find_hidden_groups_from_minfo
-    find_hidden_groups_from_module find_hidden_param_op_relations_from_minfo
-    find_hidden_param_op_relations_from_module plugin_api.DoctorContext plugin_api.HostInfo
-    plugins.PluginRecord plugins.PluginState rules.Block rules.EPropRule rules.IODimRule
-    rules.LearningRule rules.ParamDimRule rules.Resignalled rules.SignalSource rules.SnApRule
-    rules.UORORule
-""".split()
-
-
-def waiting(names: list[str], without: list[str]) -> list[Any]:
-    """The names, with those that wait marked: the mark fails when there is nothing to wait for."""
-    mark = pytest.mark.xfail(reason="its module is being rewritten", strict=True)
-    waits = {f"braintrace.{name}" for name in without}
-    return [pytest.param(name, marks=[mark] if name in waits else []) for name in names]
-
-
 def sections(text: str) -> dict[str, str]:
     """The sections of a docstring by title; the text before them has the title ''."""
     parts = re.split(r"^(\w[\w ]*)\n-{3,}$", text, flags=re.MULTILINE)
@@ -105,7 +79,7 @@ def test_docstring(name):
         assert vars(found(name)).get("__doc__"), "the docstring is that of a base"
 
 
-@pytest.mark.parametrize("name", waiting(CALLABLES, WITHOUT_PARAMETERS))
+@pytest.mark.parametrize("name", CALLABLES)
 def test_every_parameter_is_described(name):
     obj = found(name)
     text = sections(inspect.getdoc(obj) or "")
@@ -116,7 +90,7 @@ def test_every_parameter_is_described(name):
         assert not inspect.isroutine(obj) or known <= wanted, "described, but not there"
 
 
-@pytest.mark.parametrize("name", waiting(WITH_EXAMPLES, WITHOUT_EXAMPLE))
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_there_is_an_example(name):
     assert ">>>" in sections(inspect.getdoc(found(name)) or "").get("Examples", "")
 

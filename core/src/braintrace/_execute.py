@@ -66,6 +66,16 @@ class ETraceGraphExecutor:
     ------
     TypeError
         For an unknown option.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> executor = braintrace.ETraceGraphExecutor(cell)
+    >>> executor.compile_graph(jnp.ones((2, 3)))
+    >>> len(executor.graph.hidden_param_op_relations), sorted(executor.path_to_states)[0]
+    (2, ('Wh', 'weight'))
     """
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:

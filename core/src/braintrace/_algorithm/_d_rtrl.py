@@ -32,6 +32,19 @@ class ParamDimRule(LearningRule):
         A compiled executor.
     trace_dtype
         Dtype in which traces are kept; ``None``: that of the operation's output.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.D_RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import ParamDimRule
+    >>> isinstance(learner.rule, ParamDimRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape
+    (2, 7, 4, 1)
     """
 
     executor: ETraceGraphExecutor

@@ -37,6 +37,19 @@ class EPropRule(ParamDimRule):
         See :class:`ParamDimRule`.
     kappa
         Decay of the filter, in [0, 1).
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.EProp(cell, kappa_filter_decay=0.9)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import EPropRule
+    >>> isinstance(learner.rule, EPropRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape
+    (2, 7, 4, 1)
     """
 
     kappa: float = 0.0

@@ -83,6 +83,19 @@ class IODimRule(LearningRule):
         When an input that is to be filtered is not floating-point.
     CompilationError
         When a family's ``init_pp`` gives something else than an array [*Y, S].
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.pp_prop(cell, 0.9)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import IODimRule
+    >>> isinstance(learner.rule, IODimRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["f"].shape
+    (2, 4, 1)
     """
 
     executor: ETraceGraphExecutor

@@ -36,6 +36,12 @@ class Block(NamedTuple):
         ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
     given
         What the caller passed to the learner besides the model's arguments, such as a modulator.
+
+    Examples
+    --------
+    >>> from braintrace.rules import Block
+    >>> Block._fields
+    ('jacobians', 'signal', 'late', 'given')
     """
 
     jacobians: StepJacobians
@@ -50,6 +56,17 @@ class LearningRule(ABC):
     Weights do not change inside a block, and how steps are divided into blocks changes no number
     beyond round-off. Traces before a block may be given as ``None``, which stands for
     :meth:`init`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.D_RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import LearningRule
+    >>> isinstance(learner.rule, LearningRule), len(learner.rule.links), len(learner.rule.init())
+    (True, 2, 2)
     """
 
     executor: ETraceGraphExecutor

@@ -21,7 +21,24 @@ from ._rule import Block, LateSignals, LearningRule, Operands, Traces
 
 
 class SignalSource(ABC):
-    """What takes the place of ``l`` and ``e`` of a block."""
+    """What takes the place of ``l`` and ``e`` of a block.
+
+    Examples
+    --------
+    Signals of half the size:
+
+    >>> from braintrace.rules import SignalSource
+    >>> class Halved(SignalSource):
+    ...     def replaced(self, block):
+    ...         half = [0.5 * signal for signal in block.signal]
+    ...         late = [None if signal is None else 0.5 * signal for signal in block.late]
+    ...         return block._replace(signal=tuple(half), late=tuple(late))
+    ...
+    ...     def at_boundary(self, signal):
+    ...         return tuple(None if s is None else 0.5 * s for s in signal)
+    >>> Halved().at_boundary((1.0, None))
+    (0.5, None)
+    """
 
     @abstractmethod
     def replaced(self, block: Block) -> Block:
@@ -34,7 +51,26 @@ class SignalSource(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Resignalled(LearningRule):
-    """A learning rule whose traces meet other signals; all else is the rule's own."""
+    """A learning rule whose traces meet other signals; all else is the rule's own.
+
+    Parameters
+    ----------
+    rule
+        The learning rule.
+    source
+        What makes the other signals.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.ThreeFactor(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import ParamDimRule, Resignalled
+    >>> isinstance(learner.rule, Resignalled), isinstance(learner.rule.rule, ParamDimRule)
+    (True, True)
+    """
 
     rule: LearningRule
     source: SignalSource

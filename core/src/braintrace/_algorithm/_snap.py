@@ -39,6 +39,19 @@ class SnApRule(ParamDimRule):
         See :class:`ParamDimRule`.
     order
         ``n``, from 1.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.SnAp(cell, n=2)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import SnApRule
+    >>> isinstance(learner.rule, SnApRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape
+    (2, 7, 4, 4)
     """
 
     executor: WholeGroupsExecutor

@@ -53,6 +53,17 @@ class UORORule(LearningRule):
         Dtype in which traces are kept; ``None``: that of the operation's output.
     seed
         An integer or a JAX key: where the random signs start after a reset.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.UORO(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import UORORule
+    >>> isinstance(learner.rule, UORORule)
+    True
     """
 
     executor: WholeGroupsExecutor

@@ -12,14 +12,28 @@ Path = tuple[Any, ...]
 
 
 class DiagnosticLevel(enum.Enum):
-    """How much attention a record deserves; a WARNING is also a ``UserWarning``."""
+    """How much attention a record deserves; a WARNING is also a ``UserWarning``.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> [level.value for level in braintrace.DiagnosticLevel]
+    ['info', 'warning']
+    """
 
     INFO = "info"
     WARNING = "warning"
 
 
 class DiagnosticKind(enum.Enum):
-    """What a record is about; ``docs/diagnostics.md`` says what to do about each."""
+    """What a record is about; ``docs/diagnostics.md`` says what to do about each.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> braintrace.DiagnosticKind("relation_included").name
+    'RELATION_INCLUDED'
+    """
 
     RELATION_INCLUDED = "relation_included"
     RELATION_EXCLUDED_NO_PARAMSTATE = "relation_excluded_no_paramstate"
@@ -65,6 +79,16 @@ class CompilationRecord:
         The user's ``file:line (function)``.
     remedy
         What to do about it, if anything.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> record = graph.explain(weight_path=("Wr", "weight"))[0]
+    >>> record.kind.value, record.level.value, record.primitive
+    ('relation_excluded_weight_to_weight', 'info', 'etp_mm')
     """
 
     kind: DiagnosticKind

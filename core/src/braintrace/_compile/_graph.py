@@ -49,6 +49,17 @@ class ETraceGraph:
         Which paths from old to new values are in ``D``: ``'diagonal'`` or ``'coupled'``.
     frozen
         Parameters that the caller named as frozen.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> [relation.weight_path for relation in graph.hidden_param_op_relations]
+    [('Wz', 'weight'), ('Wh', 'weight')]
+    >>> graph.coverage()[("Wr", "weight")]
+    'direct'
     """
 
     module_info: ModuleInfo

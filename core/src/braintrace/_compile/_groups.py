@@ -264,6 +264,26 @@ def find_hidden_groups_from_minfo(
     Two states are in one group when the old value of one reaches the new value of the other
     without crossing an ETP operation, their positions have the same shape, and they belong to one
     layer: paths that first differ in an integer are different layers.
+
+    Parameters
+    ----------
+    minfo
+        A traced model.
+
+    Returns
+    -------
+    groups, path_to_group
+        The groups by number, and the group of each hidden state by its path.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> groups, path_to_group = braintrace.find_hidden_groups_from_minfo(minfo)
+    >>> groups[0].varshape, path_to_group[("h",)] is groups[0]
+    ((2, 4), True)
     """
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
@@ -284,7 +304,27 @@ def find_hidden_groups_from_minfo(
 def find_hidden_groups_from_module(
     model: brainstate.nn.Module, *args: Any
 ) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
-    """:func:`find_hidden_groups_from_minfo` of ``extract_module_info(model, *args)``."""
+    """:func:`find_hidden_groups_from_minfo` of ``extract_module_info(model, *args)``.
+
+    Parameters
+    ----------
+    model, *args
+        As in :func:`extract_module_info`.
+
+    Returns
+    -------
+    groups, path_to_group
+        The groups by number, and the group of each hidden state by its path.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> groups, _ = braintrace.find_hidden_groups_from_module(cell, jnp.ones((2, 3)))
+    >>> [group.hidden_paths for group in groups]
+    [(('h',),)]
+    """
     return find_hidden_groups_from_minfo(extract_module_info(model, *args))
 
 

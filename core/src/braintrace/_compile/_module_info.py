@@ -94,6 +94,17 @@ class ModuleInfo:
     settings
         Further settings of ``brainstate.environ`` that the step reads, with their values: they are
         constants of the program.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> sorted(minfo.weight_path_to_invars)
+    [('Wh', 'weight'), ('Wr', 'weight'), ('Wz', 'weight')]
+    >>> minfo.hidden_path_to_invar[("h",)].aval.shape
+    (2, 4)
     """
 
     jaxpr: Jaxpr
@@ -335,6 +346,16 @@ def extract_module_info(
         When the model is no module, an argument no array or an option of another type.
     ValueError
         With ``vmap``, when an argument does not have as many examples as the states.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> out, *_ = minfo.jaxpr_call(jnp.ones((2, 3)))
+    >>> out.shape
+    (2, 4)
     """
     policy = ControlFlowPolicy() if control_flow is None else control_flow
     if not isinstance(policy, ControlFlowPolicy):

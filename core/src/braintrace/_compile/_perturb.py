@@ -95,6 +95,16 @@ class HiddenPerturbation:
         others ``e_g`` is structurally zero.
     direct_leaves
         Parameter leaf variables with a direct gradient.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> perturb = braintrace.add_hidden_perturbation_from_minfo(minfo)
+    >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
+    ([('h',)], (2, 4))
     """
 
     minfo: ModuleInfo
@@ -195,7 +205,27 @@ def perturb_hidden(
 
 
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
-    """The perturbed step of a traced model."""
+    """The perturbed step of a traced model.
+
+    Parameters
+    ----------
+    minfo
+        A traced model.
+
+    Returns
+    -------
+    HiddenPerturbation
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> perturb = braintrace.add_hidden_perturbation_from_minfo(minfo)
+    >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
+    ([('h',)], (2, 4))
+    """
     groups, _ = find_hidden_groups_from_minfo(minfo)
     relations, _, _ = analyse_operations(minfo, groups)
     return perturb_hidden(minfo, groups, relations)
@@ -204,7 +234,26 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
 def add_hidden_perturbation_in_module(
     model: brainstate.nn.Module, *args: Any
 ) -> HiddenPerturbation:
-    """The perturbed step of ``extract_module_info(model, *args)``."""
+    """The perturbed step of ``extract_module_info(model, *args)``.
+
+    Parameters
+    ----------
+    model, *args
+        As in :func:`extract_module_info`.
+
+    Returns
+    -------
+    HiddenPerturbation
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> perturb = braintrace.add_hidden_perturbation_in_module(cell, jnp.ones((2, 3)))
+    >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
+    ([('h',)], (2, 4))
+    """
     return add_hidden_perturbation_from_minfo(extract_module_info(model, *args))
 
 

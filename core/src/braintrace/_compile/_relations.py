@@ -56,6 +56,17 @@ def find_hidden_param_op_relations_from_minfo(
         When groups of the model are missing.
     NotSupportedError
         When a gradient would not be right; the text names the line and a remedy.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> groups, _ = braintrace.find_hidden_groups_from_minfo(minfo)
+    >>> relations = braintrace.find_hidden_param_op_relations_from_minfo(minfo, groups)
+    >>> [relation.weight_path for relation in relations]
+    [('Wz', 'weight'), ('Wh', 'weight')]
     """
     known = path_to_group.values() if isinstance(path_to_group, Mapping) else path_to_group
     groups = sorted(set(known), key=lambda group: group.index)
@@ -122,7 +133,27 @@ def _mixed_tails(
 def find_hidden_param_op_relations_from_module(
     model: brainstate.nn.Module, *args: Any
 ) -> tuple[HiddenParamOpRelation, ...]:
-    """The relations of ``extract_module_info(model, *args)``."""
+    """The relations of ``extract_module_info(model, *args)``.
+
+    Parameters
+    ----------
+    model, *args
+        As in :func:`extract_module_info`.
+
+    Returns
+    -------
+    tuple of HiddenParamOpRelation
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> x = jnp.ones((2, 3))
+    >>> relations = braintrace.find_hidden_param_op_relations_from_module(cell, x)
+    >>> [relation.primitive.name for relation in relations]
+    ['etp_mm', 'etp_mm']
+    """
     minfo = extract_module_info(model, *args)
     groups, _ = find_hidden_groups_from_minfo(minfo)
     return find_hidden_param_op_relations_from_minfo(minfo, groups)

@@ -89,7 +89,21 @@ def _frozen_exports(exports: object) -> Mapping[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class HostInfo:
-    """What a hook is told about its host: plugin API and version of core."""
+    """What a hook is told about its host: plugin API and version of core.
+
+    Parameters
+    ----------
+    version
+        ``(major, minor)`` of the plugin API.
+    core_version
+        Version of ``braintrace-core``.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import HostInfo
+    >>> HostInfo((1, 0), "0.1.0").core_version
+    '0.1.0'
+    """
 
     version: tuple[int, int]
     core_version: str

@@ -61,7 +61,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorContext:
-    """What ``braintrace_doctor`` is told: the plugin's own distribution, and its host."""
+    """What ``braintrace_doctor`` is told: the plugin's own distribution, and its host.
+
+    Parameters
+    ----------
+    distribution, version, origin
+        The plugin's own distribution, its version, and where it lies.
+    core_version
+        Version of ``braintrace-core``.
+    api
+        ``(major, minor)`` of the plugin API.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import DoctorContext
+    >>> DoctorContext("example-scale", "1.0", "", "0.1.0").api
+    (1, 0)
+    """
 
     distribution: str
     version: str

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 
 class PluginState(enum.StrEnum):
-    """How far a plugin has come."""
+    """How far a plugin has come.
+
+    Examples
+    --------
+    >>> from braintrace.plugins import PluginState
+    >>> [str(state) for state in PluginState]
+    ['discovered', 'loaded', 'failed', 'incompatible', 'conflict', 'disabled']
+    """
 
     DISCOVERED = "discovered"
     LOADED = "loaded"
@@ -40,6 +47,13 @@ class PluginRecord:
         Seconds that loading took, ``None`` before.
     problems
         Findings that do not prevent its use, such as exports that differ from the metadata.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> record = next(r for r in braintrace.plugins.records() if r.family == "dense")
+    >>> record.distribution, "braintrace.matmul" in record.exports
+    ('braintrace-dense', True)
     """
 
     family: str
