@@ -32,8 +32,8 @@ class Model:
         Whether inputs are images [*, SIDE, SIDE, channels].
     plain
         Whether brainstate has all the layers, too.
-    exact
-        Whether D-RTRL is reverse mode: the recurrence runs position by position.
+    inward
+        Whether the last layer returns as many features as it is given.
     """
 
     layer: Layer
@@ -41,17 +41,17 @@ class Model:
     spiking: bool = True
     image: bool = False
     plain: bool = True
-    exact: bool = False
+    inward: bool = False
 
     def outputs(self, sizes: Sizes) -> int:
-        """Features of the last layer; a linear recurrent unit returns as many as it is given."""
-        return sizes.inputs if self.exact else sizes.units
+        """Features of the last layer."""
+        return sizes.inputs if self.inward else sizes.units
 
 
 MODELS = {
     "gru": Model(layers.gru, spiking=False),
     "lstm": Model(layers.lstm, spiking=False),
-    "lru": Model(layers.lru, spiking=False, plain=False, exact=True),
+    "lru": Model(layers.lru, spiking=False, plain=False, inward=True),
     "lif": Model(layers.lif),
     "alif": Model(layers.alif),
     "stack": Model(layers.lif, depth=3),

@@ -162,10 +162,10 @@ def _convolution(eqn: Any) -> Product:
     return Product(math.prod(out) // columns, math.prod(kernel) // columns, columns)
 
 
-def trace_bytes(name: str, sizes: Sizes) -> int:
-    """Bytes of all D-RTRL traces of a model."""
+def traces_of(name: str, sizes: Sizes) -> list[int]:
+    """Bytes of every array of the D-RTRL traces of a model."""
     model = network(name, sizes)
     learner = braintrace.D_RTRL(model)
     learner.compile_graph(example(name, sizes))
     held = [trace.value for trace in learner.traces]
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
+    return [leaf.nbytes for leaf in jax.tree.leaves(held)]

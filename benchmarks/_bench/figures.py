@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from .memory import FRESH as FRESH_MEMORY
 from .settings import (
     BPTT,
     DEFAULT,
@@ -125,14 +124,12 @@ def of_memory(part: Run) -> Figures:
     for model, by_contender in part["space"].items():
         for kind in ("program", "resident"):
             reverse = by_contender[BPTT.name][kind]
-            for name in (DEFAULT.name, FRESH_MEMORY.name):
+            for name in (DEFAULT.name, FRESH.name):
                 if reverse:
                     ratio = by_contender[name][kind] / reverse
                     found[f"memory, {model}, {name} / BPTT, {kind}"] = ratio
-        fresh = by_contender[FRESH_MEMORY.name]
-        found[f"memory, {model}, {FRESH_MEMORY.name} / one trace"] = (
-            fresh["program"] / fresh["trace"]
-        )
+        few = by_contender["few"]
+        found[f"memory, {model}, few steps / one trace"] = few["temporary"] / few["trace"]
     return found
 
 
@@ -166,8 +163,8 @@ TARGETS = (
     Target("conv: D-RTRL / BPTT", 1.5),
     Target(f"memory, conv, {DEFAULT.name} / BPTT, program", 1.5),
     Target(f"memory, conv, {DEFAULT.name} / BPTT, resident", 1.5),
-    Target(f"memory, conv, {FRESH_MEMORY.name} / one trace", 1.0),
-    Target(f"memory, lora, {FRESH_MEMORY.name} / one trace", 1.0),
+    Target("memory, conv, few steps / one trace", 0.5),
+    Target("memory, lora, few steps / one trace", 0.5),
     Target("gru: pp_prop / BPTT", 0.4),
     *(
         Target(f"{case}: peer pp_prop / ours", 1.0, least=True)

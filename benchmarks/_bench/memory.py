@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .processes import run_json, variables
-from .settings import BPTT, DEFAULT, Contender, Sizes
+from .settings import BPTT, DEFAULT, FRESH, Contender, Sizes
 
 BLOCK = 50
 LENGTHS = (100, 1000)
@@ -27,11 +27,12 @@ GROWTH = {
     "lif": Sizes(0, 16, 64, 256),
     "stack": Sizes(0, 16, 64, 128),
 }
-#: Models whose trace has an entry per parameter and position.
+#: Models whose traces have an entry per parameter and position. A gradient has no need of such an
+#: array; over few steps nothing else in it is as large.
 SPACE = {"conv": Sizes(50, 16, 2, 16), "lora": Sizes(100, 16, 64, 512)}
 SHORT_LENGTHS, SHORT_BLOCK = (8, 16), 4
 BLOCKED = Contender("D-RTRL, fixed block", "sequence", block=BLOCK)
-FRESH = DEFAULT._replace(name="D-RTRL, trace not kept", carry=False)
+FEW = 4
 
 
 def measure(python: Path, short: bool = False) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
     -------
     dict
         ``growth``: by model and length, ``program`` and ``resident`` bytes;
-        ``space``: by model, ``trace`` bytes, and per contender those bytes.
+        ``space``: by model and contender those bytes, and under ``few`` those of the gradient over
+        few steps, with its ``temporary`` bytes and those of the largest ``trace``.
     """
 
     def ask(one: Contender, name: str, sizes: Sizes) -> Any:
@@ -54,7 +56,10 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
         for name, sizes in (list(GROWTH.items())[:1] if short else GROWTH.items())
     }
     space = {
-        name: {one.name: ask(one, name, sizes) for one in (DEFAULT, FRESH, BPTT)}
+        name: {
+            **{one.name: ask(one, name, sizes) for one in (DEFAULT, FRESH, BPTT)},
+            "few": ask(FRESH, name, sizes._replace(steps=FEW)),
+        }
         for name, sizes in ({} if short else SPACE).items()
     }
     return {"growth": growth, "space": space}
@@ -66,21 +71,22 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
 def bytes_of(contender: Sequence[Any], name: str, sizes: Sequence[int]) -> dict[str, int]:
     """Bytes of a program and of its process while it runs, without the sequences."""
     from .cases import sequences
-    from .counting import trace_bytes
+    from .counting import traces_of
     from .programs import program_of
 
     one, chosen = Contender(*contender), Sizes(*sizes)
     data = sequences(name, chosen)
     program = program_of(one, name, chosen)
-    held = program.compile(data)["bytes"] - sum(part.nbytes for part in data)
+    compiled = program.compile(data)
     program.reset()
     before = resident()
     with Peak() as peak:
         program.execute(data)
     return {
-        "program": int(held),
+        "program": int(compiled["bytes"]) - sum(part.nbytes for part in data),
+        "temporary": int(compiled["temporary"]),
         "resident": max(0, peak.bytes - before),
-        "trace": trace_bytes(name, chosen),
+        "trace": max(traces_of(name, chosen)),
     }
 
 

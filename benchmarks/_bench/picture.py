@@ -54,11 +54,15 @@ def colour(name: str) -> str:
     return "C3" if name.startswith("peer") else "C1" if name.startswith("online") else "C0"
 
 
+def _label(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
 def _panel(axis: Any, case: str, found: Mapping[str, Any]) -> None:
     shown = dict(reversed(bars(found).items()))
     names, times = list(shown), [time for time, _ in shown.values()]
     drawn = axis.barh(names, times, color=[colour(name) for name in names])
-    axis.bar_label(drawn, fmt="%.2g", padding=2, fontsize=7)
+    axis.bar_label(drawn, fmt=_label, padding=2, fontsize=7)
     for height, (_, limit) in enumerate(shown.values()):
         if limit is not None:
             axis.plot([limit, limit], [height - 0.4, height + 0.4], color="black", linewidth=1.2)

@@ -32,8 +32,8 @@ class Program:
         Returns
         -------
         dict
-            ``trace_s`` and ``compile_s``, and the ``bytes`` that the program takes: arguments,
-            results and temporary arrays.
+            ``trace_s`` and ``compile_s``, the ``bytes`` that the program takes (arguments, results
+            and temporary arrays), and those of its ``temporary`` arrays alone.
         """
         start = time.perf_counter()
         lowered = self.lower(data)
@@ -43,6 +43,7 @@ class Program:
             "trace_s": traced - start,
             "compile_s": time.perf_counter() - traced,
             "bytes": program_bytes(stats),
+            "temporary": stats.temp_size_in_bytes,
         }
 
     def lower(self, data: Data) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .processes import Process, process
-from .settings import BASES, Contender, Effort, Sizes, reference
+from .settings import Contender, Effort, Sizes, reference
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -50,7 +50,7 @@ def race(
         }
         results, arrays = prepared(contenders, workers, folder)
         for one in contenders:
-            other = reference(one)
+            other = reference(one, case)
             if one.name in arrays and other is not None and other.name in arrays:
                 results[one.name]["distances"] = distances(arrays[one.name], arrays[other.name])
         limits = workers[False].ask("limits", [c for c in contenders if not c.peer])
@@ -77,7 +77,7 @@ def prepared(
         results[one.name] = {**found, "work": one.work}
         if "error" not in found:
             arrays[one.name] = dict(np.load(path))
-        elif not one.peer and one not in BASES:
+        elif not one.peer:
             raise RuntimeError(f"{one.name!r} failed: {found['error']}")
     return results, arrays
 

@@ -84,7 +84,8 @@ LEGEND = """\
 programs disturb less. / limit: over what this machine needs at least; _bench/roofline.py says what
 is counted. memory: arguments, results and temporary arrays of the compiled program.
 equal: arrays (gradients; for online learning, weights at the end) that are those of the first
-contender with the same rule. BPTT follows another rule; the peer does not treat every parameter."""
+contender with the same rule (of BPTT, for a model of which D-RTRL is BPTT; elsewhere BPTT is
+another rule). The peer does not treat every parameter."""
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -131,7 +132,7 @@ def disagreements(case: str, found: Run, contenders: Sequence[Contender]) -> lis
     wrong = []
     for one in contenders:
         distances = found["results"].get(one.name, {}).get("distances")
-        other = reference(one)
+        other = reference(one, case)
         if distances is None or other is None or not _must_agree(one, case):
             continue
         judged = [d for d in distances if not (d is None and one.peer)]

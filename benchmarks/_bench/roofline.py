@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .counting import Counts, Product, count, trace_bytes
+from .counting import Counts, Product, count, traces_of
 from .settings import Contender, Sizes
 
 LARGEST = 2**26  # entries of an array of a measurement
@@ -38,7 +38,7 @@ def limits(
         contender.
     """
     counts = count(name, sizes["gradient"])
-    traces = trace_bytes(name, sizes["gradient"])
+    traces = sum(traces_of(name, sizes["gradient"]))
     rates = {
         "step_rate": product_rate(counts.largest),
         "batched_rate": product_rate(over_time(counts.largest, sizes["gradient"].steps)),

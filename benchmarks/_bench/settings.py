@@ -116,10 +116,11 @@ PEER_SCAN = Contender("peer online, learner(x)", "scan", peer=True)
 
 ESSENTIAL = (DEFAULT, FRESH, STEPS, PP, UPDATE, CALLS)
 OURS = (DEFAULT, FRESH, *BLOCKS, STEPS, PP, PP_BLOCK, PP_STEPS, UPDATE, SCAN, CALLS)
-BASES = (BPTT, PLAIN)
 PEERS = (PEER_SEQUENCE, PEER_PP, PEER_SCAN)
 SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
 
+EXACT = ("lru",)  # of which D-RTRL is BPTT: the recurrence runs position by position
+UNKNOWN = ("lru",)  # models of which brainstate has no layer
 #: All ours; in the other cases, the essential ones.
 THOROUGH = ("gru", "lstm")
 #: Traces at every step are too slow here to be waited for, above all the peer's.
@@ -128,20 +129,22 @@ LARGE = ("gru-wide", "lif-batch", "gru-small")
 
 def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
     """Who takes part in a case, the peer's last."""
+    bases = (BPTT,) if model_of(case) in UNKNOWN else (BPTT, PLAIN)
     if short:
         return (BPTT, *SHORT.get(case, (DEFAULT, UPDATE)))
     if case not in SIZES:  # of a sweep
-        return (*BASES, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
+        return (*bases, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
     if case in LARGE:
-        return (*BASES, DEFAULT, FRESH, PP, UPDATE, CALLS, PEER_PP)
+        return (*bases, DEFAULT, FRESH, PP, UPDATE, CALLS, PEER_PP)
     ours = OURS if case in THOROUGH else ESSENTIAL
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
-    return (*BASES, *ours, *PEERS, *windows)
+    return (*bases, *ours, *PEERS, *windows)
 
 
-def reference(contender: Contender) -> Contender | None:
+def reference(contender: Contender, case: str) -> Contender | None:
     """The contender whose results these must be, if any."""
-    if contender.kind == "bptt":
+    exact = contender.rule == "D_RTRL" and model_of(case) in EXACT
+    if contender.kind == "bptt" or (exact and contender.work == "gradient"):
         return BPTT
     if contender.work == "online":
         return UPDATE

@@ -17,6 +17,7 @@ from braintrace._algorithm import LaggedParamDimRule, ParamDimRule
 from braintrace._block_size import (
     LARGE,
     NEAR,
+    WHOLE,
     auto_block_size,
     budget,
     record_bytes,
@@ -349,8 +350,9 @@ def test_a_record_is_as_long_as_makes_the_traces_cheap(units: int, batch: int, s
     rule = rule_of(units, batch)
     record, held = record_bytes(rule), trace_bytes(rule)
     blocks = {carried: auto_block_size(rule, steps, carried) for carried in (True, False)}
-    assert 0.5 * max(NEAR, 2.5 * held) <= record * blocks[True] <= max(NEAR, 2.5 * held)
-    assert 0.5 * LARGE <= record * blocks[False] <= LARGE
+    for carried, least in ((True, NEAR), (False, WHOLE)):
+        most = max(least, 2.5 * held)
+        assert 0.5 * most <= record * blocks[carried] <= most
     assert auto_block_size(rule, 7) == 7
 
 

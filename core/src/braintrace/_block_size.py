@@ -14,6 +14,8 @@ from ._algorithm import LearningRule
 MIB = 2**20
 #: Records of this size stay close to the processor.
 NEAR = 16 * MIB
+#: Up to this size, one record of a whole sequence is faster than a trace.
+WHOLE = 64 * MIB
 #: Records of this size fit any machine that holds the model.
 LARGE = 256 * MIB
 #: A block passes over the traces a few times. With a record this much larger, that is a small part.
@@ -25,9 +27,9 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True) -> int
 
     A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
     them. A trace that is carried is read and written once per block, so blocks are as long as makes
-    that cheap and no longer: a small record is faster than a large one. Without, a single block
-    needs no trace at all, and is taken unless its record is large. The steps are divided into equal
-    blocks.
+    that cheap and no longer: a small record is faster than a large one, whose memory is fresh. If
+    no trace is carried, a single block needs none at all, and is taken unless its record is large.
+    The steps are divided into equal blocks.
 
     Parameters
     ----------
@@ -46,8 +48,8 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True) -> int
 
 def budget(held: int, carried: bool) -> float:
     """How many bytes a record may take beside traces of ``held`` bytes."""
-    most = max(LARGE, held)
-    return min(max(NEAR, TIMES_THE_TRACES * held), most) if carried else most
+    least = NEAR if carried else WHOLE
+    return min(max(least, TIMES_THE_TRACES * held), max(LARGE, held))
 
 
 def record_bytes(rule: LearningRule) -> int:

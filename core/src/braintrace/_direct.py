@@ -11,7 +11,7 @@ gradient is then one product,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,15 @@ import jax.numpy as jnp
 
 from . import _jax
 from ._jax import Jaxpr, JaxprEqn, Var
-from ._jaxpr import Along, depends, read, run_equations, slice_to
+from ._jaxpr import (
+    Along,
+    depends,
+    equations_behind,
+    moving_with,
+    read,
+    run_equations,
+    slice_to,
+)
 from ._primitive import is_etp_primitive
 from ._rules import Operation
 
@@ -206,8 +214,7 @@ def direct_products(
         Those of them whose gradients are wanted.
     """
     eqns, invars = jaxpr.eqns, jaxpr.invars
-    changing = {v: frozenset({0}) for i, v in enumerate(invars) if i not in parameters}
-    moves = depends(eqns, changing)
+    moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
     chosen = {invars[i]: frozenset({i}) for i in wanted}
     led = depends(eqns, chosen, along=Along.DERIVATIVES)
     useful = set(slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES))
@@ -219,7 +226,9 @@ def direct_products(
                 found.append(product)
     behind = [p.eqn.invars[k] for p in found for k in range(len(p.eqn.invars)) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
-    return DirectProducts(jaxpr, tuple(found), tuple(slice_to(eqns, behind)), tuple(sorted(leaves)))
+    return DirectProducts(
+        jaxpr, tuple(found), tuple(equations_behind(eqns, behind)), tuple(sorted(leaves))
+    )
 
 
 def _is_product(eqn: JaxprEqn) -> bool:
@@ -227,11 +236,11 @@ def _is_product(eqn: JaxprEqn) -> bool:
 
 
 def _product(
-    index: int, eqn: JaxprEqn, moves: Mapping[Var, Any], led: Mapping[Var, Any]
+    index: int, eqn: JaxprEqn, moves: Container[Var], led: Mapping[Var, Any]
 ) -> DirectProduct | None:
     """The product that an equation is: some operands change, and the others lead to parameters."""
     variables = {k: a for k, a in enumerate(eqn.invars) if _jax.is_var(a)}
-    moving = tuple(k for k, a in variables.items() if moves.get(a))
+    moving = tuple(k for k, a in variables.items() if a in moves)
     trained = tuple(k for k, a in variables.items() if led.get(a) and k not in moving)
     if not trained:
         return None

@@ -205,6 +205,30 @@ def slice_to(
     return kept[::-1]
 
 
+# An equation is run as a whole. With one moving operand, all of its results move, therefore, even
+# where one of them (of an inner loop, say) does not depend on that operand.
+
+
+def moving_with(eqns: Iterable[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
+    """``variables``, and all results of equations that cannot be run without them."""
+    moving = set(variables)
+    for eqn in eqns:
+        if any(_jax.is_var(atom) and atom in moving for atom in eqn.invars):
+            moving.update(eqn.outvars)
+    return moving
+
+
+def equations_behind(eqns: Sequence[JaxprEqn], targets: Iterable[Atom]) -> list[int]:
+    """Indices of the equations that have to be run for the targets to be known."""
+    wanted = {atom for atom in targets if _jax.is_var(atom)}
+    kept = []
+    for i in range(len(eqns) - 1, -1, -1):
+        if wanted.intersection(eqns[i].outvars):
+            kept.append(i)
+            wanted.update(atom for atom in eqns[i].invars if _jax.is_var(atom))
+    return kept[::-1]
+
+
 # --- which operands a result of one equation depends on -----------------------------------------
 
 Influences = tuple[frozenset[int], ...]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from . import _jax
 from ._jax import Var
-from ._jaxpr import depends, read, run_equations, slice_to
+from ._jaxpr import equations_behind, moving_with, read, run_equations
 
 
 def recorded_scan(
@@ -28,15 +28,14 @@ def recorded_scan(
     jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)
     carried = len(jax.tree.leaves(start))
     outputs = jaxpr.outvars[carried:]
-    moves = depends(jaxpr.eqns, {var: frozenset({0}) for var in jaxpr.invars})
-    moves |= {var: frozenset({0}) for var in jaxpr.invars}
-    moving = [i for i, atom in enumerate(outputs) if _jax.is_var(atom) and moves.get(atom)]
+    moves = moving_with(jaxpr.eqns, jaxpr.invars)
+    moving = [i for i, atom in enumerate(outputs) if _jax.is_var(atom) and atom in moves]
     places = {i: next(k for k in moving if outputs[k] is outputs[i]) for i in moving}
     distinct = [i for i in moving if places[i] == i]
 
     env: dict[Var, Any] = dict(_jax.constants(jaxpr))
     fixed = [atom for i, atom in enumerate(outputs) if i not in places]
-    run_equations([jaxpr.eqns[i] for i in slice_to(jaxpr.eqns, fixed)], env)
+    run_equations([jaxpr.eqns[i] for i in equations_behind(jaxpr.eqns, fixed)], env)
     call = _jax.jaxpr_as_fun(jaxpr)
 
     def step(carry: Any, now: Any) -> tuple[Any, list[Any]]:
