@@ -15,7 +15,7 @@ from .settings import (
     PEER_SCAN,
     PEER_SEQUENCE,
     PLAIN,
-    PP,
+    PP_TRACED,
     UPDATE,
 )
 
@@ -60,7 +60,7 @@ def of_case(one: Run) -> Figures:
             found[f"{name} / pass"] = seconds / one["online_steps"] / limits["pass_s"]
     ours = {
         PEER_SEQUENCE.name: seconds_of(one, DEFAULT.name),
-        PEER_PP.name: seconds_of(one, PP.name),
+        PEER_PP.name: seconds_of(one, PP_TRACED.name),  # the peer gives the others none
         PEER_SCAN.name: seconds_of(one, UPDATE.name),
     }
     for name, seconds in ours.items():

@@ -135,7 +135,7 @@ def disagreements(case: str, found: Run, contenders: Sequence[Contender]) -> lis
         other = reference(one, case)
         if distances is None or other is None or not _must_agree(one, case):
             continue
-        judged = [d for d in distances if not (d is None and one.peer)]
+        judged = [d for d in distances if not (d is None and (one.peer or one.traced))]
         if not all(d is not None and d < AGREE for d in judged):
             wrong.append(f"{case}: the results of {one.name!r} and {other.name!r} differ")
     return wrong

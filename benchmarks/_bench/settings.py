@@ -76,6 +76,8 @@ class Contender(NamedTuple):
         the same as one call of a compiled program per step, whose states are donated.
     rule
         The learner; ``plain`` for a network of brainstate's own layers.
+    traced
+        Gradients of those weights only that have a trace, as the peer gives them.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Contender(NamedTuple):
     carry: bool = True
     chunk: int | None = None
     peer: bool = False
+    traced: bool = False
 
     @property
     def work(self) -> str:
@@ -104,6 +107,7 @@ BLOCKS = tuple(
 STEPS = Contender("D-RTRL, per step", "steps")
 PP = Contender("pp_prop", "sequence", "pp_prop")
 PP_BLOCK = Contender("pp_prop, block 20", "sequence", "pp_prop", block=20)
+PP_TRACED = Contender("pp_prop, weights with a trace", "sequence", "pp_prop", traced=True)
 PP_STEPS = Contender("pp_prop, per step", "steps", "pp_prop")
 UPDATE = Contender("online, etrace_update", "update")
 SCAN = Contender("online, learner(x)", "scan")
@@ -114,8 +118,8 @@ PEER_WINDOWS = Contender("peer D-RTRL, windows of 50", "sequence", chunk=50, pee
 PEER_PP = Contender("peer pp_prop", "sequence", "pp_prop", peer=True)
 PEER_SCAN = Contender("peer online, learner(x)", "scan", peer=True)
 
-ESSENTIAL = (DEFAULT, FRESH, STEPS, PP, UPDATE, CALLS)
-OURS = (DEFAULT, FRESH, *BLOCKS, STEPS, PP, PP_BLOCK, PP_STEPS, UPDATE, SCAN, CALLS)
+ESSENTIAL = (DEFAULT, FRESH, STEPS, PP, PP_TRACED, UPDATE, CALLS)
+OURS = (DEFAULT, FRESH, *BLOCKS, STEPS, PP, PP_TRACED, PP_BLOCK, PP_STEPS, UPDATE, SCAN, CALLS)
 PEERS = (PEER_SEQUENCE, PEER_PP, PEER_SCAN)
 SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
 
@@ -133,9 +137,9 @@ def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
     if short:
         return (BPTT, *SHORT.get(case, (DEFAULT, UPDATE)))
     if case not in SIZES:  # of a sweep
-        return (*bases, DEFAULT, FRESH, PP, UPDATE, PEER_PP)
+        return (*bases, DEFAULT, FRESH, PP, PP_TRACED, UPDATE, PEER_PP)
     if case in LARGE:
-        return (*bases, DEFAULT, FRESH, PP, UPDATE, CALLS, PEER_PP)
+        return (*bases, DEFAULT, FRESH, PP, PP_TRACED, UPDATE, CALLS, PEER_PP)
     ours = OURS if case in THOROUGH else ESSENTIAL
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
     return (*bases, *ours, *PEERS, *windows)

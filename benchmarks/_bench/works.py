@@ -75,7 +75,9 @@ def bptt(model: Network, contender: Contender) -> Work:
 
 def sequence(model: Network, learner: Any, contender: Contender) -> Work:
     """The learner's own driver, block by block or, for a rule of windows, window by window."""
-    options: dict[str, Any] = {"weights": weights_of(model)}
+    states = weights_of(model)
+    chosen = traced(states, learner) if contender.traced else states
+    options: dict[str, Any] = {"weights": chosen}
     if not contender.peer:
         options |= {"block_size": contender.block, "carry_trace": contender.carry}
     if contender.chunk is not None:
@@ -86,7 +88,21 @@ def sequence(model: Network, learner: Any, contender: Contender) -> Work:
             return loss(learner(x), y)
         return jax.vmap(loss)(learner(braintrace.MultiStepData(x)), y)
 
-    return lambda xs, ys: learner.etrace_grad(xs, ys, step_fn=step, **options)
+    def gradient(xs: jax.Array, ys: jax.Array) -> Any:
+        found = learner.etrace_grad(xs, ys, step_fn=step, **options)
+        if not contender.traced:
+            return found
+        rest = {path: state.value for path, state in states.items() if path not in chosen}
+        return found | jax.tree.map(jnp.zeros_like, rest)
+
+    return gradient
+
+
+def traced(states: dict[Any, Any], learner: Any) -> dict[Any, Any]:
+    """The weights with a trace."""
+    relations = learner.graph.hidden_param_op_relations
+    found = {path for relation in relations for path in relation.parameter_paths}
+    return {path: state for path, state in states.items() if path in found}
 
 
 def steps(model: Network, learner: Any, contender: Contender) -> Work:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
-from braintrace import _config, _direct
+from braintrace import _config, _direct, _gradients
 from braintrace._algorithm import LaggedParamDimRule, ParamDimRule
 from braintrace._block_size import (
     LARGE,
@@ -264,6 +264,25 @@ def test_a_readout_outside_of_the_learner_is_taken_block_by_block() -> None:
     assert_tree_close(dict(found), dict(expected))
 
 
+def test_a_direct_gradient_has_the_dtype_of_its_parameter() -> None:
+    wide = bt.register_primitive("test_direct_of_two_dtypes", lambda x, w: x @ w.astype(x.dtype))
+
+    @wide.register_xy_to_dw
+    def xy_to_dw(x: Any, dy: Any, weights: Any) -> Any:
+        return {"weight": jnp.outer(x, dy)}
+
+    cell = bt.nn.GRUCell(zoo.IN, zoo.HIDDEN)
+    brainstate.nn.init_all_states(cell)
+    weight = brainstate.ParamState(jnp.ones((zoo.HIDDEN, 2), "bfloat16"))
+    learner = bt.D_RTRL(cell)
+    xs = jnp.ones((3, zoo.IN))
+    learner.compile_graph(xs[0])
+    found = learner.etrace_grad(
+        xs, step_fn=lambda x: wide.bind(learner(x), weight.value).sum(), weights={"w": weight}
+    )
+    assert found["w"].dtype == jnp.bfloat16
+
+
 # --- what is stacked -----------------------------------------------------------------------------
 
 
@@ -334,6 +353,15 @@ def test_large_traces_meet_signals_example_by_example(kind: str, batch: int) -> 
     assert_tree_close(jax.tree.map(lambda v: v[0], many), wanted)
 
 
+def test_a_sum_over_many_examples_in_half_precision_does_not_stop_growing() -> None:
+    rules = rule_of(64, 1).rules[0]
+    trace = {key: jnp.ones((1, 1024, *v.shape[2:]), "bfloat16") for key, v in rules.init().items()}
+    found = rules.solve(jnp.ones((1, 1024, 64), "bfloat16"), trace, [None] * 3)
+    for leaf in found.values():
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_allclose(leaf.astype("float32"), 1024)
+
+
 # --- how long blocks are -------------------------------------------------------------------------
 
 
@@ -354,6 +382,25 @@ def test_a_record_is_as_long_as_makes_the_traces_cheap(units: int, batch: int, s
         most = max(least, 2.5 * held)
         assert 0.5 * most <= record * blocks[carried] <= most
     assert auto_block_size(rule, 7) == 7
+
+
+def test_blocks_are_shorter_with_a_large_readout(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, readout = bt.nn.GRUCell(8, 16), bt.nn.Linear(16, 4000)
+    brainstate.nn.init_all_states(cell, batch_size=8)
+    learner, xs = bt.D_RTRL(cell), jnp.ones((300, 8, 8), "float32")
+    learner.compile_graph(xs[0])
+    sizes = []
+
+    def noted(*args: Any) -> int:
+        sizes.append(auto_block_size(*args))
+        return sizes[-1]
+
+    monkeypatch.setattr(_gradients, "auto_block_size", noted)
+    learner.etrace_grad(
+        xs, step_fn=lambda x: readout(learner(x)).sum(), weights={"readout": readout.weight}
+    )
+    logits = 8 * 4000 * 4
+    assert 0.4 * NEAR <= sizes[0] * logits <= NEAR
 
 
 def test_large_traces_have_records_as_large_as_they_are() -> None:

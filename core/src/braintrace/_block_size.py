@@ -22,7 +22,7 @@ LARGE = 256 * MIB
 TIMES_THE_TRACES = 2.5
 
 
-def auto_block_size(rule: LearningRule, steps: int, carried: bool = True) -> int:
+def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, besides: int = 0) -> int:
     """The block size that ``'auto'`` stands for.
 
     A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
@@ -39,8 +39,10 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True) -> int
         Length of the sequence.
     carried
         Whether traces lead into and out of the sequence.
+    besides
+        Bytes that a step records for parameters without a trace.
     """
-    per_step, held = record_bytes(rule), trace_bytes(rule)
+    per_step, held = record_bytes(rule) + besides, trace_bytes(rule)
     longest = max(1, int(budget(held, carried) // max(1, per_step)))
     blocks = -(-steps // longest)
     return -(-steps // blocks)

@@ -78,7 +78,7 @@ class DirectProduct:
         operation = _operation(self.eqn, self.trained)
         found = operation.contract(moving[0] if moving else None, dy, operands)
         by_position = {operation.positions[key]: leaf for key, leaf in found.items()}
-        return [by_position[i] for i in self.trained]
+        return [by_position[i].astype(self.eqn.invars[i].aval.dtype) for i in self.trained]
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         def run(trained: Sequence[Any]) -> jax.Array:
@@ -127,6 +127,14 @@ class DirectProducts:
     products: tuple[DirectProduct, ...]
     chains: tuple[int, ...]
     leaves: tuple[int, ...]
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Memory of what a step of a block records: moving operands, and gradients of results."""
+        operands = (p.eqn.invars[k] for p in self.products for k in p.moving)
+        recorded = {atom for atom in operands if _jax.is_var(atom)}
+        recorded.update(p.eqn.outvars[0] for p in self.products)
+        return sum(var.aval.size * var.aval.dtype.itemsize for var in recorded)
 
     def shifts(self) -> tuple[jax.Array, ...]:
         """Zeros to add to the results of the products."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _guards
+from ._block_size import auto_block_size
 from ._checks import check_states, require_callable
 from ._compile import StateKind, show_path
 from ._losses import checked_losses, masked_step, scale_of, weighted_sum
@@ -99,6 +100,10 @@ def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
     step_fn = masked_step(options.step_fn, options.has_aux)
     traced = trace_step(learner.executor, step_fn, learner._attach, first, weights)
     runner = BlockRunner(rule, traced, tuple(weights))
+    size = options.block_size
+    if isinstance(size, str):
+        recorded = traced.direct.bytes_per_step
+        size = auto_block_size(rule, steps, options.carry_trace, recorded)
     params = {path: state.value for path, state in learner._states_of(StateKind.PARAM).items()}
     names = {i: name for name, i in _direct_names(learner, runner).items()}
     extras = Extras(
@@ -112,7 +117,7 @@ def _blocked(learner: SteppingLearner, options: GradOptions, sequences: Any, mas
         tuple(t.value for t in learner.traces) if options.carry_trace else None,
         inputs,
         learner.executor.operand_values(params),
-        int(options.block_size),
+        size,
         keep_trace=options.carry_trace or options.check,
         scale=scale_of(options.reduction, mask, steps),
         extras=extras,

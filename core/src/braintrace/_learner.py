@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from . import _guards, _jax
 from ._algorithm import LearningRule
-from ._block_size import auto_block_size
 from ._checks import check_states, checked_weights, require_callable
 from ._execute import ETraceGraphExecutor
 from ._gradients import GradOptions, check_count, gradient, in_parts
@@ -180,18 +179,16 @@ class ETraceAlgorithm(SteppingLearner):
         return tuple(chosen.items())
 
     def _prepared(self, options: GradOptions, steps: int) -> GradOptions:
-        """Options with numbers in place of ``'auto'``, if they fit the learner."""
+        """Options for a sequence of that length, if they fit the learner."""
         check_states(self.model, self.graph.module_info)
         if options.chunk_size == 1 and self.vjp_method == "single-step":
             options = replace(options, chunk_size=None)
         self._check_windows(options.chunk_size)
         if options.chunk_size is not None:
             return replace(options, chunk_size=min(int(options.chunk_size), steps), block_size=1)
-        if options.block_size == "auto":
-            size = 1 if options.check else auto_block_size(self.rule, steps, options.carry_trace)
-        else:
-            size = min(int(options.block_size), steps)
-        return replace(options, block_size=size)
+        if options.block_size == "auto":  # without a check, it depends on step_fn
+            return replace(options, block_size=1) if options.check else options
+        return replace(options, block_size=min(int(options.block_size), steps))
 
     def _check_windows(self, chunk_size: int | None) -> None:
         if chunk_size is not None and self.vjp_method != "multi-step":

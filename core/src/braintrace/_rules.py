@@ -397,14 +397,21 @@ class StructuredTrace(TraceRules):
         examples = signal.shape[1]
         rest = examples % EXAMPLES_AT_ONCE
         first = [term(s, b) for s, b in product(range(self.num_state), range(rest))]
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(term, 0, 0))
+        like = jax.eval_shape(term, 0, 0)
+        zeros = jax.tree.map(_wide_zeros, like)
         total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
-        return jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))[0]
+        total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
+        return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
 
 
 def _large(trace: Arrays) -> tuple[str, ...]:
     """Keys of the leaves that are added up example by example, where that is faster."""
     return tuple(key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE)
+
+
+def _wide_zeros(like: Any) -> jax.Array:
+    """Zeros to add many terms to, one by one: in half precision the sum would stop growing."""
+    return jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
 
 
 def _one_example(array: jax.Array, state: int, example: Any) -> jax.Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -191,7 +191,8 @@ class ParamDimRule(LearningRule):
                 trace = rules.increments(x, f[-1:], operands[r])
             else:
                 before = None if traces is None else traces[i]
-                trace = rolled(link, rules, before, found, (x, f), operands[r])
+                driving = self.executor.driving(i)
+                trace = rolled(link, rules, before, found, (x, f), operands[r], driving)
             new.append(self._stored(i, trace))
         return tuple(new)
 
@@ -207,11 +208,16 @@ def rolled(
     products: tuple[jax.Array, jax.Array],
     drive: tuple[Any, jax.Array],
     operands: Sequence[Any],
+    driving: tuple[bool, ...],
 ) -> Arrays:
-    """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0."""
+    """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0.
+
+    ``driving`` says which states of ``f`` are not structurally zero.
+    """
     suffix, whole = products
     x, f = drive
-    new = rules.increments(x, jax.vmap(apply)(link.to_y(suffix, 3), f), operands)
+    driven = partial(apply, passing=(driving,) * len(driving))
+    new = rules.increments(x, jax.vmap(driven)(link.to_y(suffix, 3), f), operands)
     if trace is None:
         return new
     return add(new, rules.propagate(link.to_y(whole, 2), trace, operands))

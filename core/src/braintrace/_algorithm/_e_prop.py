@@ -122,7 +122,8 @@ class EPropRule(ParamDimRule):
                 shaped = weights.reshape(-1, *(1,) * (f.ndim - 1))
                 trace = rules.increments(x, shaped * f, operands[r])
             else:
-                trace = rolled(link, rules, before, found, (x, f), operands[r])
+                driving = self.executor.driving(i)
+                trace = rolled(link, rules, before, found, (x, f), operands[r], driving)
             if ebar is not None:
                 decay = self.kappa**steps
                 kept = {key: (decay * leaf).astype(leaf.dtype) for key, leaf in ebar[i].items()}
