@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     own = "catalogue digits predict stream".split()
     shared = "matching networks text vowels".split()
     names = [f"_tasks.{name}" for name in own] + [f"_shared.{name}" for name in shared]
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), brainstate.environ.context(precision=32):
         modules = [importlib.import_module(name) for name in names]
         yield SimpleNamespace(**dict(zip([*own, *shared], modules, strict=True)))
 

@@ -104,9 +104,18 @@ def test_every_driver_is_compiled_once(algorithm: str, compiling: Any) -> None:
     check_once(made(algorithm, **options), None, compiling)
 
 
-@pytest.mark.parametrize("algorithm", [bt.RTRL, bt.SnAp, bt.UORO, bt.OSTLFeedforward, bt.DNI])
-def test_calls_of_every_rule_are_compiled_once(algorithm: Any, compiling: Any) -> None:
-    check_once(made(algorithm), ("a call", "an online gradient"), compiling)
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        *((kind, {}) for kind in (bt.RTRL, bt.SnAp, bt.UORO, bt.DNI)),
+        *((kind, {}) for kind in (bt.OSTLRecurrent, bt.OSTLFeedforward)),
+        (bt.ThreeFactor, {"modulator": 0.5}),
+    ],
+)
+def test_calls_of_every_rule_are_compiled_once(
+    algorithm: Any, options: dict[str, Any], compiling: Any
+) -> None:
+    check_once(made(algorithm, **options), ("a call", "an online gradient"), compiling)
 
 
 # --- in another process --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import brainstate
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 import braintrace as bt
-from braintrace import _config, _direct, _gradients
-from braintrace._algorithm import LaggedParamDimRule, ParamDimRule
+from braintrace import _config, _direct, _gradients, rules
+from braintrace._algorithm import DRTRLRule, LaggedDRTRLRule
 from braintrace._block_size import (
     LARGE,
     NEAR,
@@ -166,8 +168,8 @@ def test_lagging_traces_are_those_of_all_states(
 ) -> None:
     options = {"vjp_method": "multi-step"} if way == "windows" else {}
     found = {}
-    for kind in (LaggedParamDimRule, ParamDimRule):
-        if kind is ParamDimRule:
+    for kind in (LaggedDRTRLRule, DRTRLRule):
+        if kind is DRTRLRule:
             monkeypatch.setattr(_config, "may_lag", lambda executor: False)
         case = lagging(name)
         learner = compiled(case, **options)
@@ -175,8 +177,8 @@ def test_lagging_traces_are_those_of_all_states(
         result = WAYS[way](case, learner, size)
         traces = [learner.get_etrace_of(path) for path in learned(learner)]
         found[kind] = result, traces
-    assert_tree_close(found[LaggedParamDimRule][0], found[ParamDimRule][0])
-    assert_tree_close(found[LaggedParamDimRule][1], found[ParamDimRule][1])
+    assert_tree_close(found[LaggedDRTRLRule][0], found[DRTRLRule][0])
+    assert_tree_close(found[LaggedDRTRLRule][1], found[DRTRLRule][1])
 
 
 def learned(learner: Any) -> list[Any]:
@@ -215,7 +217,75 @@ def test_a_trace_does_not_lag_when_its_increments_depend_on_weights() -> None:
     brainstate.nn.init_all_states(model, batch_size=2)
     learner = bt.D_RTRL(model)
     learner.compile_graph(jnp.ones((2, zoo.IN)))
-    assert type(learner.rule) is ParamDimRule
+    assert type(learner.rule) is DRTRLRule
+
+
+# --- rules that change the block -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LeakyRule(rules.ParamDimRule):
+    """D-RTRL with a number in place of ``D``, also where ``D`` is structurally zero."""
+
+    def leaky(self, block: Any) -> Any:
+        steps = block.jacobians.f[0].shape[0]
+
+        def of_group(group: Any) -> Any:
+            eye = 0.7 * jnp.eye(group.num_state)
+            wide = eye.reshape(*eye.shape, *(1,) * group.ndim)
+            return jnp.broadcast_to(wide, (steps, *eye.shape, *group.varshape))
+
+        groups = self.executor.graph.hidden_groups
+        jacobians = block.jacobians._replace(transition=tuple(map(of_group, groups)))
+        return block._replace(jacobians=jacobians)
+
+    def solve(self, traces: Any, block: Any, operands: Any) -> Any:
+        return super().solve(traces, self.leaky(block), operands)
+
+    def update(self, traces: Any, block: Any, operands: Any) -> Any:
+        return super().update(traces, self.leaky(block), operands)
+
+
+class Leaky(bt.ETraceVjpAlgorithm):
+    def make_rule(self, executor: Any) -> Any:
+        return LeakyRule(executor, self.trace_dtype)
+
+
+def leaky_by_hand(case: zoo.Case) -> Any:
+    """``sum_t <l^t, eps^t>`` of a tanh layer with ``eps^t = 0.7 eps^{t-1} + f^t x^t``."""
+    cell = case.model.layers[0]
+    weight, bias = (np.asarray(cell.W.weight.value[key]) for key in ("weight", "bias"))
+    h, eps, total = np.asarray(cell.h.value), 0.0, 0.0
+    for x, y in zip(np.asarray(case.xs), case.ys, strict=True):
+        seen = np.concatenate([x, h], -1)
+        h = np.tanh(seen @ weight + bias)
+        eps = 0.7 * eps + seen[:, :, None] * (1 - h**2)[:, None, :]
+        signal = jax.grad(lambda h, y=y: case.loss(case.model.out(h), y))(jnp.asarray(h))
+        total = total + np.einsum("bo,bio->io", signal, eps)
+    return total
+
+
+@pytest.mark.parametrize("size", [1, 3, zoo.STEPS])
+def test_a_rule_may_put_a_transition_where_the_model_has_none(size: int) -> None:
+    case = zoo.case("vanilla-1", 2)
+    wanted = leaky_by_hand(case)
+    learner = Leaky(case.model)
+    learner.compile_graph(case.xs[0])
+    found = gradient(case, learner, case.xs, case.ys, block_size=size)
+    (path,) = learned(learner)
+    np.testing.assert_allclose(found[path]["weight"], wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["vanilla-1", "lstm-1", "gru-1"])
+def test_a_rule_that_changes_the_block_sees_every_block(name: str) -> None:
+    found = []
+    for size in (1, 3):
+        brainstate.random.seed(0)
+        case = zoo.case(name, 2)
+        learner = Leaky(case.model)
+        learner.compile_graph(case.xs[0])
+        found.append(by_blocks(case, learner, size))
+    assert_tree_close(*found)
 
 
 # --- direct gradients of a block -----------------------------------------------------------------
@@ -264,6 +334,50 @@ def test_a_readout_outside_of_the_learner_is_taken_block_by_block() -> None:
     assert_tree_close(dict(found), dict(expected))
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_plain_convolution_of_the_states_is_taken_block_by_block(size: int) -> None:
+    """An operation of JAX whose gradient is found by its own derivative, not by rules."""
+    rng = np.random.default_rng(0)
+    cell = bt.nn.GRUCell(zoo.IN, 12)
+    brainstate.nn.init_all_states(cell, batch_size=2)
+    learner = bt.D_RTRL(cell)
+    xs = jnp.asarray(rng.normal(size=(5, 2, zoo.IN)))
+    learner.compile_graph(xs[0])
+    kernel = brainstate.ParamState(jnp.asarray(rng.normal(size=(3, 4, 2))))
+    kinds: list[str] = []
+    weights = {"kernel": kernel}
+
+    def loss_of(run: Any) -> Any:
+        def loss(x: Any) -> Any:
+            image = run(x).reshape(2, 3, 4)
+            y = jax.lax.conv_general_dilated(
+                image, kernel.value**2, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+            return jnp.sum(jnp.sin(y))
+
+        return loss
+
+    taken = _direct.DirectProduct._pulled
+
+    def counting(self: Any, *args: Any) -> Any:
+        kinds.append(self.eqn.primitive.name)
+        return taken(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_direct.DirectProduct, "_pulled", counting)
+        found = learner.etrace_grad(
+            xs, step_fn=loss_of(learner), weights=weights, reduction="sum", block_size=size
+        )
+    assert set(kinds) == {"conv_general_dilated"}
+    brainstate.nn.reset_all_states(cell, batch_size=2)
+
+    def total() -> Any:
+        return brainstate.transform.for_loop(loss_of(cell), xs).sum()
+
+    expected = brainstate.transform.grad(total, weights)()
+    assert_tree_close(dict(found), dict(expected))
+
+
 def test_a_direct_gradient_has_the_dtype_of_its_parameter() -> None:
     wide = bt.register_primitive("test_direct_of_two_dtypes", lambda x, w: x @ w.astype(x.dtype))
 
@@ -306,6 +420,25 @@ def test_a_recorded_scan_equals_a_scan() -> None:
     program = jax.make_jaxpr(lambda i: recorded_scan(body, start, i))(inputs)
     (scan,) = (eqn for eqn in program.eqns if eqn.primitive.name == "scan")
     assert len(scan.outvars) <= 2 + 4  # product, count and total are stacked, x perhaps
+
+
+def test_a_callback_runs_once_per_step_in_a_recorded_scan() -> None:
+    counts: list[int] = []
+
+    def count() -> Any:
+        counts.append(len(counts))
+        return np.int32(counts[-1])
+
+    def body(carry: Any, now: Any) -> Any:
+        k = io_callback(count, jax.ShapeDtypeStruct((), "int32"), ordered=True)
+        return carry + now, (k, 2 * k)
+
+    steps = jnp.arange(4.0)
+    end, (found, twice) = jax.jit(lambda xs: recorded_scan(body, jnp.zeros(()), xs))(steps)
+    assert float(end) == 6.0
+    np.testing.assert_array_equal(found, [0, 1, 2, 3])
+    np.testing.assert_array_equal(twice, [0, 2, 4, 6])
+    assert len(counts) == 4
 
 
 # --- sums over examples --------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def test_a_file_of_another_learner_is_refused_with_all_differences(tmp_path):
     arrays = next(i for i, line in enumerate(found) if line.startswith("model/"))
     assert {
         "learner: D_RTRL in the file, pp_prop here",
-        "learning rule: ParamDimRule in the file, IODimRule here",
+        "learning rule: DRTRLRule in the file, IODimRule here",
         "learning rule decay_x: nothing in the file, 0.5 here",
         "model: Cell in the file, Layer here",
     } <= {*found[:arrays]}

@@ -13,12 +13,12 @@ import numpy as np
 
 from . import _jax
 from ._algorithm import (
+    DRTRLRule,
     EPropRule,
     IODimRule,
-    LaggedParamDimRule,
+    LaggedDRTRLRule,
     LearningRule,
     Modulated,
-    ParamDimRule,
     RandomFeedback,
     Resignalled,
     SnApRule,
@@ -200,7 +200,7 @@ class ETraceConfig:
             return SnApRule(executor, dtype, self.sparse_n or 1)
         if self.kappa is not None:
             return EPropRule(executor, dtype, float(self.kappa))
-        kind = LaggedParamDimRule if may_lag(executor) else ParamDimRule
+        kind = LaggedDRTRLRule if may_lag(executor) else DRTRLRule
         return kind(executor, dtype)
 
 

@@ -166,6 +166,12 @@ class ETraceGraphExecutor:
         link = self.links[index]
         return self.graph.cones[link.group.index].driving[link.relation.y_var]
 
+    @property
+    def sources(self) -> dict[int, int]:
+        """For each relation with an input, by index, the first one with the same input."""
+        found = [r for r in self.graph.hidden_param_op_relations if r.x_var is not None]
+        return {r.index: next(one.index for one in found if one.x_var is r.x_var) for r in found}
+
     def operation(
         self, relation: HiddenParamOpRelation, group: Positions | None = None
     ) -> Operation:

@@ -210,10 +210,13 @@ def slice_to(
 
 
 def moving_with(eqns: Iterable[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
-    """``variables``, and all results of equations that cannot be run without them."""
+    """``variables``, and all results of equations that cannot be run without them.
+
+    So are the results of equations with effects, such as a callback, which may differ each time.
+    """
     moving = set(variables)
     for eqn in eqns:
-        if any(_jax.is_var(atom) and atom in moving for atom in eqn.invars):
+        if eqn.effects or any(_jax.is_var(atom) and atom in moving for atom in eqn.invars):
             moving.update(eqn.outvars)
     return moving
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning rules as pure functions of a compiled model."""
 
-from ._d_rtrl import ParamDimRule
+from ._d_rtrl import DRTRLRule, ParamDimRule
 from ._e_prop import EPropRule
-from ._lagged import LaggedParamDimRule, may_lag
+from ._lagged import LaggedDRTRLRule, may_lag
 from ._pp_prop import IODimRule, decays_of
 from ._rule import Block, LearningRule, Traces
 from ._signals import Modulated, RandomFeedback, Resignalled, SignalSource, TracelessRule
@@ -12,9 +12,10 @@ from ._uoro import UORORule
 
 __all__ = [
     "Block",
+    "DRTRLRule",
     "EPropRule",
     "IODimRule",
-    "LaggedParamDimRule",
+    "LaggedDRTRLRule",
     "LearningRule",
     "Modulated",
     "ParamDimRule",

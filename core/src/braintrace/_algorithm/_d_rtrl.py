@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._compile import Pattern
 from .._execute import ETraceGraphExecutor
 from .._layout import Link
 from .._rules import Arrays, TraceRules, trace_rules
@@ -87,36 +88,22 @@ class ParamDimRule(LearningRule):
             found = self.with_entries(found, traces, entries, operands)
         return self._summed(found, operands)
 
-    def solve_after(
-        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
-        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
-        steps = jax.tree.leaves(block.jacobians.f)[:1]
-        if traces is None or self.trace_dtype is not None or any(len(f) > 1 for f in steps):
-            return self.solve(traces, block, operands)
-        found = [self._of_step(i, traces, new, block, operands) for i in range(len(self.links))]
-        return self._summed(found, operands)
+    def passing(self, group: int) -> Pattern | None:
+        """Which entries of ``D`` of the blocks are not structurally zero; ``None``: unknown.
 
-    def _of_step(
-        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
-    ) -> Arrays:
-        """``<l, eps^t> + <e, eps^{t-1}>`` of a link."""
-        link, solve = self.links[i], self.rules[i].solve
-        g, r = link.group.index, link.relation.index
-        signal, late = block.signal[g], block.late[g]
-        if block.jacobians.transition[g] is None:  # the trace is of this step alone
-            found = self._of_block(i, block, signal, operands)
-        else:
-            found = solve(link.to_y(signal[0], 1), new[i], operands[r])
-        if late is None:
-            return found
-        return add(found, solve(link.to_y(late[0], 1), traces[i], operands[r]))
+        A subclass may put another ``D`` and another ``f`` into a block than the model's.
+        """
+        return None
+
+    def driving(self, link: int) -> tuple[bool, ...] | None:
+        """For which states ``f`` of the blocks is not structurally zero; ``None``: unknown."""
+        return None
 
     def accumulated(self, block: Block) -> dict[int, Accumulated]:
         """The accumulated signals of the groups that have links."""
-        transition, passing = block.jacobians.transition, self.executor.passing
+        transition = block.jacobians.transition
         return {
-            g: accumulate(transition[g], block.signal[g], block.late[g], passing(g))
+            g: accumulate(transition[g], block.signal[g], block.late[g], self.passing(g))
             for g in self._driven
         }
 
@@ -136,7 +123,7 @@ class ParamDimRule(LearningRule):
 
     def _of_block(self, i: int, block: Block, signal: jax.Array, operands: Operands) -> Arrays:
         link, r = self.links[i], self.links[i].relation.index
-        met = meet(block.jacobians.f[i], link.to_y(signal, 2), self.executor.driving(i))
+        met = meet(block.jacobians.f[i], link.to_y(signal, 2), self.driving(i))
         dy = link.sum_to_y(met, 1)
         return self.rules[i].operation.contract(block.jacobians.x[r], dy, operands[r])
 
@@ -191,14 +178,59 @@ class ParamDimRule(LearningRule):
                 trace = rules.increments(x, f[-1:], operands[r])
             else:
                 before = None if traces is None else traces[i]
-                driving = self.executor.driving(i)
-                trace = rolled(link, rules, before, found, (x, f), operands[r], driving)
+                trace = rolled(link, rules, before, found, (x, f), operands[r], self.driving(i))
             new.append(self._stored(i, trace))
         return tuple(new)
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The trace of a link by trainable key; [B, in, out, S] for a dense product of a batch."""
         return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in traces[index].items()}
+
+
+@dataclass(frozen=True, eq=False)
+class DRTRLRule(ParamDimRule):
+    """D-RTRL on blocks as the executor gives them: with the structure of the model's own Jacobians.
+
+    The same gradients as :class:`ParamDimRule`, without products with what is structurally zero,
+    and for a single step from the trace after it, which can then be written in place.
+    """
+
+    def passing(self, group: int) -> Pattern:
+        """Which entries of ``D`` are not structurally zero."""
+        return self.executor.passing(group)
+
+    def driving(self, link: int) -> tuple[bool, ...]:
+        """For which states ``f`` is not structurally zero."""
+        return self.executor.driving(link)
+
+    def solve_after(
+        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
+    ) -> list[Arrays]:
+        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
+        if traces is None or self.trace_dtype is not None or not is_one_step(block):
+            return self.solve(traces, block, operands)
+        found = [self._of_step(i, traces, new, block, operands) for i in range(len(self.links))]
+        return self._summed(found, operands)
+
+    def _of_step(
+        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
+    ) -> Arrays:
+        """``<l, eps^t> + <e, eps^{t-1}>`` of a link."""
+        link, solve = self.links[i], self.rules[i].solve
+        g, r = link.group.index, link.relation.index
+        signal, late = block.signal[g], block.late[g]
+        if block.jacobians.transition[g] is None:  # the trace is of this step alone
+            found = self._of_block(i, block, signal, operands)
+        else:
+            found = solve(link.to_y(signal[0], 1), new[i], operands[r])
+        if late is None:
+            return found
+        return add(found, solve(link.to_y(late[0], 1), traces[i], operands[r]))
+
+
+def is_one_step(block: Block) -> bool:
+    """Whether a block holds a single step, and an operation in it."""
+    return all(len(f) == 1 for f in block.jacobians.f)
 
 
 def rolled(
@@ -208,7 +240,7 @@ def rolled(
     products: tuple[jax.Array, jax.Array],
     drive: tuple[Any, jax.Array],
     operands: Sequence[Any],
-    driving: tuple[bool, ...],
+    driving: tuple[bool, ...] | None = None,
 ) -> Arrays:
     """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0.
 
@@ -216,7 +248,8 @@ def rolled(
     """
     suffix, whole = products
     x, f = drive
-    driven = partial(apply, passing=(driving,) * len(driving))
+    passing = None if driving is None else (driving,) * len(driving)
+    driven = partial(apply, passing=passing)
     new = rules.increments(x, jax.vmap(driven)(link.to_y(suffix, 3), f), operands)
     if trace is None:
         return new

@@ -67,12 +67,6 @@ class EPropRule(ParamDimRule):
         """``eps`` and ``ebar``."""
         return traces[: len(self.links)], traces[len(self.links) :]
 
-    def solve_after(
-        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
-        """As :meth:`solve`, which the traces after a step do not tell."""
-        return self.solve(traces, block, operands)
-
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         raw: dict[int, Accumulated] = {}
@@ -122,8 +116,7 @@ class EPropRule(ParamDimRule):
                 shaped = weights.reshape(-1, *(1,) * (f.ndim - 1))
                 trace = rules.increments(x, shaped * f, operands[r])
             else:
-                driving = self.executor.driving(i)
-                trace = rolled(link, rules, before, found, (x, f), operands[r], driving)
+                trace = rolled(link, rules, before, found, (x, f), operands[r])
             if ebar is not None:
                 decay = self.kappa**steps
                 kept = {key: (decay * leaf).astype(leaf.dtype) for key, leaf in ebar[i].items()}

@@ -28,8 +28,8 @@ from .._execute import ETraceGraphExecutor, StepJacobians
 from .._jaxpr import Along, program_influences
 from .._layout import Link
 from .._rules import Arrays, TraceRules, trace_rules
-from ._blocks import apply, compose, suffix_products
-from ._d_rtrl import ParamDimRule
+from ._blocks import Accumulated, apply, compose, suffix_products
+from ._d_rtrl import DRTRLRule, is_one_step
 from ._rule import Block, LateSignals, Operands, Traces, add
 
 
@@ -86,8 +86,8 @@ def _type_of(aval: Any) -> jax.ShapeDtypeStruct:
 
 
 @dataclass(frozen=True, eq=False)
-class LaggedParamDimRule(ParamDimRule):
-    """D-RTRL with traces one step behind; the same gradients as :class:`ParamDimRule`.
+class LaggedDRTRLRule(DRTRLRule):
+    """D-RTRL with traces one step behind; the same gradients as :class:`DRTRLRule`.
 
     Traces are a dict of arrays [R, ..] per link, empty where the link drives no state of ``R``, and
     then the last step.
@@ -120,20 +120,20 @@ class LaggedParamDimRule(ParamDimRule):
     # --- the last step -----------------------------------------------------------------------
 
     @cached_property
-    def _sources(self) -> tuple[int | None, ...]:
-        """Per relation, the first one with the same input; ``None`` without input."""
-        xs = [r.x_var for r in self.executor.graph.hidden_param_op_relations]
-        return tuple(None if x is None else next(k for k, y in enumerate(xs) if y is x) for x in xs)
+    def _sources(self) -> dict[int, int]:
+        """For each relation with an input, the first one with the same: it is held once."""
+        return self.executor.sources
 
     def _once(self, step: StepJacobians) -> StepJacobians:
         """A step that holds every input once."""
-        pairs = enumerate(zip(step.x, self._sources, strict=True))
-        return step._replace(x=tuple(x if source == r else None for r, (x, source) in pairs))
+        held = set(self._sources.values())
+        return step._replace(x=tuple(x if r in held else None for r, x in enumerate(step.x)))
 
     def _parted(self, traces: Traces) -> Lagged:
         """Traces, with the input of every relation in the last step."""
         *eps, last = traces
-        x = tuple(None if s is None else last.x[s] for s in self._sources)
+        sources = (self._sources.get(r) for r in range(len(last.x)))
+        x = tuple(None if source is None else last.x[source] for source in sources)
         return Lagged(tuple(eps), last._replace(x=x))
 
     def _read(self, group: int, array: Any, *axes: int) -> jax.Array:
@@ -147,22 +147,33 @@ class LaggedParamDimRule(ParamDimRule):
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
     ) -> list[Arrays]:
-        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
-        if any(late is not None for late in block.late):  # of states that are not kept, perhaps
-            return self.solve(traces, block, operands)
-        return super().solve_after(traces, new, block, operands)
+        """Gradients of a single step from the traces after it; see :class:`LearningRule`.
 
-    def _of_step(
-        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
-    ) -> Arrays:
-        """The step that is held back is in the traces ``new``, and this one meets the signal."""
-        link, rules = self.links[i], self.kept[i]
-        entry = self.accumulated(block)[link.group.index]
-        found = self._of_block(i, block, entry.signal, operands)
-        if rules is None or entry.entry is None:
-            return found
-        signal = link.to_y(self._read(link.group.index, entry.entry, 0), 1)
-        return add(found, rules.solve(signal, new[i], operands[link.relation.index]))
+        They hold the step before, and this one meets the signal by itself.
+        """
+        late = any(e is not None for e in block.late)  # of states that are not kept, perhaps
+        if traces is None or late or self.trace_dtype is not None or not is_one_step(block):
+            return self.solve(traces, block, operands)
+        by_group = self.accumulated(block)
+        found = self.contracted(block, {g: a.signal for g, a in by_group.items()}, operands)
+        return self._summed(self._with_kept(found, new, by_group, operands), operands)
+
+    def _with_kept(
+        self,
+        found: Sequence[Arrays],
+        eps: Sequence[Arrays],
+        by_group: Mapping[int, Accumulated],
+        operands: Operands,
+    ) -> list[Arrays]:
+        """``found`` plus what enters the first step of a block finds in the kept traces."""
+        total = list(found)
+        for i, (link, rules) in enumerate(zip(self.links, self.kept, strict=True)):
+            g = link.group.index
+            entry = by_group[g].entry
+            if rules is not None and entry is not None:
+                signal = link.to_y(self._read(g, entry, 0), 1)
+                total[i] = add(total[i], rules.solve(signal, eps[i], operands[link.relation.index]))
+        return total
 
     def with_entries(
         self,
@@ -182,13 +193,7 @@ class LaggedParamDimRule(ParamDimRule):
         by_group = self.accumulated(step)
         of_last = self.contracted(step, {g: a.signal for g, a in by_group.items()}, operands)
         total = [add(a, b) for a, b in zip(found, of_last, strict=True)]
-        for i, (link, rules) in enumerate(zip(self.links, self.kept, strict=True)):
-            g = link.group.index
-            entry = by_group[g].entry
-            if rules is not None and entry is not None:
-                signal = link.to_y(self._read(g, entry, 0), 1)
-                total[i] = add(total[i], rules.solve(signal, eps[i], operands[link.relation.index]))
-        return total
+        return self._with_kept(total, eps, by_group, operands)
 
     @property
     def _nothing(self) -> LateSignals:

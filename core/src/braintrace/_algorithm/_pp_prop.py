@@ -126,10 +126,7 @@ class IODimRule(LearningRule):
     @cached_property
     def _sources(self) -> dict[int, int]:
         """For each relation with an input, the first one with the same: they share a filter."""
-        found = [r for r in self._relations if r.x_var is not None]
-        return {
-            r.index: next(first.index for first in found if first.x_var is r.x_var) for r in found
-        }
+        return self.executor.sources
 
     # --- traces ------------------------------------------------------------------------------
 
@@ -228,15 +225,6 @@ class IODimRule(LearningRule):
         history, new = self._filtered(traces, block)
         drives = [self._contracted(i, traces, history, block) for i in range(len(self.links))]
         return self._products(drives, operands), new
-
-    def solve_after(
-        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
-        """Gradients of a single step from the filters after it, which need not run again."""
-        late = any(e is not None for e in block.late)
-        if late or self.trace_dtype is not None or any(len(f) > 1 for f in block.jacobians.f):
-            return self.solve(traces, block, operands)
-        return self.boundary(new, tuple(signal[0] for signal in block.signal), operands)
 
     def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands from a signal at the hidden states as they are."""

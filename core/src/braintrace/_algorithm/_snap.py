@@ -96,12 +96,6 @@ class SnApRule(ParamDimRule):
         wide = mask.reshape(mask.shape[0], *extra, *mask.shape[1:])
         return jnp.where(wide, array, 0)
 
-    def solve_after(
-        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
-        """As :meth:`solve`, which the traces after a step do not tell."""
-        return self.solve(traces, block, operands)
-
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         found = []
