@@ -20,6 +20,8 @@ WHOLE = 64 * MIB
 LARGE = 256 * MIB
 #: A block passes over the traces a few times. With a record this much larger, that is a small part.
 TIMES_THE_TRACES = 2.5
+#: How long, in parts of that, a block may be that divides the sequence.
+NEAR_ENOUGH = 0.6, 1.25
 
 
 def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, besides: int = 0) -> int:
@@ -29,7 +31,8 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
     them. A trace that is carried is read and written once per block, so blocks are as long as makes
     that cheap and no longer: a small record is faster than a large one, whose memory is fresh. If
     no trace is carried, a single block needs none at all, and is taken unless its record is large.
-    The steps are divided into equal blocks.
+    Blocks divide the sequence if they can do so and be about as long; a shorter last block is
+    another program to compile.
 
     Parameters
     ----------
@@ -43,15 +46,29 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
         Bytes that a step records for parameters without a trace.
     """
     per_step, held = record_bytes(rule) + besides, trace_bytes(rule)
-    longest = max(1, int(budget(held, carried) // max(1, per_step)))
-    blocks = -(-steps // longest)
-    return -(-steps // blocks)
+    if not carried and steps * per_step <= budget(held, WHOLE):
+        return steps
+    return equal_blocks(steps, max(1.0, budget(held) / max(1, per_step)))
 
 
-def budget(held: int, carried: bool) -> float:
+def budget(held: int, least: int = NEAR) -> float:
     """How many bytes a record may take beside traces of ``held`` bytes."""
-    least = NEAR if carried else WHOLE
     return min(max(least, TIMES_THE_TRACES * held), max(LARGE, held))
+
+
+def equal_blocks(steps: int, longest: float) -> int:
+    """The divisor of ``steps`` next to ``longest``; if none is near, a block that is not longer."""
+
+    def away(size: int) -> float:
+        return max(size / longest, longest / size)
+
+    least, most = (part * longest for part in NEAR_ENOUGH)
+    small = [n for n in range(1, math.isqrt(steps) + 1) if steps % n == 0]
+    near = [n for n in (*small, *(steps // n for n in small)) if least <= n <= most]
+    if near:
+        return min(near, key=away)
+    blocks = math.ceil(steps / math.floor(longest))
+    return math.ceil(steps / blocks)
 
 
 def record_bytes(rule: LearningRule) -> int:

@@ -262,6 +262,34 @@ class ETraceGraphExecutor:
         )
         return StepJacobians(x, tuple(found[i] for i in range(len(self.links))), tuple(transitions))
 
+    def jacobian_types(self) -> StepJacobians:
+        """Types of what :meth:`jacobians` gives, without tracing it."""
+        relations, groups = self.graph.hidden_param_op_relations, self.graph.hidden_groups
+
+        def array(shape: tuple[int, ...], *avals: Any) -> Any:
+            return jax.ShapeDtypeStruct(shape, jnp.result_type(*(aval.dtype for aval in avals)))
+
+        def factor(link: Link) -> Any:
+            y, group = link.relation.y_var.aval, groups[link.group.index]
+            forward = _takes_forward_mode(self.graph, link)
+            states = [var.aval for var in group.hidden_outvars]
+            shape = (link.group.num_state, *link.extra, *y.shape)
+            return array(shape, *(states if forward else [y]))
+
+        def transition(group: HiddenGroup, cone: Cone) -> Any:
+            linked = any(link.group is group for link in self.near_links)
+            if not linked or cone.transition is None:
+                return None
+            shape = (group.num_state, group.num_state, *group.varshape)
+            return array(shape, *(var.aval for var in group.hidden_invars))
+
+        xs = (None if r.x_var is None else r.x_var.aval for r in relations)
+        return StepJacobians(
+            tuple(None if x is None else array(x.shape, x) for x in xs),
+            tuple(factor(link) for link in self.near_links),
+            tuple(transition(*pair) for pair in zip(groups, self.graph.cones, strict=True)),
+        )
+
     def _group_jacobians(
         self, group: HiddenGroup, cone: Cone, links: Mapping[int, Link], env: dict[Var, Any]
     ) -> tuple[jax.Array | None, dict[int, jax.Array]]:

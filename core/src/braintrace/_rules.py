@@ -17,10 +17,11 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -185,9 +186,21 @@ class TraceRules(ABC):
         self.extra = extra
         self.num_state = num_state
 
+    @property
     @abstractmethod
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a trace."""
+
+    def of_states(self, num_state: int) -> Self:
+        """The same rules for another number of states."""
+        self.types  # noqa: B018  what the family says of them is asked once
+        rules = copy(self)
+        rules.num_state = num_state
+        return rules
+
     def init(self) -> Arrays:
         """A trace of zeros."""
+        return {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in self.types.items()}
 
     @abstractmethod
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
@@ -219,10 +232,11 @@ def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) ->
 class StructuredTrace(TraceRules):
     """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
 
-    def init(self) -> Arrays:
-        def arrange(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-            own = leaf.shape[:-1]
-            return jnp.zeros((self.num_state, *self.extra, *own), leaf.dtype)
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        def arrange(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (self.num_state, *self.extra, *leaf.shape[:-1])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
         return {key: arrange(self._own[key]) for key in self.operation.traced}
 
@@ -516,12 +530,14 @@ class DenseTrace(TraceRules):
     for every operation; memory and time grow with positions times parameters.
     """
 
-    def init(self) -> Arrays:
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         op = self.operation
         head = (self.num_state, *self.extra, *op.y_aval.shape)
+        weights = {key: op.operand_avals[op.positions[key]] for key in op.traced}
         return {
-            key: jnp.zeros((*head, *op.operand_avals[op.positions[key]].shape), op.y_aval.dtype)
-            for key in op.traced
+            key: jax.ShapeDtypeStruct((*head, *weight.shape), op.y_aval.dtype)
+            for key, weight in weights.items()
         }
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:

@@ -71,10 +71,12 @@ class ParamDimRule(LearningRule):
         return tuple(self._stored(i, rules.init()) for i, rules in enumerate(self.rules))
 
     @cached_property
-    def _dtypes(self) -> tuple[Any, ...]:
+    def _dtypes(self) -> tuple[dict[str, Any], ...]:
         """Dtypes in which traces are kept."""
-        shapes = jax.eval_shape(lambda: tuple(rules.init() for rules in self.rules))
-        return jax.tree.map(lambda v: self.trace_dtype or v.dtype, shapes)
+        return tuple(
+            {key: self.trace_dtype or leaf.dtype for key, leaf in rules.types.items()}
+            for rules in self.rules
+        )
 
     def _stored(self, link: int, trace: Arrays) -> Arrays:
         return {key: leaf.astype(self._dtypes[link][key]) for key, leaf in trace.items()}

@@ -14,7 +14,7 @@ the recursion is closed, so that a block moves the kept trace as in D-RTRL with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
@@ -56,7 +56,21 @@ def may_lag(executor: ETraceGraphExecutor) -> bool:
         len(remembered(executor, link.group.index)) < link.group.num_state
         for link in executor.links
     )
-    return forgotten and not any(_needs_weights(executor, link) for link in executor.links)
+    kinds = {_kind(executor, link): link for link in executor.links}
+    return forgotten and not any(_needs_weights(executor, link) for link in kinds.values())
+
+
+def _kind(executor: ETraceGraphExecutor, link: Link) -> Hashable:
+    """What links with the same rules and types have in common; the link, if that is not known."""
+    op = executor.operation(link.relation, link.group)
+    params = tuple(sorted(op.params.items()))
+    constants = tuple(c.position for c in link.relation.constants)
+    kind = op.spec, params, op.operand_avals, op.y_aval, op.traced, constants, link.extra
+    try:
+        hash(kind)
+    except TypeError:  # a parameter of the operation is an array, say
+        return link
+    return kind
 
 
 def _needs_weights(executor: ETraceGraphExecutor, link: Link) -> bool:
@@ -100,8 +114,7 @@ class LaggedDRTRLRule(DRTRLRule):
         for i, link in enumerate(self.links):
             states = remembered(self.executor, link.group.index)
             driven = any(self.executor.driving(i)[s] for s in states)
-            operation = self.rules[i].operation
-            found.append(trace_rules(operation, link.extra, len(states)) if driven else None)
+            found.append(self.rules[i].of_states(len(states)) if driven else None)
         return tuple(found)
 
     def init(self) -> Traces:
@@ -110,12 +123,8 @@ class LaggedDRTRLRule(DRTRLRule):
             {} if rules is None else self._stored(i, rules.init())
             for i, rules in enumerate(self.kept)
         )
-        boundary = [_type_of(var.aval) for var in self.executor.boundary]
-        last = jax.tree.map(
-            lambda v: jnp.zeros(v.shape, v.dtype),
-            jax.eval_shape(self.executor.jacobians, boundary),
-        )
-        return (*eps, self._once(last))
+        types = self._once(self.executor.jacobian_types())
+        return (*eps, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), types))
 
     # --- the last step -----------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ class UORORule(LearningRule):
         return self.trace_dtype or jnp.result_type(*ys)
 
     def _stored(self, link: int, trace: Arrays) -> Arrays:
-        like = jax.eval_shape(self.rules[link].init)
+        like = self.rules[link].types
         return {k: v.astype(self.trace_dtype or like[k].dtype) for k, v in trace.items()}
 
     # --- one step ----------------------------------------------------------------------------
