@@ -142,6 +142,10 @@ def test_explain_selects(reference: Any) -> None:
     assert {r.kind for r in about} == {Kind.RELATION_INCLUDED, Kind.TRANSITION_STRUCTURALLY_ZERO}
     assert reference.explain() == list(reference.diagnostics)
     assert reference.explain(weight_path=RNN1, kind=Kind.PARAMETER_UNUSED) == []
+    named = reference.explain(kind="relation_included", level="info")
+    assert named == reference.explain(kind=Kind.RELATION_INCLUDED) != []
+    with pytest.raises(ValueError, match="'no_such_kind' is not a valid DiagnosticKind"):
+        reference.explain(kind="no_such_kind")
 
 
 def test_the_report_is_a_table_of_what_was_found(reference: Any) -> None:

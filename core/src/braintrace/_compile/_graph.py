@@ -102,10 +102,34 @@ class ETraceGraph:
         *,
         weight_path: Path | None = None,
         hidden_path: Path | None = None,
-        kind: DiagnosticKind | None = None,
-        level: DiagnosticLevel | None = None,
+        kind: DiagnosticKind | str | None = None,
+        level: DiagnosticLevel | str | None = None,
     ) -> list[CompilationRecord]:
-        """The diagnostics about a parameter, a hidden state, of a kind or of a level."""
+        """The diagnostics about a parameter, a hidden state, of a kind or of a level.
+
+        Parameters
+        ----------
+        weight_path, hidden_path
+            Paths such as ``("Wr", "weight")``.
+        kind, level
+            Members of their enumerations, or the values of these.
+
+        Raises
+        ------
+        ValueError
+            When there is no such kind or level.
+
+        Examples
+        --------
+        >>> import brainstate, braintrace, jax.numpy as jnp
+        >>> cell = braintrace.nn.GRUCell(3, 4)
+        >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+        >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+        >>> [record.weight_path for record in graph.explain(kind="relation_included")]
+        [('Wz', 'weight'), ('Wh', 'weight')]
+        """
+        kind = None if kind is None else DiagnosticKind(kind)
+        level = None if level is None else DiagnosticLevel(level)
         return [
             record
             for record in self.diagnostics
