@@ -486,7 +486,7 @@ def test_states_made_anew_after_compiling(use: str) -> None:
     }
     with pytest.raises(
         bt.CompilationError,
-        match=r"hidden state h was initialised again.*compile_graph again, or use reset_state",
+        match=r"hidden state h was initialised again.*compile_graph again. To reset states.* use reset_state",
     ):
         uses[use]()
     assert case.model.h.value is before

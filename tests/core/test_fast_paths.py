@@ -27,6 +27,7 @@ from braintrace._block_size import (
     trace_bytes,
 )
 from braintrace._recorded import recorded_scan
+from braintrace._whole import WholeGroupsExecutor
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -219,6 +220,80 @@ def test_a_trace_does_not_lag_when_its_increments_depend_on_weights() -> None:
     learner = bt.D_RTRL(model)
     learner.compile_graph(jnp.ones((2, zoo.IN)))
     assert type(learner.rule) is DRTRLRule
+
+
+def test_a_trace_does_not_lag_when_a_weight_behind_it_is_trained_elsewhere() -> None:
+    """What a step adds to the trace of ``A`` depends on ``B``, of which it has no gradient."""
+
+    class Shared(zoo.Model):
+        names = ("v", "y")
+
+        def __init__(self) -> None:
+            super().__init__()
+            rng = np.random.default_rng(0)
+            self.b = brainstate.ParamState(jnp.asarray(rng.normal(size=(zoo.IN, 2))))
+            self.a = brainstate.ParamState(jnp.asarray(rng.normal(size=(2, zoo.HIDDEN))))
+
+        def update(self, x: Any) -> Any:
+            held = jax.lax.stop_gradient(self.b.value)
+            low = bt.lora_matmul(x, held, self.a.value)
+            self.v.value = jnp.tanh(0.8 * self.v.value + low)
+            self.y.value = jnp.sin(self.v.value)
+            return self.y.value + jnp.sum(x @ self.b.value)
+
+    model = Shared()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(jnp.ones((2, zoo.IN)))
+    assert type(learner.rule) is DRTRLRule
+
+
+def test_operations_with_equal_parameters_of_other_types_are_not_taken_for_the_same() -> None:
+    """``True == 1``: here one needs the weights, and the other does not."""
+    moded = bt.register_primitive("test_moded", lambda x, w, *, mode: x @ w)
+
+    @moded.register_xy_to_dw
+    def xy_to_dw(x: Any, dy: Any, weights: Any, *, mode: Any) -> Any:
+        factor = 1.0 if mode is True else weights["weight"]
+        return {"weight": factor * jnp.outer(x, dy)}
+
+    class Two(zoo.Model):
+        names = ("v", "y")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.u = brainstate.ParamState(jnp.ones((zoo.IN, zoo.HIDDEN)))
+            self.w = brainstate.ParamState(jnp.ones((zoo.IN, zoo.HIDDEN)))
+
+        def init_state(self, *args: Any, **kwargs: Any) -> None:
+            self.v, self.y = (brainstate.HiddenState(jnp.zeros(zoo.HIDDEN)) for _ in range(2))
+
+        def update(self, x: Any) -> Any:
+            drive = moded.bind(x, self.u.value, mode=1) + moded.bind(x, self.w.value, mode=True)
+            self.v.value = jnp.tanh(0.8 * self.v.value + drive)
+            self.y.value = jnp.sin(self.v.value)
+            return self.y.value
+
+    model = Two()
+    brainstate.nn.init_all_states(model)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(jnp.ones(zoo.IN))
+    assert type(learner.rule) is DRTRLRule
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", zoo.ALL)
+def test_jacobians_have_the_types_that_are_told(name: str, whole: bool) -> None:
+    kind = WholeGroupsExecutor if whole else bt.ETraceGraphExecutor
+    case = zoo.case(name, 2)
+    executor = kind(case.model, recurrence_scope="coupled")
+    executor.compile_graph(case.xs[0])
+    boundary = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in executor.boundary]
+    found = jax.eval_shape(executor.jacobians, boundary)
+    told = executor.jacobian_types()
+    assert jax.tree.structure(found) == jax.tree.structure(told)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(told), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 # --- rules that change the block -----------------------------------------------------------------

@@ -20,7 +20,7 @@ WHOLE = 64 * MIB
 LARGE = 256 * MIB
 #: A block passes over the traces a few times. With a record this much larger, that is a small part.
 TIMES_THE_TRACES = 2.5
-#: How long, in parts of that, a block may be that divides the sequence.
+#: How long a block may be that divides the sequence, in parts of what the budget gives.
 NEAR_ENOUGH = 0.6, 1.25
 
 
@@ -52,7 +52,7 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
 
 
 def budget(held: int, least: int = NEAR) -> float:
-    """How many bytes a record may take beside traces of ``held`` bytes."""
+    """How many bytes a record should take beside traces of ``held`` bytes."""
     return min(max(least, TIMES_THE_TRACES * held), max(LARGE, held))
 
 

@@ -206,8 +206,9 @@ def check_same_states(model: Any, info: ModuleInfo) -> None:
         if _lookup(model, slot.path) is not slot.state:
             raise CompilationError(
                 f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
-                "replaced or deleted after compile_graph; call compile_graph again, or use "
-                "reset_state to reset it"
+                "replaced or deleted after compile_graph; call compile_graph again. To reset "
+                "states or change the batch size, use reset_state(batch_size=..., "
+                "model_states=True) in place of init_all_states"
             )
     changed = changed_setting(info.settings)
     if changed is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -193,10 +192,7 @@ class TraceRules(ABC):
 
     def of_states(self, num_state: int) -> Self:
         """The same rules for another number of states."""
-        self.types  # noqa: B018  what the family says of them is asked once
-        rules = copy(self)
-        rules.num_state = num_state
-        return rules
+        return type(self)(self.operation, self.extra, num_state)
 
     def init(self) -> Arrays:
         """A trace of zeros."""
@@ -239,6 +235,11 @@ class StructuredTrace(TraceRules):
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
         return {key: arrange(self._own[key]) for key in self.operation.traced}
+
+    def of_states(self, num_state: int) -> Self:
+        rules = super().of_states(num_state)
+        rules._own = self._own  # without the axis of states they are the same
+        return rules
 
     def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
         """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""

@@ -231,7 +231,7 @@ class DRTRLRule(ParamDimRule):
 
 
 def is_one_step(block: Block) -> bool:
-    """Whether a block holds a single step, and an operation in it."""
+    """Whether a block holds a single step, or no operation at all."""
     return all(len(f) == 1 for f in block.jacobians.f)
 
 

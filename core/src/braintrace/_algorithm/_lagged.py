@@ -63,8 +63,9 @@ def may_lag(executor: ETraceGraphExecutor) -> bool:
 def _kind(executor: ETraceGraphExecutor, link: Link) -> Hashable:
     """What links with the same rules and types have in common; the link, if that is not known."""
     op = executor.operation(link.relation, link.group)
-    params = tuple(sorted(op.params.items()))
-    constants = tuple(c.position for c in link.relation.constants)
+    # 1, 1.0 and True are equal, and may be different operations
+    params = tuple((key, value, repr(value)) for key, value in sorted(op.params.items()))
+    constants = tuple((c.position, bool(c.held)) for c in link.relation.constants)
     kind = op.spec, params, op.operand_avals, op.y_aval, op.traced, constants, link.extra
     try:
         hash(kind)
@@ -74,12 +75,18 @@ def _kind(executor: ETraceGraphExecutor, link: Link) -> Hashable:
 
 
 def _needs_weights(executor: ETraceGraphExecutor, link: Link) -> bool:
-    """Whether what a step adds to the trace of a link depends on the values of its weights."""
+    """Whether what a step adds to the trace of a link depends on the values of parameters.
+
+    So do operands behind ``stop_gradient``: another operation may train what is behind them.
+    """
     relation = link.relation
     operation = executor.operation(relation, link.group)
     rules = trace_rules(operation, link.extra, 1)
-    weights = {str(i): _type_of(relation.operands[i].aval) for i in operation.positions.values()}
-    others = {str(c.position): _type_of(c.atom.aval) for c in relation.constants}
+    places = {*operation.positions.values(), *(c.position for c in relation.constants)}
+    types = {i: _type_of(relation.operands[i].aval) for i in places}
+    fixed = {c.position for c in relation.constants if not c.held}
+    weights = {str(i): leaf for i, leaf in types.items() if i not in fixed}
+    others = {str(i): leaf for i, leaf in types.items() if i in fixed}
     x = None if relation.x_var is None else _type_of(relation.x_var.aval)
     dy = _type_of(relation.y_var.aval)
 
