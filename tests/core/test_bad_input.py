@@ -486,7 +486,7 @@ def test_states_made_anew_after_compiling(use: str) -> None:
     }
     with pytest.raises(
         bt.CompilationError,
-        match=r"hidden state h was initialised again.*compile_graph again. To reset states.* use reset_state",
+        match=r"hidden state h was initialised again.*compile_graph again. To reset.* reset_state",
     ):
         uses[use]()
     assert case.model.h.value is before
@@ -600,8 +600,8 @@ def test_step_fn_is_required_and_callable(bench: Bench) -> None:
 
 
 def _broken(bench: Bench, x: Any, y: Any) -> Any:
-    bench.model.h.value = bench.model.h.value + 1.0
     bench.learner(x)
+    bench.model.h.value = bench.model.h.value + 1.0
     bench.model.count.value = bench.model.count.value + 1
     raise KeyError("in the middle of step_fn")
 
@@ -656,14 +656,14 @@ def test_has_aux_needs_a_pair(bench: Bench, result: Callable[..., Any]) -> None:
 
 
 def test_step_fn_may_not_change_a_state(bench: Bench) -> None:
-    """A state that grows in a step cannot be carried over a sequence."""
+    """A state that shrinks in a step cannot be carried over a sequence."""
+    counts = brainstate.ShortTermState(jnp.zeros((2, 4)), name="counts")
 
     def step_fn(x: Any, y: Any) -> Any:
-        loss = bench.loss(x, y)
-        bench.model.h.value = bench.model.h.value[:, :2]
-        return loss
+        counts.value = counts.value[:, :2]
+        return bench.loss(x, y)
 
-    with refused(bench, (ValueError, TypeError, bt.CompilationError), r"\bh\b.*\(2, 2\).*\(2, 4\)"):
+    with refused(bench, ValueError, r"the state counts with shape \(2, 2\).*was \(2, 4\)"):
         bench.grad(step_fn=step_fn)
 
 

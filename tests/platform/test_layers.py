@@ -23,9 +23,9 @@ LAYERS = [
     "_position_rules", "_element_map", "_positions", "_batched", "_compile", "_layout",
     "_sweeps", "_execute", "_position_graph", "_whole", "_algorithm", "_config", "_checks",
     "_vjp_executor", "_progress", "_online", "_recorded", "_direct", "_block_size",
-    "_sequence", "_windows", "_guards", "_losses", "_optimizers", "_reporting", "_feedback",
-    "_synthesizer", "_storage", "_saved", "_resets", "_stepping", "_gradients", "_learner",
-    "_learners", "_further_learners", "_ready", "testing",
+    "_sequence", "_windows", "_guards", "_losses", "_drivers", "_optimizers", "_reporting",
+    "_feedback", "_synthesizer", "_storage", "_saved", "_resets", "_stepping", "_gradients",
+    "_learner", "_learners", "_further_learners", "_ready", "testing",
 ]  # fmt: skip
 
 HOST = {

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from . import _guards, _jax
 from ._algorithm import LearningRule
 from ._checks import check_states, checked_weights, require_callable
+from ._drivers import Drivers
 from ._execute import ETraceGraphExecutor
 from ._gradients import GradOptions, check_count, gradient, in_parts
 from ._losses import checked_mask, shown_losses
@@ -26,7 +26,6 @@ from ._sequence import common_length
 from ._stepping import EligibilityTrace, SteppingLearner
 
 State = brainstate.State[Any]
-CACHED_DRIVERS = 16
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
 
@@ -66,11 +65,11 @@ class ETraceAlgorithm(SteppingLearner):
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
         super().__init__(model, **options)
-        self._drivers: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
 
     def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
-        self._drivers = OrderedDict()
+        self._drivers = Drivers()
         return super()._adopt(executor)
 
     # --- gradients -----------------------------------------------------------------------------
@@ -100,7 +99,8 @@ class ETraceAlgorithm(SteppingLearner):
         *sequences
             Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
         step_fn
-            Calls the learner once and returns the scalar loss of a step (and auxiliary data).
+            Calls the learner once and returns the scalar loss of a step (and auxiliary data). It
+            may read hidden states, but not write them.
         mask
             Weights of the losses, [T], or [T, B] for sequences of several lengths: ``step_fn`` then
             returns a loss for each example, [B]. States and traces move on at masked steps, too.
@@ -164,7 +164,7 @@ class ETraceAlgorithm(SteppingLearner):
             progress,
         )
         options = self._prepared(options, steps)
-        driver = self._driver((step_fn, "grad", options), partial(gradient, self, options))
+        driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
         outcome = driver(sequences, mask)
         if check:
             report(outcome.flags, options, steps)
@@ -264,7 +264,7 @@ class ETraceAlgorithm(SteppingLearner):
         options = self._prepared(options, every)
         update = as_optimizer(self.optimizer, optimizer, dict(options.weights))
         key = (step_fn, "update", options, every, update)
-        driver = self._driver(key, partial(self._updated, options, every, update))
+        driver = self._drivers.get(key, partial(self._updated, options, every, update))
         losses, aux, flags = driver(sequences, mask)
         if check:
             report(flags, options, steps, every)
@@ -361,7 +361,9 @@ class ETraceAlgorithm(SteppingLearner):
 
             return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
-        return self._driver((run, "evolve", return_outputs, steps, progress), evolve)(sequences)
+        return self._drivers.get((run, "evolve", return_outputs, steps, progress), evolve)(
+            sequences
+        )
 
     # --- stopping and going on ---------------------------------------------------------------
 
@@ -413,30 +415,6 @@ class ETraceAlgorithm(SteppingLearner):
             return optimizer
         known = [one for one in self._optimizers if one.transformation is optimizer]
         return known if len(known) > 1 else (known or [self.optimizer(optimizer)])[0]
-
-    # --- compiled once -------------------------------------------------------------------------
-
-    def _driver(self, key: Any, run: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled driver for these options, kept for the next call."""
-        names = self.graph.module_info.environment
-        key = (*key, tuple(str(brainstate.environ.get(name, None)) for name in names))
-        if key not in self._drivers:
-            self._warn_of_new_functions(*key)
-            self._drivers[key] = brainstate.transform.jit(run)
-            if len(self._drivers) > CACHED_DRIVERS:
-                self._drivers.popitem(last=False)
-        self._drivers.move_to_end(key)
-        return self._drivers[key]
-
-    def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
-        """A function written inside a loop is a new one each time, and compiled each time."""
-        code = getattr(step_fn, "__code__", None)
-        same = [k for k in self._drivers if k[1:] == options]
-        if code is not None and sum(getattr(k[0], "__code__", None) is code for k in same) == 3:
-            _jax.warn(
-                f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
-                "call and is compiled anew each time; define it once, outside of the loop"
-            )
 
 
 def report(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:

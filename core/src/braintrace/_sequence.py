@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _jax
 from ._algorithm import Block, LearningRule, Traces
-from ._compile import show_path
+from ._compile import StateKind, show_path
 from ._direct import DirectProducts, direct_products
 from ._execute import ETraceGraphExecutor
 from ._jaxpr import reaches
@@ -35,9 +35,34 @@ State = brainstate.State[Any]
 class Tape:
     """What passes between a driver and the learner's one call inside ``step_fn``."""
 
-    def __init__(self, perturb: Sequence[Any]) -> None:
+    def __init__(self, perturb: Sequence[Any], hidden: Mapping[tuple[Any, ...], State]) -> None:
         self.perturb = perturb
         self.boundaries: list[tuple[tuple[Any, ...], Any]] = []
+        self._hidden = hidden
+        self.keep_hidden()
+
+    def keep_hidden(self) -> None:
+        """Remember the values of the hidden states."""
+        self._values = [jax.tree.leaves(state.value) for state in self._hidden.values()]
+
+    def check_hidden(self) -> None:
+        """The hidden states are as they were remembered.
+
+        Raises
+        ------
+        ValueError
+            When one was written by anything but the model.
+        """
+        for (path, state), kept in zip(self._hidden.items(), self._values, strict=True):
+            now = jax.tree.leaves(state.value)
+            if any(_jax.from_another_trace(leaf, self.perturb[0]) for leaf in now):
+                return  # inside of a transformation, which is refused in the end
+            if len(now) != len(kept) or any(a is not b for a, b in zip(now, kept, strict=True)):
+                raise ValueError(
+                    f"step_fn writes the hidden state {show_path(path)}, and the traces would not "
+                    "follow. Let the model do it, a reset from an input, say: "
+                    "h = h * (1 - done); between sequences call reset_state"
+                )
 
     def boundary(self) -> tuple[tuple[Any, ...], Any]:
         """Values from which the step's Jacobians are computed, and what the caller gave besides.
@@ -134,18 +159,22 @@ def trace_step(
     ------
     ValueError
         When ``step_fn`` does not call the learner directly and exactly once, changes the type of a
-        state, or writes a parameter.
+        state, or writes a parameter or a hidden state.
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
-        tape = Tape(perturb)
+        tape = Tape(perturb, hidden)
         attach(tape)
         try:
             loss, aux = step_fn(*inputs)
         finally:
             attach(None)
-        return loss, aux, tape.boundary()
+        boundary = tape.boundary()
+        tape.check_hidden()
+        return loss, aux, boundary
 
+    slots = executor.graph.module_info.slots_of(StateKind.HIDDEN)
+    hidden = {slot.path: slot.state for slot in slots}
     perturb = executor.graph.perturbed.init_perturb_data()
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)

@@ -292,6 +292,7 @@ class SteppingLearner(brainstate.nn.Module):
         leaves = checked_args(self.graph.module_info, one_step_of(args))
         params, values = self._values()
         if self._tape is not None:
+            self._tape.check_hidden()
             out, new, boundary = self.executor.run(leaves, {**params, **values}, self._tape.perturb)
             refuse_lost_examples(values, new)
             self._tape.boundaries.append((boundary, given))
@@ -301,6 +302,8 @@ class SteppingLearner(brainstate.nn.Module):
             refuse_lost_examples(values, new)
             self._write_traces(traces, 1)
         self._write_states(new)
+        if self._tape is not None:
+            self._tape.keep_hidden()
         return out
 
     def _run_window(self, args: tuple[Any, ...], steps: int | None) -> Any:

@@ -4,7 +4,7 @@
 from ._cones import Cone, Pattern
 from ._control import ControlFlowPolicy, Rewrite
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, show_path
-from ._environment import changed_setting
+from ._environment import changed_setting, recorded_settings
 from ._graph import ETraceGraph, compile_etrace_graph
 from ._groups import (
     HiddenGroup,
@@ -44,6 +44,7 @@ __all__ = [
     "add_hidden_perturbation_from_minfo",
     "add_hidden_perturbation_in_module",
     "changed_setting",
+    "recorded_settings",
     "check_scope",
     "compile_etrace_graph",
     "extract_module_info",
