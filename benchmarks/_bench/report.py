@@ -168,8 +168,9 @@ def comparison(new: Run, old: Run) -> str:
 
 def markdown(run: Run) -> str:
     """Verdicts and tables for a page of the documentation."""
-    machine = run["machine"]
-    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    versions = [found["versions"]["ours"] for found in run.get("cases", {}).values()][:1]
+    known = {**run["machine"], **(versions[0] if versions else {})}
+    facts = ", ".join(f"{key} {value}" for key, value in known.items())
     parts = [f"Measured on: {facts}.", "### Targets", _markdown_table(judged(run))]
     for case, found in run.get("cases", {}).items():
         heading, *facts_of_case = title(case, found).splitlines()
