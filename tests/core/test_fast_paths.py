@@ -296,6 +296,31 @@ def test_jacobians_have_the_types_that_are_told(name: str, whole: bool) -> None:
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
+class Plain(bt.ETraceVjpAlgorithm):
+    """D-RTRL without knowing the structure of ``D`` and ``f``, one step as any other block."""
+
+    def make_rule(self, executor: Any) -> Any:
+        return rules.ParamDimRule(executor, self.trace_dtype)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["lstm-1", "gru-1", "vanilla-1", "direct", "lif"])
+def test_known_structure_changes_no_number(
+    name: str, way: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_config, "may_lag", lambda executor: False)
+    options = {"vjp_method": "multi-step"} if way == "windows" else {}
+    found = []
+    for kind in (bt.D_RTRL, Plain):
+        brainstate.random.seed(0)
+        case = zoo.case(name, 2)
+        learner = kind(case.model, **options)
+        learner.compile_graph(case.xs[0])
+        found.append((WAYS[way](case, learner, size), learner.get_etrace_of(learned(learner)[0])))
+    assert_tree_close(*found)
+
+
 # --- rules that change the block -----------------------------------------------------------------
 
 

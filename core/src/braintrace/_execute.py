@@ -269,24 +269,25 @@ class ETraceGraphExecutor:
         def array(shape: tuple[int, ...], *avals: Any) -> Any:
             return jax.ShapeDtypeStruct(shape, jnp.result_type(*(aval.dtype for aval in avals)))
 
-        def factor(link: Link) -> Any:
-            y, group = link.relation.y_var.aval, groups[link.group.index]
-            forward = _takes_forward_mode(self.graph, link)
-            states = [var.aval for var in group.hidden_outvars]
+        def factor(link: Link, near: Link) -> Any:
+            y, forward = link.relation.y_var.aval, _takes_forward_mode(self.graph, near)
+            states = [var.aval for var in groups[link.group.index].hidden_outvars]
             shape = (link.group.num_state, *link.extra, *y.shape)
             return array(shape, *(states if forward else [y]))
 
+        positions = {link.group.index: link.group for link in self.links}
+
         def transition(group: HiddenGroup, cone: Cone) -> Any:
-            linked = any(link.group is group for link in self.near_links)
-            if not linked or cone.transition is None:
+            found = positions.get(group.index)
+            if found is None or cone.transition is None:
                 return None
-            shape = (group.num_state, group.num_state, *group.varshape)
+            shape = (found.num_state, found.num_state, *found.varshape)
             return array(shape, *(var.aval for var in group.hidden_invars))
 
         xs = (None if r.x_var is None else r.x_var.aval for r in relations)
         return StepJacobians(
             tuple(None if x is None else array(x.shape, x) for x in xs),
-            tuple(factor(link) for link in self.near_links),
+            tuple(map(factor, self.links, self.near_links)),
             tuple(transition(*pair) for pair in zip(groups, self.graph.cones, strict=True)),
         )
 

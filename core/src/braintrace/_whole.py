@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _jax
 from ._compile import Cone, ETraceGraph, HiddenGroup, Pattern, show_path
-from ._execute import ETraceGraphExecutor, StepJacobians
+from ._execute import ETraceGraphExecutor
 from ._jax import Var
 from ._layout import Link, join_states
 from ._position_graph import structure_of, values_of_parameters
@@ -132,11 +132,6 @@ class WholeGroupsExecutor(ETraceGraphExecutor):
         """Any entry of a group's ``D`` may be other than zero [S M][S M]."""
         states = self.whole[index].num_state
         return ((True,) * states,) * states
-
-    def jacobian_types(self) -> StepJacobians:
-        """Types of what :meth:`jacobians` gives."""
-        boundary = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.boundary]
-        return jax.eval_shape(self.jacobians, boundary)
 
     def driving(self, index: int) -> tuple[bool, ...]:
         """A link may drive any state [S M]."""
