@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set up the project and run it: ``python3 dev.py demo|test|bench|check|docs|wheels [options]``.
+"""Set up the project and run it: ``python3 dev.py COMMAND [options]``; the commands are
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
 test    run the whole test suite; options and paths are passed on to pytest
 bench   measure speed and memory against BPTT and the peer library; options are passed on
-check   lint, formatting and types
+check   lint, formatting and types, and the lines of each folder of core
+stubs   write the type stubs of the public names anew
 docs    build the documentation site, without a network; --open shows it in a browser
 wheels  build the wheels, install them by file into empty environments and try every subset
 
@@ -18,6 +19,7 @@ if sys.version_info < (3, 11):
 
 import hashlib
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "core" / "src" / "braintrace"
 VENV = ROOT / os.environ.get("VENV", ".venv")
 EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
@@ -278,6 +281,40 @@ def check(options: Sequence[str]) -> int:
     return first_failure(python, [["-m", *command] for command in commands])
 
 
+def stubs(options: Sequence[str]) -> int:
+    """Write the stubs of ``braintrace`` and ``braintrace.nn`` from the table of names."""
+    refuse("stubs", options)
+    for name, text in stub_texts().items():
+        (PACKAGE / name).write_text(text)
+    return 0
+
+
+def stub_texts() -> dict[str, str]:
+    """The stubs by file: names of core, and those that the official distributions export."""
+    names = runpy.run_path(str(PACKAGE / "names.py"))
+    head = "# SPDX-License-Identifier: Apache-2.0\n# Written by `python3 dev.py stubs`.\n\n"
+    own = sorted((f".{module}", name) for name, module in names["CORE"].items())
+    own += [(".", name) for name in names["SUBMODULES"] if name not in names["DISTRIBUTED"]]
+    given = sorted((owner, name) for name, owner in names["OFFICIAL"]["ops"].items())
+    layers = sorted((f"{owner}.nn", name) for name, owner in names["OFFICIAL"]["nn"].items())
+    distributed = [f"import {p} as {n}" for n, (_, p) in names["DISTRIBUTED"].items()]
+    package = [*map(imported, given), *distributed, "", *map(imported, own)]
+    package += ["", "__version__: str"]
+    rest = ["def __getattr__(name: str) -> Any: ...  # everything else of brainstate.nn"]
+    nn = ["from typing import Any", "", *map(imported, layers), "", *rest]
+    return {"__init__.pyi": head + lines(package), "nn.pyi": head + lines(nn)}
+
+
+def imported(source: tuple[str, str]) -> str:
+    """One name of a stub, exported."""
+    return f"from {source[0].replace('-', '_')} import {source[1]} as {source[1]}"
+
+
+def lines(texts: Sequence[str]) -> str:
+    """The text of a file."""
+    return "\n".join(texts) + "\n"
+
+
 def docs(options: Sequence[str]) -> int:
     """Build the documentation site anew; a warning is an error, and all of them are shown."""
     if list(options) not in ([], ["--open"]):
@@ -391,6 +428,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "bench": bench,
     "check": check,
+    "stubs": stubs,
     "docs": docs,
     "wheels": wheels,
     "newest": newest,
@@ -404,9 +442,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *options = arguments
     if name not in COMMANDS:
-        print(
-            f"dev.py: unknown command {name!r}; commands are demo, test, bench, check, docs, wheels"
-        )
+        print(f"dev.py: unknown command {name!r}; commands are {', '.join(COMMANDS)}")
         return 2
     return COMMANDS[name](options)
 

@@ -11,7 +11,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from braintrace._cli import main
+from braintrace.cli import main
 
 
 def help_of(words: list[str]) -> str:

@@ -16,7 +16,7 @@ from braintrace.testing import (
     check_plugin,
     parametrize_with_checks,
 )
-from braintrace.testing._conformance import _kit
+from braintrace_testing.conformance import kit
 
 from . import specimens
 
@@ -29,8 +29,8 @@ def test_importing_the_kit_imports_no_pytest():
 @pytest.fixture
 def few_checks(monkeypatch):
     """Only two quick checks; the second one fails for the case."""
-    kept = {id: _kit.CASE_CHECKS[id] for id in ("jax.vmap", "rules.init_pp")}
-    monkeypatch.setattr(_kit, "CASE_CHECKS", kept)
+    kept = {id: kit.CASE_CHECKS[id] for id in ("jax.vmap", "rules.init_pp")}
+    monkeypatch.setattr(kit, "CASE_CHECKS", kept)
     return specimens.trace_without_states()
 
 

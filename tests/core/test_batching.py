@@ -20,7 +20,7 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
-from braintrace._batched import examples_in, init_batched_states, reset_batched_states
+from braintrace.compiler.batch_states import examples_in, init_batched_states, reset_batched_states
 from braintrace.testing import assert_tree_close
 
 B, T, IN, HIDDEN = 3, 3, 2, 3

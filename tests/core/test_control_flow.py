@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 
 import braintrace as bt
-from braintrace import _jax
-from braintrace._jaxpr import Along, depends, influences, program_influences, reaches, slice_to
+from braintrace.base import versions
+from braintrace.jaxprs.depends import (
+    Along,
+    depends,
+    influences,
+    program_influences,
+    reaches,
+    slice_to,
+)
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
 
 from . import zoo
@@ -593,7 +600,7 @@ def test_equals_the_model_written_without(model: type, batch: int | None) -> Non
     oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)
     case = built(model, batch, False)
     learner = compiled(case)
-    _jax.check_jaxpr(learner.graph.module_info.jaxpr)
+    versions.check_jaxpr(learner.graph.module_info.jaxpr)
     for block in (1, 3, "auto") if batch else ("auto",):
         case.reset()
         learner.reset_state()
@@ -809,7 +816,7 @@ class Layers(zoo.Model):
 
 def test_a_layer_as_a_branch_or_a_body_has_a_place() -> None:
     info = bt.extract_module_info(*_initialised(Layers()))
-    places = [_jax.source_of(eqn) for eqn in info.eqns if eqn.primitive.name == "etp_mm"]
+    places = [versions.source_of(eqn) for eqn in info.eqns if eqn.primitive.name == "etp_mm"]
     assert len(places) == 4
     assert all("test_control_flow.py" in place for place in places)
 
@@ -1008,7 +1015,7 @@ def test_a_loop_written_out_can_hand_on_what_it_got() -> None:
     case = built(Same, 2)
     info = bt.extract_module_info(case.model, case.xs[0])
     assert info.hidden_path_to_outvar[("h",)] is not info.hidden_path_to_invar[("h",)]
-    _jax.check_jaxpr(info.jaxpr)
+    versions.check_jaxpr(info.jaxpr)
 
 
 def test_a_loop_of_no_iterations() -> None:
@@ -1023,7 +1030,7 @@ def test_a_loop_of_no_iterations() -> None:
     case = built(Never, 2)
     info = bt.extract_module_info(case.model, case.xs[0])
     assert [eqn.primitive.name for eqn in info.eqns].count("etp_mm") == 1
-    _jax.check_jaxpr(info.jaxpr)
+    versions.check_jaxpr(info.jaxpr)
 
 
 # --- dependence --------------------------------------------------------------------------------

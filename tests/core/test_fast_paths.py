@@ -14,9 +14,12 @@ import pytest
 from jax.experimental import io_callback
 
 import braintrace as bt
-from braintrace import _config, _direct, _gradients, rules
-from braintrace._algorithm import DRTRLRule, LaggedDRTRLRule
-from braintrace._block_size import (
+from braintrace import rules
+from braintrace.algorithms import config
+from braintrace.algorithms.d_rtrl import DRTRLRule
+from braintrace.algorithms.lagged import LaggedDRTRLRule
+from braintrace.drivers import direct, gradients
+from braintrace.drivers.block_size import (
     LARGE,
     NEAR,
     WHOLE,
@@ -26,8 +29,8 @@ from braintrace._block_size import (
     record_bytes,
     trace_bytes,
 )
-from braintrace._recorded import recorded_scan
-from braintrace._whole import WholeGroupsExecutor
+from braintrace.drivers.recorded import recorded_scan
+from braintrace.executor.whole import WholeGroupsExecutor
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -172,7 +175,7 @@ def test_lagging_traces_are_those_of_all_states(
     found = {}
     for kind in (LaggedDRTRLRule, DRTRLRule):
         if kind is DRTRLRule:
-            monkeypatch.setattr(_config, "may_lag", lambda executor: False)
+            monkeypatch.setattr(config, "may_lag", lambda executor: False)
         case = lagging(name)
         learner = compiled(case, **options)
         assert type(learner.rule) is kind
@@ -309,7 +312,7 @@ class Plain(bt.ETraceVjpAlgorithm):
 def test_known_structure_changes_no_number(
     name: str, way: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_config, "may_lag", lambda executor: False)
+    monkeypatch.setattr(config, "may_lag", lambda executor: False)
     options = {"vjp_method": "multi-step"} if way == "windows" else {}
     found = []
     for kind in (bt.D_RTRL, Plain):
@@ -401,7 +404,7 @@ def test_direct_products_equal_reverse_mode_of_every_step(
     case = zoo.case(name, 2)
     learner = compiled(case)
     fast = gradient(case, learner, case.xs, case.ys, block_size=size, carry_trace=False)
-    monkeypatch.setattr(_direct, "_is_product", lambda eqn: False)
+    monkeypatch.setattr(direct, "_is_product", lambda eqn: False)
     brainstate.random.seed(0)
     case = zoo.case(name, 2)
     learner = compiled(case)
@@ -458,14 +461,14 @@ def test_a_plain_convolution_of_the_states_is_taken_block_by_block(size: int) ->
 
         return loss
 
-    taken = _direct.DirectProduct._pulled
+    taken = direct.DirectProduct._pulled
 
     def counting(self: Any, *args: Any) -> Any:
         kinds.append(self.eqn.primitive.name)
         return taken(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_direct.DirectProduct, "_pulled", counting)
+        patch.setattr(direct.DirectProduct, "_pulled", counting)
         found = learner.etrace_grad(
             xs, step_fn=loss_of(learner), weights=weights, reduction="sum", block_size=size
         )
@@ -635,7 +638,7 @@ def test_blocks_are_shorter_with_a_large_readout(monkeypatch: pytest.MonkeyPatch
         sizes.append(auto_block_size(*args))
         return sizes[-1]
 
-    monkeypatch.setattr(_gradients, "auto_block_size", noted)
+    monkeypatch.setattr(gradients, "auto_block_size", noted)
     learner.etrace_grad(
         xs, step_fn=lambda x: readout(learner(x)).sum(), weights={"readout": readout.weight}
     )

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from braintrace._jaxpr import differentiable, flatten, slice_to
-from braintrace._positions import Alignment, align
+from braintrace.jaxprs.depends import differentiable, slice_to
+from braintrace.jaxprs.positions.alignment import Alignment, align
+from braintrace.jaxprs.run import flatten
 
 from . import zoo
 

@@ -280,13 +280,13 @@ def test_memory_does_not_depend_on_the_number_of_parameters(
     assert len(learner.rule.links) == 2
     # the two gates have one input
     assert elements(learner) == 1 + batch * (n_in + n_out) * 2 + batch * 2 * n_out
-    from braintrace._reporting import shown_bytes
+    from braintrace.learners.report import shown_bytes
 
     assert f"traces: 2, {shown_bytes(elements(learner) * 8 - 4)}\n" in learner.report
 
 
 def test_a_longer_block_holds_the_filters_of_its_steps() -> None:
-    from braintrace._block_size import auto_block_size, record_bytes
+    from braintrace.drivers.block_size import auto_block_size, record_bytes
 
     case = CASES["lstm-1"](2)
     rule = compiled(case).rule

@@ -17,7 +17,7 @@ import pytest
 import saiunit
 
 import braintrace as bt
-from braintrace import _jax
+from braintrace.base import versions
 from braintrace.testing import assert_tree_close, d_rtrl_oracle
 
 from . import zoo
@@ -52,7 +52,7 @@ def model() -> Any:
 
 def count(jaxpr: Any) -> int:
     """Equations of a jaxpr, those of the programs inside of them included."""
-    inner = (sub for eqn in jaxpr.eqns for sub in _jax.inner_jaxprs(eqn))
+    inner = (sub for eqn in jaxpr.eqns for sub in versions.inner_jaxprs(eqn))
     return len(jaxpr.eqns) + sum(map(count, inner))
 
 
@@ -470,11 +470,11 @@ class Stepped:
 
     def values(self, variables: Any) -> list[Any]:
         """Values of variables of the step."""
-        known = dict(_jax.constants(self.info.jaxpr))
+        known = dict(versions.constants(self.info.jaxpr))
         known |= dict(zip(self.info.jaxpr.invars, self.inputs(), strict=True))
         for eqn in self.info.eqns:
-            operands = [known[a] if _jax.is_var(a) else a.val for a in eqn.invars]
-            known |= dict(zip(eqn.outvars, _jax.bind_equation(eqn, operands), strict=True))
+            operands = [known[a] if versions.is_var(a) else a.val for a in eqn.invars]
+            known |= dict(zip(eqn.outvars, versions.bind_equation(eqn, operands), strict=True))
         return [known[var] for var in variables]
 
 
@@ -485,7 +485,7 @@ def stepped(name: str, batch: int | None) -> Stepped:
 
 
 def assert_closed(jaxpr: Any, inputs: int) -> None:
-    _jax.check_jaxpr(jaxpr)
+    versions.check_jaxpr(jaxpr)
     assert not jaxpr.constvars
     assert len(jaxpr.invars) == inputs
 
@@ -501,7 +501,7 @@ def test_transitions(name: str, batch: int | None) -> None:
         new = step.values(group.hidden_outvars)
         found = group.transition(step.values(old), step.values(free))
         assert_same(found, new)
-        run = _jax.jaxpr_as_fun(group.transition_jaxpr)
+        run = versions.jaxpr_as_fun(group.transition_jaxpr)
         found = run(*step.values(free), *step.values(old))
         assert_same(list(found), new)
         stacked = group.concat_hidden(new)
@@ -568,7 +568,7 @@ def test_tails(name: str, batch: int | None) -> None:
 
 def jacobian(jaxpr: Any, free: list[Any], y: Any) -> np.ndarray:
     """Derivative of all results in ``y``, as a matrix."""
-    parts = jax.jacrev(lambda y: _jax.jaxpr_as_fun(jaxpr)(*free, y))(y)
+    parts = jax.jacrev(lambda y: versions.jaxpr_as_fun(jaxpr)(*free, y))(y)
     return np.concatenate([np.asarray(part).reshape(-1, y.size) for part in parts])
 
 
@@ -576,11 +576,11 @@ def jacobian(jaxpr: Any, free: list[Any], y: Any) -> np.ndarray:
 def test_the_perturbed_program(name: str, batch: int | None) -> None:
     step = stepped(name, batch)
     plan = step.graph.perturbed
-    _jax.check_jaxpr(plan.perturb_jaxpr)
-    _jax.check_jaxpr(step.info.jaxpr)
+    versions.check_jaxpr(plan.perturb_jaxpr)
+    versions.check_jaxpr(step.info.jaxpr)
     rng = np.random.default_rng(0)
     perturb = [jnp.asarray(rng.normal(size=v.aval.shape)) for v in plan.perturb_vars]
-    found = list(_jax.jaxpr_as_fun(plan.perturb_jaxpr)(*step.inputs(), *perturb))
+    found = list(versions.jaxpr_as_fun(plan.perturb_jaxpr)(*step.inputs(), *perturb))
     expected, _ = plan.eval_jaxpr(step.inputs(), perturb)
     assert_same(found, expected)
 

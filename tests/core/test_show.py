@@ -20,9 +20,10 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
-from braintrace._compile._show import summarize, to_data
-from braintrace._compile._show._tables import Cell, fold_rows
-from braintrace._compile._show._text import Names, columns, numbers, short_sources, wrap
+from braintrace.compiler.summary import summarize
+from braintrace.show.facts import to_data
+from braintrace.show.tables import Cell, fold_rows
+from braintrace.show.text import Names, columns, numbers, short_sources, wrap
 
 from . import zoo
 from .zoo import HIDDEN, IN, weight

@@ -24,8 +24,8 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
-from braintrace import _saved, _storage
-from braintrace._saved import restore_learner, save_learner
+from braintrace.files import save, storage
+from braintrace.files.save import restore_learner, save_learner
 
 UNITS, BATCH, STEPS = 6, 2, 3
 OPTIONS: dict[str, dict[str, Any]] = {"d_rtrl": {}, "pp_prop": {"decay_or_rank": 0.9}}
@@ -250,12 +250,12 @@ def bits(value: Any) -> Any:
     """Structure, and type and bytes of every leaf."""
     leaves, treedef = jax.tree.flatten(value)
     types = [(type(leaf), str(jax.typeof(leaf))) for leaf in leaves]
-    return treedef, types, [_storage.encoded(leaf).tobytes() for leaf in leaves]
+    return treedef, types, [storage.encoded(leaf).tobytes() for leaf in leaves]
 
 
 def other(leaf: Any) -> Any:
     """Another value of the same shape and dtype."""
-    if _storage._is_key(leaf):
+    if storage._is_key(leaf):
         return jax.random.wrap_key_data(
             jax.random.key_data(leaf) + 1, impl=jax.random.key_impl(leaf)
         )
@@ -459,7 +459,7 @@ def test_another_setting_of_the_environment_is_refused(tmp_path):
     ids=str,
 )
 def test_settings_and_options_are_described_in_the_same_words_everywhere(value, text):
-    assert _saved._text(value) == text
+    assert save._text(value) == text
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -724,16 +724,17 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(
 
 KILLED = """
 import sys, numpy as np
-from braintrace import _saved, _storage
+from braintrace.files import save
+from braintrace.files import storage
 one = np.ones(1000)
-arrays = [("w", _storage.type_of(one), one)]
-_storage.write(sys.argv[1], {}, arrays)
+arrays = [("w", storage.type_of(one), one)]
+storage.write(sys.argv[1], {}, arrays)
 print("written", flush=True)
 def slowly():
-    yield "w", _storage.type_of(one), 2 * one
+    yield "w", storage.type_of(one), 2 * one
     print("writing", flush=True)
     sys.stdin.read()
-_storage.write(sys.argv[1], {}, slowly())
+storage.write(sys.argv[1], {}, slowly())
 """
 
 
@@ -750,9 +751,9 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
         process.kill()
     (left,) = {*tmp_path.iterdir()} - {path}
     assert left.name.startswith(".braintrace-") and left.suffix == ".tmp"
-    assert np.array_equal(_storage.read(path).arrays["w"], np.ones(1000))
-    _storage.write(path, {}, [])
-    assert not _storage.read(path).arrays
+    assert np.array_equal(storage.read(path).arrays["w"], np.ones(1000))
+    storage.write(path, {}, [])
+    assert not storage.read(path).arrays
 
 
 # --- paths ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace._primitive import register_primitive
+from braintrace.ops.primitive import register_primitive
 
 
 def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:

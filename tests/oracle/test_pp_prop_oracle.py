@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace._primitive import register_primitive
+from braintrace.ops.primitive import register_primitive
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, pp_prop_oracle
 
 from . import cells

@@ -17,10 +17,11 @@ import brainstate
 import pytest
 
 import braintrace
-from braintrace import _cli, _plugins
-from braintrace._plugins._host import Host
-from braintrace._plugins._settings import Settings
+from braintrace import cli
 from braintrace.plugin_api import PluginInfo, hookimpl
+from braintrace.plugins import process
+from braintrace.plugins.host import Host
+from braintrace.plugins.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 NETS = """
@@ -104,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def process(folder: Path) -> Explain:
+def in_a_process(folder: Path) -> Explain:
     def run(*arguments: str) -> tuple[int, str, str]:
         env = {**os.environ, "JAX_ENABLE_X64": "0", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
         command = [sys.executable, "-m", "braintrace", "explain", *arguments]
@@ -126,7 +127,7 @@ def explain(
         before = {*sys.modules}
         try:
             with brainstate.environ.context(precision=32):
-                status = _cli.main(["explain", *arguments])
+                status = cli.main(["explain", *arguments])
         except SystemExit as error:
             status = int(error.code or 0)
         for name in {"nets", "broken", "exits"} - before:
@@ -136,8 +137,8 @@ def explain(
     return run
 
 
-def test_a_model_in_a_process(process: Explain, folder: Path) -> None:
-    status, out, err = process("nets.py:make", "--draw", "graph.svg", "--html", "graph.html")
+def test_a_model_in_a_process(in_a_process: Explain, folder: Path) -> None:
+    status, out, err = in_a_process("nets.py:make", "--draw", "graph.svg", "--html", "graph.html")
     assert (status, err) == (0, "")
     assert "Hidden groups" in out
     ElementTree.parse(folder / "graph.svg")
@@ -155,9 +156,9 @@ def test_a_model_in_a_process(process: Explain, folder: Path) -> None:
     ],
 )
 def test_a_mistake_in_a_process(
-    process: Explain, arguments: list[str], expected: int, text: str
+    in_a_process: Explain, arguments: list[str], expected: int, text: str
 ) -> None:
-    status, out, err = process(*arguments)
+    status, out, err = in_a_process(*arguments)
     assert (status, out) == (expected, "")
     assert text in err and "Traceback" not in err
 
@@ -292,7 +293,7 @@ def advising(monkeypatch: pytest.MonkeyPatch) -> None:
             excluded = record.kind.value == "relation_excluded_weight_to_weight"
             return f"ask about {record.weight_path[-1]}" if excluded else None
 
-    monkeypatch.setattr(_plugins, "_HOST", Host(Settings()))
+    monkeypatch.setattr(process, "_HOST", Host(Settings()))
     braintrace.plugins.register(Advising())
 
 
@@ -307,10 +308,10 @@ def test_a_plugin_gives_advice(explain: Explain, advising: None) -> None:
 
 def test_help_and_mistakes_need_no_jax(run: Any) -> None:
     code = """
-        from braintrace import _cli
-        statuses = [_cli.main(["explain", "absent.py:Net"])]
+        from braintrace import cli
+        statuses = [cli.main(["explain", "absent.py:Net"])]
         try:
-            _cli.main(["--help"])
+            cli.main(["--help"])
         except SystemExit as error:
             statuses.append(error.code)
         out([statuses, [m for m in ("jax", "brainstate") if m in sys.modules]])
@@ -320,4 +321,4 @@ def test_help_and_mistakes_need_no_jax(run: Any) -> None:
 
 def test_the_script_is_declared() -> None:
     project = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"braintrace": "braintrace._cli:main"}
+    assert project["scripts"] == {"braintrace": "braintrace.cli:main"}

@@ -9,12 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace
-from braintrace import _plugins
-from braintrace._lazy import OFFICIAL
-from braintrace._plugins import _metadata
-from braintrace._plugins._host import Host
-from braintrace._plugins._settings import Settings
-from braintrace._primitive import find_primitive
+from braintrace.names import OFFICIAL
+from braintrace.ops.primitive import find_primitive
 from braintrace.plugin_api import (
     CompilationError,
     ETPPrimitiveSpec,
@@ -22,7 +18,9 @@ from braintrace.plugin_api import (
     bind,
     hookimpl,
 )
-from braintrace.plugins import PluginError
+from braintrace.plugins import PluginError, metadata, process
+from braintrace.plugins.host import Host
+from braintrace.plugins.settings import Settings
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def host_of(monkeypatch):
         for site in reversed(sites):
             monkeypatch.syspath_prepend(str(site.folder))
         host = Host(Settings(**settings))
-        monkeypatch.setattr(_plugins, "_HOST", host)
+        monkeypatch.setattr(process, "_HOST", host)
         return host
 
     return make
@@ -278,7 +276,7 @@ def test_isolated_plugins_are_alone_and_forgotten(host_of):
         assert not hasattr(braintrace, "matmul")
         assert bind(spec, jnp.ones(1), jnp.ones(1)).tolist() == [1]
     assert find_primitive("isolated_p") is None
-    assert _plugins.host() is host and hasattr(braintrace, "matmul")
+    assert process.host() is host and hasattr(braintrace, "matmul")
 
 
 def test_isolation_ends_when_a_plugin_is_refused(host_of):
@@ -289,7 +287,7 @@ def test_isolation_ends_when_a_plugin_is_refused(host_of):
         braintrace.plugins.isolated([good, object()]),
     ):
         pass
-    assert find_primitive("isolated_q") is None and _plugins.host() is host
+    assert find_primitive("isolated_q") is None and process.host() is host
 
 
 def test_isolation_puts_replaced_rules_back(host_of):
@@ -411,13 +409,13 @@ def test_plain_bounds_are_read_as_the_parser_reads_them():
     bounds = (">=0.1", "<0.2", ">=0.1.0, <0.2", "<0.1.0.0", "<0.10", ">=1.0", ">=0.1,<0.2")
     for version in ("0", "0.1", "0.1.0", "0.1.1", "0.2.0.0", "0.10.1", "1"):
         for text in bounds:
-            parsed = _metadata._parsed_bounds([f"braintrace-core{text}"], version)
-            assert _metadata._plain_bounds([text], version) == parsed
+            parsed = metadata._parsed_bounds([f"braintrace-core{text}"], version)
+            assert metadata._plain_bounds([text], version) == parsed
 
 
 @pytest.mark.parametrize("bound", ["==0.1.*", "[extra]>=0.1", ">=0.1rc1", ">=0.1; extra == 'a'"])
 def test_other_bounds_are_left_to_the_parser(bound):
-    assert _metadata._plain_bounds([bound], "0.1.0") is None
+    assert metadata._plain_bounds([bound], "0.1.0") is None
 
 
 def test_many_threads_register_once(site, run, plugin_source):

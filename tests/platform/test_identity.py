@@ -12,7 +12,7 @@ import braintrace
 LEARNER = """
     import warnings
     import brainstate, braintrace, jax.numpy as jnp
-    from braintrace._primitive import find_primitive
+    from braintrace.ops.primitive import find_primitive
 
     def learner_and_gradient():
         with brainstate.random.seed_context(0):
@@ -62,11 +62,11 @@ def test_reload_of_the_registry(run):
     code = """
     import importlib
     primitive = find_primitive("etp_mm")
-    importlib.reload(braintrace._primitive)
+    importlib.reload(braintrace.ops.primitive)
     again = compute()
-    same = braintrace._primitive.find_primitive("etp_mm") is primitive
+    same = braintrace.ops.primitive.find_primitive("etp_mm") is primitive
     learner, compute = learner_and_gradient()
-    out([same, braintrace._primitive.is_etp_primitive(primitive), again == before,
+    out([same, braintrace.ops.primitive.is_etp_primitive(primitive), again == before,
          compute() == before])
     """
     assert run(LEARNER + code) == [True, True, True, True]
@@ -133,7 +133,7 @@ from brainstate.random import seed_context
 
 def work(primitives):
     import brainstate, braintrace, jax, jax.numpy as jnp
-    from braintrace._primitive import find_primitive
+    from braintrace.ops.primitive import find_primitive
     same = all(p is find_primitive(p.name) for p in primitives)
     with seed_context(0):
         cell = braintrace.nn.GRUCell(2, 3)
@@ -160,7 +160,7 @@ def test_a_pickle_loads_the_plugin_that_owns_the_primitive(run):
     saved = run("""
         import base64, pickle, braintrace, jax, jax.numpy as jnp
         from braintrace.plugin_api import ETPPrimitiveSpec, bind
-        from braintrace._primitive import find_primitive
+        from braintrace.ops.primitive import find_primitive
         braintrace.plugins.load_all()
         out(base64.b64encode(pickle.dumps(find_primitive("etp_mm"))).decode())
     """)
@@ -181,13 +181,13 @@ def test_a_derived_batched_primitive_is_pickled_by_its_origin(site, run, plugin_
     site.add("batchy", "batchy", plugin_source("batchy", "batchy_p"), family="batchy")
     dump = """
         import base64, pickle, batchy, jax, jax.numpy as jnp
-        from braintrace._primitive import find_primitive
+        from braintrace.ops.primitive import find_primitive
         jax.make_jaxpr(jax.vmap(batchy.op, (0, None)))(jnp.ones((3, 2)), jnp.ones(2))
         out(base64.b64encode(pickle.dumps(find_primitive("batchy_p_batched"))).decode())
     """
     load = f"""
         import base64, pickle
-        from braintrace._primitive import find_primitive
+        from braintrace.ops.primitive import find_primitive
         found = pickle.loads(base64.b64decode({run(dump, site)!r}))
         out([found.name, found is find_primitive(found.name), found.spec.batched])
     """

@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 import braintrace
-from braintrace import _lazy
+from braintrace import lazy
 
 HEAVY = ["jax", "brainstate", "pluggy", "packaging", "importlib.metadata", "importlib_metadata"]
 
@@ -68,14 +68,14 @@ def test_loading_every_plugin_initialises_no_backend(run):
     assert run(code) is False
 
 
-@pytest.mark.parametrize("name", sorted(_lazy.CORE))
+@pytest.mark.parametrize("name", sorted(lazy.CORE))
 def test_core_names_resolve(name):
     value = getattr(braintrace, name)
-    assert value is getattr(import_module(f"braintrace.{_lazy.CORE[name]}"), name)
+    assert value is getattr(import_module(f"braintrace.{lazy.CORE[name]}"), name)
     assert name in dir(braintrace)
 
 
-@pytest.mark.parametrize("name", _lazy.SUBMODULES)
+@pytest.mark.parametrize("name", lazy.SUBMODULES)
 def test_submodules_resolve(name):
     assert getattr(braintrace, name) is sys.modules[f"braintrace.{name}"]
 
@@ -83,10 +83,10 @@ def test_submodules_resolve(name):
 @pytest.mark.parametrize(("kind", "place"), [("ops", "braintrace"), ("nn", "braintrace.nn")])
 def test_plugin_names_are_the_plugins_own_objects(kind, place):
     module = import_module(place)
-    for name, distribution in _lazy.OFFICIAL[kind].items():
+    for name, distribution in lazy.OFFICIAL[kind].items():
         own = import_module(distribution.replace("-", "_") + place.removeprefix("braintrace"))
         assert getattr(module, name) is getattr(own, name)
-    assert _lazy.OFFICIAL[kind].keys() <= set(dir(module))
+    assert lazy.OFFICIAL[kind].keys() <= set(dir(module))
 
 
 def test_other_layers_are_those_of_brainstate():
@@ -128,9 +128,9 @@ def test_names_for_type_checkers_are_the_ones_that_resolve():
         found = [node for node in guarded if isinstance(node, ast.ImportFrom)]
         return {alias.name: node.module for node in found for alias in node.names}
 
-    ops, layers = _lazy.OFFICIAL["ops"], _lazy.OFFICIAL["nn"]
+    ops, layers = lazy.OFFICIAL["ops"], lazy.OFFICIAL["nn"]
     names = typed(braintrace)
-    assert names.keys() == {*_lazy.CORE, *_lazy.SUBMODULES, *ops}
+    assert names.keys() == {*lazy.CORE, *lazy.SUBMODULES, *ops}
     assert {n: names[n] for n in ops} == {n: d.replace("-", "_") for n, d in ops.items()}
     expected = {n: f"{d.replace('-', '_')}.nn" for n, d in layers.items()} | {"Any": "typing"}
     assert typed(braintrace.nn) == expected

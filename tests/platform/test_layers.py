@@ -159,7 +159,7 @@ def test_what_every_distribution_says():
 
 
 def test_entry_points_are_what_core_expects():
-    from braintrace import _lazy
+    from braintrace import lazy
 
     found = {"ops": {}, "nn": {}}
     for folder in PLUGINS:
@@ -167,7 +167,7 @@ def test_entry_points_are_what_core_expects():
         assert list(groups["braintrace.plugins.v1"]) == [folder.name]
         for kind, names in found.items():
             names |= dict.fromkeys(groups.get(f"braintrace.{kind}", {}), project(folder)["name"])
-    assert found == _lazy.OFFICIAL
+    assert found == lazy.OFFICIAL
 
 
 def test_constraints_are_bare_versions():

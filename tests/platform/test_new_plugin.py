@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 import braintrace
-from braintrace import _cli
-from braintrace._cli._new_plugin import bounds
+from braintrace import cli
+from braintrace.cli.new_plugin import bounds
 
 
 @pytest.fixture
 def folder(tmp_path, capsys):
     """A plugin ``fresh_gain`` in a folder."""
     folder = tmp_path / "plugin"
-    assert _cli.main(["new-plugin", "fresh-gain", "--directory", str(folder)]) == 0
+    assert cli.main(["new-plugin", "fresh-gain", "--directory", str(folder)]) == 0
     assert "braintrace doctor fresh_gain" in capsys.readouterr().out
     return folder
 
@@ -58,7 +58,7 @@ def test_metadata_and_the_plugin_object_agree(folder, monkeypatch):
 
 
 def test_what_is_there_is_not_overwritten(folder, capsys):
-    assert _cli.main(["new-plugin", "other", "--directory", str(folder)]) == 2
+    assert cli.main(["new-plugin", "other", "--directory", str(folder)]) == 2
     assert "exists already; choose another --directory" in capsys.readouterr().err
     assert not (folder / "src" / "braintrace_other").exists()
 
@@ -79,7 +79,7 @@ def test_what_is_there_is_not_overwritten(folder, capsys):
 )
 def test_names_that_are_refused(name, text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert _cli.main(["new-plugin", name]) == 2
+    assert cli.main(["new-plugin", name]) == 2
     assert text in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

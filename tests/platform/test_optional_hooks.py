@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace
-from braintrace import _plugins
-from braintrace._plugins import _services
 from braintrace.plugin_api import (
     DoctorContext,
     ETPPrimitiveSpec,
@@ -18,7 +16,7 @@ from braintrace.plugin_api import (
     bind,
     hookimpl,
 )
-from braintrace.plugins import PluginError, isolated
+from braintrace.plugins import PluginError, isolated, process, services
 
 
 def scale(x, w):
@@ -144,8 +142,8 @@ def test_conformance_cases_that_cannot_be_had():
 
 def findings_of(*plugins):
     with isolated(plugins):
-        host = _plugins.host()
-        return _services.findings(host, host.candidates()[0])
+        host = process.host()
+        return services.findings(host, host.candidates()[0])
 
 
 def test_findings_of_a_plugin():
@@ -195,6 +193,6 @@ def test_the_first_plugin_with_advice_gives_it():
         plugin_with("e", **explains(lambda record: "too late")),
     ]
     with isolated(plugins):
-        assert _services.advice(_plugins.host(), "this") == ("d", "see this")
+        assert services.advice(process.host(), "this") == ("d", "see this")
     with isolated([plugin_with()]):
-        assert _services.advice(_plugins.host(), "this") is None
+        assert services.advice(process.host(), "this") is None

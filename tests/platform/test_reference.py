@@ -15,7 +15,7 @@ from typing import Any
 import brainstate
 import pytest
 
-from braintrace import _lazy
+from braintrace import lazy
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "api"
 FAMILIES = ("conv", "dense", "elemwise", "lora", "sparse")
@@ -26,8 +26,8 @@ DIRECTIVE = re.compile(r"^\.\. (?:auto|py:)\w+:: (\S+)", re.MULTILINE)
 
 def names() -> Iterator[str]:
     """Every public name, with its module."""
-    yield from (f"braintrace.{name}" for name in (*_lazy.CORE, *_lazy.OFFICIAL["ops"]))
-    yield from (f"braintrace.nn.{name}" for name in _lazy.OFFICIAL["nn"])
+    yield from (f"braintrace.{name}" for name in (*lazy.CORE, *lazy.OFFICIAL["ops"]))
+    yield from (f"braintrace.nn.{name}" for name in lazy.OFFICIAL["nn"])
     yield from (f"braintrace.plugins.{name}" for name in PLUGINS.split())
     for module in ("plugin_api", "rules", "testing"):
         exported = import_module(f"braintrace.{module}").__all__

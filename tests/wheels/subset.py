@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental.sparse import BCOO
 
 import braintrace
-from braintrace._lazy import OFFICIAL
+from braintrace.names import OFFICIAL
 
 STEPS, BATCH, INPUTS, UNITS = 6, 4, 3, 3
 MODULE = {"ops": "braintrace", "nn": "braintrace.nn"}

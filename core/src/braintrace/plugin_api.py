@@ -34,40 +34,40 @@ from typing import TYPE_CHECKING, Any
 
 import jax  # noqa: F401  as a whole: threads that enter it by different modules find halves of it
 
-from . import _plugins
-from ._errors import CompilationError as CompilationError
-from ._errors import NotSupportedError as NotSupportedError
-from ._family import ArrayLike as ArrayLike
-from ._family import Initializer as Initializer
-from ._family import ParameterFn as ParameterFn
-from ._family import Size as Size
-from ._family import as_count as as_count
-from ._family import as_size as as_size
-from ._family import bias_in_unit as bias_in_unit
-from ._family import by_rows as by_rows
-from ._family import initial_value as initial_value
-from ._family import processed as processed
-from ._family import real_array as real_array
-from ._family import seeded as seeded
-from ._family import with_unit as with_unit
-from ._plugins._errors import PluginError
-from ._plugins._hooks import API as API
-from ._plugins._hooks import HostInfo as HostInfo
-from ._plugins._hooks import PluginInfo as PluginInfo
-from ._plugins._hooks import hookimpl as hookimpl
-from ._plugins._optional import DoctorContext as DoctorContext
-from ._plugins._optional import Finding as Finding
-from ._primitive import ETPPrimitiveSpec as ETPPrimitiveSpec
+from .base.errors import CompilationError as CompilationError
+from .base.errors import NotSupportedError as NotSupportedError
+from .ops.arguments import ArrayLike as ArrayLike
+from .ops.arguments import ParameterFn as ParameterFn
+from .ops.arguments import bias_in_unit as bias_in_unit
+from .ops.arguments import by_rows as by_rows
+from .ops.arguments import processed as processed
+from .ops.arguments import real_array as real_array
+from .ops.arguments import with_unit as with_unit
+from .ops.layers import Initializer as Initializer
+from .ops.layers import Size as Size
+from .ops.layers import as_count as as_count
+from .ops.layers import as_size as as_size
+from .ops.layers import initial_value as initial_value
+from .ops.layers import seeded as seeded
+from .ops.spec import ETPPrimitiveSpec as ETPPrimitiveSpec
+from .plugins.errors import PluginError
+from .plugins.hooks import API as API
+from .plugins.hooks import HostInfo as HostInfo
+from .plugins.hooks import PluginInfo as PluginInfo
+from .plugins.hooks import hookimpl as hookimpl
+from .plugins.optional import DoctorContext as DoctorContext
+from .plugins.optional import Finding as Finding
+from .plugins.process import host
 
 if TYPE_CHECKING:
-    from ._learner import ETraceAlgorithm as ETraceAlgorithm
+    from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
 else:
 
     def __getattr__(name: str) -> Any:
         """The base of learning rules, which most plugins do without."""
         if name != "ETraceAlgorithm":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(f"{__package__}._learner").ETraceAlgorithm
+        return import_module(f"{__package__}.learners.learner").ETraceAlgorithm
 
 
 __all__ = [
@@ -131,7 +131,7 @@ def bind(spec: ETPPrimitiveSpec, *operands: Any, **params: Any) -> Any:
     [3.0, 3.0]
     """
     try:
-        primitive = _plugins.host().primitive_of(spec)
+        primitive = host().primitive_of(spec)
     except PluginError as error:
         raise CompilationError(str(error)) from error.__cause__ or error
     return primitive.bind(*operands, **params)

@@ -1,32 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rules as pure functions, for those who write one.
+"""The former name of :mod:`braintrace.algorithms`; it stays for one release."""
 
-A learner (:class:`braintrace.ETraceVjpAlgorithm`) says by ``make_rule`` which :class:`LearningRule`
-it is. A rule has ``init``, ``update`` (traces after a block of steps), ``solve`` (gradients of a
-block) and ``boundary`` (what a signal at the hidden states finds in the traces); it is given a
-:class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
-"""
+import warnings
 
-from ._algorithm import (
-    Block,
-    EPropRule,
-    IODimRule,
-    LearningRule,
-    ParamDimRule,
-    Resignalled,
-    SignalSource,
-    SnApRule,
-    UORORule,
+from .algorithms import *  # noqa: F403
+from .algorithms import __all__ as __all__
+
+warnings.warn(
+    "braintrace.rules is called braintrace.algorithms now", DeprecationWarning, stacklevel=2
 )
-
-__all__ = [
-    "Block",
-    "EPropRule",
-    "IODimRule",
-    "LearningRule",
-    "ParamDimRule",
-    "Resignalled",
-    "SignalSource",
-    "SnApRule",
-    "UORORule",
-]

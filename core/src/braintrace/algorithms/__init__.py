@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rules as pure functions of traces and a block of steps: init, update, solve, boundary.
+
+A learner (:class:`braintrace.ETraceVjpAlgorithm`) says by ``make_rule`` which :class:`LearningRule`
+it is. A rule has ``init``, ``update`` (traces after a block of steps), ``solve`` (gradients of a
+block) and ``boundary`` (what a signal at the hidden states finds in the traces); it is given a
+:class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
+"""
+
+from .d_rtrl import ParamDimRule
+from .e_prop import EPropRule
+from .pp_prop import IODimRule
+from .rule import Block, LearningRule
+from .signals import Resignalled, SignalSource
+from .snap import SnApRule
+from .uoro import UORORule
+
+__all__ = [
+    "Block",
+    "EPropRule",
+    "IODimRule",
+    "LearningRule",
+    "ParamDimRule",
+    "Resignalled",
+    "SignalSource",
+    "SnApRule",
+    "UORORule",
+]

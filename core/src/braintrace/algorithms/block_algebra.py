@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algebra of a block of steps during which the weights do not change.
+
+D-RTRL's trace obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t``, and the gradient of a block of ``K``
+steps is ``sum_t <l^t, eps^t> + <e^t, eps^{t-1}>``. Unrolling the recursion and collecting what
+multiplies each ``f^t (x) x^t`` gives an *accumulated signal* that runs backward,
+
+    a^t = l^t + c^t,    c^t = e^{t+1} + (D^{t+1})^T a^{t+1},    c^K = 0,
+
+and the same gradient as a sum over steps, which is one product:
+
+    sum_t xy_to_dw(x^t, sum_s f^t a^t) + < c^0, eps^0 >.
+
+Likewise the trace that leaves the block, with the suffix products ``P^t = D^K ... D^{t+1}``:
+
+    eps^K = P^0 . eps^0 + sum_t (P^t f^t) (x) x^t.
+
+The recursions touch arrays of the size of the hidden state only. No division occurs, so a zero in
+``D`` (a hard reset) is like any other value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..compiler.cones import Pattern
+from ..ops.traces.rules import UNROLL_STATES
+
+
+class Accumulated(NamedTuple):
+    """``signal`` a^t [K, S, *V] and ``entry`` c^0 [S, *V] (``None`` where structurally zero)."""
+
+    signal: jax.Array
+    entry: jax.Array | None
+
+
+def accumulate(
+    transition: jax.Array | None,
+    signal: jax.Array,
+    late: jax.Array | None,
+    passing: Pattern | None = None,
+) -> Accumulated:
+    """The accumulated signal of one group.
+
+    Parameters
+    ----------
+    transition
+        ``D`` [K, S, S, *V], or ``None`` for zero.
+    signal
+        ``l`` [K, S, *V].
+    late
+        ``e`` [K, S, *V], or ``None`` for zero.
+    passing
+        Which entries of ``D`` are not structurally zero [S][S]; ``None``: any may be other.
+    """
+    if transition is None:
+        if late is None:
+            return Accumulated(signal, None)
+        shifted = jnp.concatenate([late[1:], jnp.zeros_like(late[:1])])
+        return Accumulated(signal + shifted, late[0])
+
+    start = jnp.zeros_like(signal[0])
+    rows = (transition, signal, late)
+    entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
+    return Accumulated(accumulated, entry)
+
+
+# Bodies of scans are made once: outside of jit, a new function is compiled at each call.
+
+
+@lru_cache
+def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    backward = None if passing is None else tuple(zip(*passing, strict=True))
+
+    def step(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        transition, signal, late = now
+        total = signal + carried
+        carried = apply(jnp.swapaxes(transition, 0, 1), total, backward)
+        return (carried if late is None else carried + late), total
+
+    return step
+
+
+def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``."""
+    states, positions = transition.shape[1], transition.shape[3:]
+    eye = jnp.eye(states, dtype=transition.dtype)
+    identity = jnp.broadcast_to(
+        eye.reshape(states, states, *(1,) * len(positions)), transition.shape[1:]
+    )
+
+    whole, products = jax.lax.scan(_multiplied, identity, transition, reverse=True)
+    return products, whole
+
+
+def _multiplied(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return compose(product, now), product
+
+
+def apply(matrix: jax.Array, vector: jax.Array, passing: Pattern | None = None) -> jax.Array:
+    """``matrix`` [S, S', ..] times ``vector`` [S', ..], position by position.
+
+    ``passing`` says which entries are not structurally zero.
+    """
+    if matrix.shape[1] > UNROLL_STATES:
+        return jnp.einsum("ij...,j...->i...", matrix, vector)
+    rows, columns = range(matrix.shape[0]), range(matrix.shape[1])
+
+    def entry(i: int, j: int) -> Any:
+        return matrix[i, j] * vector[j] if passing is None or passing[i][j] else None
+
+    return jnp.stack([_summed([entry(i, j) for j in columns], vector[0]) for i in rows])
+
+
+def meet(f: jax.Array, signal: jax.Array, driving: Sequence[bool] | None = None) -> jax.Array:
+    """``sum_s f^k_s a^k_s`` of ``f`` and ``signal`` [K, S, ..].
+
+    ``driving`` says which states of ``f`` are not structurally zero.
+    """
+    states = f.shape[1]
+    if states > UNROLL_STATES:
+        return (f * signal).sum(1)
+    chosen = [s for s in range(states) if driving is None or driving[s]]
+    return _summed([f[:, s] * signal[:, s] for s in chosen], f[:, 0])
+
+
+def _summed(terms: Sequence[Any], like: jax.Array) -> jax.Array:
+    """The sum of the terms that are not ``None``; zeros without any."""
+    known = [term for term in terms if term is not None]
+    return sum(known[1:], known[0]) if known else jnp.zeros_like(like)
+
+
+def compose(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a`` times ``b`` for matrices [S, S, ..], position by position."""
+    return jax.vmap(lambda column: apply(a, column), in_axes=1, out_axes=1)(b)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""e-prop: D-RTRL whose traces pass a low-pass filter before they meet the learning signal.
+
+    eps^t  = D^t eps^{t-1} + f^t (x) x^t
+    ebar^t = kappa ebar^{t-1} + eps^t
+    dL/dw  = sum_t <l^t, ebar^t> + <e^t, ebar^{t-1}>
+
+(Bellec et al., Nature Communications 11:3625, 2020, doi 10.1038/s41467-020-17236-y.) Over a block,
+the filter moves over to the signal, ``mbar^t = l^t + e^{t+1} + kappa mbar^{t+1}``, which then runs
+backward through ``D`` as in D-RTRL. The filtered trace leaves the block with filtered suffix
+products, ``Q^t = kappa^{K-t} + Q^{t+1} D^{t+1}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ..ops.operation import Arrays
+from .block_algebra import Accumulated, accumulate, compose, suffix_products
+from .d_rtrl import ParamDimRule, rolled
+from .rule import Block, LateSignals, Operands, Traces, add
+
+
+@dataclass(frozen=True, eq=False)
+class EPropRule(ParamDimRule):
+    """The learning rule e-prop for one compiled model.
+
+    Traces are those of D-RTRL, one dict per link, and then the filtered ones.
+
+    Parameters
+    ----------
+    executor, trace_dtype
+        See :class:`ParamDimRule`.
+    kappa
+        Decay of the filter, in [0, 1).
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.EProp(cell, kappa_filter_decay=0.9)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import EPropRule
+    >>> isinstance(learner.rule, EPropRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape
+    (2, 7, 4, 1)
+    """
+
+    kappa: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What the rule is called in reports."""
+        return f"e-prop, kappa {self.kappa:.3g}"
+
+    def init(self) -> Traces:
+        """Traces of zeros."""
+        return (*super().init(), *super().init())
+
+    def _halves(self, traces: Traces) -> tuple[Traces, Traces]:
+        """``eps`` and ``ebar``."""
+        return traces[: len(self.links)], traces[len(self.links) :]
+
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands of every relation, summed over a block."""
+        raw: dict[int, Accumulated] = {}
+        filtered: dict[int, jax.Array] = {}
+        for g in self._driven:
+            signal, filtered[g] = self._filtered_signal(block.signal[g], block.late[g])
+            raw[g] = accumulate(block.jacobians.transition[g], signal, None)
+        found = self.contracted(block, {g: a.signal for g, a in raw.items()}, operands)
+        if traces is not None:
+            eps, ebar = self._halves(traces)
+            entries: Mapping[int, jax.Array | None] = {g: a.entry for g, a in raw.items()}
+            found = self.with_entries(found, eps, entries, operands)
+            found = self.with_entries(found, ebar, filtered, operands)
+        return self._summed(found, operands)
+
+    def _filtered_signal(
+        self, signal: jax.Array, late: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """``mbar^t`` for t = 1..K, and ``mbar^0`` without ``l^0``, for the trace that enters."""
+        total, first = accumulate(None, signal, late)
+
+        def step(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+            carried = now + self.kappa * carried
+            return carried, carried
+
+        last, filtered = jax.lax.scan(step, jnp.zeros_like(total[0]), total, reverse=True)
+        entry = self.kappa * last
+        return filtered, entry if first is None else entry + first
+
+    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+        return super().boundary(self._halves(traces)[1], signal, operands)
+
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
+        """Traces after a block."""
+        eps, ebar = (None, None) if traces is None else self._halves(traces)
+        steps = block.jacobians.f[0].shape[0] if self.links else 0
+        products = [self._products(t, steps) for t in block.jacobians.transition]
+        new = []
+        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
+            r = link.relation.index
+            x, f = block.jacobians.x[r], block.jacobians.f[i]
+            before = None if eps is None else eps[i]
+            found = products[link.group.index]
+            if found is None:
+                weights = self.kappa ** jnp.arange(steps - 1, -1, -1, f.dtype)
+                shaped = weights.reshape(-1, *(1,) * (f.ndim - 1))
+                trace = rules.increments(x, shaped * f, operands[r])
+            else:
+                trace = rolled(link, rules, before, found, (x, f), operands[r])
+            if ebar is not None:
+                decay = self.kappa**steps
+                kept = {key: (decay * leaf).astype(leaf.dtype) for key, leaf in ebar[i].items()}
+                trace = add(trace, kept)
+            new.append(self._stored(i, trace))
+        return (*super().update(eps, block, operands), *new)
+
+    def _products(
+        self, transition: jax.Array | None, steps: int
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """``Q^t`` for t = 1..K [K, S, S, *V], and ``Q^1 D^1``."""
+        if transition is None:
+            return None
+        identity = suffix_products(transition[:1])[0][0]
+
+        def step(
+            product: jax.Array, now: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            product = product + now[1] * identity
+            return compose(product, now[0]), product
+
+        decays = self.kappa ** jnp.arange(steps - 1, -1, -1, transition.dtype)
+        start = jnp.zeros_like(identity)
+        whole, products = jax.lax.scan(step, start, (transition, decays), reverse=True)
+        return products, whole
+
+    def of_link(self, traces: Traces, index: int) -> Arrays:
+        """The filtered trace of a link by trainable key."""
+        return super().of_link(self._halves(traces)[1], index)

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pp_prop (ES-D-RTRL): input-output-dimension traces, of the size of the activity.
+
+D-RTRL keeps the sum over past steps of (what ``f`` became) times ``x``. pp_prop replaces the sum of
+products by the product of two sums, each a filter with a decay ``a``:
+
+    eps_x^t = a_x eps_x^{t-1} + x^t                          per input,              [*X]
+    eps_f^t = a_f D^t eps_f^{t-1} + (1 - a_f) f^t            per relation and group, [S, *E, *Y]
+    dL/dw   = sum_t xy_to_dw(eps_x^t, u^t)
+    u^t     = c^t sum_{s,E} (l^t + e^{t+1}) eps_f^t,         c^t = 1 / (1 - a_f^{t+1})
+
+(Wang et al., Nature Communications 2026, doi 10.1038/s41467-026-68453-w.) What the definition says
+where it could be read in more than one way:
+
+- ``t`` counts the steps since the traces were zero, from 0, whatever the number of steps of a
+  call. It is part of the traces.
+- ``e^t``, the gradient of ``L^t`` with respect to an *old* hidden value, belongs to the influence
+  of step ``t - 1``: it is contracted with ``eps_x^{t-1}``, ``eps_f^{t-1}`` and ``c^{t-1}``. Before
+  step 0 there is no influence. Inside a block ``e^{t+1}`` therefore adds to ``l^t``, and the first
+  ``e`` of a block meets the traces that enter it.
+- An operation without ``x`` has no ``eps_x``; what is left of the product is its ``eps_f``. The
+  axes ``E`` of the group along which its ``y`` is broadcast (the batch above all), and those along
+  which a tail mixes positions, are axes of ``eps_f`` and are summed over in ``u`` only.
+- ``xy_to_dw`` is taken at the filtered ``x``. For an operation that is linear in ``x`` that is the
+  filtered derivative; for another one it is the definition. A trainable operand whose derivative
+  does not depend on ``x``, such as a bias, is not affected by ``eps_x``.
+- With ``a_x = a_f = 0`` only the current step is left, ``xy_to_dw(x^t, sum l^t f^t)``; at ``t = 0``
+  every decay gives that, because ``c^0 (1 - a_f) = 1``.
+
+A block of ``K`` steps runs the two filters, which touch arrays of the size of the activity, and
+then takes one product per relation and group over all its steps.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.errors import NotSupportedError
+from ..compiler.relation import HiddenParamOpRelation
+from ..executor.layout import Link
+from ..executor.step import ETraceGraphExecutor
+from ..ops.operation import Arrays, Operation
+from ..ops.traces import output_trace
+from .block_algebra import accumulate, apply
+from .rule import Block, LateSignals, LearningRule, Operands, Traces, by_relation
+
+
+class Filters(NamedTuple):
+    """``eps_x`` by source (the first relation with the same input) and ``eps_f`` per link."""
+
+    x: dict[int, Any]
+    f: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class IODimRule(LearningRule):
+    """The learning rule pp_prop for one compiled model.
+
+    Traces are ``(steps, eps_x, eps_f)``: the number of steps since they were zero, and the fields
+    of :class:`Filters`.
+
+    Parameters
+    ----------
+    executor
+        A compiled executor.
+    decay_x, decay_f
+        ``a_x`` and ``a_f``, in [0, 1).
+    trace_dtype
+        Dtype in which traces are kept between blocks; ``None``: that of ``x``, and of the family's
+        ``init_pp``, but float32 at least.
+
+    Raises
+    ------
+    NotSupportedError
+        When an input that is to be filtered is not floating-point.
+    CompilationError
+        When a family's ``init_pp`` gives something else than an array [*Y, S].
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.pp_prop(cell, 0.9)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> from braintrace.rules import IODimRule
+    >>> isinstance(learner.rule, IODimRule)
+    True
+    >>> learner.rule.of_link(learner.rule.init(), 0)["f"].shape
+    (2, 4, 1)
+    """
+
+    executor: ETraceGraphExecutor
+    decay_x: float
+    decay_f: float
+    trace_dtype: Any = None
+
+    def __post_init__(self) -> None:
+        for relation in self._relations:
+            x = relation.x_var
+            if x is not None and self.decay_x and not versions.is_float(x.aval):
+                raise NotSupportedError(
+                    f"pp_prop filters the input of each operation, but that of "
+                    f"{relation.primitive.name} at {relation.source} has dtype {x.aval.dtype}; "
+                    "convert it to floating point in front of the operation, or leave it "
+                    "unfiltered with decay_or_rank=(0.0, decay)"
+                )
+
+    @property
+    def _relations(self) -> tuple[HiddenParamOpRelation, ...]:
+        return self.executor.graph.hidden_param_op_relations
+
+    @cached_property
+    def _operations(self) -> tuple[Operation, ...]:
+        """Per link, its operation."""
+        return tuple(self.executor.operation(link.relation, link.group) for link in self.links)
+
+    @cached_property
+    def _sources(self) -> dict[int, int]:
+        """For each relation with an input, the first one with the same: they share a filter."""
+        return self.executor.sources
+
+    # --- traces ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What the rule is called in reports."""
+        return f"pp_prop, decays {self.decay_x:.3g} and {self.decay_f:.3g}"
+
+    def init(self) -> Traces:
+        """No step, and filters of zeros."""
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), self._types)
+        return jnp.zeros((), jnp.int32), zeros.x, zeros.f
+
+    @cached_property
+    def _types(self) -> Filters:
+        """Types in which filters are kept."""
+
+        def kept(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
+            return jax.ShapeDtypeStruct(shape, own or _wide(dtype))
+
+        inputs = {s: self._relations[s].x_var.aval for s in self._sources.values()}  # type: ignore[union-attr]
+        return Filters(
+            {s: kept(x.shape, x.dtype) for s, x in inputs.items()},
+            tuple(
+                kept(_shape_of_f(link), output_trace(operation, link.group.num_state).dtype)
+                for link, operation in zip(self.links, self._operations, strict=True)
+            ),
+        )
+
+    @property
+    def bytes_per_step(self) -> int:
+        """The filters of every step are held until the product."""
+        return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(self._types))
+
+    def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
+        """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
+        _, x, f = traces
+        source = self._sources.get(self.links[index].relation.index)
+        found = {} if source is None else {"x": x[source]}
+        return {**found, "f": jnp.moveaxis(f[index], 0, -1)}
+
+    # --- steps -------------------------------------------------------------------------------
+
+    def _filtered(self, traces: Traces | None, block: Block) -> tuple[Filters, Traces]:
+        """The filters at each of ``K`` steps, and the traces after them."""
+        traces = self.init() if traces is None else traces
+        if not self.links:
+            return Filters({}, ()), traces
+        steps, *kept = traces
+        x, f, transition = block.jacobians
+        now = Filters({s: x[s] for s in self._sources.values()}, f)
+        start = jax.tree.map(_at_least, Filters(*kept), now)
+
+        def step(held: Filters, new: Any) -> tuple[Filters, Filters]:
+            now, transition = new
+            held = Filters(
+                {s: self._next_x(held.x[s], now.x[s]) for s in held.x},
+                tuple(
+                    self._next_f(link, held.f[i], now.f[i], transition[link.group.index])
+                    for i, link in enumerate(self.links)
+                ),
+            )
+            return held, held
+
+        last, history = jax.lax.scan(step, start, (now, transition))
+        last = jax.tree.map(lambda v, kept: v.astype(kept.dtype), last, self._types)
+        return history, (steps + jnp.asarray(f[0].shape[0], steps.dtype), last.x, last.f)
+
+    def _next_x(self, held: jax.Array, x: jax.Array) -> jax.Array:
+        x = x.astype(held.dtype)
+        return self.decay_x * held + x if self.decay_x else x
+
+    def _next_f(
+        self, link: Link, held: jax.Array, f: jax.Array, transition: jax.Array | None
+    ) -> jax.Array:
+        f = (1.0 - self.decay_f) * f.astype(held.dtype)
+        if transition is None or not self.decay_f:
+            return f
+        return self.decay_f * apply(link.to_y(transition, 2).astype(held.dtype), held) + f
+
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
+        """Traces after a block."""
+        return self._filtered(traces, block)[1]
+
+    # --- gradients ---------------------------------------------------------------------------
+
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands of every relation, summed over a block."""
+        return self.advance(traces, block, operands)[0]
+
+    def advance(
+        self, traces: Traces | None, block: Block, operands: Operands
+    ) -> tuple[list[Arrays], Traces]:
+        """Gradients and new traces, from one run of the filters."""
+        history, new = self._filtered(traces, block)
+        drives = [self._contracted(i, traces, history, block) for i in range(len(self.links))]
+        return self._products(drives, operands), new
+
+    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+        steps, held_x, held_f = traces
+        drives = []
+        for i, link in enumerate(self.links):
+            found, source = signal[link.group.index], self._sources.get(link.relation.index)
+            if found is None:
+                found = jnp.zeros((link.group.num_state, *link.group.varshape))
+            x = None if source is None else held_x[source][None]
+            drives.append(self._drive(link, x, held_f[i][None], found[None], steps[None]))
+        return self._products(drives, operands)
+
+    def _products(self, drives: Sequence[Any], operands: Operands) -> list[Arrays]:
+        """Per relation, the sum of ``xy_to_dw(eps_x, u)`` over what every link passes on."""
+        pairs = list(zip(self.links, self._operations, strict=True))
+        found = [
+            operation.contract(x, dy, operands[link.relation.index])
+            for (x, dy), (link, operation) in zip(drives, pairs, strict=True)
+        ]
+        weights = [operation.weights(operands[link.relation.index]) for link, operation in pairs]
+        return by_relation(self, found, weights)
+
+    def _contracted(
+        self, i: int, traces: Traces | None, history: Filters, block: Block
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """What a link passes on to ``xy_to_dw``: ``eps_x`` [K, *X] and ``u`` [K, *Y].
+
+        Where the first old values are read late, the traces that enter the block come first.
+        """
+        link, source = self.links[i], self._sources.get(self.links[i].relation.index)
+        g = link.group.index
+        signal, late = accumulate(None, block.signal[g], block.late[g])
+        x = None if source is None else history.x[source]
+        f, count = history.f[i], 1 + jnp.arange(signal.shape[0])
+        if traces is not None:
+            steps, held_x, held_f = traces
+            count = steps + count
+            if late is not None:
+                signal, f = _after(late, signal), _after(held_f[i], f)
+                count = _after(steps, count)
+                if source is not None and x is not None:
+                    x = _after(jnp.where(steps > 0, held_x[source].astype(x.dtype), x[0]), x)
+        return self._drive(link, x, f, signal, count)
+
+    def _drive(
+        self,
+        link: Link,
+        x: jax.Array | None,
+        f: jax.Array,
+        signal: jax.Array,
+        count: jax.Array,
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """``eps_x`` and ``u`` [K, *Y] of steps with these traces, signals and numbers."""
+        dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
+        dy = dy * self._correction(count).astype(dy.dtype).reshape(-1, *(1,) * (dy.ndim - 1))
+        if x is not None:
+            x = x.astype(link.relation.x_var.aval.dtype)  # type: ignore[union-attr]
+        return x, dy.astype(link.relation.y_var.aval.dtype)
+
+    def _correction(self, count: jax.Array) -> jax.Array:
+        """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
+        log = math.log(self.decay_f) if self.decay_f else -math.inf
+        power = jnp.maximum(count, 1).astype(float) * log
+        return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
+
+
+def _shape_of_f(link: Link) -> tuple[int, ...]:
+    """[S, *E, *Y]."""
+    return (link.group.num_state, *link.extra, *link.relation.y_var.aval.shape)
+
+
+def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:
+    """``kept`` in a dtype that loses nothing of ``value``, and that filters can run in."""
+    return kept.astype(jnp.promote_types(_wide(kept.dtype), _wide(value.dtype)))
+
+
+def _wide(dtype: Any) -> Any:
+    """Float32 at least: in half precision a sum of many steps stops growing, and 0.999 is 1."""
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.dtype(jnp.float32) if half else dtype
+
+
+def _after(first: jax.Array, rest: jax.Array) -> jax.Array:
+    """``rest`` [K, ..] with one more step in front."""
+    return jnp.concatenate([first[None].astype(rest.dtype), rest])
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def decays_of(decay_or_rank: Any) -> tuple[float, float]:
+    """``a_x`` and ``a_f`` of the option ``decay_or_rank``: one value for both, or a pair.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something else than a float in [0, 1), an integer from 1, or two of these.
+
+    Examples
+    --------
+    >>> decays_of(0.9), decays_of(3), decays_of((0.0, 0.9))
+    ((0.9, 0.9), (0.5, 0.5), (0.0, 0.9))
+    """
+    if not isinstance(decay_or_rank, tuple | list):
+        return (_decay(decay_or_rank),) * 2
+    if len(decay_or_rank) != 2:
+        raise ValueError(
+            "decay_or_rank must be one value or a pair, for x and for f; got "
+            f"{len(decay_or_rank)} values"
+        )
+    of_x, of_f = map(_decay, decay_or_rank)
+    return of_x, of_f
+
+
+def _decay(value: Any) -> float:
+    legal = "decay_or_rank must be a decay (a float in [0, 1)) or a rank (an integer from 1)"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{legal}, got {value!r}")
+    if isinstance(value, numbers.Integral):
+        if value < 1:
+            raise ValueError(f"{legal}, got the integer {value}; no memory at all is 0.0")
+        return (int(value) - 1) / (int(value) + 1)
+    decay = float(value)
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"{legal}, got {value!r}")
+    return decay

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sub-commands share: how they are declared and how they refuse."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+OK, REFUSED, USAGE = 0, 1, 2
+LISTED = 30  # names, where none is like the one that was given
+
+
+class UsageError(Exception):
+    """The command cannot be carried out as it was given; exit status 2."""
+
+
+class Refusal(Exception):
+    """What the user gave cannot be used, such as a model that does not compile; exit status 1."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: one line of help, its arguments, and what it does."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def hint(name: str, known: Iterable[str], what: str) -> str:
+    """``; did you mean 'x'?``, or what there is."""
+    known = sorted(known)
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if found:
+        return f"; did you mean {' or '.join(map(repr, found))}?"
+    if not known:
+        return f"; there are no {what}"
+    more = ", ..." if len(known) > LISTED else ""
+    return f"; {what}: {', '.join(known[:LISTED])}{more}"
+
+
+def core_version() -> str:
+    """The version of the package; another distribution may have written over it."""
+    return str(getattr(sys.modules["braintrace"], "__version__", "0+unknown"))
+
+
+def official() -> set[str]:
+    """The distributions of the official families."""
+    from ..names import OFFICIAL
+
+    return {distribution for names in OFFICIAL.values() for distribution in names.values()}

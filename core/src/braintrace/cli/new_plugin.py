@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``braintrace new-plugin``: write a working plugin to start from."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+from pathlib import Path
+
+from .common import OK, Command, UsageError, core_version, official
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the family and of its operation, such as 'gain'"
+    )
+    parser.add_argument(
+        "--directory", metavar="DIR", help="where to write it (default: ./braintrace-NAME)"
+    )
+
+
+def new_plugin(options: argparse.Namespace) -> int:
+    """Write the files of a plugin with one operation."""
+    name = checked_name(options.name)
+    dashed = name.replace("_", "-")
+    folder = Path(options.directory or f"braintrace-{dashed}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{str(folder)!r} exists already; choose another --directory")
+    values = {"@NAME@": name, "@DASHED@": dashed, "@CORE@": bounds(core_version())}
+    try:
+        write(folder, values)
+    except OSError as error:
+        raise UsageError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
+    print(
+        f"wrote {folder}\n"
+        f"  cd {folder}\n"
+        '  python -m pip install -e ".[test]"\n'
+        "  python -m pytest\n"
+        f"  braintrace doctor {name}"
+    )
+    return OK
+
+
+def checked_name(text: str) -> str:
+    """The family's name as a Python name."""
+    from ..names import CORE, OFFICIAL, SUBMODULES
+
+    name = text.removeprefix("braintrace-").removeprefix("braintrace_").replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise UsageError(f"{text!r} is not a name for a plugin; write a lower-case Python name")
+    families = {distribution.removeprefix("braintrace-") for distribution in official()}
+    if name in {*families, *CORE, *SUBMODULES, *OFFICIAL["ops"], "core"}:
+        raise UsageError(f"{name!r} is a name of braintrace itself; choose another")
+    return name
+
+
+def bounds(version: str) -> str:
+    """The versions of core that a plugin written today may expect to work with."""
+    major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
+
+
+def write(folder: Path, values: dict[str, str]) -> None:
+    """Write the template with the placeholders filled in."""
+    from .template import FILES
+
+    for path, text in FILES.items():
+        filled = folder / _filled(path, values)
+        filled.parent.mkdir(parents=True, exist_ok=True)
+        filled.write_text(_filled(text, values), encoding="utf-8")
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+COMMAND = Command(
+    "write a working plugin with one operation, its rules and its tests", _declare, new_plugin
+)

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States of a model that is written for one example and run for a batch by ``vmap``.
+
+Every state of such a model but its parameters and random states holds the values of all examples
+along a leading axis. Which ones do is known by a tag, never guessed from shapes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base.errors import CompilationError, NotSupportedError
+from ..base.types import Path
+
+#: Tag of a state whose value has a leading axis of examples.
+BATCHED = "braintrace.batched"
+
+#: Tag by which brainstate marks a state that all examples share, such as the pointer of a delay.
+SHARED = "INIT_NO_BATCHING"
+
+
+def is_batched(state: brainstate.State[Any]) -> bool:
+    """Whether the value of a state has a leading axis of examples."""
+    return BATCHED in (state.tag or ())
+
+
+def batch_size_of(model: brainstate.nn.Module) -> int:
+    """How many examples the states of a model hold.
+
+    Raises
+    ------
+    CompilationError
+        When no state has an axis of examples, or not all have the same.
+    """
+    sizes: dict[int, Path] = {}
+    for path, state in batched_states(model).items():
+        shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(state.value)}
+        if () in shapes:
+            raise CompilationError(
+                f"the state {_show(path)} was made for a batch and now holds a value without an "
+                "axis of examples; use reset_state of the learner to reset it"
+            )
+        sizes |= {n: path for (n,) in shapes}
+    if not sizes:
+        raise CompilationError(
+            "vmap=True, but no state of the model has an axis of examples; let "
+            "braintrace.compile(model, ..., vmap=True) initialise the model"
+        )
+    if len(sizes) > 1:
+        (one, a), (other, b), *_ = sizes.items()
+        raise CompilationError(
+            f"the state {_show(a)} holds {one} examples, but {_show(b)} holds {other}; initialise "
+            "the model again"
+        )
+    return next(iter(sizes))
+
+
+def batched_states(model: brainstate.nn.Module) -> dict[Path, brainstate.State[Any]]:
+    """The states with an axis of examples, by path."""
+    return {p: s for p, s in brainstate.graph.states(model).items() if is_batched(s)}
+
+
+@contextmanager
+def one_example(model: brainstate.nn.Module) -> Iterator[None]:
+    """Inside, the states of a batched model hold the values of the first example."""
+    before = {state: state.value for state in batched_states(model).values()}
+    try:
+        for state, value in before.items():
+            _put(state, _first(value))
+        yield
+    finally:
+        for state, value in before.items():
+            _put(state, value)
+
+
+def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
+    """How many examples the arguments of a step hold: the leading axis of its arrays.
+
+    Parameters
+    ----------
+    args
+        Arguments of a batch. Scalars say nothing.
+    batch_size
+        What it has to be; needed if no argument is an array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``batch_size`` is no positive integer, or the arrays have other leading axes.
+    """
+    size = None if batch_size is None else _checked_size(batch_size)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        shape = jnp.shape(leaf)
+        if shape and size not in (None, shape[0]):
+            given = "the arguments before it have" if batch_size is None else "batch_size is"
+            raise ValueError(
+                f"argument{jax.tree_util.keystr(path)} has shape {shape}, but {given} {size}; with "
+                "vmap=True, every example input but a scalar has a leading axis of examples"
+            )
+        size = shape[0] if shape else size
+    if size is None:
+        raise ValueError(
+            "vmap=True needs batch_size=..., because no example input has an axis of examples"
+        )
+    return size
+
+
+@lru_cache(maxsize=1)
+def _mapped_type() -> type:
+    """The type of the values that ``vmap`` maps."""
+    found: list[type] = []
+    jax.vmap(lambda v: found.append(type(v)))(jnp.zeros(1))
+    return found[0]
+
+
+def _is_mapped(value: Any) -> bool:
+    return any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(value))
+
+
+def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
+    """Refuse a call under ``vmap`` after which a state would have to hold a value per example.
+
+    Parameters
+    ----------
+    old, new
+        Values of states by path before and after the call.
+
+    Raises
+    ------
+    NotSupportedError
+        When ``vmap`` maps a new value but not the old one.
+    """
+    for path, value in new.items():
+        if _is_mapped(value) and not _is_mapped(old[path]):
+            raise NotSupportedError(
+                f"the learner is called under vmap, which maps its inputs but not its states: the "
+                f"state {_show(path)} would have a value for each example and no place for them. "
+                "Use braintrace.compile(model, ..., vmap=True), or initialise the model and call "
+                "compile_graph in brainstate.transform.vmap_new_states(state_tag='new', "
+                "axis_size=...) and then call brainstate.nn.Vmap(learner, vmap_states='new')"
+            )
+
+
+def repeated_like(value: Any, like: Any) -> Any:
+    """``value`` for each example, where ``like`` has an axis of examples in front and it has none.
+
+    Parameters
+    ----------
+    value, like
+        Pytrees of arrays of one structure.
+    """
+
+    def repeat(leaf: Any, other: Any) -> Any:
+        shape, wanted = jnp.shape(leaf), jnp.shape(other)
+        fits = len(wanted) > len(shape) and wanted[len(wanted) - len(shape) :] == shape
+        return jnp.broadcast_to(leaf, wanted) if fits else leaf
+
+    return jax.tree.map(repeat, value, like)
+
+
+def init_batched_states(
+    model: brainstate.nn.Module, batch_size: int, *args: Any, **kwargs: Any
+) -> None:
+    """Initialise a model that is written for one example with the states of a batch.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` whose ``init_state`` makes the states of one example.
+    batch_size
+        Number of examples. Afterwards, every state but parameters and random states has a leading
+        axis of that length. What ``init_state`` draws from ``brainstate.random`` is drawn for each
+        example.
+    *args, **kwargs
+        Passed on to ``brainstate.nn.init_all_states``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``batch_size`` is no positive integer.
+    """
+    size = _checked_size(batch_size)
+
+    def init() -> None:
+        brainstate.nn.init_all_states(model, *args, **kwargs)
+
+    for state in batched_states(model).values():  # of an earlier initialisation
+        state.value = _first(state.value)
+        state.tag = {*(state.tag or ())} - {BATCHED}
+    keys = [generator.value for generator in _generators(model)]
+    init()
+    drawn = any(g.value is not key for g, key in zip(_generators(model), keys, strict=False))
+    values: Mapping[Path, Any] = {}
+    if drawn:
+        values, _ = _each(model, size, init, {}, {})
+        init()  # what a state made under vmap refers to ends with it
+    for path, state in brainstate.graph.states(model).items():
+        if not _is_shared(state):
+            state.value = values[path] if drawn else _repeated(state.value, size)
+            state.add_tag(BATCHED)
+
+
+def reset_batched_states(
+    model: brainstate.nn.Module, batch_size: int | None = None, **kwargs: Any
+) -> None:
+    """Reset the states of a batched model, each example on its own.
+
+    Parameters
+    ----------
+    model
+        A model initialised by :func:`init_batched_states`.
+    batch_size
+        Number of examples from now on; default: as before.
+    **kwargs
+        Passed on to ``brainstate.nn.reset_all_states``, which is called for one example.
+
+    Raises
+    ------
+    ValueError
+        For another number of examples, when ``reset_state`` leaves a state as it is.
+    """
+    present = batch_size_of(model)
+    size = present if batch_size is None else _checked_size(batch_size)
+    before = {path: state.value for path, state in batched_states(model).items()}
+    given = before if size == present else {p: _first(v) for p, v in before.items()}
+    each, same = ({}, given) if size != present else (given, {})
+    values, kept = _each(
+        model,
+        size,
+        lambda: brainstate.nn.reset_all_states(model, **kwargs),
+        each,
+        same,
+    )
+    if kept and size != present:
+        raise ValueError(
+            f"batch_size={size} cannot reset {_show(kept[0])}, which holds {present} examples: "
+            "no reset_state of the model sets it. Define reset_state beside init_state"
+        )
+    for path, state in brainstate.graph.states(model).items():
+        if path in values and path not in kept:
+            state.value = values[path]
+            state.add_tag(BATCHED)
+
+
+def _each(
+    model: brainstate.nn.Module,
+    size: int,
+    call: Callable[[], None],
+    each: Mapping[Path, Any],
+    same: Mapping[Path, Any],
+) -> tuple[dict[Path, Any], tuple[Path, ...]]:
+    """What a function does to the states of every example, and which it leaves as they are.
+
+    Parameters
+    ----------
+    call
+        Initialises or resets the states of one example; it is run under ``vmap``.
+    each, same
+        Values to start from by path, with and without an axis of examples.
+
+    Returns
+    -------
+    values, kept
+        New values with an axis of examples, by path. The states of the model hold what they held
+        before, but for those that all examples share, and random states have moved on.
+    """
+    states = dict(brainstate.graph.states(model))
+    generators = _generators(model)
+    before = {state: state.value for state in states.values()}
+    splits = [jax.random.split(generator.value, size + 1) for generator in generators]
+    left: list[Path] = []
+
+    def one(keys: Sequence[Any], values: Mapping[Path, Any]) -> tuple[Any, Any]:
+        given = {**same, **values}
+        for generator, key in zip(generators, keys, strict=True):
+            _put(generator, key)
+        for path, value in given.items():
+            _put(states[path], value)
+        with brainstate.StateTraceStack():  # writing what belongs to vmap is meant here
+            call()
+        after = dict(brainstate.graph.states(model))
+        left[:] = [p for p, v in given.items() if after[p] is states[p] and after[p].value is v]
+        mine = {p: s.value for p, s in after.items() if not _is_shared(s)}
+        rest = {
+            p: s.value
+            for p, s in after.items()
+            if _is_shared(s) and s in before and s not in generators and s.value is not before[s]
+        }
+        return mine, rest
+
+    try:
+        found, shared = jax.vmap(one, in_axes=(0, 0), out_axes=(0, None), axis_size=size)(
+            [split[1:] for split in splits], dict(each)
+        )
+    finally:
+        for state, value in before.items():
+            _put(state, value)
+        for generator, split in zip(generators, splits, strict=True):
+            _put(generator, split[0])
+    for path, value in shared.items():
+        states[path].value = value
+    return found, tuple(left)
+
+
+def _generators(model: brainstate.nn.Module) -> list[brainstate.random.RandomState]:
+    """The random state of ``brainstate`` and those of a model."""
+    own = brainstate.graph.states(model).values()
+    found = [s for s in own if isinstance(s, brainstate.random.RandomState)]
+    return list(dict.fromkeys([brainstate.random.DEFAULT, *found]))
+
+
+def _is_shared(state: brainstate.State[Any]) -> bool:
+    """Whether a state of the model is one for all examples."""
+    kinds = (brainstate.ParamState, brainstate.random.RandomState)
+    return isinstance(state, kinds) or SHARED in (state.tag or ())
+
+
+def _first(value: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], value)
+
+
+def _repeated(value: Any, size: int) -> Any:
+    return jax.tree.map(lambda v: jnp.repeat(jnp.asarray(v)[None], size, axis=0), value)
+
+
+def _put(state: brainstate.State[Any], value: Any) -> None:
+    try:
+        state.restore_value(value)
+    except ValueError:  # refused to a state whose structure was changed; an assignment is not
+        state.value = value
+
+
+def _checked_size(batch_size: Any) -> int:
+    try:
+        size = -1 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"batch_size must be a positive integer, got {batch_size!r}") from None
+    if size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    return size
+
+
+def _show(path: Path) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model to an :class:`ETraceGraph`: all passes in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+
+from ..base import versions
+from ..base.diagnostics import DiagnosticLevel
+from ..base.errors import CompilationError
+from .control.policy import ControlFlowPolicy
+from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
+from .find_relations import analyse_operations
+from .findings.model import model_records
+from .graph import ETraceGraph
+from .groups import find_hidden_groups_from_minfo
+from .module_info import ModuleInfo, StateKind
+from .plan_perturbation import perturb_hidden
+from .tracing.extract import extract_module_info
+from .transitions import check_scope
+
+
+def compile_etrace_graph(
+    model: brainstate.nn.Module,
+    *args: Any,
+    include_hidden_perturb: bool = True,
+    frozen: Frozen = (),
+    control_flow: ControlFlowPolicy | None = None,
+    recurrence_scope: str = "diagonal",
+    vmap: bool = False,
+) -> ETraceGraph:
+    """Compile one step of a model.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` whose states are initialised.
+    *args
+        Example arguments of one step.
+    include_hidden_perturb
+        Whether the graph holds the perturbed step, which an executor needs.
+    frozen
+        Parameters that may have no gradient: paths (``('out', 'weight')``), their names
+        (``'out.weight'``), prefixes of either, ``ParamState`` objects, or a predicate on the path.
+        One that does have a gradient keeps it: leave it out of the optimizer.
+    control_flow
+        What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
+    recurrence_scope
+        ``'diagonal'``: ``D`` is the derivative along paths that cross no ETP operation.
+        ``'coupled'``: along those, too, at equal positions.
+    vmap
+        Whether the model is written for one example and run for a batch. The arguments and the
+        states have a leading axis of examples; ``braintrace.compile`` initialises such a model. A
+        branch that is taken example by example becomes a select, as everywhere under ``vmap``.
+
+    Returns
+    -------
+    ETraceGraph
+        The compiled graph. Its WARNING records are also issued as ``UserWarning``.
+
+    Raises
+    ------
+    CompilationError
+        When the model has no hidden state or no parameter, its states are inconsistent, or a
+        parameter that is not frozen has no gradient.
+    NotSupportedError
+        When a gradient would not be right; the text names the line and a remedy.
+    ValueError, TypeError
+        When ``frozen`` names no parameter or the recurrence scope is unknown.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> graph.coverage()
+    {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}
+    """
+    check_scope(recurrence_scope)
+    minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
+    _require(minfo)
+    spared = resolve_frozen(minfo, frozen)
+    groups, path_to_group = find_hidden_groups_from_minfo(minfo)
+    relations, cones, records = analyse_operations(minfo, groups, recurrence_scope)
+    perturbed = perturb_hidden(minfo, groups, relations)
+    coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
+    require_coverage(minfo, coverage, spared)
+    graph = ETraceGraph(
+        minfo,
+        groups,
+        path_to_group,
+        relations,
+        perturbed if include_hidden_perturb else None,
+        (*records, *model_records(minfo, groups, relations, coverage)),
+        cones,
+        recurrence_scope,
+        spared,
+        coverage,
+    )
+    for record in graph.explain(level=DiagnosticLevel.WARNING):
+        versions.warn(str(record))
+    return graph
+
+
+def _require(minfo: ModuleInfo) -> None:
+    if not minfo.slots_of(StateKind.HIDDEN):
+        raise CompilationError(
+            "the model has no brainstate.HiddenState of a floating-point dtype, so there is "
+            "nothing to trace. If it has one, initialise the states first: "
+            "brainstate.nn.init_all_states(model, batch_size=...)"
+        )
+    if not minfo.slots_of(StateKind.PARAM):
+        raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")

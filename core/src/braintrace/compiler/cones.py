@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a step between the operations of a hidden group and its new values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..base import versions
+from ..base.versions import JaxprEqn, Var
+from ..jaxprs.depends import Along, depends, program_influences, slice_to
+from .groups import HiddenGroup, member_of
+from .module_info import ModuleInfo
+from .near import is_barrier, near_paths
+from .transitions import Transition, coupled_transition, near_transition
+
+T = TypeVar("T")
+Pattern = tuple[tuple[bool, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """The part of a step that leads to a hidden group without crossing an ETP operation.
+
+    Its inputs are the group's old values, the outputs ``y`` of its relations, and ``free``
+    variables, which are held constant. ``transition`` is that of the group; ``None`` when it is
+    structurally zero.
+
+    Attributes
+    ----------
+    passing
+        Which entries of ``D`` are not structurally zero, by new and old state [S][S].
+    driving
+        Which new states each ``y`` drives [S].
+    """
+
+    group: int
+    eqns: tuple[int, ...]
+    free: tuple[Var, ...]
+    old_reaches: bool
+    transition: Transition | None
+    passing: Pattern
+    driving: Mapping[Var, tuple[bool, ...]]
+
+
+def find_cone(
+    minfo: ModuleInfo,
+    groups: tuple[HiddenGroup, ...],
+    group: HiddenGroup,
+    ys: Sequence[Var],
+    scope: str = "diagonal",
+) -> Cone:
+    """The cone of a group that is driven by the operations with outputs ``ys``.
+
+    Parameters
+    ----------
+    minfo, groups, group
+        The traced model, its groups and the one in question.
+    ys
+        Outputs of the operations that drive the group; without any, no transition is needed.
+    scope
+        The recurrence scope.
+    """
+    member = member_of(groups)
+    sources = {*group.hidden_invars, *ys}
+    passes_near = near_paths(minfo)
+
+    def cut(var: Var) -> bool:
+        return member.get(var, group.index) != group.index
+
+    def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        atom = eqn.invars[operand]
+        return passes_near(i, eqn, operand) and not (versions.is_var(atom) and cut(atom))
+
+    behind = slice_to(minfo.eqns, group.hidden_outvars, enters, Along.DERIVATIVES)
+    marks = depends(
+        [minfo.eqns[i] for i in behind],
+        {var: frozenset({var}) for var in group.hidden_invars},
+        enters,
+        emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
+        along=Along.DERIVATIVES,
+    )
+    eqns = tuple(
+        i
+        for i in behind
+        if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
+    )
+    inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
+    read = [atom for i in eqns for atom in minfo.eqns[i].invars if versions.is_var(atom)]
+    free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
+    old_reaches = any(
+        old in marks.get(new, frozenset())
+        for new in group.hidden_outvars
+        for old in group.hidden_invars
+    )
+    transition = None
+    if ys and scope == "coupled":
+        transition = coupled_transition(minfo, groups, group)
+    elif ys and old_reaches:
+        transition = near_transition(group, [minfo.eqns[i] for i in eqns])
+    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
+    passing = _passing(group, transition, behind_new)
+    driving = {y: _by_state(group, [y in marks for marks in behind_new]) for y in ys}
+    return Cone(group.index, eqns, tuple(free), old_reaches, transition, passing, driving)
+
+
+def _passing(
+    group: HiddenGroup, transition: Transition | None, behind_new: Sequence[frozenset[Var]]
+) -> Pattern:
+    """Which old states (by column) are behind which new ones (by row)."""
+    if transition is not None and transition.program is not None:
+        first = len(transition.free)
+        behind = program_influences(transition.program, Along.DERIVATIVES)
+        rows = [[first + k in b for k in range(len(group.hidden_invars))] for b in behind]
+    else:
+        rows = [[old in marks for old in group.hidden_invars] for marks in behind_new]
+    return _by_state(group, [_by_state(group, row) for row in rows])
+
+
+def _by_state(group: HiddenGroup, members: Sequence[T]) -> tuple[T, ...]:
+    """An entry per state, from one per member of the group."""
+    pairs = zip(members, group.state_counts, strict=True)
+    return tuple(entry for entry, count in pairs for _ in range(count))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the gradient of each parameter arises, and which parameters may have none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import brainstate
+
+from ..base import versions
+from ..base.errors import CompilationError
+from ..base.types import Path, show_path
+from ..base.versions import Atom, JaxprEqn, Var
+from ..jaxprs.depends import Along, depends, slice_to
+from .module_info import ModuleInfo
+from .relation import HiddenParamOpRelation
+
+Frozen = Callable[[Path], bool] | Iterable[Path | str | brainstate.State[Any]]
+"""Which parameters are frozen: a predicate on the path, or paths, prefixes of paths, states."""
+
+
+def find_coverage(
+    minfo: ModuleInfo,
+    relations: Sequence[HiddenParamOpRelation],
+    direct_leaves: frozenset[Var],
+) -> dict[Path, str]:
+    """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``.
+
+    ``direct_leaves`` are the parameter leaves with an ordinary derivative of the perturbed step.
+    """
+    traced = {path for relation in relations for path in relation.parameter_paths}
+    covered = {}
+    for path, leaves in minfo.weight_path_to_invars.items():
+        direct = any(leaf in direct_leaves for leaf in leaves)
+        covered[path] = "+".join(["trace"] * (path in traced) + ["direct"] * direct) or "none"
+    return covered | dict.fromkeys(minfo.unread_parameters, "none")
+
+
+def require_coverage(
+    minfo: ModuleInfo, coverage: Mapping[Path, str], frozen: frozenset[Path]
+) -> None:
+    """Raise when a parameter that is not frozen has no gradient.
+
+    Raises
+    ------
+    CompilationError
+        Lists all of them with the reason, and says how to freeze them.
+    """
+    lost = [path for path, how in coverage.items() if how == "none" and path not in frozen]
+    if not lost:
+        return
+    lines = [f"  {show_path(path)}: {why_uncovered(minfo, path)}" for path in lost]
+    names = ", ".join(repr(show_path(path)) for path in lost)
+    raise CompilationError(
+        f"no gradient can reach {len(lost)} of the model's {len(coverage)} parameters:\n"
+        + "\n".join(lines)
+        + "\nLet the step use them, take them out of the model, or say that they are meant to stay "
+        f"as they are: frozen=[{names}]"
+    )
+
+
+def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
+    """Why no derivative leads from a parameter to the result or to a state."""
+    leaves = minfo.weight_path_to_invars.get(path)
+    if leaves is None:
+        return "the step does not read it"
+    if not any(versions.is_float(leaf.aval) for leaf in leaves):
+        return f"it is of dtype {leaves[0].aval.dtype}, which has no derivative"
+    own = {*leaves}
+    targets = [atom for atom in minfo.jaxpr.outvars if versions.is_var(atom) and atom not in own]
+    if not own.intersection(_read_by(minfo, targets)):
+        return "its value reaches neither the result nor a state"
+    blocked = _first_block(minfo, leaves, targets)
+    where = "" if blocked is None else f", at {versions.source_of(blocked)}"
+    return f"it is used only behind stop_gradient or in integers and booleans{where}"
+
+
+def _read_by(minfo: ModuleInfo, targets: Sequence[Atom]) -> set[Var]:
+    """Variables whose values the targets depend on."""
+    needed = slice_to(minfo.eqns, targets)
+    return {*targets, *(a for i in needed for a in minfo.eqns[i].invars if versions.is_var(a))}
+
+
+def _first_block(
+    minfo: ModuleInfo, leaves: Sequence[Var], targets: Sequence[Atom]
+) -> JaxprEqn | None:
+    """The first equation on the way to the targets that no derivative of the leaves passes."""
+    marks = depends(minfo.eqns, {leaf: frozenset({0}) for leaf in leaves}, along=Along.DERIVATIVES)
+    for i in slice_to(minfo.eqns, targets):
+        eqn = minfo.eqns[i]
+        arrives = any(versions.is_var(a) and marks.get(a) for a in eqn.invars)
+        if arrives and not any(marks.get(var) for var in eqn.outvars):
+            return eqn
+    return None
+
+
+# --- frozen parameters --------------------------------------------------------------------------
+
+
+def resolve_frozen(minfo: ModuleInfo, frozen: Frozen) -> frozenset[Path]:
+    """The paths of the parameters that ``frozen`` names.
+
+    Raises
+    ------
+    ValueError
+        When an entry names no parameter of the model; the text suggests similar names.
+    TypeError
+        When an entry is neither a path, a string nor a ``ParamState``.
+    """
+    states = {
+        path: state
+        for path, state in minfo.retrieved_model_states.items()
+        if isinstance(state, brainstate.ParamState)
+    }
+    if callable(frozen):
+        return frozenset(path for path in states if frozen(path))
+    if isinstance(frozen, str | brainstate.State):
+        frozen = (frozen,)
+    return frozenset(path for entry in frozen for path in _named(entry, states))
+
+
+def _named(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> list[Path]:
+    if isinstance(entry, brainstate.State):
+        found = [path for path, state in states.items() if state is entry]
+    elif isinstance(entry, tuple):
+        found = [path for path in states if path[: len(entry)] == entry]
+    elif isinstance(entry, str):
+        found = [path for path in states if _is_prefix(entry, show_path(path))]
+    else:
+        raise TypeError(
+            "an entry of frozen must be a path, the name of one ('out.weight'), a prefix of one or "
+            f"a ParamState, got {type(entry).__name__}"
+        )
+    if not found:
+        raise ValueError(_unknown(entry, states))
+    return found
+
+
+def _is_prefix(name: str, shown: str) -> bool:
+    return shown == name or shown.startswith((f"{name}.", f"{name}["))
+
+
+def _unknown(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> str:
+    if isinstance(entry, brainstate.State):
+        return f"frozen holds a {type(entry).__name__} that is not a parameter of the model"
+    name = entry if isinstance(entry, str) else show_path(entry)
+    prefixes = dict.fromkeys(show_path(p[:n]) for p in states for n in range(len(p), 0, -1))
+    near = difflib.get_close_matches(name, prefixes, n=3, cutoff=0.5) or [*prefixes][:3]
+    return f"frozen names no parameter: {entry!r}; similar names are {near}"

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step takes from ``brainstate.environ``.
+
+The index and the time of the running step change from call to call: they become arguments of the
+traced program. Every other setting that the step reads is a constant of the program, so it is
+remembered, and a learner refuses to run under another one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import versions
+
+#: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
+MOVING = ("i", "t")
+
+#: Settings that decide about dtypes and devices, which states and arguments have already.
+ELSEWHERE = ("precision", "platform", "host_device_count")
+
+
+class _Unset:
+    """In place of the value of a setting that is not there."""
+
+    def __repr__(self) -> str:
+        return "not set"
+
+
+UNSET = _Unset()
+_RECORDING = threading.RLock()
+
+
+@contextmanager
+def recorded_settings() -> Iterator[dict[str, Any]]:
+    """Which settings are read inside, with the values that they have, or ``UNSET``.
+
+    What the model puts into the environment itself for a part of its step, such as a time among its
+    inputs, is no setting from outside.
+    """
+    found: dict[str, Any] = {}
+    with _RECORDING:
+        original, outside = brainstate.environ.get, brainstate.environ.all()
+
+        def get(key: str, *args: Any, **kwargs: Any) -> Any:
+            if key not in ELSEWHERE and kwargs.get("env") is None:
+                value = original(key, UNSET)
+                if value is outside.get(key, UNSET):
+                    found.setdefault(key, value)
+            return original(key, *args, **kwargs)
+
+        brainstate.environ.get = get
+        try:
+            yield found
+        finally:
+            brainstate.environ.get = original
+
+
+def changed_setting(settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting with another value now: its name, the old value and the new one."""
+    for key, value in settings.items():
+        now = brainstate.environ.get(key, UNSET)
+        if not _same(value, now):
+            return key, value, now
+    return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    ours, theirs = jax.tree.leaves(a), jax.tree.leaves(b)
+    alike = bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+    return alike and all(map(_same_leaf, ours, theirs))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if versions.is_traced(a) or versions.is_traced(b):
+        return a is b
+    try:
+        return bool(np.array_equal(a, b))
+    except (TypeError, ValueError):
+        return bool(a == b)
+
+
+# --- what moves ----------------------------------------------------------------------------------
+
+
+def moving_now() -> tuple[str, ...]:
+    """Names of the settings that change from step to step and are there now."""
+    return tuple(key for key in MOVING if brainstate.environ.get(key, None) is not None)
+
+
+def moving_values(names: Sequence[str]) -> dict[str, Any]:
+    """Current values, in the dtypes of the environment: a time may come as an integer."""
+    dtypes = {"i": brainstate.environ.ditype(), "t": brainstate.environ.dftype()}
+    return {
+        name: jax.tree.map(
+            lambda leaf, dtype=dtypes[name]: jnp.asarray(leaf, dtype), brainstate.environ.get(name)
+        )
+        for name in names
+    }
+
+
+def in_environment(model: brainstate.nn.Module) -> Callable[..., Any]:
+    """The model as a function whose last argument is put into ``brainstate.environ``."""
+
+    def step(*inputs: Any) -> Any:
+        with brainstate.environ.context(**inputs[-1]):
+            return model(*inputs[:-1])
+
+    return step

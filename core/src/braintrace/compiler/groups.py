@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hidden groups: hidden states of one layer that recur together, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base.types import Path
+from ..base.versions import Jaxpr, Var
+from ..jaxprs.depends import Along, depends
+from ..jaxprs.positions.alignment import align
+from ..jaxprs.slices import Slice, between
+from .module_info import ModuleInfo, StateKind, StateSlot
+from .near import is_barrier, near_paths
+from .tracing.extract import extract_module_info
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenGroup:
+    """Hidden states whose values depend on one another within one layer.
+
+    Attributes
+    ----------
+    index
+        Number of the group.
+    hidden_paths, hidden_states, hidden_invars, hidden_outvars
+        The members: paths, states, and the variables of their old and new values.
+    varshape
+        Shape ``[*V]`` of the positions, the batch axis included.
+    state_counts
+        How many states each member holds (more than one for a ``HiddenGroupState``).
+    module_info
+        The step that the group was found in.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> (group,), _ = braintrace.find_hidden_groups_from_module(cell, jnp.ones((2, 3)))
+    >>> group.hidden_paths, group.varshape, group.num_state
+    ((('h',),), (2, 4), 1)
+    >>> free = [jnp.ones(var.aval.shape) for var in group.transition_jaxpr_constvars]
+    >>> group.diagonal_jacobian([jnp.zeros((2, 4))], free).shape
+    (2, 4, 1, 1)
+    """
+
+    index: int
+    hidden_paths: tuple[Path, ...]
+    hidden_states: tuple[brainstate.HiddenState, ...]
+    hidden_invars: tuple[Var, ...]
+    hidden_outvars: tuple[Var, ...]
+    varshape: tuple[int, ...]
+    state_counts: tuple[int, ...]
+    module_info: ModuleInfo = field(repr=False)
+
+    @property
+    def num_state(self) -> int:
+        """Number ``S`` of states per position."""
+        return sum(self.state_counts)
+
+    @property
+    def ndim(self) -> int:
+        """Number of position axes."""
+        return len(self.varshape)
+
+    @cached_property
+    def transition_slice(self) -> Slice:
+        """The equations of the whole transition, ETP operations included.
+
+        They are those that depend on an old value of the group, in whatever way, and lead to a new
+        one without passing a hidden state of another group.
+        """
+        info = self.module_info
+        others = frozenset(info.hidden_path_to_outvar.values()) - {*self.hidden_outvars}
+        return between(info.eqns, self.hidden_invars, self.hidden_outvars, others)
+
+    @cached_property
+    def transition_jaxpr(self) -> Jaxpr:
+        """The whole transition as a jaxpr ``[*free, *old] -> new``, ETP operations included.
+
+        Which paths through it are in ``D`` is a choice of the algorithm (its recurrence scope), not
+        a property of this record.
+        """
+        return self.transition_slice.jaxpr()
+
+    @property
+    def transition_jaxpr_constvars(self) -> tuple[Var, ...]:
+        """Variables of the step behind the leading inputs ``free`` of :attr:`transition_jaxpr`."""
+        return self.transition_slice.free
+
+    def concat_hidden(self, values: Sequence[Any]) -> jax.Array:
+        """One array [*V, S] of one value per member: [*V], or [*V, n] for a ``HiddenGroupState``.
+
+        Raises
+        ------
+        ValueError
+            When the number of values or a shape is not that of the members.
+        """
+        self._check_values(values)
+        columns = [
+            jnp.reshape(value, (*self.varshape, count))
+            for value, count in zip(values, self.state_counts, strict=True)
+        ]
+        return jnp.concatenate(columns, axis=-1)
+
+    def split_hidden(self, array: Any) -> list[jax.Array]:
+        """The inverse of :meth:`concat_hidden`: values of the members, in their own dtypes.
+
+        Raises
+        ------
+        ValueError
+            When ``array`` is not of shape [*V, S].
+        """
+        if jnp.shape(array) != (*self.varshape, self.num_state):
+            raise ValueError(
+                f"expected an array of shape {(*self.varshape, self.num_state)} for group "
+                f"{self.index}, got {jnp.shape(array)}"
+            )
+        values, start = [], 0
+        for var, count in zip(self.hidden_outvars, self.state_counts, strict=True):
+            part = jnp.asarray(array)[..., start : start + count]
+            values.append(part.reshape(var.aval.shape).astype(var.aval.dtype))
+            start += count
+        return values
+
+    def transition(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> list[Any]:
+        """New values of the members from their old ones.
+
+        Parameters
+        ----------
+        old_values
+            One array per member, as for :meth:`concat_hidden`.
+        free_values
+            One array per variable of :attr:`transition_jaxpr_constvars`.
+
+        Raises
+        ------
+        ValueError
+            When the number of values or a shape does not fit.
+        """
+        self._check_values(old_values)
+        self._check_free(free_values)
+        return self.transition_slice.run(*free_values, *old_values)
+
+    def diagonal_jacobian(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> jax.Array:
+        """``D[p, i, j] = d new[p, i] / d old[p, j]`` [*V, S, S] of the scope ``'diagonal'``.
+
+        It is the derivative along paths that cross no ETP operation. Where they mix positions, it
+        is the true block diagonal.
+
+        Parameters
+        ----------
+        old_values, free_values
+            As for :meth:`transition`.
+
+        Raises
+        ------
+        ValueError
+            When the number of values or a shape does not fit.
+        """
+        self._check_free(free_values)
+
+        def step(old: jax.Array) -> jax.Array:
+            values = [*free_values, *self.split_hidden(old)]
+            return self.concat_hidden(self.transition_slice.run(*values, cut=is_barrier))
+
+        old = self.concat_hidden(old_values)
+        if self._stays_in_place():
+            return _blocks_at_once(step, old)
+        return _blocks_one_by_one(step, old)
+
+    def _stays_in_place(self) -> bool:
+        """Whether every position of the new values depends on the same one of the old ones."""
+        eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
+        found = [
+            align(eqns, old, self.hidden_outvars, self.ndim, self.ndim)
+            for old in self.hidden_invars
+        ]
+        return all(alignment is None or alignment.is_identity for alignment in found)
+
+    def _check_values(self, values: Sequence[Any]) -> None:
+        _check_shapes(f"group {self.index}", "member", values, self.hidden_outvars)
+
+    def _check_free(self, values: Sequence[Any]) -> None:
+        _check_shapes(f"group {self.index}", "free variable", values, self.transition_slice.free)
+
+
+def _check_shapes(owner: str, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
+    if len(values) != len(variables):
+        raise ValueError(
+            f"{owner} takes one value per {what} ({len(variables)}), got {len(values)}"
+        )
+    for k, (value, var) in enumerate(zip(values, variables, strict=True)):
+        if jnp.shape(value) != var.aval.shape:
+            raise ValueError(
+                f"the value of {what} {k} of {owner} has shape {jnp.shape(value)}; expected "
+                f"{var.aval.shape}"
+            )
+
+
+def _blocks_at_once(step: Callable[[jax.Array], jax.Array], old: jax.Array) -> jax.Array:
+    """The blocks of a position-wise step: a reverse sweep per state, from all positions."""
+    _, pull = jax.vjp(step, old)
+    rows = [pull(jnp.zeros_like(old).at[..., i].set(1))[0] for i in range(old.shape[-1])]
+    return jnp.stack(rows, axis=-2)
+
+
+def _blocks_one_by_one(step: Callable[[jax.Array], jax.Array], old: jax.Array) -> jax.Array:
+    """The blocks of a step that mixes positions: a reverse sweep per position and state."""
+    _, pull = jax.vjp(step, old)
+    num_state = old.shape[-1]
+
+    def row(k: jax.Array) -> jax.Array:
+        (moved,) = pull(jnp.zeros_like(old).reshape(-1).at[k].set(1).reshape(old.shape))
+        return moved.reshape(-1, num_state)[k // num_state]
+
+    return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
+
+
+def find_hidden_groups_from_minfo(
+    minfo: ModuleInfo,
+) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
+    """The hidden groups of a traced model, and the group of each hidden state.
+
+    Two states are in one group when the old value of one reaches the new value of the other
+    without crossing an ETP operation, their positions have the same shape, and they belong to one
+    layer: paths that first differ in an integer are different layers.
+
+    Parameters
+    ----------
+    minfo
+        A traced model.
+
+    Returns
+    -------
+    groups, path_to_group
+        The groups by number, and the group of each hidden state by its path.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> groups, path_to_group = braintrace.find_hidden_groups_from_minfo(minfo)
+    >>> groups[0].varshape, path_to_group[("h",)] is groups[0]
+    ((2, 4), True)
+    """
+    slots = minfo.slots_of(StateKind.HIDDEN)
+    seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
+    marks = depends(minfo.eqns, seeds, near_paths(minfo), along=Along.DERIVATIVES)
+    leader = list(range(len(slots)))
+    for j, target in enumerate(slots):
+        for i in marks.get(minfo.outvars_of(target)[0], frozenset()):
+            if _compatible(slots[i], target):
+                a, b = sorted((leader[i], leader[j]))
+                leader = [a if k == b else k for k in leader]
+    groups = tuple(
+        _group(minfo, index, [s for s, k in zip(slots, leader, strict=True) if k == first])
+        for index, first in enumerate(sorted(set(leader)))
+    )
+    return groups, {path: group for group in groups for path in group.hidden_paths}
+
+
+def find_hidden_groups_from_module(
+    model: brainstate.nn.Module, *args: Any
+) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
+    """:func:`find_hidden_groups_from_minfo` of ``extract_module_info(model, *args)``.
+
+    Parameters
+    ----------
+    model, *args
+        As in :func:`extract_module_info`.
+
+    Returns
+    -------
+    groups, path_to_group
+        The groups by number, and the group of each hidden state by its path.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> groups, _ = braintrace.find_hidden_groups_from_module(cell, jnp.ones((2, 3)))
+    >>> [group.hidden_paths for group in groups]
+    [(('h',),)]
+    """
+    return find_hidden_groups_from_minfo(extract_module_info(model, *args))
+
+
+def _group(minfo: ModuleInfo, index: int, members: list[StateSlot]) -> HiddenGroup:
+    states = tuple(slot.state for slot in members)
+    return HiddenGroup(
+        index=index,
+        hidden_paths=tuple(slot.path for slot in members),
+        hidden_states=states,  # type: ignore[arg-type]
+        hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
+        hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
+        varshape=tuple(states[0].varshape),  # type: ignore[attr-defined]
+        state_counts=tuple(state.num_state for state in states),  # type: ignore[attr-defined]
+        module_info=minfo,
+    )
+
+
+def _compatible(a: StateSlot, b: StateSlot) -> bool:
+    same_shape = tuple(a.state.varshape) == tuple(b.state.varshape)  # type: ignore[attr-defined]
+    return same_shape and same_layer(a.path, b.path)
+
+
+def same_layer(a: Path, b: Path) -> bool:
+    """Whether two state paths belong to one layer: they do not first differ in an integer."""
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            return not (isinstance(x, int) and isinstance(y, int))
+    return True
+
+
+def member_of(groups: tuple[HiddenGroup, ...]) -> dict[Var, int]:
+    """Which group a new-value variable belongs to."""
+    return {var: group.index for group in groups for var in group.hidden_outvars}

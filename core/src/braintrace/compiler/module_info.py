@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of a model as a flat program: its states, and the record that all passes read."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import brainstate
+import jax
+import numpy as np
+
+from ..base import versions
+from ..base.errors import CompilationError
+from ..base.types import Path, show_path
+from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..jaxprs.depends import Along, depends
+from ..jaxprs.slices import between
+from .control.policy import Rewrite
+from .environment import UNSET, changed_setting, moving_values
+
+DYNAMIC = "dynamic"
+
+
+class StateKind(enum.Enum):
+    """What the compiler does with a state."""
+
+    HIDDEN = "hidden"
+    PARAM = "param"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class StateSlot:
+    """Where the leaves of one state stand among the state leaves of the program.
+
+    ``leaves`` counts from the first state leaf; the tree structure belongs to the state's value.
+    """
+
+    path: Path
+    state: brainstate.State[Any]
+    kind: StateKind
+    treedef: Any
+    leaves: range
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleInfo:
+    """One step of a model as a flat jaxpr.
+
+    Inputs are the leaves of the arguments, then those of the states; outputs are the leaves of the
+    model's result, then those of the states. Calls are inlined. Every hidden state's new value is
+    a variable of its own.
+
+    Attributes
+    ----------
+    jaxpr
+        The closed jaxpr.
+    slots
+        The states the program reads or writes, in a stable order.
+    arg_treedef, out_treedef
+        Structure of the arguments and of the result.
+    num_args, num_out
+        Number of leaves of the arguments and of the result.
+    retrieved_model_states
+        All states of the model, by path, read by the step or not.
+    rewrites
+        What was done to calls, branches and loops, and what stands in those that stayed.
+    environment
+        Names of ``brainstate.environ`` that change from step to step and that the step reads.
+        Their values, in a dict, are the last argument of the program.
+    settings
+        Further settings of ``brainstate.environ`` that the step reads, with their values: they are
+        constants of the program.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> sorted(minfo.weight_path_to_invars)
+    [('Wh', 'weight'), ('Wr', 'weight'), ('Wz', 'weight')]
+    >>> minfo.hidden_path_to_invar[("h",)].aval.shape
+    (2, 4)
+    """
+
+    jaxpr: Jaxpr
+    slots: tuple[StateSlot, ...]
+    arg_treedef: Any
+    out_treedef: Any
+    num_args: int
+    num_out: int
+    retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
+    rewrites: tuple[Rewrite, ...] = ()
+    environment: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unread_parameters(self) -> tuple[Path, ...]:
+        """Parameters of the model that the step does not read."""
+        read = {slot.path for slot in self.slots}
+        return tuple(
+            path
+            for path, state in self.retrieved_model_states.items()
+            if isinstance(state, brainstate.ParamState) and path not in read
+        )
+
+    @contextmanager
+    def as_when_traced(self) -> Iterator[tuple[Any, ...]]:
+        """Types of the arguments; inside, ``brainstate.environ`` is as when the step was traced.
+
+        Raises
+        ------
+        CompilationError
+            When a setting is there now that was not there then: it cannot be taken away.
+        """
+        avals = (var.aval for var in self.jaxpr.invars[: self.num_args])
+        types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        args, moving = self.arg_treedef.unflatten(types), {}
+        if self.environment:
+            *args, moving = args
+            moving = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moving)
+        known = {key: value for key, value in self.settings.items() if value is not UNSET}
+        with brainstate.environ.context(**known, **moving):
+            if changed := changed_setting(self.settings):
+                key, _, now = changed
+                raise CompilationError(
+                    f"the model reads {key!r} from brainstate.environ, which was not set when the "
+                    f"learner was compiled and is {now} now, when its copy is compiled; use the "
+                    "copy without that setting first, or call compile_graph on it"
+                )
+            yield tuple(args)
+
+    @cached_property
+    def origins(self) -> dict[Var, frozenset[Any]]:
+        """For each variable: the parameter leaves ``(path, k)`` behind it, and ``DYNAMIC``.
+
+        ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
+        """
+        seeds: dict[Var, frozenset[Any]] = {v: frozenset({DYNAMIC}) for v in self.jaxpr.invars}
+        return depends(self.eqns, seeds | self._parameter_leaves)
+
+    @cached_property
+    def trained(self) -> dict[Var, frozenset[Any]]:
+        """For each variable: the parameter leaves ``(path, k)`` that it has a derivative of."""
+        return depends(self.eqns, self._parameter_leaves, along=Along.DERIVATIVES)
+
+    @cached_property
+    def parameter_leaves(self) -> dict[tuple[Path, int], int]:
+        """Every parameter leaf ``(path, k)``, with its place in their order."""
+        slots = self.slots_of(StateKind.PARAM)
+        leaves = [(slot.path, k) for slot in slots for k in range(len(slot.leaves))]
+        return {leaf: place for place, leaf in enumerate(leaves)}
+
+    @property
+    def _parameter_leaves(self) -> dict[Var, frozenset[Any]]:
+        return {
+            var: frozenset({(slot.path, k)})
+            for slot in self.slots_of(StateKind.PARAM)
+            for k, var in enumerate(self.invars_of(slot))
+        }
+
+    @cached_property
+    def producers(self) -> dict[Var, int]:
+        """Index of the equation that computes each variable."""
+        return {var: i for i, eqn in enumerate(self.eqns) for var in eqn.outvars}
+
+    @property
+    def eqns(self) -> Sequence[JaxprEqn]:
+        """The equations of the step."""
+        return self.jaxpr.eqns
+
+    def slots_of(self, kind: StateKind) -> tuple[StateSlot, ...]:
+        """The states of one kind."""
+        return tuple(slot for slot in self.slots if slot.kind is kind)
+
+    def invars_of(self, slot: StateSlot) -> tuple[Var, ...]:
+        """Variables of a state's old leaves."""
+        return tuple(self.jaxpr.invars[self.num_args + i] for i in slot.leaves)
+
+    def outvars_of(self, slot: StateSlot) -> tuple[Any, ...]:
+        """Variables (or literals) of a state's new leaves."""
+        return tuple(self.jaxpr.outvars[self.num_out + i] for i in slot.leaves)
+
+    @property
+    def compiled_model_states(self) -> dict[Path, brainstate.State[Any]]:
+        """The states that the step reads or writes, by path."""
+        return {slot.path: slot.state for slot in self.slots}
+
+    @property
+    def hidden_path_to_invar(self) -> dict[Path, Var]:
+        """Old value of each hidden state."""
+        return {s.path: self.invars_of(s)[0] for s in self.slots_of(StateKind.HIDDEN)}
+
+    @property
+    def hidden_path_to_outvar(self) -> dict[Path, Var]:
+        """New value of each hidden state."""
+        return {s.path: self.outvars_of(s)[0] for s in self.slots_of(StateKind.HIDDEN)}
+
+    @property
+    def outvar_to_hidden_path(self) -> dict[Var, Path]:
+        """Which hidden state a new-value variable belongs to."""
+        return {var: path for path, var in self.hidden_path_to_outvar.items()}
+
+    @property
+    def weight_path_to_invars(self) -> dict[Path, tuple[Var, ...]]:
+        """Leaves of each parameter."""
+        return {s.path: self.invars_of(s) for s in self.slots_of(StateKind.PARAM)}
+
+    @property
+    def invar_to_weight_path(self) -> dict[Var, Path]:
+        """Which parameter a leaf variable belongs to."""
+        return {v: path for path, vs in self.weight_path_to_invars.items() for v in vs}
+
+    @property
+    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
+        """Path of each state of the step. The key is the state itself, which is its identity."""
+        return {slot.state: slot.path for slot in self.slots}
+
+    def with_environment(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a call, followed by those that come from ``brainstate.environ``.
+
+        Raises
+        ------
+        CompilationError
+            When one that was there when the step was traced is not set now.
+        """
+        missing = [k for k in self.environment if brainstate.environ.get(k, None) is None]
+        if missing:
+            raise CompilationError(
+                f"the step was compiled with {missing[0]!r} in brainstate.environ, which is not "
+                f"set now; call it inside brainstate.environ.context({missing[0]}=...)"
+            )
+        return (*args, moving_values(self.environment)) if self.environment else args
+
+    def jaxpr_call(
+        self, *args: Any, old_state_vals: Mapping[Path, Any] | None = None
+    ) -> tuple[Any, dict[Path, Any]]:
+        """Run the step as it was traced.
+
+        Parameters
+        ----------
+        *args
+            Arguments like those it was traced for.
+        old_state_vals
+            Values of the states, by path; those that are missing are the current ones.
+
+        Returns
+        -------
+        out, new_state_vals
+            The model's result, and the new value of every state of the step, by path. No state is
+            written.
+
+        Raises
+        ------
+        ValueError
+            When the arguments have another structure, or a path is not a state of the step.
+        """
+        leaves, treedef = jax.tree.flatten(self.with_environment(args))
+        if treedef != self.arg_treedef:
+            raise ValueError(
+                f"the arguments have structure {treedef}; the step was traced for "
+                f"{self.arg_treedef}"
+            )
+        values = {slot.path: slot.state.value for slot in self.slots}
+        unknown = [path for path in old_state_vals or () if path not in values]
+        if unknown:
+            raise ValueError(f"{show_path(unknown[0])} is not a state of the step")
+        values |= dict(old_state_vals or {})
+        leaves += [leaf for slot in self.slots for leaf in jax.tree.leaves(values[slot.path])]
+        results = versions.jaxpr_as_fun(self.jaxpr)(*leaves)
+        out, new = results[: self.num_out], results[self.num_out :]
+        return self.out_treedef.unflatten(out), {
+            slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in self.slots
+        }
+
+    def trace_to_param(self, var: Var) -> tuple[Path | None, tuple[versions.Primitive, ...]]:
+        """The first parameter that leads to a variable, and the primitives crossed, in order.
+
+        ``(None, ())`` when none does. When several do, it is the first in the order of the states.
+        """
+        behind = self.origins.get(var, frozenset()) - {DYNAMIC}
+        for path, leaves in self.weight_path_to_invars.items():
+            if any((path, k) in behind for k in range(len(leaves))):
+                crossed = between(self.eqns, leaves, [var]).eqns
+                return path, tuple(eqn.primitive for eqn in crossed)
+        return None, ()

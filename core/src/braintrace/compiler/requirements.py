@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call must bring: arguments and states like those that the model was compiled with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base.errors import CompilationError
+from ..base.types import Path, show_path
+from ..base.units import in_units_of, unit_change
+from .environment import changed_setting
+from .module_info import ModuleInfo, StateKind
+
+
+def checked_args(
+    info: ModuleInfo,
+    args: tuple[Any, ...],
+    remedy: str = "for another batch size, call reset_state(batch_size=..., model_states=True)",
+) -> list[Any]:
+    """The leaves of the arguments of a step, as arrays of the compiled types.
+
+    Parameters
+    ----------
+    remedy
+        What to do about an argument of another shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When one has another type than the compiled one.
+    """
+    args = in_units_of(info.arg_treedef, info.with_environment(args))
+    leaves, treedef = jax.tree.flatten(args)
+    if treedef != info.arg_treedef:
+        change = unit_change(info.arg_treedef, treedef)
+        raise ValueError(
+            f"the arguments have {change}, for which the learner was compiled"
+            if change
+            else f"the arguments have structure {treedef}, but the learner was compiled for "
+            f"{info.arg_treedef}"
+        )
+    names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
+    checked = []
+    for name, leaf, var in zip(names, leaves, info.jaxpr.invars, strict=False):
+        aval = var.aval
+        try:
+            leaf = jnp.asarray(leaf)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"argument{name} is a {type(leaf).__name__}; expected an array of shape "
+                f"{aval.shape} and dtype {aval.dtype}"
+            ) from None
+        if leaf.shape != aval.shape or leaf.dtype != aval.dtype:
+            raise ValueError(
+                f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
+                f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; "
+                + ("convert it" if leaf.shape == aval.shape else remedy)
+            )
+        checked.append(leaf)
+    return checked
+
+
+def check_states(model: Any, info: ModuleInfo) -> None:
+    """States must be those that were compiled, of the same shapes.
+
+    Raises
+    ------
+    CompilationError, ValueError
+        When they are not.
+    """
+    check_same_states(model, info)
+    for slot in info.slots:
+        leaves, treedef = jax.tree.flatten(slot.state.value)
+        if treedef != slot.treedef:
+            change = unit_change(slot.treedef, treedef)
+            raise ValueError(
+                f"the state {show_path(slot.path)} has {change or f'structure {treedef}'}, "
+                "unlike when the learner was compiled; assign it as it was, or compile again"
+            )
+        for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
+            if jnp.shape(leaf) != var.aval.shape:
+                raise ValueError(
+                    f"the state {show_path(slot.path)} has shape {jnp.shape(leaf)}, but the "
+                    f"learner was compiled for shape {var.aval.shape}; compile again"
+                )
+            if jnp.result_type(leaf) != var.aval.dtype:
+                raise ValueError(
+                    f"the state {show_path(slot.path)} has dtype {jnp.result_type(leaf)}, but "
+                    f"the learner was compiled for {var.aval.dtype}; convert what is assigned "
+                    "to it, or compile again"
+                )
+
+
+def check_same_states(model: Any, info: ModuleInfo) -> None:
+    """States made anew after compiling would be left behind silently.
+
+    Raises
+    ------
+    CompilationError
+        When a state was replaced, or a setting that the model reads has changed.
+    """
+    for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
+        if state_lookup(model, slot.path) is not slot.state:
+            raise CompilationError(
+                f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
+                "replaced or deleted after compile_graph; call compile_graph again. To reset "
+                "states or change the batch size, use reset_state(batch_size=..., "
+                "model_states=True) in place of init_all_states"
+            )
+    changed = changed_setting(info.settings)
+    if changed is not None:
+        key, then, now = changed
+        raise CompilationError(
+            f"the model reads {key!r} from brainstate.environ, which was {then} when the "
+            f"learner was compiled and is {now} now; call compile_graph again, or call the "
+            "model itself to evaluate it"
+        )
+
+
+def state_lookup(model: Any, path: Path) -> Any:
+    """The object at a state's path in a model."""
+    found = model
+    for part in path:
+        by_key = isinstance(found, Mapping) and part in found
+        by_index = isinstance(found, Sequence) and isinstance(part, int)
+        found = found[part] if by_key or by_index else getattr(found, str(part), None)
+    return found

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model to one flat program over its arguments and states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import brainstate
+import jax
+
+from ...base import versions
+from ...base.errors import CompilationError, NotSupportedError
+from ...base.types import Path, show_path
+from ...base.units import unit_change
+from ...jaxprs.run import flatten
+from ..batch_states import batch_size_of, one_example
+from ..control.loops import loops_without_derivative
+from ..control.policy import (
+    CONTROL_PRIMITIVES,
+    ControlFlowPolicy,
+    Rewrite,
+    inside_call,
+    weight_inside,
+)
+from ..control.rewrite import canonicalise
+from ..environment import in_environment, moving_now, moving_values, recorded_settings
+from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
+from .batch import arguments_of_one, in_batch
+
+
+def extract_module_info(
+    model: brainstate.nn.Module,
+    *args: Any,
+    control_flow: ControlFlowPolicy | None = None,
+    vmap: bool = False,
+) -> ModuleInfo:
+    """Trace one call ``model(*args)`` to a flat program over arguments and states.
+
+    Calls (``jit``, ``checkpoint``) are inlined; ETP operations are taken out of branches and
+    loops.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` whose states are initialised.
+    *args
+        Example arguments: arrays, quantities or pytrees of them.
+    control_flow
+        What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
+    vmap
+        Whether the model is written for one example. Its states and the arguments have a leading
+        axis of examples, and so has everything in the program but parameters and scalar arguments.
+
+    Raises
+    ------
+    CompilationError
+        When a state is missing, made by the step itself, changes its shape, dtype or unit, or holds
+        no elements, or a parameter is written; with ``vmap``, when a state has no axis of examples.
+    NotSupportedError
+        When an ETP operation stands inside a loop that is not written out or a custom
+        differentiation rule, a derivative would have to pass through a ``while``, or a hidden state
+        is complex.
+    TypeError
+        When the model is no module, an argument no array or an option of another type.
+    ValueError
+        With ``vmap``, when an argument does not have as many examples as the states.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> out, *_ = minfo.jaxpr_call(jnp.ones((2, 3)))
+    >>> out.shape
+    (2, 4)
+    """
+    policy = ControlFlowPolicy() if control_flow is None else control_flow
+    if not isinstance(policy, ControlFlowPolicy):
+        raise TypeError(f"control_flow must be a ControlFlowPolicy, got {type(policy).__name__}")
+    if not isinstance(vmap, bool):
+        raise TypeError(f"vmap must be True or False, got {vmap!r}")
+    if not isinstance(model, brainstate.nn.Module):
+        raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
+    _check_arguments(args)
+    if not vmap:
+        return _extract(model, args, policy)
+    size = batch_size_of(model)
+    of_one, mapped = arguments_of_one(args, size)
+    with one_example(model):
+        info = _extract(model, of_one, policy)
+    return in_batch(info, mapped, size)
+
+
+def _extract(
+    model: brainstate.nn.Module, args: tuple[Any, ...], policy: ControlFlowPolicy
+) -> ModuleInfo:
+    names = moving_now()
+    info = _trace(model, args, policy, names)
+    read = _names_read(info, names)
+    return info if read == names else _trace(model, args, policy, read)
+
+
+def _names_read(info: ModuleInfo, names: Sequence[str]) -> tuple[str, ...]:
+    """Those settings among the last argument that the step reads."""
+    values = moving_values(names)
+    count = len(jax.tree.leaves(values))
+    mine = iter(info.jaxpr.invars[info.num_args - count : info.num_args])
+    read = {atom for eqn in info.eqns for atom in eqn.invars if versions.is_var(atom)}
+    read.update(atom for atom in info.jaxpr.outvars if versions.is_var(atom))
+    found = {
+        name: {next(mine) in read for _ in jax.tree.leaves(value)} != {False}
+        for name, value in sorted(values.items())
+    }
+    return tuple(name for name in names if found[name])
+
+
+def _trace(
+    model: brainstate.nn.Module,
+    args: tuple[Any, ...],
+    policy: ControlFlowPolicy,
+    environment: tuple[str, ...],
+) -> ModuleInfo:
+    """Trace a step whose last argument holds these settings of ``brainstate.environ``."""
+    step = in_environment(model) if environment else model
+    args = (*args, moving_values(environment)) if environment else args
+    stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
+    before = {state: state.value for state in brainstate.graph.states(model).values()}
+    try:
+        with recorded_settings() as settings:
+            stateful.make_jaxpr(*args)
+    except Exception as error:
+        after = {state: jax.tree.structure(state.value) for state in before}
+        for state, value in before.items():
+            _put_back(state, value)
+        if isinstance(error, ValueError):
+            _refuse_new_structures(model, after)
+        if not isinstance(error, AttributeError):
+            raise
+        raise CompilationError(
+            f"the model could not be run: {error}. If a state is missing, initialise the model "
+            "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
+            "braintrace.compile(...)"
+        ) from error
+    states = dict(brainstate.graph.states(model))
+    _refuse_new_states(states, before)
+    jaxpr = stateful.get_jaxpr(*args)
+    traced = tuple(stateful.get_state_trace(*args).states)
+    out_treedef, new_treedefs = _output_trees(stateful, args)
+    arg_leaves, arg_treedef = jax.tree.flatten(args)
+    order, slots = _arrange(states, traced, new_treedefs)
+    num_args, num_out = len(arg_leaves), out_treedef.num_leaves
+    hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
+    own = [num_out + i for slot in hidden for i in slot.leaves]
+    calls: list[Rewrite] = []
+    flat = flatten(
+        jaxpr,
+        inputs=[*range(num_args), *(num_args + i for i in order)],
+        outputs=[*range(num_out), *(num_out + i for i in order)],
+        own=own,
+        note=lambda eqn: calls.append(inside_call(eqn)),
+    )
+    fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
+    opened, rewrites = canonicalise(flat, fixed, policy)
+    if opened is not flat:  # what was the result of a branch may now be an input of the step
+        flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
+    records = (*calls, *rewrites)
+    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, states, records)
+    _check_states(info)
+    _check_loops(info)
+    records = (*records, *_weights_in_control_flow(info))
+    constants = {k: v for k, v in settings.items() if k not in environment}
+    return replace(info, rewrites=records, environment=environment, settings=constants)
+
+
+def _check_arguments(args: tuple[Any, ...]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
+            raise TypeError(
+                f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
+                "arrays and pytrees of them. Keep what is no array in an attribute of the model"
+            )
+
+
+def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) -> None:
+    """A state that the step makes holds nothing from step to step."""
+    made = [path for path, state in states.items() if state not in before]
+    if made:
+        raise CompilationError(
+            f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
+            "step. Make it in __init__ or init_state, and assign to its .value in the step"
+        )
+
+
+def _put_back(state: brainstate.State[Any], value: Any) -> None:
+    try:
+        state.restore_value(value)
+    except ValueError:  # refused to a state whose structure was changed; an assignment is not
+        state.value = value
+
+
+def _refuse_new_structures(model: brainstate.nn.Module, after: Mapping[Any, Any]) -> None:
+    """Say which state a step has left in another structure or unit than it found it in."""
+    for path, state in brainstate.graph.states(model).items():
+        _same_structure(path, jax.tree.structure(state.value), after[state])
+
+
+def _same_structure(path: Path, before: Any, after: Any) -> None:
+    if before == after:
+        return
+    change = unit_change(before, after)
+    raise CompilationError(
+        f"the state {show_path(path)} has {change} after a step; both must be the same. Convert "
+        "what the model assigns to it, or initialise it in the unit that the model computes"
+        if change
+        else f"the state {show_path(path)} changes its structure in one step: it was {before} and "
+        f"becomes {after}"
+    )
+
+
+def _output_trees(stateful: Any, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    """Structure of the result, and of every state's new value."""
+    out, states = stateful.get_out_shapes(*args)
+    return jax.tree.structure(out), [jax.tree.structure(value) for value in states]
+
+
+def _arrange(
+    states: Mapping[Path, Any], traced: Sequence[Any], new_treedefs: Sequence[Any]
+) -> tuple[list[int], tuple[StateSlot, ...]]:
+    """Slots of the traced states in the model's own order, and the permutation of their leaves."""
+    paths = {state: path for path, state in states.items()}
+    known = {state: i for i, state in enumerate(paths)}
+    ranked = sorted(range(len(traced)), key=lambda i: known.get(traced[i], len(known) + i))
+    starts, count = [], 0
+    for state in traced:
+        starts.append(count)
+        count += len(jax.tree.leaves(state.value))
+    order: list[int] = []
+    slots: list[StateSlot] = []
+    for i in ranked:
+        state = traced[i]
+        path = paths.get(state, ("<outside the model>", len(slots)))
+        leaves, treedef = jax.tree.flatten(state.value)
+        _same_structure(path, treedef, new_treedefs[i])
+        kind = _kind(state, path, state in paths)
+        slots.append(
+            StateSlot(path, state, kind, treedef, range(len(order), len(order) + len(leaves)))
+        )
+        order.extend(range(starts[i], starts[i] + len(leaves)))
+    return order, tuple(slots)
+
+
+def _kind(state: Any, path: Path, inside: bool) -> StateKind:
+    """The kind of a state. A hidden state of integers or booleans carries no derivative."""
+    kind = StateKind.OTHER
+    if isinstance(state, brainstate.HiddenState):
+        smooth = any(versions.is_float(jax.typeof(leaf)) for leaf in jax.tree.leaves(state.value))
+        kind = StateKind.HIDDEN if smooth else StateKind.OTHER
+    elif isinstance(state, brainstate.ParamState):
+        kind = StateKind.PARAM
+    if kind is not StateKind.OTHER and not inside:
+        raise CompilationError(
+            f"the model uses a {type(state).__name__} that is not reachable from it "
+            f"({state.name or 'no name'}, value {jax.tree.map(jax.numpy.shape, state.value)}). "
+            "Make the module that owns it an attribute of the model"
+        )
+    return kind
+
+
+def _check_states(info: ModuleInfo) -> None:
+    for slot in info.slots:
+        old, new = info.invars_of(slot), info.outvars_of(slot)
+        if slot.kind is StateKind.PARAM and any(a is not b for a, b in zip(old, new, strict=True)):
+            raise CompilationError(
+                f"the model writes its parameter {show_path(slot.path)} during a step"
+                f"{_computed_at(info, *new)}. Keep values that change by themselves in a "
+                "brainstate.State of another kind"
+            )
+        if slot.kind is StateKind.HIDDEN and len(slot.leaves) != 1:
+            raise CompilationError(
+                f"the hidden state {show_path(slot.path)} holds {len(slot.leaves)} arrays; it must "
+                "hold one (use a HiddenTreeState for several)"
+            )
+        if slot.kind is StateKind.HIDDEN:
+            _check_hidden(slot.path, old[0].aval)
+        for a, b in zip(old, new, strict=True):
+            if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
+                raise CompilationError(
+                    f"the state {show_path(slot.path)} is {a.aval.str_short()} before a step and "
+                    f"{b.aval.str_short()} after it{_computed_at(info, b)}; both must be the same. "
+                    "Initialise it with the shape (batch included) and dtype that the model "
+                    "computes"
+                )
+
+
+def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
+    """Where in the user's source the first of these is computed, if it is."""
+    made = [info.producers[a] for a in atoms if versions.is_var(a) and a in info.producers]
+    return f" (computed at {versions.source_of(info.eqns[made[0]])})" if made else ""
+
+
+def _check_hidden(path: Path, aval: Any) -> None:
+    """A hidden state has positions, and its derivatives are real numbers."""
+    if 0 in aval.shape:
+        raise CompilationError(
+            f"the hidden state {show_path(path)} has shape {aval.shape}, which holds no elements. "
+            "Leave a layer of no units, or an empty batch, out"
+        )
+    if jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
+        raise NotSupportedError(
+            f"the hidden state {show_path(path)} has the complex dtype {aval.dtype}; eligibility "
+            "traces are defined for real numbers. Keep real and imaginary parts in two states"
+        )
+
+
+def _check_loops(info: ModuleInfo) -> None:
+    for eqn in loops_without_derivative(info.jaxpr):
+        raise NotSupportedError(
+            f"a derivative would have to pass through {eqn.primitive.name!r} at "
+            f"{versions.source_of(eqn)}, and JAX has no reverse mode for a loop whose number of "
+            "iterations is not known before it runs. Use jax.lax.scan, or fori_loop with static "
+            "bounds; or, if no derivative is wanted, put jax.lax.stop_gradient around what enters "
+            "the loop or leaves it"
+        )
+
+
+def _weights_in_control_flow(info: ModuleInfo) -> list[Rewrite]:
+    """Parameters that a branch or loop reads."""
+    found: dict[tuple[int, Path], Rewrite] = {}
+    for i, eqn in enumerate(info.eqns):
+        if eqn.primitive not in CONTROL_PRIMITIVES:
+            continue
+        for atom in eqn.invars:
+            behind = info.origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+            paths = {leaf[0] for leaf in behind} if DYNAMIC not in behind else set()
+            for path in sorted(paths, key=show_path):
+                found[i, path] = weight_inside(eqn, path)
+    return list(found.values())

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many steps of a sequence to evaluate together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from ..algorithms.rule import LearningRule
+from ..base import versions
+
+MIB = 2**20
+#: Records of this size stay close to the processor.
+NEAR = 16 * MIB
+#: Up to this size, one record of a whole sequence is faster than a trace.
+WHOLE = 64 * MIB
+#: Records of this size fit any machine that holds the model.
+LARGE = 256 * MIB
+#: A block passes over the traces a few times. With a record this much larger, that is a small part.
+TIMES_THE_TRACES = 2.5
+#: How long a block may be that divides the sequence, in parts of what the budget gives.
+NEAR_ENOUGH = 0.6, 1.25
+
+
+def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, besides: int = 0) -> int:
+    """The block size that ``'auto'`` stands for.
+
+    A block records ``x``, ``f``, ``D``, ``l`` (and ``e``) of every step, and what the rule makes of
+    them. A trace that is carried is read and written once per block, so blocks are as long as makes
+    that cheap and no longer: a small record is faster than a large one, whose memory is fresh. If
+    no trace is carried, a single block needs none at all, and is taken unless its record is large.
+    Blocks divide the sequence if they can do so and be about as long; a shorter last block is
+    another program to compile.
+
+    Parameters
+    ----------
+    rule
+        The learning rule.
+    steps
+        Length of the sequence.
+    carried
+        Whether traces lead into and out of the sequence.
+    besides
+        Bytes that a step records for parameters without a trace.
+    """
+    per_step, held = record_bytes(rule) + besides, trace_bytes(rule)
+    if not carried and steps * per_step <= budget(held, WHOLE):
+        return steps
+    return equal_blocks(steps, max(1.0, budget(held) / max(1, per_step)))
+
+
+def budget(held: int, least: int = NEAR) -> float:
+    """How many bytes a record should take beside traces of ``held`` bytes."""
+    return min(max(least, TIMES_THE_TRACES * held), max(LARGE, held))
+
+
+def equal_blocks(steps: int, longest: float) -> int:
+    """The divisor of ``steps`` next to ``longest``; if none is near, a block that is not longer."""
+
+    def away(size: int) -> float:
+        return max(size / longest, longest / size)
+
+    least, most = (part * longest for part in NEAR_ENOUGH)
+    small = [n for n in range(1, math.isqrt(steps) + 1) if steps % n == 0]
+    near = [n for n in (*small, *(steps // n for n in small)) if least <= n <= most]
+    if near:
+        return min(near, key=away)
+    blocks = math.ceil(steps / math.floor(longest))
+    return math.ceil(steps / blocks)
+
+
+def record_bytes(rule: LearningRule) -> int:
+    """Bytes that a block takes for each of its steps."""
+    executor = rule.executor
+    plan = executor.graph.perturbed
+    width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)
+    total = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
+    xs = (relation.x_var for relation in executor.graph.hidden_param_op_relations)
+    inputs = {x for x in xs if x is not None and versions.is_var(x)}
+    total += sum(_bytes(var.aval) for var in inputs)
+    for link in rule.links:
+        total += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
+    for group in {link.group.index: link.group for link in rule.links}.values():
+        total += group.num_state**2 * math.prod(group.varshape) * width
+    return total
+
+
+def trace_bytes(rule: LearningRule) -> int:
+    """Bytes of the traces."""
+    return sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize

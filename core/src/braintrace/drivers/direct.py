@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with parameters that act on the loss of their own step: a readout, a gate, a filter.
+
+Their gradient needs no trace, but reverse mode of every single step would add up an array of the
+size of the parameter per step. Instead, zero is added to the result of each product ``y``, whose
+gradient is ``dL/dy``, and the parameters are held constant in it; over a block of ``K`` steps the
+gradient is then one product,
+
+    dL/dw = sum_k (dy/dw)^T(x^k) dL^k/dy^k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..jaxprs.depends import Along, depends, equations_behind, moving_with, slice_to
+from ..jaxprs.run import read, run_equations
+from ..ops.operation import Operation
+from ..ops.primitive import is_etp_primitive
+
+#: Operations of JAX that are products of what changes from step to step with what does not.
+PRODUCTS = (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
+
+
+@dataclass(frozen=True, eq=False)
+class DirectProduct:
+    """One product of a step.
+
+    Attributes
+    ----------
+    index, eqn
+        Which equation of the step it is.
+    moving
+        Positions of the operands that change from step to step: ``x``.
+    trained
+        Positions of the operands that lead to wanted parameters.
+    """
+
+    index: int
+    eqn: JaxprEqn
+    moving: tuple[int, ...]
+    trained: tuple[int, ...]
+
+    def shift(self) -> jax.Array:
+        """Zero, to add to the result."""
+        y = self.eqn.outvars[0].aval
+        return jnp.zeros(y.shape, y.dtype)
+
+    def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
+        """Cotangents of the ``trained`` operands, summed over ``K`` steps.
+
+        Parameters
+        ----------
+        moving
+            Values of the moving operands [K, ...].
+        dy
+            Cotangents of the result [K, *Y].
+        operands
+            Values of the other operands (``None`` at the moving ones).
+        """
+        if not is_etp_primitive(self.eqn.primitive):
+            return self._pulled(moving, dy, operands)
+        operation = _operation(self.eqn, self.trained)
+        found = operation.contract(moving[0] if moving else None, dy, operands)
+        by_position = {operation.positions[key]: leaf for key, leaf in found.items()}
+        return [by_position[i].astype(self.eqn.invars[i].aval.dtype) for i in self.trained]
+
+    def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
+        def run(trained: Sequence[Any]) -> jax.Array:
+            known = {**dict(enumerate(operands)), **dict(zip(self.trained, trained, strict=True))}
+
+            def one(*moving: Any) -> Any:
+                full = {**known, **dict(zip(self.moving, moving, strict=True))}
+                return versions.bind_equation(self.eqn, [full[i] for i in range(len(full))])[0]
+
+            return jax.vmap(one)(*moving)
+
+        _, pull = jax.vjp(run, [operands[i] for i in self.trained])
+        return pull(dy)[0]
+
+
+def _operation(eqn: JaxprEqn, trained: Sequence[int]) -> Operation:
+    """An ETP equation as its rules see it."""
+    spec = eqn.primitive.spec
+    positions = spec.resolve_trainable_invars(eqn.params)
+    return Operation(
+        spec=spec,
+        params=eqn.params,
+        operand_avals=tuple(atom.aval for atom in eqn.invars),
+        y_aval=eqn.outvars[0].aval,
+        traced=tuple(key for key, i in positions.items() if i in trained),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DirectProducts:
+    """The products of a step whose direct gradients are taken block by block.
+
+    Attributes
+    ----------
+    jaxpr
+        The step as a closed jaxpr; its first result is the loss.
+    products
+        The products.
+    chains
+        The equations that compute their operands from parameters alone.
+    leaves
+        The parameters (by input) behind them.
+    """
+
+    jaxpr: Jaxpr
+    products: tuple[DirectProduct, ...]
+    chains: tuple[int, ...]
+    leaves: tuple[int, ...]
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Memory of what a step of a block records: moving operands, and gradients of results."""
+        operands = (p.eqn.invars[k] for p in self.products for k in p.moving)
+        recorded = {atom for atom in operands if versions.is_var(atom)}
+        recorded.update(p.eqn.outvars[0] for p in self.products)
+        return sum(var.aval.size * var.aval.dtype.itemsize for var in recorded)
+
+    def shifts(self) -> tuple[jax.Array, ...]:
+        """Zeros to add to the results of the products."""
+        return tuple(product.shift() for product in self.products)
+
+    @cached_property
+    def elsewhere(self) -> frozenset[int]:
+        """Inputs with a differentiable path to the loss that is not cut at a product."""
+        cut = {p.index: p.trained for p in self.products}
+        marks = depends(
+            self.jaxpr.eqns,
+            {
+                v: frozenset({i})
+                for i, v in enumerate(self.jaxpr.invars)
+                if versions.is_float(v.aval)
+            },
+            lambda i, eqn, operand: operand not in cut.get(i, ()),
+            along=Along.DERIVATIVES,
+        )
+        loss = self.jaxpr.outvars[0]
+        return marks.get(loss, frozenset()) if versions.is_var(loss) else frozenset()
+
+    def run(
+        self, values: Sequence[Any], shifts: Sequence[jax.Array]
+    ) -> tuple[list[Any], tuple[tuple[Any, ...], ...]]:
+        """Results of the step, and the moving operands of every product."""
+        env: dict[Var, Any] = dict(versions.constants(self.jaxpr))
+        env.update(zip(self.jaxpr.invars, values, strict=True))
+        by_index = {p.index: (p, s) for p, s in zip(self.products, shifts, strict=True)}
+        recorded = []
+        for i, eqn in enumerate(self.jaxpr.eqns):
+            if i not in by_index:
+                run_equations([eqn], env)
+                continue
+            product, shift = by_index[i]
+            operands = [read(env, atom) for atom in eqn.invars]
+            recorded.append(tuple(operands[k] for k in product.moving))
+            for k in product.trained:
+                operands[k] = jax.lax.stop_gradient(operands[k])
+            (y,) = versions.bind_equation(eqn, operands)
+            env[eqn.outvars[0]] = y + shift
+        return [read(env, atom) for atom in self.jaxpr.outvars], tuple(recorded)
+
+    def gradients(
+        self, values: Mapping[int, Any], recorded: Sequence[Any], dys: Sequence[jax.Array]
+    ) -> dict[int, Any]:
+        """Direct gradients of the parameters, by input, summed over ``K`` steps.
+
+        Parameters
+        ----------
+        values
+            Values of the parameters, by input.
+        recorded
+            Moving operands of every product [K, ...].
+        dys
+            Gradients of the shifts [K, *Y].
+        """
+
+        def operands(chosen: Mapping[int, Any]) -> list[list[Any]]:
+            env: dict[Var, Any] = dict(versions.constants(self.jaxpr))
+            env.update((self.jaxpr.invars[i], v) for i, v in {**values, **chosen}.items())
+            run_equations([self.jaxpr.eqns[i] for i in self.chains], env)
+            return [
+                [None if k in p.moving else read(env, a) for k, a in enumerate(p.eqn.invars)]
+                for p in self.products
+            ]
+
+        def trained(chosen: Mapping[int, Any]) -> list[list[Any]]:
+            pairs = zip(self.products, operands(chosen), strict=True)
+            return [[found[k] for k in product.trained] for product, found in pairs]
+
+        _, pull = jax.vjp(trained, {i: values[i] for i in self.leaves})
+        rows = zip(self.products, recorded, dys, operands({}), strict=True)
+        return pull([product.contract(x, dy, held) for product, x, dy, held in rows])[0]
+
+
+def direct_products(
+    jaxpr: Jaxpr, parameters: frozenset[int], wanted: frozenset[int]
+) -> DirectProducts:
+    """Find the products of a step with wanted parameters.
+
+    Parameters
+    ----------
+    jaxpr
+        The step as a closed jaxpr; its first result is the loss.
+    parameters
+        Which of its inputs are parameters, which do not change during the step.
+    wanted
+        Those of them whose gradients are wanted.
+    """
+    eqns, invars = jaxpr.eqns, jaxpr.invars
+    moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
+    chosen = {invars[i]: frozenset({i}) for i in wanted}
+    led = depends(eqns, chosen, along=Along.DERIVATIVES)
+    useful = set(slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES))
+    found = []
+    for i, eqn in enumerate(eqns):
+        if i in useful and _is_product(eqn):
+            product = _product(i, eqn, moves, led)
+            if product is not None:
+                found.append(product)
+    behind = [p.eqn.invars[k] for p in found for k in range(len(p.eqn.invars)) if k not in p.moving]
+    leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
+    return DirectProducts(
+        jaxpr, tuple(found), tuple(equations_behind(eqns, behind)), tuple(sorted(leaves))
+    )
+
+
+def _is_product(eqn: JaxprEqn) -> bool:
+    return is_etp_primitive(eqn.primitive) or eqn.primitive in PRODUCTS
+
+
+def _product(
+    index: int, eqn: JaxprEqn, moves: Container[Var], led: Mapping[Var, Any]
+) -> DirectProduct | None:
+    """The product that an equation is: some operands change, and the others lead to parameters."""
+    variables = {k: a for k, a in enumerate(eqn.invars) if versions.is_var(a)}
+    moving = tuple(k for k, a in variables.items() if a in moves)
+    trained = tuple(k for k, a in variables.items() if led.get(a) and k not in moving)
+    if not trained:
+        return None
+    if is_etp_primitive(eqn.primitive):
+        spec = eqn.primitive.spec
+        trainable = spec.resolve_trainable_invars(eqn.params).values()
+        x = () if spec.x_invar_index is None else (spec.x_invar_index,)
+        if not set(trained) <= set(trainable) or not set(moving) <= set(x):
+            return None
+        return DirectProduct(index, eqn, x, trained)
+    return DirectProduct(index, eqn, moving, trained) if len(moving) == 1 else None

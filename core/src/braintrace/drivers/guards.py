@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optional checks of a sequence: numbers that are not finite, and a growing transition.
+
+Inside the compiled program, each block leaves a flag for every gradient and trace; what they mean
+is said on the host when the program has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..algorithms.rule import Block, LearningRule, Traces
+from ..base import versions
+from ..base.types import show_path
+
+SQUARINGS = 5
+STEPS_TO_WARN = 10
+
+
+class Flags(NamedTuple):
+    """What a block shows: one entry per operand cotangent, parameter and trace.
+
+    Attributes
+    ----------
+    finite
+        By what it is about, whether all numbers are finite.
+    radius
+        Per group, the smallest spectral radius of ``D`` over the steps, by position.
+    """
+
+    finite: dict[str, Any]
+    radius: dict[str, Any]
+
+
+def flags_of(
+    rule: LearningRule,
+    block: Block,
+    gradients: Sequence[Any],
+    traces: Traces | None,
+    direct: Mapping[str, Any],
+    losses: Any,
+) -> Flags:
+    """The flags of a block."""
+    relations = rule.executor.graph.hidden_param_op_relations
+    finite = {"the loss": all_finite(losses)}
+    for name, value in direct.items():
+        finite[f"the direct gradient of {name}"] = all_finite(value)
+    for relation, found in zip(relations, gradients, strict=True):
+        for path in relation.parameter_paths:
+            name = f"the traced gradient of {show_path(path)}"
+            finite[name] = finite.get(name, True) & all_finite(found)
+    if traces is not None:
+        finite |= finite_traces(rule, traces)
+    radius = {}
+    for group, transition in zip(
+        rule.executor.graph.hidden_groups, block.jacobians.transition, strict=True
+    ):
+        if transition is not None:
+            name = ", ".join(show_path(p) for p in group.hidden_paths)
+            radius[name] = jax.vmap(spectral_radius)(transition).min(0)
+    return Flags(finite, radius)
+
+
+def finite_traces(rule: LearningRule, traces: Traces) -> dict[str, Any]:
+    """Whether the traces of every parameter are finite."""
+    found: dict[str, Any] = {}
+    for i, link in enumerate(rule.links):
+        for path in link.relation.parameter_paths:
+            name = f"the trace of {show_path(path)}"
+            found[name] = found.get(name, True) & all_finite(rule.of_link(traces, i))
+    return found
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all floating-point numbers of a pytree are finite."""
+    leaves = [v for v in jax.tree.leaves(tree) if versions.is_float(v)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in leaves] or [jnp.array(True)]))
+
+
+def spectral_radius(matrix: jax.Array) -> jax.Array:
+    """The spectral radius of ``matrix`` [S, S, *V], position by position.
+
+    Exact for one state. For several it is ``|D^32|^(1/32)`` in the Frobenius norm (Gelfand's
+    formula), which is at most a few per cent too large.
+    """
+    if matrix.shape[0] == 1:
+        return jnp.abs(matrix[0, 0])
+    scale, total = jnp.zeros(matrix.shape[2:]), matrix
+    for k in range(SQUARINGS):
+        size = jnp.sqrt((total**2).sum((0, 1)))
+        total = total / jnp.where(size > 0, size, 1.0)
+        scale = scale + jnp.log(jnp.where(size > 0, size, 1.0)) / 2**k
+        total = jnp.einsum("ij...,jk...->ik...", total, total)
+    size = jnp.sqrt((total**2).sum((0, 1)))
+    radius = jnp.exp(scale + jnp.log(jnp.where(size > 0, size, 1.0)) / 2**SQUARINGS)
+    return jnp.where(size > 0, radius, 0.0)
+
+
+def report(flags: Flags, block_size: int, steps: int, every: int) -> None:
+    """Say what flags [blocks, ..] of a sequence of ``steps`` mean.
+
+    Blocks start anew every ``every`` steps.
+
+    Raises
+    ------
+    FloatingPointError
+        When a number was not finite; the message names what it is about and the first step.
+    """
+    first = {
+        name: int(np.argmin(values))
+        for name, values in ((n, np.asarray(v)) for n, v in flags.finite.items())
+        if not values.all()
+    }
+    if first:
+        earliest = min(first.values())
+        names = [name for name, block in first.items() if block == earliest]
+        part, block = divmod(earliest, -(-every // block_size))
+        start = part * every + block * block_size
+        last = min(start + block_size, (part + 1) * every, steps) - 1
+        when = f"step {start}" if start == last else f"steps {start} to {last}"
+        raise FloatingPointError(f"at {when}, {', '.join(names)} became NaN or infinite")
+    for name, values in flags.radius.items():
+        lowest = np.asarray(values).min(0)
+        if steps >= STEPS_TO_WARN and (lowest > 1).any():
+            versions.warn(
+                f"the spectral radius of D of {name} was above one at all {steps} steps at "
+                f"{int((lowest > 1).sum())} of {lowest.size} positions (at least "
+                f"{float(lowest.max()):.3g}): traces grow without bound"
+            )

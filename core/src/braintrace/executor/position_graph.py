@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which positions of a hidden group can depend on which from one step to the next.
+
+A reverse sweep is run as a program whose values are of three kinds. *Linear* ones carry the
+cotangent, which starts at one position. *Fixed* ones stem from constants and parameters alone:
+constants (masks, the indices of a sparse matrix) have their own values, parameters random ones, so
+that a weight which happens to be zero hides nothing, but a masked one is left out. *Moving* ones
+stem from inputs and states. Where a moving number multiplies a linear one, a random number takes
+its place, so that no saturated unit hides a dependency, and where a moving condition selects, all
+cases are added up. What the sweep reaches with a number other than zero can depend on its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base import versions
+from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..compiler.groups import HiddenGroup
+from ..compiler.module_info import ModuleInfo, StateKind
+from ..compiler.transitions import Transition
+from .layout import join_states
+from .sweeps import Reverse
+
+#: Linear in one operand, and selecting by the size of another.
+SELECTING = frozenset({"select_and_scatter_add", "select_and_gather_add"})
+
+
+class Unknown(Exception):
+    """The structure of an equation cannot be told."""
+
+
+class Traced(NamedTuple):
+    """A value and its kind; neither ``linear`` nor ``moving``: fixed."""
+
+    value: Any
+    linear: bool = False
+    moving: bool = False
+
+
+def structure_of(
+    transition: Transition,
+    group: HiddenGroup,
+    fixed: Mapping[Var, Any],
+    places: np.ndarray,
+    count: int,
+) -> np.ndarray | None:
+    """The position graph of a transition: ``[p, q]`` for the new position p and the old one q.
+
+    ``None`` when the structure cannot be told: the transition has no program of its own, or it has
+    a loop, or an index that is computed from inputs or states.
+
+    Parameters
+    ----------
+    transition, group
+        The transition of a hidden group.
+    fixed
+        Values of variables that stem from constants and parameters alone.
+    places
+        The number of each position [*V], below ``count``.
+    """
+    if transition.program is None:
+        return None
+    found = np.zeros((count, count), bool)
+    random = np.random.default_rng(0)
+    sweep, inputs = _sweep_of(transition, group, fixed, random)
+    for p in range(count):
+        cotangent = random.normal(size=group.varshape) * (places == p)
+        values = [*inputs, Traced(jnp.asarray(cotangent, jnp.result_type(float)), linear=True)]
+        try:
+            (reached,) = _run(sweep, values, random)
+        except Unknown:
+            return None
+        hit = (np.asarray(reached.value) != 0).any(0)
+        found[p, np.unique(places[hit])] = True
+    return found
+
+
+def values_of_parameters(info: ModuleInfo, sign: int = 1) -> dict[Var, Any]:
+    """Values of the constants, of parameters (random), and of what is computed from them alone.
+
+    The parameters for one ``sign`` are the negative ones of the other, so that what is cut off on
+    one side of zero is there with the other.
+    """
+    random = np.random.default_rng(1)
+    env: dict[Var, Any] = dict(versions.constants(info.jaxpr))
+    for slot in info.slots_of(StateKind.PARAM):
+        env |= {var: sign * _generic(var.aval, random) for var in info.invars_of(slot)}
+    for eqn in info.eqns:
+        if all(not versions.is_var(a) or a in env for a in eqn.invars):
+            values = [env[a] if versions.is_var(a) else a.val for a in eqn.invars]
+            env |= dict(zip(eqn.outvars, versions.bind_equation(eqn, values), strict=True))
+    return env
+
+
+def _generic(aval: Any, random: np.random.Generator) -> jax.Array:
+    """Random numbers for a floating-point type; zeros for others."""
+    if not versions.is_float(aval):
+        return jnp.zeros(aval.shape, aval.dtype)
+    return jnp.asarray(random.normal(size=aval.shape), aval.dtype)
+
+
+def _sweep_of(
+    transition: Transition,
+    group: HiddenGroup,
+    fixed: Mapping[Var, Any],
+    random: np.random.Generator,
+) -> tuple[Jaxpr, list[Traced]]:
+    """The reverse sweep as a program of held values, old values and a cotangent [*V]."""
+    call = versions.jaxpr_as_fun(transition.program)  # type: ignore[arg-type]
+    count = len(transition.free)
+
+    def sweep(*inputs: Any) -> jax.Array:
+        held, olds, cotangent = inputs[:count], list(inputs[count:-1]), inputs[-1]
+        news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
+        rows = Reverse(group, news, lambda c: (*pull(c), {})).rows(cotangent)
+        return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
+
+    inputs = [
+        Traced(fixed[v]) if v in fixed else Traced(_generic(v.aval, random), moving=True)
+        for v in (*transition.free, *group.hidden_invars)
+    ]
+    start = jnp.zeros(group.varshape, jnp.result_type(float))
+    return jax.make_jaxpr(sweep)(*(i.value for i in inputs), start), inputs
+
+
+def _run(program: Jaxpr, inputs: Sequence[Traced], random: np.random.Generator) -> list[Traced]:
+    """Run a program on values of three kinds."""
+    env = {var: Traced(value) for var, value in versions.constants(program)}
+    env.update(zip(program.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Traced:
+        return env[atom] if versions.is_var(atom) else Traced(atom.val)
+
+    for eqn in program.eqns:
+        found = _equation(eqn, [read(a) for a in eqn.invars], random)
+        env.update(zip(eqn.outvars, found, strict=True))
+    return [read(a) for a in program.outvars]
+
+
+def _equation(
+    eqn: JaxprEqn, operands: Sequence[Traced], random: np.random.Generator
+) -> list[Traced]:
+    moving, linear = any(o.moving for o in operands), any(o.linear for o in operands)
+    if not linear:
+        values = versions.bind_equation(eqn, [o.value for o in operands])
+        return [Traced(value, moving=moving) for value in values]
+    if eqn.primitive in versions.CALL_PRIMITIVES:
+        return _run(versions.sub_jaxpr(eqn), operands, random)
+    if eqn.primitive.name == "select_n" and operands[0].moving:
+        # weighted at random: plus one of a case and minus one of another do not cancel
+        weighted = [o.value * _generic(jax.typeof(o.value), random) for o in operands[1:]]
+        return [Traced(sum(weighted[1:], weighted[0]), linear=True)]
+    if moving and (versions.inner_jaxprs(eqn) or eqn.primitive.name in SELECTING):
+        raise Unknown
+    values = versions.bind_equation(eqn, [_seen(o, random) for o in operands])
+    return [Traced(value, linear=True) for value in values]
+
+
+def _seen(operand: Traced, random: np.random.Generator) -> Any:
+    """A value as a linear equation sees it."""
+    if operand.linear or not operand.moving:
+        return operand.value
+    aval = jax.typeof(operand.value)
+    if not versions.is_float(aval):
+        raise Unknown
+    return _generic(aval, random)

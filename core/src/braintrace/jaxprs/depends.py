@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What depends on what in a jaxpr: one propagation of marks, shared by all analyses."""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..base import versions
+from ..base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
+
+
+class Along(enum.Enum):
+    """What is followed from an operand to a result."""
+
+    VALUES = "values"
+    DERIVATIVES = "derivatives"
+
+
+def depends(
+    eqns: Sequence[JaxprEqn],
+    seeds: dict[Var, frozenset[Any]],
+    passes: Callable[[int, JaxprEqn, int], bool] = lambda i, eqn, operand: True,
+    emits: Callable[[int, JaxprEqn], frozenset[Any]] = lambda i, eqn: frozenset(),
+    through: Callable[[Var, frozenset[Any]], frozenset[Any]] = lambda var, marks: marks,
+    along: Along = Along.VALUES,
+) -> dict[Var, frozenset[Any]]:
+    """Forward dependence: which marks reach each variable.
+
+    A result of an equation that holds programs (a branch, a loop) takes the marks of those
+    operands that reach it in them; a result of any other equation takes the marks of all.
+
+    Parameters
+    ----------
+    eqns
+        Equations in order.
+    seeds
+        Marks on input variables.
+    passes
+        ``passes(index, eqn, operand_position)``: whether marks flow through that operand.
+    emits
+        ``emits(index, eqn)``: marks that the outputs of an equation get in addition.
+    through
+        ``through(variable, marks)``: what becomes of the marks that reach a variable.
+    along
+        ``DERIVATIVES``: marks flow only where a derivative does.
+    """
+    marks = dict(seeds)
+    empty: frozenset[Any] = frozenset()
+    smooth = along is Along.DERIVATIVES
+    for i, eqn in enumerate(eqns):
+        if smooth and eqn.primitive is versions.STOP_GRADIENT:
+            continue
+        emitted = emits(i, eqn)
+        arriving = {
+            position: marks[atom]
+            for position, atom in enumerate(eqn.invars)
+            if versions.is_var(atom)
+            and marks.get(atom)
+            and not (smooth and not versions.is_float(atom.aval))
+            and passes(i, eqn, position)
+        }
+        if not arriving and not emitted:
+            continue
+        behind = influences(eqn, along)
+        everything = emitted.union(*arriving.values()) if behind is None else empty
+        for k, var in enumerate(eqn.outvars):
+            if smooth and not versions.is_float(var.aval):
+                continue
+            if behind is not None:
+                everything = emitted.union(*(arriving.get(p, empty) for p in behind[k]))
+            if everything:
+                marks[var] = through(var, everything)
+    return marks
+
+
+def differentiable(eqn: JaxprEqn, operand: int | None = None) -> bool:
+    """Whether a derivative can flow through an equation at all, or from that operand."""
+    if operand is not None and not versions.is_float(eqn.invars[operand].aval):
+        return False
+    return eqn.primitive is not versions.STOP_GRADIENT and any(
+        versions.is_float(var.aval) for var in eqn.outvars
+    )
+
+
+def reaches(jaxpr: Jaxpr, output: int) -> frozenset[int]:
+    """The inputs (by index) on which an output depends differentiably."""
+    return program_influences(jaxpr, Along.DERIVATIVES)[output]
+
+
+def slice_to(
+    eqns: Sequence[JaxprEqn],
+    targets: Iterable[Atom],
+    follows: Callable[[int, JaxprEqn, int], bool] = lambda i, eqn, operand: True,
+    along: Along = Along.VALUES,
+) -> list[int]:
+    """Indices of the equations that compute ``targets``.
+
+    ``follows(index, eqn, operand_position)``: whether to look behind that operand. With
+    ``DERIVATIVES``, those through which a derivative reaches the targets.
+    """
+    wanted = {atom for atom in targets if versions.is_var(atom)}
+    kept: list[int] = []
+    for i in range(len(eqns) - 1, -1, -1):
+        eqn = eqns[i]
+        results = [k for k, var in enumerate(eqn.outvars) if var in wanted]
+        if results:
+            kept.append(i)
+            wanted.update(
+                eqn.invars[k]
+                for k in operands_behind(eqn, results, along)
+                if versions.is_var(eqn.invars[k]) and follows(i, eqn, k)
+            )
+    return kept[::-1]
+
+
+# An equation is run as a whole. With one moving operand, all of its results move, therefore, even
+# where one of them (of an inner loop, say) does not depend on that operand.
+
+
+def moving_with(eqns: Iterable[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
+    """``variables``, and all results of equations that cannot be run without them.
+
+    So are the results of equations with effects, such as a callback, which may differ each time.
+    """
+    moving = set(variables)
+    for eqn in eqns:
+        if eqn.effects or any(versions.is_var(atom) and atom in moving for atom in eqn.invars):
+            moving.update(eqn.outvars)
+    return moving
+
+
+def equations_behind(eqns: Sequence[JaxprEqn], targets: Iterable[Atom]) -> list[int]:
+    """Indices of the equations that have to be run for the targets to be known."""
+    wanted = {atom for atom in targets if versions.is_var(atom)}
+    kept = []
+    for i in range(len(eqns) - 1, -1, -1):
+        if wanted.intersection(eqns[i].outvars):
+            kept.append(i)
+            wanted.update(atom for atom in eqns[i].invars if versions.is_var(atom))
+    return kept[::-1]
+
+
+# --- which operands a result of one equation depends on -----------------------------------------
+
+Influences = tuple[frozenset[int], ...]
+
+
+def operands_behind(eqn: JaxprEqn, results: Iterable[int], along: Along) -> Iterable[int]:
+    """Positions of the operands on which some of the results (by position) depend."""
+    if along is Along.DERIVATIVES:
+        if eqn.primitive is versions.STOP_GRADIENT:
+            return ()
+        results = [k for k in results if versions.is_float(eqn.outvars[k].aval)]
+        smooth = [k for k, a in enumerate(eqn.invars) if results and versions.is_float(a.aval)]
+    else:
+        smooth = list(range(len(eqn.invars)))
+    behind = influences(eqn, along)
+    if behind is None:
+        return smooth
+    return sorted(frozenset().union(*(behind[k] for k in results)).intersection(smooth))
+
+
+def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
+    """The operands behind each result of an equation; ``None``: all operands behind all results.
+
+    Functions with a custom differentiation rule are not looked into: their derivative may flow
+    otherwise than their values.
+    """
+    rule = _INFLUENCES.get(eqn.primitive)
+    return None if rule is None else rule(eqn, along)
+
+
+def program_influences(jaxpr: Jaxpr, along: Along) -> Influences:
+    """The inputs behind each output of a closed jaxpr."""
+    known = _KNOWN_INFLUENCES.setdefault(jaxpr, {})
+    if along not in known:
+        inputs = enumerate(jaxpr.invars)
+        smooth = along is Along.DERIVATIVES
+        marks = depends(
+            jaxpr.eqns,
+            {v: frozenset({i}) for i, v in inputs if not smooth or versions.is_float(v.aval)},
+            along=along,
+        )
+        known[along] = tuple(
+            marks.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+            for atom in jaxpr.outvars
+        )
+    return known[along]
+
+
+_KNOWN_INFLUENCES: weakref.WeakKeyDictionary[Jaxpr, dict[Along, Influences]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _of_call(eqn: JaxprEqn, along: Along) -> Influences:
+    return program_influences(versions.sub_jaxpr(eqn), along)
+
+
+def _of_cond(eqn: JaxprEqn, along: Along) -> Influences:
+    """Any branch may have run; values also depend on which one, by the first operand."""
+    branches = [program_influences(versions.close(b), along) for b in eqn.params["branches"]]
+    index = frozenset({0} if along is Along.VALUES else ())
+    return tuple(
+        index.union(*({k + 1 for k in found} for found in results))
+        for results in zip(*branches, strict=True)
+    )
+
+
+def _of_scan(eqn: JaxprEqn, along: Along) -> Influences:
+    """Operands and body inputs correspond; a carried value is also made of earlier ones."""
+    consts, carried = versions.scan_counts(eqn)
+    body = program_influences(versions.sub_jaxpr(eqn), along)
+    own = [frozenset({consts + k}) for k in range(carried)]
+    if eqn.params["length"] == 0:
+        return (*own, *(frozenset() for _ in body[carried:]))
+    before = _carried(own, body[:carried], consts)
+    return tuple(_resolved(found, before, consts) for found in body)
+
+
+def _of_while(eqn: JaxprEqn, along: Along) -> Influences:
+    """Operands: constants of the condition, constants of the body, carried values."""
+    skipped, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    body = program_influences(versions.close(eqn.params["body_jaxpr"]), along)
+    own = [frozenset({consts + k}) for k in range(len(body))]
+    before = _carried(own, body, consts)
+    shifted = [frozenset(skipped + k for k in found) for found in before]
+    if along is Along.DERIVATIVES:
+        return tuple(shifted)
+    (predicate,) = program_influences(versions.close(eqn.params["cond_jaxpr"]), along)
+    steering = _resolved(predicate, shifted, skipped)
+    return tuple(found | steering for found in shifted)
+
+
+def _carried(
+    own: Sequence[frozenset[int]], body: Sequence[frozenset[int]], consts: int
+) -> list[frozenset[int]]:
+    """Body inputs behind each carried value before any iteration: a least fixpoint."""
+    before = list(own)
+    while True:
+        after = [a | _resolved(found, before, consts) for a, found in zip(own, body, strict=True)]
+        if after == before:
+            return before
+        before = after
+
+
+def _resolved(
+    found: frozenset[int], carried: Sequence[frozenset[int]], consts: int
+) -> frozenset[int]:
+    """``found`` with each carried input replaced by what is behind it."""
+    last = consts + len(carried)
+    return frozenset().union(*(carried[k - consts] if consts <= k < last else {k} for k in found))
+
+
+_INFLUENCES: dict[Any, Callable[[JaxprEqn, Along], Influences]] = {
+    jaxp.cond_p: _of_cond,
+    jaxp.scan_p: _of_scan,
+    jaxp.while_p: _of_while,
+    **dict.fromkeys(versions.CALL_PRIMITIVES, _of_call),
+}

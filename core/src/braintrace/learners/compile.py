@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``compile``: a ready learner from a model and the name of a rule."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import brainstate
+
+from ..algorithms.config import ETraceConfig
+from ..compiler.batch_states import examples_in, init_batched_states
+from .dni import DNI
+from .e_prop import EProp
+from .learner import ETraceAlgorithm
+from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
+from .options import check_required
+from .three_factor import ThreeFactor
+from .vjp import ETraceVjpAlgorithm
+
+ALGORITHMS: dict[str, type[ETraceAlgorithm]] = {
+    "d_rtrl": D_RTRL,
+    "pp_prop": pp_prop,
+    "es_d_rtrl": pp_prop,
+    "esd_rtrl": pp_prop,
+    "eprop": EProp,
+    "e_prop": EProp,
+    "ostl_recurrent": OSTLRecurrent,
+    "ostl_feedforward": OSTLFeedforward,
+    "snap": SnAp,
+    "rtrl": RTRL,
+    "uoro": UORO,
+    "three_factor": ThreeFactor,
+    "dni": DNI,
+}
+
+
+def compile(
+    model: brainstate.nn.Module,
+    algorithm: str | type[ETraceAlgorithm] | ETraceConfig,
+    *example_inputs: Any,
+    batch_size: int | None = None,
+    vmap: bool = False,
+    seed: int | None = None,
+    verbose: int = 0,
+    **options: Any,
+) -> ETraceAlgorithm:
+    """Initialise a model's states and return a ready learner.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module``.
+    algorithm
+        A learner class; its name, such as ``'d_rtrl'``, ``'pp_prop'``, ``'eprop'``, ``'uoro'``, or
+        one of an installed plugin; or a learning rule as an :class:`ETraceConfig`.
+    *example_inputs
+        Arguments of one step.
+    batch_size
+        Passed on to ``brainstate.nn.init_all_states``. With ``vmap``, the number of examples;
+        default: the leading axis of the example inputs.
+    vmap
+        Whether the model is written for one example. The example inputs, and those of every later
+        step, have a leading axis of examples (a scalar is the same for all of them); so have the
+        results and all states of the model but its parameters. The gradient is the sum over the
+        examples, as of a model with the batch inside. Each example draws its own random numbers.
+    seed
+        Of the random numbers with which states are initialised; what is drawn from
+        ``brainstate.random`` later does not change. The model has its parameters already.
+    verbose
+        0: print nothing; 1 or 2: print :attr:`ETraceAlgorithm.report`.
+    **options
+        Passed on to the learner, such as ``decay_or_rank`` of :class:`pp_prop`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown algorithm, or another ``verbose``.
+    TypeError
+        For an option that the learner does not have, or one that is missing.
+    CompilationError, NotSupportedError
+        When the model cannot be compiled.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> learner = braintrace.compile(
+    ...     braintrace.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2
+    ... )
+    >>> learner(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+    if verbose not in (0, 1, 2):
+        raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
+    if isinstance(algorithm, ETraceConfig):
+        algorithm, options = _of_config(algorithm, options)
+    if isinstance(algorithm, str):
+        name = algorithm.lower().replace("-", "_")
+        algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
+    if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
+        raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
+    check_required(algorithm, options)
+    learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
+    with nullcontext() if seed is None else brainstate.random.seed_context(seed):
+        if vmap:
+            init_batched_states(model, examples_in(example_inputs, batch_size))
+        else:
+            brainstate.nn.init_all_states(model, batch_size=batch_size)
+    learner.compile_graph(*example_inputs)
+    if verbose:
+        print(learner.report)
+    return learner
+
+
+def _of_config(
+    config: ETraceConfig, options: dict[str, Any]
+) -> tuple[type[ETraceAlgorithm], dict[str, Any]]:
+    """The learner that takes what the rule of a configuration needs, and its options."""
+    if "config" in options:
+        raise TypeError("a config is given twice: as algorithm and as the option config")
+    if config.needs_windows:
+        return DNI, options
+    modulated = config.learning_signal == "modulatory"
+    return ThreeFactor if modulated else ETraceVjpAlgorithm, {"config": config, **options}
+
+
+def _of_a_plugin(name: str) -> type[ETraceAlgorithm]:
+    """The learner that an installed plugin offers under a name."""
+    from ..plugins import services
+    from ..plugins.process import host
+
+    offered, problems = services.algorithms(host(), ETraceAlgorithm, ALGORITHMS)
+    if name not in offered:
+        notes = "".join(f"; {problem}" for problem in problems)
+        known = sorted({*ALGORITHMS, *offered})
+        raise ValueError(f"unknown algorithm {name!r}; known are {known}{notes}")
+    return offered[name]

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named learning rules: each a configuration and a signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+
+from ..algorithms.config import ETraceConfig, preset
+from ..algorithms.pp_prop import decays_of
+from ..compiler.transitions import check_scope
+from .vjp import ETraceVjpAlgorithm
+
+
+class D_RTRL(ETraceVjpAlgorithm):
+    """Online learning with parameter-dimension traces (D-RTRL).
+
+    The trace of a relation obeys ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the diagonal ``D`` of
+    the hidden transition, and ``dL/dw = sum_t <l^t, eps^t> + <e^t, eps^{t-1}>`` (Wang et al.,
+    Nature Communications 2026, doi 10.1038/s41467-026-68453-w). Exact when every hidden-to-hidden
+    path is element-wise; otherwise the recurrent products are left out of ``D``.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    recurrence_scope
+        ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
+        diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
+        sweep for each position of a layer at every step.
+    vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`; a ``config`` has traces per parameter, too.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.D_RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        vjp_method: str = "single-step",
+        *,
+        recurrence_scope: str = "diagonal",
+        **options: Any,
+    ) -> None:
+        config = ETraceConfig(recurrence_scope=check_scope(recurrence_scope))
+        config = preset(config, options, "trace_factorization")
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+class pp_prop(ETraceVjpAlgorithm):
+    """Online learning with input-output-dimension traces (pp_prop, also ES-D-RTRL).
+
+    The trace of a relation is a filtered input, a filtered factor and the number of steps ``t``
+    since they were zero::
+
+        eps_x^t = a_x eps_x^{t-1} + x^t
+        eps_f^t = a_f D^t eps_f^{t-1} + (1 - a_f) f^t
+        dL/dw   = sum_t xy_to_dw(eps_x^t, l^t eps_f^t / (1 - a_f^{t+1}))
+
+    (Wang et al., Nature Communications 2026, doi 10.1038/s41467-026-68453-w). It is of the size of
+    the activity, B (in + out S) for a dense product, whatever the number of parameters. The
+    gradient of one step is exact; over several, a product of two sums takes the place of D-RTRL's
+    sum of products.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    decay_or_rank
+        A float in [0, 1): the decay ``a``. An integer ``k`` from 1, the rank: ``a = (k - 1) /
+        (k + 1)``. Two of these: ``(a_x, a_f)``.
+    recurrence_scope
+        As in :class:`D_RTRL`.
+    vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`; a ``config`` is factorized, too, and its decay counts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option with another value.
+
+    Notes
+    -----
+    Compiling refuses an operation whose ``x`` is not floating-point (an index), unless ``a_x`` is
+    zero: there is nothing to filter.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.pp_prop(cell, decay_or_rank=0.9)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner(jnp.ones((2, 3))).shape
+    (2, 4)
+    >>> {name: part.shape for name, part in learner.get_etrace_of(("Wz", "weight"))[0].items()}
+    {'x': (2, 7), 'f': (2, 4, 1)}
+    """
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        decay_or_rank: float | int | tuple[float | int, float | int],
+        vjp_method: str = "single-step",
+        *,
+        recurrence_scope: str = "diagonal",
+        **options: Any,
+    ) -> None:
+        self.decay_x, self.decay_f = decays_of(decay_or_rank)
+        config = ETraceConfig(
+            trace_factorization="io_factorized",
+            decay=decay_or_rank,
+            recurrence_scope=check_scope(recurrence_scope),
+        )
+        config = preset(config, options, "trace_factorization")
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+ParamDimVjpAlgorithm = D_RTRL
+IODimVjpAlgorithm = ES_D_RTRL = pp_prop
+
+
+class OSTLRecurrent(ETraceVjpAlgorithm):
+    """OSTL with recurrent Jacobians: D-RTRL with the coupled diagonal.
+
+    Equal to ``D_RTRL(model, recurrence_scope='coupled')`` (Bohnstingl et al., IEEE Transactions on
+    Neural Networks and Learning Systems, 2022, doi 10.1109/TNNLS.2022.3153985).
+
+    Parameters
+    ----------
+    model, vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.OSTLRecurrent(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 1)
+    """
+
+    def __init__(
+        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
+    ) -> None:
+        config = preset(ETraceConfig(recurrence_scope="coupled"), options)
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+class OSTLFeedforward(ETraceVjpAlgorithm):
+    """OSTL without recurrent Jacobians: only the current step, pp_prop with decay zero.
+
+    Parameters
+    ----------
+    model, vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.OSTLFeedforward(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["x"].shape
+    (2, 7)
+    """
+
+    def __init__(
+        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
+    ) -> None:
+        config = preset(ETraceConfig(trace_factorization="io_factorized", decay=0.0), options)
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+class SnAp(ETraceVjpAlgorithm):
+    """SnAp-n: influence within a group, out to ``n`` steps of the position graph.
+
+    ``eps^t = mask . (D^t eps^{t-1}) + f^t (x) x^t`` with the whole ``D`` of a group (Menick et al.
+    2020, arXiv 2006.07232). ``n = 1`` is the coupled diagonal; when ``n`` reaches the diameter of
+    the graph (2 for a dense recurrent product) it is :class:`RTRL`.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    n
+        The order, from 1.
+    vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`.
+
+    Notes
+    -----
+    A reverse sweep is made for every position of a layer at every step, and the trace of a dense
+    product is [B, in, out, S n_positions], with zeros where it is cut off: for small layers.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.SnAp(cell, n=1)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 1)
+    """
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        n: int = 2,
+        vjp_method: str = "single-step",
+        **options: Any,
+    ) -> None:
+        config = preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+class RTRL(ETraceVjpAlgorithm):
+    """Real-time recurrent learning within hidden groups, without approximation there.
+
+    ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the whole ``D`` of a group (Williams & Zipser,
+    Neural Computation 1:270, 1989). For a model of one group whose operations all act on the
+    hidden state position by position it is BPTT. A reference: a dense layer of n units takes a
+    trace of n times its weights.
+
+    Parameters
+    ----------
+    model, vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.RTRL(cell)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    (2, 7, 4, 4)
+    """
+
+    def __init__(
+        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
+    ) -> None:
+        config = preset(ETraceConfig(recurrence_scope="full"), options)
+        super().__init__(model, vjp_method, config=config, **options)
+
+
+class UORO(ETraceVjpAlgorithm):
+    """UORO: an unbiased estimate of :class:`RTRL` whose trace has rank one.
+
+    ``s^t = rho_0 D^t s^{t-1} + rho_1 nu`` and ``theta^t = theta^{t-1} / rho_0 + nu^T F^t / rho_1``
+    with random signs ``nu``; the mean of ``s (x) theta`` is the influence (Tallec & Ollivier 2017,
+    arXiv 1702.05043).
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    projection_key
+        An integer or a JAX key; the same key gives the same signs after every reset.
+    vjp_method, trace_dtype, **options
+        See :class:`ETraceVjpAlgorithm`.
+
+    Notes
+    -----
+    Unbiased, not accurate: the variance grows with the size of a layer and the length of the
+    sequence. The whole ``D`` is computed at every step. Signs go on from call to call; after a
+    reset, and at every call with ``carry_trace=False``, they start anew from the key, so that the
+    errors of sequences that all begin so are not independent.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> learner = braintrace.UORO(cell, projection_key=0)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> sorted(learner.get_etrace_of(("Wz", "weight"))[0])
+    ['bias', 's', 'weight']
+    """
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        projection_key: Any = 42,
+        vjp_method: str = "single-step",
+        **options: Any,
+    ) -> None:
+        config = ETraceConfig(
+            trace_factorization="random_projection", recurrence_scope="full", seed=projection_key
+        )
+        config = preset(config, options)
+        super().__init__(model, vjp_method, config=config, **options)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers of other libraries as one call: ``update(grads)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import brainstate
+import jax
+
+from ..base import versions
+from ..base.types import State
+
+
+class OptaxOptimizer(brainstate.nn.Module):
+    """An optax transformation that changes weights in place, with its state in ``moments``.
+
+    Parameters
+    ----------
+    transformation
+        An ``optax.GradientTransformation``: anything with ``init`` and ``update``.
+    weights
+        Parameter states by any key.
+
+    Raises
+    ------
+    ValueError
+        Inside ``jit`` or another transformation, where no state can be made.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp, optax
+    >>> x = jnp.ones((2, 3))
+    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
+    >>> optimizer = learner.optimizer(optax.sgd(0.1))
+    >>> isinstance(optimizer, braintrace.OptaxOptimizer)
+    True
+    """
+
+    def __init__(self, transformation: Any, weights: Mapping[Any, State]) -> None:
+        super().__init__()
+        self.transformation = transformation
+        self.weights = dict(weights)
+        values = self._values()
+        if any(versions.is_traced(leaf) for leaf in jax.tree.leaves(values)):
+            raise ValueError(
+                "the state of an optimizer cannot be made inside jit or another transformation; "
+                "call learner.optimizer(transformation) once before"
+            )
+        self.moments = brainstate.ShortTermState(transformation.init(values))
+
+    def _values(self) -> dict[Any, Any]:
+        return {key: state.value for key, state in self.weights.items()}
+
+    def fits(self, transformation: Any, weights: Mapping[Any, State]) -> bool:
+        """Whether this is the optimizer of a transformation for these weights."""
+        same = transformation is self.transformation and weights.keys() == self.weights.keys()
+        return same and all(state is self.weights[key] for key, state in weights.items())
+
+    def update(self, grads: Mapping[Any, Any]) -> None:
+        """Change the weights by gradients with their keys."""
+        values = self._values()
+        changes, self.moments.value = self.transformation.update(
+            dict(grads), self.moments.value, values
+        )
+        new = jax.tree.map(lambda w, change: (w + change).astype(w.dtype), values, changes)
+        for key, state in self.weights.items():
+            state.value = new[key]
+
+
+def is_transformation(optimizer: Any) -> bool:
+    """Whether this is an ``optax.GradientTransformation``: a pair of functions, without a state."""
+    pair = isinstance(optimizer, tuple)
+    return pair and hasattr(optimizer, "init") and hasattr(optimizer, "update")
+
+
+def as_optimizer(
+    own: Callable[[Any, Mapping[Any, State]], OptaxOptimizer],
+    optimizer: Any,
+    weights: Mapping[Any, State],
+) -> Callable[[Any], Any]:
+    """The call that changes the weights.
+
+    Parameters
+    ----------
+    own
+        Gives the learner's optimizer for an optax transformation.
+
+    Raises
+    ------
+    TypeError
+        For something that is no optimizer, or one that holds other weights.
+    """
+    if is_transformation(optimizer):
+        return own(optimizer, weights).update
+    update = getattr(optimizer, "update", None)
+    if isinstance(optimizer, type) or not callable(update):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation or an object with a method "
+            f"update(grads), got {optimizer!r:.80}"
+        )
+    return update

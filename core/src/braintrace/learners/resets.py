@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resetting the states of a compiled model, for the same batch or another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.types import Path, show_path
+from ..compiler.batch_states import reset_batched_states
+from ..compiler.module_info import ModuleInfo, StateKind
+from ..compiler.requirements import state_lookup
+from ..executor.step import ETraceGraphExecutor
+
+Shape = tuple[int, ...]
+
+
+def reset_model(
+    executor: ETraceGraphExecutor, batch_size: int | None, **kwargs: Any
+) -> ETraceGraphExecutor:
+    """Reset the states of a compiled model.
+
+    Parameters
+    ----------
+    executor
+        A compiled executor.
+    batch_size, **kwargs
+        Passed on to ``brainstate.nn.reset_all_states``.
+
+    Returns
+    -------
+    ETraceGraphExecutor
+        ``executor``, or, if the states came out for another batch, one that is compiled for it.
+
+    Raises
+    ------
+    ValueError
+        When states come out with other shapes than those of another batch, or the model cannot be
+        compiled for it. All states are then as they were.
+    """
+    model, info = executor.model, executor.graph.module_info
+    before = {s: s.value for s in brainstate.graph.states(model).values()}
+    try:
+        if executor.options.get("vmap"):
+            reset_batched_states(model, batch_size, **kwargs)
+        else:
+            brainstate.nn.reset_all_states(model, batch_size=batch_size, **kwargs)
+        warn_of_unreset(model, info, before)
+        change = _batch_change(info, before, batch_size)
+        return executor if change is None else _for_batch(executor, *change)
+    except Exception:
+        for state, value in before.items():
+            state.restore_value(value)
+        raise
+
+
+def _batch_change(
+    info: ModuleInfo, before: Mapping[Any, Any], batch_size: int | None
+) -> tuple[int, int] | None:
+    """The batch before and after, from the shapes of the hidden states; ``None`` if they stay.
+
+    All of them must have changed in one axis, of one length before and one after.
+    """
+    shapes = {s.path: (_shape(before[s.state]), _shape(s.state.value)) for s in _hidden(info)}
+    changes = {path: _one_change(*both) for path, both in shapes.items()}
+    found = set(changes.values())
+    if found == {()}:
+        return None
+    if len(found) == 1 and None not in found:
+        return next(iter(found))  # type: ignore[return-value]
+    path = next(p for p, change in changes.items() if change != ())
+    raise ValueError(
+        f"batch_size={batch_size} resets {show_path(path)} to shape {shapes[path][1]}, but the "
+        f"learner was compiled for {shapes[path][0]}; to go on with another batch, all hidden "
+        "states must come out with another length of one axis. Otherwise initialise the model and "
+        "compile again"
+    )
+
+
+def _hidden(info: ModuleInfo) -> tuple[Any, ...]:
+    return info.slots_of(StateKind.HIDDEN)
+
+
+def _shape(value: Any) -> Shape:
+    return jnp.shape(jax.tree.leaves(value)[0])
+
+
+def _one_change(old: Shape, new: Shape) -> tuple[int, int] | tuple[()] | None:
+    """The lengths of the only axis that differs; ``()`` without any, ``None`` if several do."""
+    if len(old) != len(new):
+        return None
+    differing = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+    if len(differing) > 1:
+        return None
+    return differing[0] if differing else ()
+
+
+def _for_batch(executor: ETraceGraphExecutor, old: int, new: int) -> ETraceGraphExecutor:
+    """An executor of the same model for another batch."""
+    other = executor.for_model(executor.model, compiled=False)
+    with executor.graph.module_info.as_when_traced() as args:
+        resized = _resized(args, old, new)
+        try:
+            other.compile_graph(*resized)
+        except Exception as error:
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(resized)]
+            raise ValueError(
+                f"the model cannot be compiled for a batch of {new} instead of {old}, with "
+                f"arguments of shapes {shapes}: {error}. Initialise it and call compile_graph with "
+                "example inputs"
+            ) from error
+    return other
+
+
+def _resized(args: tuple[Any, ...], old: int, new: int) -> tuple[Any, ...]:
+    """Types of the arguments for another batch.
+
+    The batch of an array is its first axis, or else the only one, that is as long as the old batch.
+    An array without such an axis stays as it is. Where that is not what the caller means, the next
+    call is refused: arguments must have the shapes that were compiled.
+    """
+
+    def resize(leaf: Any) -> Any:
+        found = [k for k, length in enumerate(leaf.shape) if length == old]
+        if not found or (found[0] and len(found) > 1):
+            return leaf
+        shape = (*leaf.shape[: found[0]], new, *leaf.shape[found[0] + 1 :])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return tuple(jax.tree.map(resize, args))
+
+
+def warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) -> None:
+    """Say so when hidden states were left as they were, as their module resets nothing.
+
+    Parameters
+    ----------
+    before
+        Values of the states before the model was reset.
+    """
+    kept = [
+        slot.path
+        for slot in info.slots_of(StateKind.HIDDEN)
+        if slot.state.value is before[slot.state] and not _resets(_owner(model, slot.path))
+    ]
+    if kept:
+        owner = type(_owner(model, kept[0])).__name__
+        versions.warn(
+            f"model_states=True leaves the hidden state {show_path(kept[0])} as it is, because "
+            f"{owner} has no reset_state. Define reset_state(batch_size=None) beside init_state"
+        )
+
+
+def _owner(model: Any, path: Path) -> Any:
+    """The innermost module that holds the state at a path."""
+    along = (state_lookup(model, path[:k]) for k in reversed(range(len(path))))
+    return next((found for found in along if isinstance(found, brainstate.nn.Module)), model)
+
+
+def _resets(module: Any) -> bool:
+    return type(module).reset_state is not brainstate.nn.Module.reset_state

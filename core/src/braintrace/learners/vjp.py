@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of learners whose gradients come from vector-Jacobian products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import brainstate
+import jax.numpy as jnp
+
+from ..algorithms.config import ETraceConfig
+from ..algorithms.rule import LearningRule
+from ..executor.step import ETraceGraphExecutor
+from .learner import ETraceAlgorithm
+
+VJP_METHODS = ("single-step", "multi-step")
+
+#: Learners that give a rule what gradients of the loss are not.
+OWN_LEARNERS = {"modulatory": "ThreeFactor", "bootstrapped": "DNI"}
+
+
+class ETraceVjpAlgorithm(ETraceAlgorithm):
+    """Base of learners whose learning signals are gradients of the loss.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    vjp_method
+        ``'single-step'``: learning signals are those of the current step. ``'multi-step'``: calls
+        take windows of several steps (see :class:`braintrace.MultiStepData`), with reverse mode
+        inside and the traces' credit for what was before.
+    config
+        The learning rule as an :class:`braintrace.ETraceConfig`; default: D-RTRL.
+    trace_dtype
+        Dtype of the traces; default: that of what they are made from (in pp_prop, float32 at
+        least).
+    random_feedback_key
+        In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
+    **options
+        Further options of :func:`braintrace.compile_etrace_graph`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a model that is none, or an option with another value than those above.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> coupled = braintrace.ETraceConfig(recurrence_scope="coupled")
+    >>> learner = braintrace.ETraceVjpAlgorithm(cell, config=coupled)
+    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> [group.num_state for group in learner.graph.hidden_groups]
+    [1]
+    """
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        vjp_method: str = "single-step",
+        *,
+        config: ETraceConfig | None = None,
+        trace_dtype: Any = None,
+        random_feedback_key: Any = None,
+        **options: Any,
+    ) -> None:
+        config = ETraceConfig() if config is None else config
+        if not isinstance(config, ETraceConfig):
+            raise TypeError(f"config must be an ETraceConfig, got {type(config).__name__}")
+        if "recurrence_scope" in options:
+            raise TypeError(
+                f"recurrence_scope is no option of {type(self).__name__}; pass "
+                "config=ETraceConfig(recurrence_scope=...) to ETraceVjpAlgorithm"
+            )
+        if random_feedback_key is not None and config.learning_signal == "random_feedback":
+            config = replace(config, seed=random_feedback_key)
+        check_method(vjp_method, config)
+        if type(self) is ETraceVjpAlgorithm and config.learning_signal in OWN_LEARNERS:
+            raise ValueError(
+                f"learning_signal={config.learning_signal!r} is that of braintrace."
+                f"{OWN_LEARNERS[config.learning_signal]}; use it, or braintrace.compile(model, "
+                "config, ...)"
+            )
+        self.config, self.vjp_method = config, vjp_method
+        super().__init__(model, **options)
+        self.trace_dtype = trace_dtype if trace_dtype is None else _float_dtype(trace_dtype)
+
+    def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
+        """What gives the Jacobians that the configuration asks for."""
+        return self.config.executor(model, **options)
+
+    def make_rule(self, executor: ETraceGraphExecutor) -> LearningRule:
+        """The rule of the configuration."""
+        return self.config.rule(executor, self.trace_dtype)
+
+
+def check_method(vjp_method: str, config: ETraceConfig) -> None:
+    """Whether a rule learns in steps or in windows; raises ``ValueError`` for one that cannot."""
+    legal = VJP_METHODS[config.needs_windows : 2 if config.has_windows else 1]
+    if vjp_method not in legal:
+        allowed = " or ".join(map(repr, legal))
+        raise ValueError(
+            f"vjp_method must be {allowed} with learning_signal={config.learning_signal!r}, got "
+            f"{vjp_method!r}"
+        )
+
+
+def _float_dtype(dtype: Any) -> Any:
+    try:
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype)
+    except TypeError:
+        pass
+    raise TypeError(f"trace_dtype must be a floating-point dtype, got {dtype!r}")

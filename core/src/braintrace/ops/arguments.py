@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operations and layers of primitive families have in common.
+
+Operations check and convert their arguments before anything is bound; layers turn sizes and
+initial values into parameters. Plugins import these functions from :mod:`braintrace.plugin_api`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import saiunit
+
+ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
+ParameterFn = Callable[[Any], Any]
+
+
+# --- operations ----------------------------------------------------------------------------------
+
+
+def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, saiunit.Unit]:
+    """The mantissa of an argument as a real floating-point array, and its unit.
+
+    Parameters
+    ----------
+    operation, name
+        The operation and its argument, for the error.
+    value
+        The argument.
+
+    Returns
+    -------
+    tuple
+        Array and unit, ``saiunit.UNITLESS`` when it has none.
+
+    Raises
+    ------
+    TypeError
+        When it is no array, or complex, integer or boolean.
+
+    Examples
+    --------
+    >>> import saiunit
+    >>> from braintrace.plugin_api import real_array
+    >>> array, unit = real_array("scale", "x", 2.0 * saiunit.mV)
+    >>> float(array), str(unit)
+    (2.0, 'mV')
+    """
+    try:
+        mantissa, unit = saiunit.split_mantissa_unit(value)
+        array = jnp.asarray(mantissa)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{operation}: {name} must be an array or a saiunit.Quantity, "
+            f"got {type(value).__name__}"
+        ) from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{operation}: {name} has the complex dtype {array.dtype}; eligibility traces are "
+            "defined for real numbers. Pass real and imaginary parts separately"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{operation}: {name} has dtype {array.dtype}, expected a floating-point dtype. "
+            f"Convert it, for example with {name}.astype(jax.numpy.float32)"
+        )
+    return array, unit
+
+
+def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any) -> Any:
+    """``fn(parameter)``, or the parameter itself without ``fn``.
+
+    Parameters
+    ----------
+    operation, name
+        The operation and the argument, for the error.
+    fn
+        A function of the parameter, or ``None``.
+    parameter
+        The parameter.
+
+    Raises
+    ------
+    TypeError
+        When ``fn`` (called ``name`` in the error) is no function.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import processed
+    >>> processed("scale", "weight_fn", abs, -2.0)
+    2.0
+    """
+    if fn is None:
+        return parameter
+    if not callable(fn):
+        raise TypeError(f"{operation}: {name} must be a function, got {type(fn).__name__}")
+    return fn(parameter)
+
+
+def bias_in_unit(
+    operation: str, bias: ArrayLike, shape: tuple[int, ...], unit: Any, of: str
+) -> jax.Array:
+    """A bias of exactly ``shape`` as a plain array in the unit of the product that it is added to.
+
+    Parameters
+    ----------
+    operation
+        The operation, for the error.
+    bias
+        The argument.
+    shape
+        Shape that it must have.
+    unit
+        Unit that it is converted to.
+    of
+        The product, for the error, for example ``"x @ weight"``.
+
+    Raises
+    ------
+    TypeError
+        When it is no real floating-point array, or its unit has another dimension.
+    ValueError
+        When it has another shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, saiunit
+    >>> from braintrace.plugin_api import bias_in_unit
+    >>> bias_in_unit("scale", jnp.ones(1) * saiunit.volt, (1,), saiunit.mV, "x * w").tolist()
+    [1000.0]
+    """
+    value, own = real_array(operation, "bias", bias)
+    if value.shape != shape:
+        raise ValueError(f"{operation}: bias must have shape {shape}, got shape {value.shape}")
+    if not own.has_same_dim(unit):
+        raise TypeError(f"{operation}: bias has the unit {own}, expected the unit of {of}, {unit}")
+    return jnp.asarray(saiunit.Quantity(value, unit=own).to_decimal(unit))
+
+
+def with_unit(array: jax.Array, unit: Any) -> jax.Array | saiunit.Quantity:
+    """The quantity, or the array itself where the unit is dimensionless.
+
+    Parameters
+    ----------
+    array
+        The numbers.
+    unit
+        Their unit, as :func:`real_array` gives it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, saiunit
+    >>> from braintrace.plugin_api import with_unit
+    >>> with_unit(jnp.ones(2), saiunit.UNITLESS).tolist()
+    [1.0, 1.0]
+    """
+    return saiunit.maybe_decimal(saiunit.Quantity(array, unit=unit))
+
+
+def by_rows(function: Callable[[Any], Any], x: ArrayLike) -> Any:
+    """A function of ``x`` [in] or [batch, in], for ``x`` [..., in]: leading axes are one batch.
+
+    Parameters
+    ----------
+    function
+        Returns [out] or [batch, out].
+    x
+        With two axes or fewer it is passed on as it is.
+
+    Returns
+    -------
+    jax.Array or saiunit.Quantity
+        [..., out].
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from braintrace.plugin_api import by_rows
+    >>> by_rows(lambda rows: rows[:, :2], jnp.ones((5, 4, 3))).shape
+    (5, 4, 2)
+    """
+    shape = saiunit.math.shape(x)
+    if len(shape) < 3:
+        return function(x)
+    y = function(saiunit.math.reshape(x, (math.prod(shape[:-1]), shape[-1])))
+    return saiunit.math.reshape(y, (*shape[:-1], saiunit.math.shape(y)[-1]))

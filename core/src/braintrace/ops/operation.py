@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an algorithm asks of an ETP operation, answered by its family's rules or derived.
+
+Two kinds of parameter-dimension trace exist behind one interface (:class:`TraceRules`):
+
+- a *structured* trace, from the hand-written rules ``yw_to_w`` and ``init_drtrl``;
+- a *dense* trace over [position of ``y``, parameter], which is exact for any implementation and is
+  what a primitive with only ``impl`` gets.
+
+Shapes, in names used throughout: ``K`` steps; ``E`` the axes of the hidden group along which ``y``
+is broadcast (usually none); ``Y`` the shape of ``y``, its batch axis ``B`` first when the primitive
+is batched; ``S`` states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from .primitive import find_primitive
+from .spec import ETPPrimitiveSpec
+
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The type of an operand, as rules receive it: ``.aval`` has ``shape`` and ``dtype``."""
+
+    aval: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """An ETP equation seen from its rules.
+
+    ``traced`` are the keys of the trainable operands that lead to parameters; the values of all
+    operands but ``x`` are constant over time and passed as ``operands`` (a full list, with
+    ``None`` at ``x``). ``group`` is the hidden group that is traced, for rules that ask for it.
+    """
+
+    spec: ETPPrimitiveSpec
+    params: Mapping[str, Any]
+    operand_avals: tuple[Any, ...]
+    y_aval: Any
+    traced: tuple[str, ...]
+    group: Any = None
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Operand positions of all trainable keys."""
+        return self.spec.resolve_trainable_invars(self.params)
+
+    @property
+    def x_aval(self) -> Any | None:
+        """Type of the input, if there is one."""
+        i = self.spec.x_invar_index
+        return None if i is None else self.operand_avals[i]
+
+    def weights(self, operands: Sequence[Any]) -> Arrays:
+        """The trainable operands by key."""
+        return {key: operands[i] for key, i in self.positions.items()}
+
+    def run(self, x: Any, weights: Arrays, operands: Sequence[Any]) -> jax.Array:
+        """``impl`` as a function of input and trainable operands."""
+        full = list(operands)
+        if self.spec.x_invar_index is not None:
+            full[self.spec.x_invar_index] = x
+        for key, i in self.positions.items():
+            full[i] = weights[key]
+        return self.spec.impl(*full, **self.params)
+
+    def written(self, rule: str, operands: Sequence[Any]) -> Callable[..., Any]:
+        """A rule that the family wrote, with the parameters, and ``constants`` if it declares them.
+
+        ``constants`` are the operands that are neither ``x`` nor trainable, in their order.
+        """
+        function = getattr(self.spec, rule)
+        if function is None:
+            raise TypeError(f"the rule {rule!r} of {self.spec.name!r} is derived, not written")
+        if not _declares(function, "constants"):
+            return partial(function, **self.params)
+        known = {self.spec.x_invar_index, *self.positions.values()}
+        constants = tuple(value for i, value in enumerate(operands) if i not in known)
+        return partial(function, constants=constants, **self.params)
+
+    def initial(self, rule: Callable[..., Any] | None, num_state: int) -> Any:
+        """What an ``init_*`` rule of the family gives for this operation."""
+        weight_vars = {key: Operand(self.operand_avals[i]) for key, i in self.positions.items()}
+        x_var = None if self.x_aval is None else Operand(self.x_aval)
+        y_var = Operand(self.y_aval)
+        return call_init(rule, x_var, y_var, weight_vars, num_state, self.params, self.group)
+
+    def xy_to_dw(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """The VJP of ``impl`` in its trainable operands: the family's rule, or derived."""
+        weights = self.weights(operands)
+        if self.spec.xy_to_dw is not None:
+            return self.written("xy_to_dw", operands)(x, dy, weights)
+        _, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
+        return pull(dy)[0]
+
+    def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product.
+
+        Parameters
+        ----------
+        x
+            [K, *X], or ``None`` for an operation without input.
+        dy
+            [K, *Y].
+        operands
+            Values of the operands.
+
+        Returns
+        -------
+        dict
+            Cotangents of the traced operands.
+        """
+        if x is None:
+            found = self.xy_to_dw(None, dy.sum(0), operands)
+        elif self.spec.batched:
+            found = self.xy_to_dw(_fold(x), _fold(dy), operands)
+        elif (batched := self._batched()) is not None:
+            found = batched.xy_to_dw(x, dy, operands)
+        elif self.spec.xy_to_dw is None:
+            weights = self.weights(operands)
+            _, pull = jax.vjp(
+                lambda w: jax.vmap(lambda one: self.run(one, w, operands))(x), weights
+            )
+            found = pull(dy)[0]
+        else:
+            each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
+            found = {key: value.sum(0) for key, value in each.items()}
+        return {key: found[key] for key in self.traced}
+
+    def _batched(self) -> Operation | None:
+        """The same operation through its declared batched counterpart."""
+        name = self.spec.batched_counterpart
+        primitive = None if name is None else find_primitive(name)
+        if primitive is None:
+            return None
+        return replace(self, spec=primitive.spec)
+
+
+def _declares(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a keyword-only argument of that name."""
+    try:
+        declared = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # built in: it does not say
+        return False
+    return declared is not None and declared.kind is declared.KEYWORD_ONLY
+
+
+def _fold(array: jax.Array) -> jax.Array:
+    steps, batch, *rest = array.shape
+    return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
+
+
+def _written(rule: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A rule that is known to be there."""
+    if rule is None:
+        raise TypeError("this rule is derived, not written")
+    return rule
+
+
+def call_init(
+    rule: Callable[..., Any] | None,
+    x_var: Any,
+    y_var: Any,
+    weight_vars: Mapping[str, Any],
+    num_state: int,
+    params: Mapping[str, Any],
+    group: Any,
+) -> Any:
+    """Call an ``init_*`` rule, with ``eqn_params`` and ``group`` if it declares them."""
+    rule = _written(rule)
+    known = {"eqn_params": dict(params), "group": group}
+    optional = {name: value for name, value in known.items() if _declares(rule, name)}
+    return rule(x_var, y_var, dict(weight_vars), num_state, **optional)

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ETP primitives: JAX primitives that mark an operation as trainable by eligibility traces.
+
+A primitive's whole meaning is one record, its :class:`ETPPrimitiveSpec`: an implementation in
+JAX operations, where its input and trainable operands stand, and the rules of its trace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from .spec import RULES, ETPPrimitiveSpec
+
+Restorer: TypeAlias = Callable[[str, str], "ETPPrimitive"]
+BATCHED = "_batched"  # how the name of a derived batched primitive ends
+
+
+class ETPPrimitive(versions.Primitive):
+    """A JAX primitive with an :class:`ETPPrimitiveSpec`.
+
+    Made by :func:`register_primitive` or :func:`register_primitive_spec`. Copies and pickles are
+    the same object again, because JAX recognises a primitive by its identity.
+
+    Parameters
+    ----------
+    spec
+        The specification, which can be read as ``.spec``.
+    owner
+        Who defines it: the name of a package.
+
+    Examples
+    --------
+    >>> import braintrace, jax, jax.numpy as jnp
+    >>> def scale(x, w):
+    ...     return x * w
+    >>> scale_p = braintrace.register_primitive("doc_primitive_scale", scale)
+    >>> @scale_p.register_xy_to_dw
+    ... def xy_to_dw(x, dy, weights):
+    ...     return {"weight": x * dy}
+    >>> scale_p.spec.xy_to_dw is xy_to_dw
+    True
+    """
+
+    spec: ETPPrimitiveSpec
+    owner: str
+    derived: ETPPrimitive | None
+
+    def __init__(self, spec: ETPPrimitiveSpec, owner: str, restorer: Restorer) -> None:
+        super().__init__(spec.name)
+        self.owner = owner
+        self.restorer = restorer
+        self._define(spec)
+
+    def _define(self, spec: ETPPrimitiveSpec) -> None:
+        self.spec = spec
+        self.derived = None
+        versions.install_rules(self, spec.impl, partial(_batch, self))
+
+    def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
+        """Set rules by name (``yw_to_w``, ``xy_to_dw``, ``init_drtrl``, ``init_pp``, ...).
+
+        Raises
+        ------
+        TypeError
+            For a name that is not a rule.
+        """
+        unknown = sorted(set(rules) - set(RULES))
+        if unknown:
+            raise TypeError(f"unknown rules {unknown} for {self.name!r}; rules are {list(RULES)}")
+        self.spec = replace(self.spec, **cast(dict[str, Any], rules))
+        self.derived = None
+        return self
+
+    def register_yw_to_w(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Set the rule ``yw_to_w``; usable as a decorator."""
+        self.register_etp_rules(yw_to_w=rule)
+        return rule
+
+    def register_xy_to_dw(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Set the rule ``xy_to_dw``; usable as a decorator."""
+        self.register_etp_rules(xy_to_dw=rule)
+        return rule
+
+    def register_init_drtrl(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Set the rule ``init_drtrl``; usable as a decorator."""
+        self.register_etp_rules(init_drtrl=rule)
+        return rule
+
+    def register_init_pp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Set the rule ``init_pp``; usable as a decorator."""
+        self.register_etp_rules(init_pp=rule)
+        return rule
+
+    def __reduce__(self) -> tuple[Restorer, tuple[str, str]]:
+        return self.restorer, (self.name, self.owner)
+
+    def __copy__(self) -> ETPPrimitive:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ETPPrimitive:
+        return self
+
+
+# what a reload of this module finds is kept: JAX knows a primitive by its identity
+_LOCK: threading.RLock = globals().get("_LOCK") or threading.RLock()  # type: ignore[valid-type]
+REGISTRY: dict[str, ETPPrimitive] = globals().get("REGISTRY", {})
+for _known in REGISTRY.values():
+    _known.__class__ = ETPPrimitive
+
+
+def find_primitive(name: str) -> ETPPrimitive | None:
+    """The registered primitive of that name, or ``None``."""
+    return REGISTRY.get(name)
+
+
+def restored(name: str, owner: str) -> ETPPrimitive:
+    """The primitive of a pickle, registered before; a derived one is derived again.
+
+    Raises
+    ------
+    LookupError
+        When no primitive of that name is registered.
+    """
+    primitive = find_primitive(name)
+    if primitive is None and ":" in owner:
+        return _counterpart(restored(name.removesuffix(BATCHED), owner.partition(":")[0]))
+    if primitive is None:
+        raise LookupError(f"the ETP primitive {name!r} is not registered in this process")
+    return primitive
+
+
+def snapshot() -> dict[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]:
+    """The registry as it is, for :func:`restore`."""
+    with _LOCK:
+        return {name: (primitive, primitive.spec) for name, primitive in REGISTRY.items()}
+
+
+def restore(known: Mapping[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]) -> None:
+    """Forget primitives registered since a :func:`snapshot`, and put replaced rules back."""
+    with _LOCK:
+        REGISTRY.clear()
+        for name, (primitive, spec) in known.items():
+            REGISTRY[name] = primitive
+            if primitive.spec is not spec:
+                primitive._define(spec)
+
+
+def register_primitive_spec(
+    spec: ETPPrimitiveSpec, *, owner: str | None = None, restorer: Restorer = restored
+) -> ETPPrimitive:
+    """Register a primitive from its specification.
+
+    Registering the same specification again returns the same primitive. Another specification
+    of that name by the same owner replaces its rules, with one warning.
+
+    Parameters
+    ----------
+    spec
+        The specification.
+    owner
+        Who defines it; the top-level package of ``spec.impl`` when not given.
+    restorer
+        Finds the primitive of a pickle by its name and owner, in a fresh process too.
+
+    Returns
+    -------
+    ETPPrimitive
+        The one primitive of that name.
+
+    Raises
+    ------
+    TypeError
+        When ``spec`` is not an :class:`ETPPrimitiveSpec`.
+    ValueError
+        When another owner registered the name.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> spec = braintrace.ETPPrimitiveSpec("doc_registered_scale", lambda x, w: x * w)
+    >>> primitive = braintrace.register_primitive_spec(spec, owner="example")
+    >>> primitive is braintrace.register_primitive_spec(spec, owner="example")
+    True
+    """
+    if not isinstance(spec, ETPPrimitiveSpec):
+        raise TypeError(f"spec must be an ETPPrimitiveSpec, got {type(spec).__name__}")
+    owner = owner or getattr(spec.impl, "__module__", "").partition(".")[0] or "<unknown>"
+    with _LOCK:
+        known = REGISTRY.get(spec.name)
+        if known is None:
+            return REGISTRY.setdefault(spec.name, ETPPrimitive(spec, owner, restorer))
+        if known.owner != owner:
+            raise ValueError(
+                f"the primitive {spec.name!r} is registered by {known.owner!r}; {owner!r} must "
+                "choose another name"
+            )
+        if known.spec is not spec and not _same_fields(known.spec, spec):
+            versions.warn(f"the rules of the primitive {spec.name!r} are replaced")
+            known._define(spec)
+        return known
+
+
+def _same_fields(a: ETPPrimitiveSpec, b: ETPPrimitiveSpec) -> bool:
+    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(a))
+
+
+def register_primitive(
+    name: str,
+    impl: Callable[..., Any],
+    *,
+    batched: bool = False,
+    gradient_enabled: bool = False,
+    trainable_invars_fn: Callable[[dict[str, Any]], dict[str, int]] | None = None,
+    x_invar_index: int | None = 0,
+    y_outvar_index: int = 0,
+    batched_counterpart: str | None = None,
+    owner: str | None = None,
+) -> ETPPrimitive:
+    """Register an ETP primitive from an implementation; see :class:`ETPPrimitiveSpec`.
+
+    Parameters
+    ----------
+    name
+        Name of the primitive in a jaxpr.
+    impl
+        ``impl(*operands, **params) -> y``.
+    batched
+        Whether ``x`` and ``y`` have a leading axis of independent examples.
+    gradient_enabled
+        Whether hidden-to-hidden gradients pass through the operation.
+    trainable_invars_fn
+        ``(params) -> {key: operand position}``; ``None``: one weight, right after ``x``.
+    x_invar_index
+        Position of the non-trainable input; ``None`` when there is none.
+    y_outvar_index
+        Position of the output, 0.
+    batched_counterpart
+        Name of the primitive that is bound under ``vmap``; ``None``: derived.
+    owner
+        Who defines it; the top-level package of ``impl`` when not given.
+
+    Returns
+    -------
+    ETPPrimitive
+        The one primitive of that name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`ETPPrimitiveSpec` and :func:`register_primitive_spec`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import braintrace
+    >>> def scale(x, w):
+    ...     return x * w
+    >>> scale_p = braintrace.register_primitive("doc_scale", scale)
+    >>> scale_p.bind(jnp.ones(3), jnp.full(3, 2.0)).tolist()
+    [2.0, 2.0, 2.0]
+    """
+    spec = ETPPrimitiveSpec(
+        name=name,
+        impl=impl,
+        batched=batched,
+        gradient_enabled=gradient_enabled,
+        trainable_invars_fn=trainable_invars_fn,
+        x_invar_index=x_invar_index,
+        y_outvar_index=y_outvar_index,
+        batched_counterpart=batched_counterpart,
+    )
+    return register_primitive_spec(spec, owner=owner)
+
+
+def is_etp_primitive(primitive: Any) -> bool:
+    """Whether a JAX primitive is an ETP primitive.
+
+    Parameters
+    ----------
+    primitive
+        Anything.
+
+    Examples
+    --------
+    >>> import braintrace, jax
+    >>> braintrace.is_etp_primitive(jax.lax.mul_p)
+    False
+    """
+    return isinstance(primitive, ETPPrimitive)
+
+
+def get_primitive_spec(primitive: Any) -> ETPPrimitiveSpec:
+    """The specification of an ETP primitive.
+
+    Parameters
+    ----------
+    primitive
+        An ETP primitive.
+
+    Raises
+    ------
+    TypeError
+        When ``primitive`` is not one.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> scale_p = braintrace.register_primitive("doc_get_scale", lambda x, w: x * w)
+    >>> braintrace.get_primitive_spec(scale_p).name
+    'doc_get_scale'
+    """
+    if not isinstance(primitive, ETPPrimitive):
+        raise TypeError(f"{primitive} is not an ETP primitive")
+    return primitive.spec
+
+
+# --- vmap ------------------------------------------------------------------------------------
+
+
+def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+    """Map an ETP primitive over ``x``: its batched counterpart, or a longer batch.
+
+    Mapping any other operand has no ETP primitive to stand for it, so the plain implementation
+    is mapped, with a warning: the result is right, but the compiler cannot see the operation.
+    """
+    spec = primitive.spec
+    mapped = [i for i, dim in enumerate(dims) if dim is not None]
+    if mapped != [spec.x_invar_index]:
+        versions.warn(
+            f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes plain "
+            "JAX operations and its parameters are not trained by eligibility traces. Map over x "
+            "alone, or compile one model per weight; where a cond has a mapped predicate, use "
+            "jnp.where instead"
+        )
+        y = jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=tuple(dims))(*args)
+        return y, 0
+    (i,) = mapped
+    x = jnp.moveaxis(args[i], dims[i], 0)
+    if not spec.batched:
+        return _counterpart(primitive).bind(*args[:i], x, *args[i + 1 :], **params), 0
+    folded = x.reshape(-1, *x.shape[2:])
+    y = primitive.bind(*args[:i], folded, *args[i + 1 :], **params)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
+    """The batched primitive bound for a mapped unbatched one: declared, or derived from it."""
+    spec = primitive.spec
+    if spec.batched_counterpart is not None:
+        found = find_primitive(spec.batched_counterpart)
+        if found is None:
+            raise LookupError(
+                f"{spec.name!r} names {spec.batched_counterpart!r} as its batched counterpart, "
+                "which is not registered"
+            )
+        return found
+    with _LOCK:
+        if primitive.derived is None:
+            derived = _derive_batched(primitive, spec.name + BATCHED)
+            known = find_primitive(derived.name)
+            if known is not None and known.owner != f"{primitive.owner}:derived":
+                raise ValueError(
+                    f"vmap needs a batched form of {primitive.name!r}, which would be derived as "
+                    f"{derived.name!r}, but {known.owner!r} registered that name. If it is the "
+                    f"batched form, say so with batched_counterpart={derived.name!r}; otherwise "
+                    "rename it"
+                )
+            if known is not None:
+                known._define(derived)
+            primitive.derived = register_primitive_spec(
+                derived if known is None else known.spec,
+                owner=f"{primitive.owner}:derived",
+                restorer=primitive.restorer,
+            )
+        return primitive.derived
+
+
+def _derive_batched(primitive: ETPPrimitive, name: str) -> ETPPrimitiveSpec:
+    x_index = primitive.spec.x_invar_index
+
+    def impl(*operands: Any, **params: Any) -> Any:
+        axes = tuple(0 if i == x_index else None for i in range(len(operands)))
+        return jax.vmap(lambda *a: primitive.spec.impl(*a, **params), in_axes=axes)(*operands)
+
+    return ETPPrimitiveSpec(
+        name=name,
+        impl=impl,
+        trainable_invars_fn=primitive.spec.resolve_trainable_invars,
+        x_invar_index=x_index,
+        batched=True,
+        gradient_enabled=primitive.spec.gradient_enabled,
+    )

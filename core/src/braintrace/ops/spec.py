@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an ETP operation is, in one record: implementation, operands, rules of its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RULES = (
+    "yw_to_w",
+    "xy_to_dw",
+    "init_drtrl",
+    "init_pp",
+    "instant_drtrl",
+    "increments_drtrl",
+    "solve_drtrl",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ETPPrimitiveSpec:
+    """What an eligibility-trace-propagation (ETP) operation ``y = op(x, w_1, ..)`` is.
+
+    Parameters
+    ----------
+    name
+        Name of the primitive in a jaxpr, for example ``"etp_mm"``.
+    impl
+        ``impl(*operands, **params) -> y``, one array, made of differentiable JAX operations.
+    yw_to_w
+        ``(dy, trace, **params) -> trace``: scale each entry of a trace dict by the factor ``dy``
+        (shape of ``y``) of the output position that the entry feeds. ``None``: a fallback that is
+        exact for every implementation is used instead of a structured trace.
+    xy_to_dw
+        ``(x, dy, weights, **params) -> dict``: cotangents of the weights, summed over the batch
+        axis when there is one. ``None``: derived as the VJP of ``impl``.
+    init_drtrl
+        ``(x_var, y_var, weight_vars, num_state) -> dict`` of zeros: the parameter-dimension trace,
+        leading batch axis when batched, trailing state axis. It may also declare the keyword-only
+        arguments ``group`` and ``eqn_params``.
+    init_pp
+        ``(x_var, y_var, weight_vars, num_state) -> array`` of zeros: the output-dimension trace.
+    trainable_invars_fn
+        ``(params) -> {key: operand position}``; ``None`` means one weight, right after ``x``.
+    x_invar_index
+        Position of the non-trainable input; ``None`` when there is none.
+    y_outvar_index
+        Position of the output; only 0 is supported.
+    batched
+        ``x`` and ``y`` have a leading axis of independent examples.
+    gradient_enabled
+        Hidden-to-hidden gradients pass through the operation instead of being cut at it.
+    batched_counterpart
+        Name of the primitive that is bound when ``x`` is mapped by ``vmap``; ``None``: derived.
+    instant_drtrl, solve_drtrl
+        Optional rules for families whose exact trace is not shaped like the weights:
+        ``instant_drtrl(x, f, weights, **params)`` is the increment in trace structure and
+        ``solve_drtrl(l, trace, weights, **params)`` turns a trace into weight cotangents.
+    increments_drtrl
+        Optional and only for speed: ``(x, f, weights, **params) -> dict``, the sum of the
+        increments of ``K`` steps, with ``x`` and ``f`` of all of them along a leading axis. It is
+        called for one example of a batch after the other, as a batch of one. ``None``: increments
+        are added up step by step, or by ``xy_to_dw`` where the trace is shaped like the weights.
+
+    Notes
+    -----
+    An operation may have operands that are neither ``x`` nor trainable, such as the indices of a
+    sparse matrix. All rules but ``init_drtrl`` and ``init_pp`` get them, as a tuple in their order,
+    if they declare the keyword-only argument ``constants``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When a field has the wrong type or names an impossible operand.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> def trainable(params):
+    ...     return {"gain": 1}
+    >>> spec = braintrace.ETPPrimitiveSpec(
+    ...     "doc_spec_scale", lambda x, gain: gain * x, trainable_invars_fn=trainable
+    ... )
+    >>> spec.resolve_trainable_invars({})
+    {'gain': 1}
+    """
+
+    name: str
+    impl: Callable[..., Any]
+    yw_to_w: Callable[..., Any] | None = None
+    xy_to_dw: Callable[..., Any] | None = None
+    init_drtrl: Callable[..., Any] | None = None
+    init_pp: Callable[..., Any] | None = None
+    trainable_invars_fn: Callable[[dict[str, Any]], dict[str, int]] | None = None
+    x_invar_index: int | None = 0
+    y_outvar_index: int = 0
+    batched: bool = False
+    gradient_enabled: bool = False
+    batched_counterpart: str | None = None
+    instant_drtrl: Callable[..., Any] | None = None
+    increments_drtrl: Callable[..., Any] | None = None
+    solve_drtrl: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ValueError(f"name must be an identifier, got {self.name!r}")
+        if not callable(self.impl):
+            raise TypeError(f"impl of {self.name!r} must be callable, got {type(self.impl)}")
+        for rule in (*RULES, "trainable_invars_fn"):
+            value = getattr(self, rule)
+            if value is not None and not callable(value):
+                raise TypeError(f"{rule} of {self.name!r} must be callable, got {type(value)}")
+        for flag in ("batched", "gradient_enabled"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(
+                    f"{flag} of {self.name!r} must be a bool, got {getattr(self, flag)!r}"
+                )
+        if self.x_invar_index is not None and not _is_position(self.x_invar_index):
+            raise ValueError(
+                f"x_invar_index of {self.name!r} must be None or an operand position from 0, got "
+                f"{self.x_invar_index!r}"
+            )
+        if not isinstance(self.batched_counterpart, str | None):
+            raise TypeError(
+                f"batched_counterpart of {self.name!r} must be the name of a primitive, got "
+                f"{self.batched_counterpart!r}"
+            )
+        if self.y_outvar_index != 0:
+            raise ValueError(
+                f"y_outvar_index of {self.name!r} is {self.y_outvar_index}; an ETP primitive has "
+                "one output, so it must be 0"
+            )
+        if self.batched and self.x_invar_index is None:
+            raise ValueError(f"{self.name!r} is batched but has no x (x_invar_index=None)")
+
+    def resolve_trainable_invars(self, params: Mapping[str, Any]) -> dict[str, int]:
+        """Operand positions of the trainable inputs, by key, for an equation's parameters."""
+        if self.trainable_invars_fn is None:
+            return {"weight": 0 if self.x_invar_index is None else self.x_invar_index + 1}
+        positions = dict(self.trainable_invars_fn(dict(params)))
+        places = list(positions.values())
+        distinct = len(set(places)) == len(places)
+        if not places or not all(map(_is_position, places)) or not distinct:
+            raise ValueError(
+                f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
+                "least one operand, each by a position of its own from 0"
+            )
+        if self.x_invar_index in places:
+            raise ValueError(
+                f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
+                f"least one operand and none of them may be x (operand {self.x_invar_index})"
+            )
+        return positions
+
+    @property
+    def weight_invar_index(self) -> int | None:
+        """Operand position of the trainable input called ``weight``, if there is one."""
+        return self.resolve_trainable_invars({}).get("weight")
+
+
+def _is_position(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trace that an operation's rules, or derived ones, give it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ...base.errors import CompilationError
+from ..operation import Operation
+from .dense import DenseTrace
+from .rules import TraceRules
+from .structured import StructuredTrace
+
+
+def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:
+    """The structured trace where the family wrote its rules, else the dense one."""
+    spec = operation.spec
+    kind = DenseTrace if spec.yw_to_w is None or spec.init_drtrl is None else StructuredTrace
+    return kind(operation, extra, num_state)
+
+
+def output_trace(operation: Operation, num_state: int) -> jax.ShapeDtypeStruct:
+    """The type of the output-dimension trace [*Y, S]: the family's ``init_pp``, or like ``y``.
+
+    Raises
+    ------
+    CompilationError
+        When ``init_pp`` gives something else than floating-point numbers of that shape.
+    """
+    spec, y = operation.spec, operation.y_aval
+    expected = jax.ShapeDtypeStruct((*y.shape, num_state), y.dtype)
+    if spec.init_pp is None:
+        return expected
+    found = jax.eval_shape(lambda: operation.initial(spec.init_pp, num_state))
+    right = isinstance(found, jax.ShapeDtypeStruct) and found.shape == expected.shape
+    if not right or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise CompilationError(
+            f"init_pp of {spec.name!r} gives {found}; expected floating-point zeros of shape "
+            f"{expected.shape}, the axes of y and then {num_state} states"
+        )
+    return found

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trace of an operation without rules: an entry for each position of y and parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..operation import Arrays
+from .rules import UNROLL_STATES, TraceRules, sum_over_steps
+
+# --- dense ------------------------------------------------------------------------------------
+
+
+class DenseTrace(TraceRules):
+    """Leaves are [S, *E, *Y, *W]: the derivative of every state of every position.
+
+    ``eps[s, p, w] = d h[p, s] / d w``, with ``d y[p] / d w`` from the Jacobian of ``impl``. Exact
+    for every operation; memory and time grow with positions times parameters.
+    """
+
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        op = self.operation
+        head = (self.num_state, *self.extra, *op.y_aval.shape)
+        weights = {key: op.operand_avals[op.positions[key]] for key in op.traced}
+        return {
+            key: jax.ShapeDtypeStruct((*head, *weight.shape), op.y_aval.dtype)
+            for key, weight in weights.items()
+        }
+
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        states = range(self.num_state)
+
+        def one(leaf: jax.Array) -> jax.Array:
+            wide = transition.reshape(*transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1))
+            if self.num_state > UNROLL_STATES:
+                return jax.lax.map(lambda row: (row * leaf).sum(0), wide)
+            return jnp.stack([sum(wide[i, j] * leaf[j] for j in states) for i in states])
+
+        return {key: one(leaf) for key, leaf in trace.items()}
+
+    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        def one(leaf: jax.Array) -> jax.Array:
+            return factor.reshape(*factor.shape, *(1,) * (leaf.ndim - factor.ndim)) * leaf
+
+        return {key: one(leaf) for key, leaf in trace.items()}
+
+    def _jacobian(self, x: Any, operands: Sequence[Any]) -> Arrays:
+        """``d y / d w`` [*Y, *W] of one step, example by example when batched."""
+        op = self.operation
+        weights = op.weights(operands)
+
+        def of_weights(x_one: Any) -> Arrays:
+            return jax.jacrev(lambda w: op.run(x_one, w, operands))(weights)
+
+        if not op.spec.batched:
+            return of_weights(x)
+        single = jax.vmap(lambda x_b: of_weights(x_b[None]))(x)
+        return {key: value[:, 0] for key, value in single.items()}
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        def one_step(x_k: Any, f_k: jax.Array) -> Arrays:
+            jacobian = self._jacobian(x_k, operands)
+            return {key: self._outer(f_k, jacobian[key]) for key in self.operation.traced}
+
+        return one_step(None, f.sum(0)) if x is None else sum_over_steps(one_step, x, f)
+
+    def _outer(self, f: jax.Array, jacobian: jax.Array) -> jax.Array:
+        """[S, *E, *Y] and [*Y, *W] -> [S, *E, *Y, *W]."""
+        weight_ndim = jacobian.ndim - len(self.operation.y_aval.shape)
+        return f.reshape(*f.shape, *(1,) * weight_ndim) * jacobian
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        axes = tuple(range(signal.ndim))
+        return {key: jnp.tensordot(signal, leaf, (axes, axes)) for key, leaf in trace.items()}

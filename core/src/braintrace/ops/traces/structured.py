@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace in the structure of the operation's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from itertools import product
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from ..operation import Arrays
+from .rules import UNROLL_STATES, TraceRules, stack_states, state_of, sum_of, sum_over_steps
+
+#: How many examples are added up in one pass over a gradient, on processors.
+EXAMPLES_AT_ONCE = 4
+
+#: From how many numbers for an example on that pays.
+LARGE_EXAMPLE = 4096
+
+
+# --- structured -------------------------------------------------------------------------------
+
+
+class StructuredTrace(TraceRules):
+    """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
+
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        def arrange(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (self.num_state, *self.extra, *leaf.shape[:-1])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        return {key: arrange(self._own[key]) for key in self.operation.traced}
+
+    def of_states(self, num_state: int) -> Self:
+        rules = super().of_states(num_state)
+        rules._own = self._own  # without the axis of states they are the same
+        return rules
+
+    def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
+        """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
+        for _ in self.extra:
+            rule = jax.vmap(rule, in_axes=axis)
+        return rule
+
+    def _scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        """``yw_to_w`` for one state."""
+        return self._each(self._on_whole(self.operation.written("yw_to_w", operands)))
+
+    def _on_whole(self, rule: Callable[..., Arrays]) -> Callable[[jax.Array, Arrays], Arrays]:
+        """``rule(factor, trace)``, which sees a trace with all trainable keys, for the traced ones.
+
+        A weight that is held constant, or no parameter, has no trace: the rule gets zeros for it.
+        """
+
+        def run(factor: jax.Array, trace: Arrays) -> Arrays:
+            untraced = {k: v for k, v in self._own.items() if k not in self.operation.traced}
+            zeros = {k: jnp.zeros(v.shape[:-1], v.dtype) for k, v in untraced.items()}
+            found = rule(factor, {**zeros, **trace})
+            return {key: found[key] for key in trace}
+
+        return run
+
+    @cached_property
+    def _own(self) -> Arrays:
+        """Types of the family's own leaves, with the state axis last, traced or not."""
+        op = self.operation
+        return jax.eval_shape(lambda: op.initial(op.spec.init_drtrl, self.num_state))
+
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        states, scale = range(self.num_state), self._scale(operands)
+        if self.num_state > UNROLL_STATES:
+            return jax.lax.map(lambda row: sum_of(jax.vmap(scale)(row, trace)), transition)
+        if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
+            return jax.vmap(scale)(transition[0], trace)
+        rows = []
+        for i in states:
+            terms = [scale(transition[i, j], state_of(trace, j)) for j in states]
+            rows.append({key: sum(term[key] for term in terms) for key in trace})
+        return stack_states(rows, self.operation.traced)
+
+    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        return jax.vmap(self._scale(operands))(factor, trace)
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        if self.operation.spec.batched and self._takes_blocks(f.shape[0]):
+            return self._over_examples(x, f, operands)
+        return self._of_all(x, f, operands)
+
+    def _takes_blocks(self, steps: int) -> bool:
+        """Whether the family's own rule for several steps is used."""
+        spec = self.operation.spec
+        return spec.increments_drtrl is not None and (steps > 1 or spec.instant_drtrl is None)
+
+    def _over_examples(self, x: jax.Array, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """Increments, one example after the other.
+
+        What the family's rule makes of its arguments then takes the memory of one example.
+        """
+        axis, examples = 1 + len(self.extra), x.shape[1]
+
+        def one(b: Any) -> Arrays:
+            x_b = jax.lax.dynamic_slice_in_dim(x, b, 1, 1)
+            f_b = jax.lax.dynamic_slice_in_dim(f, b, 1, 1 + axis)
+            return self._of_all(x_b, f_b, operands)
+
+        def place(b: Any, whole: Arrays) -> Arrays:
+            put = jax.lax.dynamic_update_slice_in_dim
+            return jax.tree.map(lambda v, new: put(v, new, b, axis), whole, one(b))
+
+        zeros = {
+            key: jnp.zeros((*v.shape[:axis], examples, *v.shape[axis + 1 :]), v.dtype)
+            for key, v in jax.eval_shape(one, 0).items()
+        }
+        return jax.lax.fori_loop(0, examples, place, zeros)
+
+    def _of_all(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        one_state = self._increment_rule(x, f.shape[0], operands)
+        if self.num_state > UNROLL_STATES:
+            return jax.vmap(one_state, in_axes=1)(f)
+        rows = [one_state(f[:, s]) for s in range(self.num_state)]
+        return stack_states(rows, self.operation.traced)
+
+    def _increment_rule(
+        self, x: Any, steps: int, operands: Sequence[Any]
+    ) -> Callable[[jax.Array], Arrays]:
+        """Increments of one state, from its factors [K, *E, *Y].
+
+        By default a trace is shaped like the weights, once per example, so the increments of an
+        example over ``K`` steps are what ``xy_to_dw`` gives when the steps are its batch.
+        """
+        op = self.operation
+        if self._takes_blocks(steps):
+            rule = partial(op.written("increments_drtrl", operands), weights=op.weights(operands))
+            return self._each(lambda f: rule(x, f), axis=1)
+        if op.spec.instant_drtrl is not None:
+            return lambda f: self._instant(x, f, operands)
+        if x is None:
+            return lambda f: self._each(lambda g: op.xy_to_dw(None, g, operands))(f.sum(0))
+        if not op.spec.batched:
+            return self._each(lambda g: op.contract(x, g, operands), axis=1)
+
+        def one_example(x_b: jax.Array, g: jax.Array) -> Arrays:
+            return op.contract(x_b[:, None], g[:, None], operands)
+
+        examples = jax.vmap(one_example, in_axes=(1, 1))
+        return self._each(lambda g: examples(x, g), axis=1)
+
+    def _instant(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """The family's own increments, added up step by step."""
+        op = self.operation
+        rule = partial(op.written("instant_drtrl", operands), weights=op.weights(operands))
+        return sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the second axis of every leaf is that of the examples."""
+        return self.operation.spec.batched and not self.extra
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        op, extra = self.operation, len(self.extra)
+        if op.spec.solve_drtrl is not None:
+            own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
+            return self._summed(self._each(self._on_whole(own)), signal, trace, extra)
+        rule, axes = self._scale(operands), extra + op.spec.batched
+        large = _large(trace) if self._apart else ()
+        if not large:
+            return self._summed(rule, signal, trace, axes)
+
+        def by_example(signal: jax.Array, trace: Arrays) -> Arrays:
+            return self._summed(rule, signal, trace, axes) | self._summed_by_example(
+                rule, signal, trace, large
+            )
+
+        whole = partial(self._summed, rule, axes=axes)
+        return jax.lax.platform_dependent(signal, trace, cpu=by_example, default=whole)
+
+    def _summed(
+        self, rule: Callable[..., Arrays], signal: jax.Array, trace: Arrays, axes: int
+    ) -> Arrays:
+        """``rule`` summed over states and leading axes."""
+        if self.num_state > UNROLL_STATES:
+            total = sum_of(jax.vmap(rule)(signal, trace))
+        else:
+            rows = [rule(signal[s], state_of(trace, s)) for s in range(self.num_state)]
+            total = {key: sum(row[key] for row in rows) for key in trace}
+        return {key: _sum_leading(leaf, axes) for key, leaf in total.items()}
+
+    def _summed_by_example(
+        self, rule: Callable[..., Arrays], signal: jax.Array, trace: Arrays, keys: Sequence[str]
+    ) -> Arrays:
+        """``rule`` summed over states and examples, for some keys.
+
+        XLA's CPU backend runs this at the speed of the memory, in contrast to a sum over a leading
+        axis, as long as every term is cut out of the whole arrays by itself.
+        """
+
+        def term(state: int, example: Any) -> Arrays:
+            at = partial(_one_example, state=state, example=example)
+            one = rule(at(signal), {key: at(leaf) for key, leaf in trace.items()})
+            return {key: one[key][0] for key in keys}
+
+        def add(total: Arrays, example: Any) -> tuple[Arrays, None]:
+            for s, b in product(range(self.num_state), range(EXAMPLES_AT_ONCE)):
+                total = jax.tree.map(jnp.add, total, term(s, example + b))
+            return total, None
+
+        examples = signal.shape[1]
+        rest = examples % EXAMPLES_AT_ONCE
+        first = [term(s, b) for s, b in product(range(self.num_state), range(rest))]
+        like = jax.eval_shape(term, 0, 0)
+        zeros = jax.tree.map(_wide_zeros, like)
+        total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
+        total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
+        return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
+
+
+def _large(trace: Arrays) -> tuple[str, ...]:
+    """Keys of the leaves that are added up example by example, where that is faster."""
+    return tuple(key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE)
+
+
+def _wide_zeros(like: Any) -> jax.Array:
+    """Zeros to add many terms to, one by one: in half precision the sum would stop growing."""
+    return jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
+
+
+def _one_example(array: jax.Array, state: int, example: Any) -> jax.Array:
+    """One state of one example of [S, B, ..]: [1, ..]."""
+    start = (state, example, *(0,) * (array.ndim - 2))
+    return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0]
+
+
+def _sum_leading(array: Any, axes: int) -> jax.Array:
+    """Sum over leading axes by halves.
+
+    Each halving is an element-wise addition of large arrays, which compilers vectorise; XLA's CPU
+    backend runs a plain sum over a leading axis as strided scalar loops, 200 times slower.
+    """
+    for _ in range(axes):
+        rest = None
+        while array.shape[0] > 1:
+            half = array.shape[0] // 2
+            if array.shape[0] % 2:
+                rest = array[-1] if rest is None else rest + array[-1]
+            array = array[:half] + array[half : 2 * half]
+        array = array.sum(0) if rest is None else array.sum(0) + rest
+    return array

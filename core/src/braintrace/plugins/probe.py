@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load one plugin in a process of its own and say how it went.
+
+A plugin may hang, end the interpreter or crash it; the process that asks is not harmed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+_PROGRAM += "from braintrace.plugins import probe; probe.main(*sys.argv[2:])"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How loading a plugin in its own process went.
+
+    ``state`` is that of its record, or ``"hang"`` or ``"crash"``; ``reason`` continues
+    "``<distribution>``, which ...". ``findings`` are those of its own ``braintrace_doctor``.
+    """
+
+    state: str
+    reason: str = ""
+    seconds: float | None = None
+    primitives: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    findings: tuple[dict[str, str], ...] = field(default=())
+
+
+def probe(distribution: str, timeout: float) -> Report:
+    """Load a plugin in a fresh interpreter with this one's path and environment.
+
+    Parameters
+    ----------
+    distribution
+        Normalised name of the distribution.
+    timeout
+        Seconds after which it is ended.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        answer, log = Path(name, "answer.json"), Path(name, "log.txt")
+        arguments = [json.dumps(sys.path), distribution, str(answer), str(0.8 * timeout)]
+        with log.open("wb") as stream:
+            status = _run([sys.executable, "-P", "-c", _PROGRAM, *arguments], stream, timeout)
+        if answer.is_file():
+            return _read(answer, status, timeout)
+        place = _place(log.read_text(encoding="utf-8", errors="replace"))
+    if status is None:
+        return Report("hang", f"does not finish loading within {timeout:g} s{place}")
+    return Report("crash", f"{_ending(status)} while it is loaded{place}")
+
+
+def _run(command: list[str], stream: Any, timeout: float) -> int | None:
+    """The exit status of a command, or ``None`` when it had to be ended with its children."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=stream,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and, where the system knows such groups, those it has started."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _read(answer: Path, status: int | None, timeout: float) -> Report:
+    data: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    data |= {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    report = Report(**data)
+    if status:
+        return Report("crash", f"{_ending(status)} when the interpreter ends", report.seconds)
+    if status is None:
+        return Report("hang", f"keeps the interpreter from ending within {timeout:g} s")
+    return report
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"crashes the interpreter ({signal.Signals(-status).name})"
+    return f"ends the interpreter (exit status {status})"
+
+
+def _place(log: str) -> str:
+    """Where a Python stack that ``faulthandler`` wrote has its innermost line."""
+    found = re.findall(r'most recent call first\):\n  File "(.+)", line (\d+)', log)
+    return f", at {found[-1][0]}:{found[-1][1]}" if found else ""
+
+
+# --- in the process of its own --------------------------------------------------------------------
+
+
+def main(distribution: str, answer: str, seconds: str) -> None:
+    """Load a plugin and write its report as JSON; the stack is logged after ``seconds``."""
+    import faulthandler
+
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(float(seconds))
+    report = _load(distribution)
+    faulthandler.cancel_dump_traceback_later()
+    Path(f"{answer}.part").write_text(json.dumps(asdict(report)), encoding="utf-8")
+    os.replace(f"{answer}.part", answer)
+
+
+def _load(distribution: str) -> Report:
+    from .process import host
+
+    found = host()
+    candidate = next(c for c in found.candidates() if c.distribution == distribution)
+    with contextlib.suppress(found.errors.PluginError):
+        found.load(candidate)
+    record = next(r for r in found.records() if r.distribution == distribution)
+    usable = str(record.state) == "loaded"
+    return Report(
+        str(record.state),
+        record.reason,
+        record.load_time,
+        record.primitives,
+        (*record.problems, *(_broken_exports(found, candidate) if usable else ())),
+        _own_findings(found, candidate) if usable else (),
+    )
+
+
+def _broken_exports(host: Any, candidate: Any) -> tuple[str, ...]:
+    """Exported names whose object is not there."""
+    broken = []
+    for kind, name in candidate.exports:
+        entry = candidate.exports[kind, name]
+        try:
+            entry.load()
+        except BaseException as exception:
+            error = f"{type(exception).__name__}: {exception}"
+            broken.append(f"its export {name!r} ({entry.value}) cannot be loaded ({error})")
+    return tuple(broken)
+
+
+def _own_findings(host: Any, candidate: Any) -> tuple[dict[str, str], ...]:
+    from . import services
+
+    try:
+        return tuple(asdict(finding) for finding in services.findings(host, candidate))
+    except Exception as exception:
+        text = f"its braintrace_doctor cannot be used ({type(exception).__name__}: {exception})"
+        return ({"id": "doctor_hook", "level": "error", "text": text, "fix": ""},)

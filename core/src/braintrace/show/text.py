@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fitting names and tables into a number of columns without losing what tells them apart."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..base.types import Path, show_path
+
+ELLIPSIS = "…"
+
+
+def columns(text: str) -> int:
+    """How many columns of a monospaced font a text takes."""
+    return sum(_width(char) for char in text)
+
+
+def _width(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Cc", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+def pad(text: str, width: int) -> str:
+    """A text followed by blanks up to a number of columns."""
+    return text + " " * (width - columns(text))
+
+
+def wrap(words: Iterable[str], width: int) -> list[str]:
+    """Lines of words, each at most ``width`` columns; a longer word is cut into pieces."""
+    lines: list[str] = []
+    for word in words:
+        for piece in _pieces(word, width):
+            if lines and columns(lines[-1]) + 1 + columns(piece) <= width:
+                lines[-1] += f" {piece}"
+            else:
+                lines.append(piece)
+    return lines or [""]
+
+
+def _pieces(word: str, width: int) -> Iterator[str]:
+    """A word in pieces of at most ``width`` columns, cut behind a dot where one is near."""
+    while columns(word) > width:
+        cut = _prefix(word, width)
+        dot = max(word.rfind(mark, 0, cut) for mark in "./]_") + 1
+        cut = dot if dot > cut // 2 else cut
+        yield word[:cut]
+        word = word[cut:]
+    yield word
+
+
+def _prefix(word: str, width: int) -> int:
+    """How many characters of a word fit into ``width`` columns; at least one."""
+    taken = 0
+    for i, char in enumerate(word):
+        taken += _width(char)
+        if taken > width:
+            return max(i, 1)
+    return len(word)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Paths that are shown side by side.
+
+    Parts in which one of them differs from another are never left out.
+    """
+
+    telling: frozenset[Path]
+
+    @staticmethod
+    def of(paths: Iterable[Path]) -> Names:
+        """The names of some paths."""
+        followers: dict[Path, set[object]] = {}
+        for path in paths:
+            for k in range(len(path)):
+                followers.setdefault(path[:k], set()).add(path[k])
+        return Names(
+            frozenset(
+                (*head, part) for head, set_ in followers.items() if len(set_) > 1 for part in set_
+            )
+        )
+
+    def short(self, path: Path, width: int) -> str:
+        """A path with as few parts left out as make it fit into ``width`` columns.
+
+        They go from the middle outwards; the first, the last and all telling parts stay, even if
+        the path is then still wider.
+        """
+        kept = list(range(len(path)))
+        spare = [k for k in kept[1:-1] if path[: k + 1] not in self.telling]
+        spare.sort(key=lambda k: (abs(2 * k - len(path)), k))
+        while spare and columns(_elided(path, kept)) > width:
+            kept.remove(spare.pop(0))
+        return _elided(path, kept)
+
+
+def _elided(path: Path, kept: Sequence[int]) -> str:
+    """A path with each run of left-out parts replaced by one ellipsis."""
+    runs: list[list[object]] = []
+    for before, k in zip([-2, *kept], kept, strict=False):
+        if k - before > 1:
+            runs.append([])
+        runs[-1].append(path[k])
+    return ELLIPSIS.join(show_path(tuple(run)) for run in runs)
+
+
+def short_sources(sources: Iterable[str]) -> dict[str, str]:
+    """Each ``folder/file:line (function)`` with as many folders as tell its file from others."""
+    files = {source: _file(source) for source in sources}
+    distinct = set(files.values())
+    return {
+        source: _tail(file, distinct) + _own_name(source[len(file) :])
+        for source, file in files.items()
+    }
+
+
+def _own_name(place: str) -> str:
+    """``:3:7 (outer.<locals>.Cell.update)`` as ``:3:7 (Cell.update)``."""
+    where, found, function = place.partition(" (")
+    return f"{where} ({function.rpartition('<locals>.')[2]}" if found else place
+
+
+def _file(source: str) -> str:
+    """The file of ``file:line:column (function)``."""
+    where = source.rpartition(" (")[0] or source
+    file = where.rstrip("0123456789:")
+    return file if where[len(file) :].startswith(":") else where
+
+
+def _tail(file: str, others: set[str]) -> str:
+    parts = file.replace("\\", "/").split("/")
+    for n in range(1, len(parts)):
+        tail = "/".join(parts[-n:])
+        if sum(f"/{o.replace(chr(92), '/')}".endswith(f"/{tail}") for o in others) == 1:
+            return tail
+    return file
+
+
+def numbers(values: Sequence[int]) -> str:
+    """``3``, ``1, 4``, ``0-19`` or ``1, 5, …, 77``."""
+    steps = {b - a for a, b in pairwise(values)}
+    if len(values) > 3 and len(steps) == 1:
+        first, last = values[0], values[-1]
+        if steps == {0}:
+            return str(first)
+        return f"{first}-{last}" if steps == {1} else f"{first}, {values[1]}, {ELLIPSIS}, {last}"
+    return ", ".join(map(str, values))

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small recurrent models around the operation of a case, with inputs, targets and a loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace.base.versions import is_float
+
+from .case import ConformanceCase, normal
+
+STEPS, BATCH = 5, 2
+
+
+class Cell(brainstate.nn.Module):
+    """Two leaky states around the operation; every path between them is position-wise::
+
+        y  = op(x, *weights)
+        v' = 0.6 v cos(0.3 y) + y drive
+        h' = 0.7 h + sin(v')
+
+    Parameters
+    ----------
+    case
+        The case.
+    head
+        Axes in front of those of ``y`` that the states have: a batch.
+    mapped
+        Map the operation over the first axis of ``x`` with ``vmap``.
+    recurrent
+        Add a fixed mixture of the old ``h`` to ``x``, which makes the operation recurrent.
+    """
+
+    def __init__(
+        self,
+        case: ConformanceCase,
+        dtype: Any = "float64",
+        *,
+        head: tuple[int, ...] = (),
+        mapped: bool = False,
+        recurrent: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.case, self.mapped, self.recurrent = case, mapped, recurrent
+        values = [scale * value for value in case.weights(dtype)]
+        self.weights = [brainstate.ParamState(value) for value in values]
+        arguments = case.arguments(0, dtype)
+        y = jax.eval_shape(case.op, *arguments)
+        self.start = jnp.full((*head, *y.shape), 0.1, y.dtype)
+        self.apart = int(case.batched) + len(head)  # leading axes that examples are counted along
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        """Create the states; a batch is part of the case."""
+        self.v = brainstate.HiddenState(self.start)
+        self.h = brainstate.HiddenState(self.start)
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        """Set the states back."""
+        self.v.value = self.h.value = self.start
+
+    def update(self, inputs: Any) -> Any:
+        """One step: ``(x, drive)`` to ``h``; ``x`` is ``None`` without input."""
+        x, drive = inputs
+        old_v: Any = self.v.value
+        old_h: Any = self.h.value
+        if self.recurrent:
+            x = x + jnp.tanh(mixed(old_h, x.shape, self.apart))
+        y = self._apply(x)
+        self.v.value = 0.6 * old_v * jnp.cos(0.3 * y) + y * drive
+        self.h.value = 0.7 * old_h + jnp.sin(self.v.value)  # type: ignore[arg-type]
+        return self.h.value
+
+    def _apply(self, x: Any) -> Any:
+        weights = [state.value for state in self.weights]
+        if x is None:
+            return self.case.op(*weights)
+        op = self.case.op
+        if self.mapped:
+            op = jax.vmap(op, in_axes=(0, *(None for _ in weights)))
+        return op(x, *weights)
+
+
+class Two(brainstate.nn.Module):
+    """Two cells; a fixed mixture of the first one's ``h`` is added to the input of the second."""
+
+    def __init__(self, case: ConformanceCase) -> None:
+        super().__init__()
+        recurrent = takes_state(case)
+        self.cells = [
+            Cell(case, recurrent=recurrent),
+            Cell(case, recurrent=recurrent, scale=0.7),
+        ]
+
+    def update(self, inputs: Any) -> Any:
+        """One step: ``(x, drive)`` to the ``h`` of both."""
+        x, drive = inputs
+        first, second = self.cells
+        h = first(inputs)
+        if takes_state(self.case):
+            x = x + jnp.sin(mixed(h, x.shape, first.apart))
+        else:
+            drive = drive * jnp.sin(h)
+        return h + second((x, drive))
+
+    @property
+    def case(self) -> ConformanceCase:
+        """The case of both cells."""
+        return self.cells[0].case
+
+
+def takes_state(case: ConformanceCase) -> bool:
+    """Whether hidden values can be added to ``x``."""
+    return case.has_x and is_float(case.arguments()[0])
+
+
+def mixed(h: jax.Array, shape: Sequence[int], apart: int) -> jax.Array:
+    """A fixed linear mixture of ``h``, example by example, of the shape of ``x``."""
+    flat = h.reshape(*h.shape[:apart], -1)
+    size = 1
+    for n in shape[apart:]:
+        size *= n
+    matrix = normal(7, (flat.shape[-1], size), h.dtype) / flat.shape[-1] ** 0.5
+    return (flat @ matrix).reshape(tuple(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model with initialised states and its sequences: ``(x, drive)`` and targets, [T, ...]."""
+
+    model: Any
+    inputs: Any
+    targets: jax.Array
+
+    @property
+    def sequences(self) -> tuple[Any, Any]:
+        """What the model takes, and what the loss takes."""
+        return self.inputs, self.targets
+
+
+def loss(out: jax.Array, target: jax.Array) -> jax.Array:
+    """A sum over examples, so that a batch is the sum of its examples."""
+    return jnp.sum((out - target) ** 2)
+
+
+def task(model: Any, case: ConformanceCase, dtype: Any = "float64", **options: Any) -> Task:
+    """Sequences for a model around the case; ``options`` as for :func:`sequences`."""
+    brainstate.nn.init_all_states(model)
+    return Task(model, *sequences(case, dtype, **options))
+
+
+def sequences(
+    case: ConformanceCase, dtype: Any = "float64", head: tuple[int, ...] = (), mapped: bool = False
+) -> tuple[Any, jax.Array]:
+    """``(x, drive)`` and targets of ``STEPS`` steps; if ``mapped``, ``x`` has the axes ``head``."""
+    shape = jax.eval_shape(case.op, *case.arguments(0, dtype)).shape
+    x = case.inputs(STEPS, dtype)
+    if mapped:
+        many = case.inputs(STEPS * head[0], dtype)
+        x = many.reshape(STEPS, *head, *many.shape[1:])
+    drive = normal(8, (STEPS, *head, *shape), dtype)
+    return (x, drive), normal(9, (STEPS, *head, *shape), dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the compiler's diagnostics: a model here may lose credit on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+        yield
