@@ -86,7 +86,7 @@ def hide_frames(module: Any) -> None:
         source_info_util.register_exclusion(folder)
 
 
-for _module in (sys.modules[__package__], brainstate, saiunit):
+for _module in (sys.modules[__name__.partition(".")[0]], brainstate, saiunit):
     hide_frames(_module)
 
 
