@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import io_callback
 
 import braintrace as bt
-from braintrace import rules
+from braintrace import algorithms
 from braintrace.algorithms import config
 from braintrace.algorithms.d_rtrl import DRTRLRule
 from braintrace.algorithms.lagged import LaggedDRTRLRule
@@ -303,7 +303,7 @@ class Plain(bt.ETraceVjpAlgorithm):
     """D-RTRL without knowing the structure of ``D`` and ``f``, one step as any other block."""
 
     def make_rule(self, executor: Any) -> Any:
-        return rules.ParamDimRule(executor, self.trace_dtype)
+        return algorithms.ParamDimRule(executor, self.trace_dtype)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -328,7 +328,7 @@ def test_known_structure_changes_no_number(
 
 
 @dataclass(frozen=True, eq=False)
-class LeakyRule(rules.ParamDimRule):
+class LeakyRule(algorithms.ParamDimRule):
     """D-RTRL with a number in place of ``D``, also where ``D`` is structurally zero."""
 
     def leaky(self, block: Any) -> Any:

@@ -29,7 +29,7 @@ def names() -> Iterator[str]:
     yield from (f"braintrace.{name}" for name in (*lazy.CORE, *lazy.OFFICIAL["ops"]))
     yield from (f"braintrace.nn.{name}" for name in lazy.OFFICIAL["nn"])
     yield from (f"braintrace.plugins.{name}" for name in PLUGINS.split())
-    for module in ("plugin_api", "rules", "testing"):
+    for module in ("plugin_api", "algorithms", "testing"):
         exported = import_module(f"braintrace.{module}").__all__
         yield from (f"braintrace.{module}.{name}" for name in exported)
 

@@ -11,10 +11,13 @@ import sys
 from importlib import import_module, util
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
 
 from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}

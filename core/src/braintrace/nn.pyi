@@ -8,10 +8,10 @@ from braintrace_conv.nn import Conv2d as Conv2d
 from braintrace_conv.nn import Conv3d as Conv3d
 from braintrace_dense.nn import CFNCell as CFNCell
 from braintrace_dense.nn import GRUCell as GRUCell
-from braintrace_dense.nn import LeakyRateReadout as LeakyRateReadout
-from braintrace_dense.nn import Linear as Linear
 from braintrace_dense.nn import LRUCell as LRUCell
 from braintrace_dense.nn import LSTMCell as LSTMCell
+from braintrace_dense.nn import LeakyRateReadout as LeakyRateReadout
+from braintrace_dense.nn import Linear as Linear
 from braintrace_dense.nn import MGUCell as MGUCell
 from braintrace_dense.nn import MiniGRU as MiniGRU
 from braintrace_dense.nn import MiniLSTM as MiniLSTM

@@ -43,7 +43,7 @@ class ParamDimRule(LearningRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.D_RTRL(cell)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import ParamDimRule
+    >>> from braintrace.algorithms import ParamDimRule
     >>> isinstance(learner.rule, ParamDimRule)
     True
     >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape

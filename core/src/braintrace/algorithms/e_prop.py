@@ -45,7 +45,7 @@ class EPropRule(ParamDimRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.EProp(cell, kappa_filter_decay=0.9)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import EPropRule
+    >>> from braintrace.algorithms import EPropRule
     >>> isinstance(learner.rule, EPropRule)
     True
     >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape

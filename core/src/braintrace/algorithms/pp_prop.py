@@ -92,7 +92,7 @@ class IODimRule(LearningRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.pp_prop(cell, 0.9)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import IODimRule
+    >>> from braintrace.algorithms import IODimRule
     >>> isinstance(learner.rule, IODimRule)
     True
     >>> learner.rule.of_link(learner.rule.init(), 0)["f"].shape

@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
     Examples
     --------
-    >>> from braintrace.rules import Block
+    >>> from braintrace.algorithms import Block
     >>> Block._fields
     ('jacobians', 'signal', 'late', 'given')
     """
@@ -65,7 +65,7 @@ class LearningRule(ABC):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.D_RTRL(cell)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import LearningRule
+    >>> from braintrace.algorithms import LearningRule
     >>> isinstance(learner.rule, LearningRule), len(learner.rule.links), len(learner.rule.init())
     (True, 2, 2)
     """

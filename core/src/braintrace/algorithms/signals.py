@@ -27,7 +27,7 @@ class SignalSource(ABC):
     --------
     Signals of half the size:
 
-    >>> from braintrace.rules import SignalSource
+    >>> from braintrace.algorithms import SignalSource
     >>> class Halved(SignalSource):
     ...     def replaced(self, block):
     ...         half = [0.5 * signal for signal in block.signal]
@@ -67,7 +67,7 @@ class Resignalled(LearningRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.ThreeFactor(cell)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import ParamDimRule, Resignalled
+    >>> from braintrace.algorithms import ParamDimRule, Resignalled
     >>> isinstance(learner.rule, Resignalled), isinstance(learner.rule.rule, ParamDimRule)
     (True, True)
     """

@@ -47,7 +47,7 @@ class SnApRule(ParamDimRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.SnAp(cell, n=2)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import SnApRule
+    >>> from braintrace.algorithms import SnApRule
     >>> isinstance(learner.rule, SnApRule)
     True
     >>> learner.rule.of_link(learner.rule.init(), 0)["weight"].shape

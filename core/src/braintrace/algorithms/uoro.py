@@ -63,7 +63,7 @@ class UORORule(LearningRule):
     >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
     >>> learner = braintrace.UORO(cell)
     >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> from braintrace.rules import UORORule
+    >>> from braintrace.algorithms import UORORule
     >>> isinstance(learner.rule, UORORule)
     True
     """

@@ -35,6 +35,8 @@ class ETPPrimitive(versions.Primitive):
         The specification, which can be read as ``.spec``.
     owner
         Who defines it: the name of a package.
+    restorer
+        Finds the primitive of a pickle by its name and owner.
 
     Examples
     --------
