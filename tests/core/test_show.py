@@ -20,6 +20,7 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
+from braintrace.base.types import show_path
 from braintrace.compiler.summary import summarize
 from braintrace.show.facts import to_data
 from braintrace.show.tables import Cell, fold_rows
@@ -148,7 +149,7 @@ def test_reports_fit_into_a_terminal_and_name_everything(name: str) -> None:
         assert ("frozen" if how == "none" else how) in squeezed
     if name != "long-paths":
         for path in (*graph.coverage(), *graph.hid_path_to_group):
-            assert bt._compile.show_path(path) in squeezed
+            assert show_path(path) in squeezed
 
 
 def test_every_section_of_a_report() -> None:
