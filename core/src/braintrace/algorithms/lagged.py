@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
 from ..executor.step import ETraceGraphExecutor

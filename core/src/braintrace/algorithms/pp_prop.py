@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.arrays import bytes_of, sum_dtype
 from ..base.errors import NotSupportedError
 from ..compiler.relation import HiddenParamOpRelation
 from ..executor.layout import Link
@@ -147,7 +148,7 @@ class IODimRule(LearningRule):
 
         def kept(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
-            return jax.ShapeDtypeStruct(shape, own or _wide(dtype))
+            return jax.ShapeDtypeStruct(shape, own or sum_dtype(dtype))
 
         inputs = {s: self._relations[s].x_var.aval for s in self._sources.values()}  # type: ignore[union-attr]
         return Filters(
@@ -161,7 +162,7 @@ class IODimRule(LearningRule):
     @property
     def bytes_per_step(self) -> int:
         """The filters of every step are held until the product."""
-        return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(self._types))
+        return bytes_of(self._types)
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
@@ -300,13 +301,7 @@ def _shape_of_f(link: Link) -> tuple[int, ...]:
 
 def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:
     """``kept`` in a dtype that loses nothing of ``value``, and that filters can run in."""
-    return kept.astype(jnp.promote_types(_wide(kept.dtype), _wide(value.dtype)))
-
-
-def _wide(dtype: Any) -> Any:
-    """Float32 at least: in half precision a sum of many steps stops growing, and 0.999 is 1."""
-    half = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
-    return jnp.dtype(jnp.float32) if half else dtype
+    return kept.astype(jnp.promote_types(sum_dtype(kept.dtype), sum_dtype(value.dtype)))
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:

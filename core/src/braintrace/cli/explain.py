@@ -16,6 +16,7 @@ from .model import arguments, build, file_and_name, import_file, parse_shape, to
 
 if TYPE_CHECKING:
     from ..base.diagnostics import CompilationRecord
+    from ..base.types import Path as StatePath
     from ..compiler.control.policy import ControlFlowPolicy
     from ..compiler.graph import ETraceGraph
 
@@ -156,7 +157,7 @@ def _selected(graph: ETraceGraph, options: argparse.Namespace) -> list[Compilati
     )
 
 
-def _path(option: str, text: str | None, paths: Iterable[tuple[Any, ...]]) -> Any:
+def _path(option: str, text: str | None, paths: Iterable[StatePath]) -> Any:
     """The path that is written ``layers[0].weight`` or ``layers.0.weight``."""
     from ..base.types import show_path
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.errors import CompilationError, NotSupportedError
-from ..base.types import Path
+from ..base.types import Path, restore_values, show_path
 
 #: Tag of a state whose value has a leading axis of examples.
 BATCHED = "braintrace.batched"
@@ -45,8 +45,8 @@ def batch_size_of(model: brainstate.nn.Module) -> int:
         shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(state.value)}
         if () in shapes:
             raise CompilationError(
-                f"the state {_show(path)} was made for a batch and now holds a value without an "
-                "axis of examples; use reset_state of the learner to reset it"
+                f"the state {show_path(path)} was made for a batch and now holds a value without "
+                "an axis of examples; use reset_state of the learner to reset it"
             )
         sizes |= {n: path for (n,) in shapes}
     if not sizes:
@@ -57,8 +57,8 @@ def batch_size_of(model: brainstate.nn.Module) -> int:
     if len(sizes) > 1:
         (one, a), (other, b), *_ = sizes.items()
         raise CompilationError(
-            f"the state {_show(a)} holds {one} examples, but {_show(b)} holds {other}; initialise "
-            "the model again"
+            f"the state {show_path(a)} holds {one} examples, but {show_path(b)} holds {other}; "
+            "initialise the model again"
         )
     return next(iter(sizes))
 
@@ -73,12 +73,10 @@ def one_example(model: brainstate.nn.Module) -> Iterator[None]:
     """Inside, the states of a batched model hold the values of the first example."""
     before = {state: state.value for state in batched_states(model).values()}
     try:
-        for state, value in before.items():
-            _put(state, _first(value))
+        restore_values({state: _first(value) for state, value in before.items()})
         yield
     finally:
-        for state, value in before.items():
-            _put(state, value)
+        restore_values(before)
 
 
 def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
@@ -142,9 +140,9 @@ def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> No
         if _is_mapped(value) and not _is_mapped(old[path]):
             raise NotSupportedError(
                 f"the learner is called under vmap, which maps its inputs but not its states: the "
-                f"state {_show(path)} would have a value for each example and no place for them. "
-                "Use braintrace.compile(model, ..., vmap=True), or initialise the model and call "
-                "compile_graph in brainstate.transform.vmap_new_states(state_tag='new', "
+                f"state {show_path(path)} would have a value for each example and no place for "
+                "them. Use braintrace.compile(model, ..., vmap=True), or initialise the model and "
+                "call compile_graph in brainstate.transform.vmap_new_states(state_tag='new', "
                 "axis_size=...) and then call brainstate.nn.Vmap(learner, vmap_states='new')"
             )
 
@@ -241,7 +239,7 @@ def reset_batched_states(
     )
     if kept and size != present:
         raise ValueError(
-            f"batch_size={size} cannot reset {_show(kept[0])}, which holds {present} examples: "
+            f"batch_size={size} cannot reset {show_path(kept[0])}, which holds {present} examples: "
             "no reset_state of the model sets it. Define reset_state beside init_state"
         )
     for path, state in brainstate.graph.states(model).items():
@@ -280,10 +278,8 @@ def _each(
 
     def one(keys: Sequence[Any], values: Mapping[Path, Any]) -> tuple[Any, Any]:
         given = {**same, **values}
-        for generator, key in zip(generators, keys, strict=True):
-            _put(generator, key)
-        for path, value in given.items():
-            _put(states[path], value)
+        restore_values(dict(zip(generators, keys, strict=True)))
+        restore_values({states[path]: value for path, value in given.items()})
         with brainstate.StateTraceStack():  # writing what belongs to vmap is meant here
             call()
         after = dict(brainstate.graph.states(model))
@@ -301,10 +297,8 @@ def _each(
             [split[1:] for split in splits], dict(each)
         )
     finally:
-        for state, value in before.items():
-            _put(state, value)
-        for generator, split in zip(generators, splits, strict=True):
-            _put(generator, split[0])
+        restore_values(before)
+        restore_values({g: split[0] for g, split in zip(generators, splits, strict=True)})
     for path, value in shared.items():
         states[path].value = value
     return found, tuple(left)
@@ -331,13 +325,6 @@ def _repeated(value: Any, size: int) -> Any:
     return jax.tree.map(lambda v: jnp.repeat(jnp.asarray(v)[None], size, axis=0), value)
 
 
-def _put(state: brainstate.State[Any], value: Any) -> None:
-    try:
-        state.restore_value(value)
-    except ValueError:  # refused to a state whose structure was changed; an assignment is not
-        state.value = value
-
-
 def _checked_size(batch_size: Any) -> int:
     try:
         size = -1 if isinstance(batch_size, bool) else operator.index(batch_size)
@@ -346,7 +333,3 @@ def _checked_size(batch_size: Any) -> int:
     if size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     return size
-
-
-def _show(path: Path) -> str:
-    return ".".join(map(str, path))

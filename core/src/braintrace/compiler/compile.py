@@ -16,8 +16,9 @@ from .find_relations import analyse_operations
 from .findings.model import model_records
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
-from .module_info import ModuleInfo, StateKind
+from .module_info import ModuleInfo
 from .plan_perturbation import perturb_hidden
+from .program import StateKind
 from .tracing.extract import extract_module_info
 from .transitions import check_scope
 

@@ -17,8 +17,9 @@ from ..base.versions import Jaxpr, Var
 from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.slices import Slice, between
-from .module_info import ModuleInfo, StateKind, StateSlot
+from .module_info import ModuleInfo
 from .near import is_barrier, near_paths
+from .program import StateKind, StateSlot
 from .tracing.extract import extract_module_info
 
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of a model as a flat program: its states, and the record that all passes read."""
+"""The program of one step of a model, with what it was made from: the record all passes read."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import brainstate
@@ -17,39 +15,15 @@ import numpy as np
 from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
-from ..base.versions import Jaxpr, JaxprEqn, Var
-from ..jaxprs.depends import Along, depends
+from ..base.versions import Var
 from ..jaxprs.slices import between
 from .control.policy import Rewrite
 from .environment import UNSET, changed_setting, moving_values
-
-DYNAMIC = "dynamic"
-
-
-class StateKind(enum.Enum):
-    """What the compiler does with a state."""
-
-    HIDDEN = "hidden"
-    PARAM = "param"
-    OTHER = "other"
+from .program import Program, StateKind
 
 
 @dataclass(frozen=True, eq=False)
-class StateSlot:
-    """Where the leaves of one state stand among the state leaves of the program.
-
-    ``leaves`` counts from the first state leaf; the tree structure belongs to the state's value.
-    """
-
-    path: Path
-    state: brainstate.State[Any]
-    kind: StateKind
-    treedef: Any
-    leaves: range
-
-
-@dataclass(frozen=True, eq=False)
-class ModuleInfo:
+class ModuleInfo(Program):
     """One step of a model as a flat jaxpr.
 
     Inputs are the leaves of the arguments, then those of the states; outputs are the leaves of the
@@ -89,12 +63,8 @@ class ModuleInfo:
     (2, 4)
     """
 
-    jaxpr: Jaxpr
-    slots: tuple[StateSlot, ...]
     arg_treedef: Any
     out_treedef: Any
-    num_args: int
-    num_out: int
     retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
     rewrites: tuple[Rewrite, ...] = ()
     environment: tuple[str, ...] = ()
@@ -135,57 +105,6 @@ class ModuleInfo:
                     "copy without that setting first, or call compile_graph on it"
                 )
             yield tuple(args)
-
-    @cached_property
-    def origins(self) -> dict[Var, frozenset[Any]]:
-        """For each variable: the parameter leaves ``(path, k)`` behind it, and ``DYNAMIC``.
-
-        ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
-        """
-        seeds: dict[Var, frozenset[Any]] = {v: frozenset({DYNAMIC}) for v in self.jaxpr.invars}
-        return depends(self.eqns, seeds | self._parameter_leaves)
-
-    @cached_property
-    def trained(self) -> dict[Var, frozenset[Any]]:
-        """For each variable: the parameter leaves ``(path, k)`` that it has a derivative of."""
-        return depends(self.eqns, self._parameter_leaves, along=Along.DERIVATIVES)
-
-    @cached_property
-    def parameter_leaves(self) -> dict[tuple[Path, int], int]:
-        """Every parameter leaf ``(path, k)``, with its place in their order."""
-        slots = self.slots_of(StateKind.PARAM)
-        leaves = [(slot.path, k) for slot in slots for k in range(len(slot.leaves))]
-        return {leaf: place for place, leaf in enumerate(leaves)}
-
-    @property
-    def _parameter_leaves(self) -> dict[Var, frozenset[Any]]:
-        return {
-            var: frozenset({(slot.path, k)})
-            for slot in self.slots_of(StateKind.PARAM)
-            for k, var in enumerate(self.invars_of(slot))
-        }
-
-    @cached_property
-    def producers(self) -> dict[Var, int]:
-        """Index of the equation that computes each variable."""
-        return {var: i for i, eqn in enumerate(self.eqns) for var in eqn.outvars}
-
-    @property
-    def eqns(self) -> Sequence[JaxprEqn]:
-        """The equations of the step."""
-        return self.jaxpr.eqns
-
-    def slots_of(self, kind: StateKind) -> tuple[StateSlot, ...]:
-        """The states of one kind."""
-        return tuple(slot for slot in self.slots if slot.kind is kind)
-
-    def invars_of(self, slot: StateSlot) -> tuple[Var, ...]:
-        """Variables of a state's old leaves."""
-        return tuple(self.jaxpr.invars[self.num_args + i] for i in slot.leaves)
-
-    def outvars_of(self, slot: StateSlot) -> tuple[Any, ...]:
-        """Variables (or literals) of a state's new leaves."""
-        return tuple(self.jaxpr.outvars[self.num_out + i] for i in slot.leaves)
 
     @property
     def compiled_model_states(self) -> dict[Path, brainstate.State[Any]]:
@@ -284,9 +203,9 @@ class ModuleInfo:
 
         ``(None, ())`` when none does. When several do, it is the first in the order of the states.
         """
-        behind = self.origins.get(var, frozenset()) - {DYNAMIC}
-        for path, leaves in self.weight_path_to_invars.items():
-            if any((path, k) in behind for k in range(len(leaves))):
-                crossed = between(self.eqns, leaves, [var]).eqns
-                return path, tuple(eqn.primitive for eqn in crossed)
-        return None, ()
+        behind = self.behind(var)
+        path = next((leaf[0] for leaf in self.parameter_leaves if leaf in behind), None)
+        if path is None:
+            return None, ()
+        crossed = between(self.eqns, self.weight_path_to_invars[path], [var]).eqns
+        return path, tuple(eqn.primitive for eqn in crossed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..base import versions
 from ..base.versions import JaxprEqn
 from ..jaxprs.depends import differentiable
 from ..ops.primitive import is_etp_primitive
-from .module_info import DYNAMIC, ModuleInfo
+from .module_info import ModuleInfo
+from .program import DYNAMIC
 
 
 def is_barrier(eqn: JaxprEqn) -> bool:
@@ -39,5 +39,4 @@ def has_parameters(minfo: ModuleInfo, eqn: JaxprEqn) -> bool:
     """Whether parameters lead to a trainable operand of an ETP equation."""
     positions = eqn.primitive.spec.resolve_trainable_invars(eqn.params).values()
     atoms = [eqn.invars[k] for k in positions if k < len(eqn.invars)]
-    behind = [minfo.origins.get(a, frozenset()) for a in atoms if versions.is_var(a)]
-    return any(marks - {DYNAMIC} for marks in behind)
+    return any(minfo.behind(atom) - {DYNAMIC} for atom in atoms)

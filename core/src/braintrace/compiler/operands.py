@@ -10,7 +10,8 @@ from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path
 from ..base.versions import Atom, JaxprEqn
-from .module_info import DYNAMIC, ModuleInfo
+from .module_info import ModuleInfo
+from .program import DYNAMIC
 
 Leaf = tuple[Path, int]
 """A parameter's path and the index of one of its leaves."""
@@ -37,7 +38,6 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
     """Every operand but ``x``, with the parameter leaves behind the trainable ones."""
     eqn = minfo.eqns[eqn_index]
     spec = eqn.primitive.spec
-    rank = minfo.parameter_leaves
     keys = {position: key for key, position in spec.resolve_trainable_invars(eqn.params).items()}
     missing = [position for position in keys if position >= len(eqn.invars)]
     if missing:
@@ -50,9 +50,10 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
     for position, atom in enumerate(eqn.invars):
         if position == spec.x_invar_index:
             continue
-        behind = minfo.origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
-        known = sorted(behind - {DYNAMIC}, key=rank.__getitem__) if position in keys else []
-        trained = minfo.trained.get(atom, frozenset()) if known else frozenset()
+        behind = minfo.behind(atom)
+        made_of = [leaf for leaf in minfo.parameter_leaves if leaf in behind]
+        known = made_of if position in keys else []
+        trained = minfo.trained_by(atom) if known else frozenset()
         leaves = tuple(leaf for leaf in known if leaf in trained)
         held = tuple(leaf for leaf in known if leaf not in trained)
         chain = () if DYNAMIC in behind else _equations_behind(minfo, atom)
@@ -77,7 +78,7 @@ def _equations_behind(minfo: ModuleInfo, atom: Atom) -> tuple[int, ...]:
 
 def refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:
     for operand in operands:
-        if versions.is_var(operand.atom) and DYNAMIC in minfo.origins.get(operand.atom, ()):
+        if DYNAMIC in minfo.behind(operand.atom):
             name = f"operand {operand.position}"
             name = f"operand {operand.key!r} ({name})" if operand.key else name
             raise NotSupportedError(

@@ -35,9 +35,10 @@ from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from .find_relations import analyse_operations
 from .groups import HiddenGroup, find_hidden_groups_from_minfo, member_of
-from .module_info import ModuleInfo, StateKind
+from .module_info import ModuleInfo
 from .near import is_barrier
 from .perturbation import Context, HiddenPerturbation, Instruction, Read
+from .program import StateKind
 from .relation import HiddenParamOpRelation
 from .tracing.extract import extract_module_info
 

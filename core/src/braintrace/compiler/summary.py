@@ -18,8 +18,9 @@ from ..jaxprs.sites import etp_equations
 from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
 from .found import Found
 from .groups import HiddenGroup, member_of
-from .module_info import ModuleInfo, StateKind, StateSlot
+from .module_info import ModuleInfo
 from .operands import weight_operands
+from .program import StateKind, StateSlot
 from .relation import HiddenParamOpRelation
 
 

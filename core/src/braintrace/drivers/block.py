@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.rule import Block, LearningRule
+from ..base.arrays import start_of_sum
 from ..base.types import State
-from .leaves import start_of_sum
 from .recorded import recorded_scan
 from .traced import TracedStep
 

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 
 from ..algorithms.rule import LearningRule
 from ..base import versions
+from ..base.arrays import bytes_of
 
 MIB = 2**20
 #: Records of this size stay close to the processor.
@@ -76,12 +76,12 @@ def record_bytes(rule: LearningRule) -> int:
     executor = rule.executor
     plan = executor.graph.perturbed
     width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)
-    total = rule.bytes_per_step + 2 * sum(_bytes(v) for v in plan.init_perturb_data())
+    total = rule.bytes_per_step + 2 * bytes_of(plan.init_perturb_data())
     xs = (relation.x_var for relation in executor.graph.hidden_param_op_relations)
     inputs = {x for x in xs if x is not None and versions.is_var(x)}
-    total += sum(_bytes(var.aval) for var in inputs)
+    total += bytes_of([var.aval for var in inputs])
     for link in rule.links:
-        total += link.group.num_state * math.prod(link.extra) * _bytes(link.relation.y_var.aval)
+        total += link.group.num_state * math.prod(link.extra) * bytes_of(link.relation.y_var.aval)
     for group in {link.group.index: link.group for link in rule.links}.values():
         total += group.num_state**2 * math.prod(group.varshape) * width
     return total
@@ -89,8 +89,4 @@ def record_bytes(rule: LearningRule) -> int:
 
 def trace_bytes(rule: LearningRule) -> int:
     """Bytes of the traces."""
-    return sum(_bytes(v) for v in jax.tree.leaves(jax.eval_shape(rule.init)))
-
-
-def _bytes(array: Any) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
+    return bytes_of(jax.eval_shape(rule.init))

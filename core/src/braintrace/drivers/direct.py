@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.arrays import bytes_of
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, equations_behind, moving_with, slice_to
 from ..jaxprs.run import read, run_equations
@@ -127,7 +128,7 @@ class DirectProducts:
         operands = (p.eqn.invars[k] for p in self.products for k in p.moving)
         recorded = {atom for atom in operands if versions.is_var(atom)}
         recorded.update(p.eqn.outvars[0] for p in self.products)
-        return sum(var.aval.size * var.aval.dtype.itemsize for var in recorded)
+        return bytes_of([var.aval for var in recorded])
 
     def shifts(self) -> tuple[jax.Array, ...]:
         """Zeros to add to the results of the products."""

@@ -10,9 +10,10 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..base.arrays import start_of_sum
 from ..base.types import show_path
 from . import guards
-from .leaves import common_length, end_of_sum, start_of_sum
+from .leaves import common_length, end_of_sum
 from .losses import checked_losses, scale_of, weighted_sum
 from .online_step import add_gradients, not_differentiable
 from .options import GradOptions, Outcome, Running

@@ -13,13 +13,6 @@ import numpy as np
 from ..base.types import State
 
 
-def start_of_sum(like: Any) -> jax.Array:
-    """Zeros to add gradients to: a sum of many steps in half precision would stop growing."""
-    dtype = jnp.result_type(like)
-    half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-    return jnp.zeros(jnp.shape(like), jnp.float32 if half else dtype)
-
-
 def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
     """A sum of gradients, scaled, in the dtype of what it is the gradient of."""
     return (total * scale).astype(jnp.result_type(like))

@@ -13,7 +13,7 @@ import numpy as np
 from ..algorithms.rule import LearningRule
 from ..base.types import State
 from ..compiler.graph import ETraceGraph
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from ..executor.step import ETraceGraphExecutor
 from .tape import Tape
 

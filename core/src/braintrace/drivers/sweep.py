@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.rule import Block, Traces
+from ..base.arrays import start_of_sum
 from .block import BlockRunner
-from .leaves import end_of_sum, start_of_sum
+from .leaves import end_of_sum
 from .progress import Progress
 
 

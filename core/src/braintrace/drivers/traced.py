@@ -11,7 +11,7 @@ import brainstate
 import jax
 
 from ..base.types import State, show_path
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from ..executor.step import ETraceGraphExecutor
 from ..jaxprs.depends import reaches
 from .direct import DirectProducts, direct_products

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from ..algorithms.rule import Block, LearningRule, Traces
 from ..base import versions
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from .online_step import add_gradients, guarded
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.types import Path
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from ..compiler.requirements import check_states, checked_args
 from .jacobians import StepJacobians
 from .step import ETraceGraphExecutor

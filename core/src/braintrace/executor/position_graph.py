@@ -22,7 +22,8 @@ import numpy as np
 from ..base import versions
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..compiler.groups import HiddenGroup
-from ..compiler.module_info import ModuleInfo, StateKind
+from ..compiler.module_info import ModuleInfo
+from ..compiler.program import StateKind
 from ..compiler.transitions import Transition
 from .layout import join_states
 from .sweeps import Reverse

@@ -20,8 +20,8 @@ from ..compiler.compile import compile_etrace_graph
 from ..compiler.cones import Cone, Pattern
 from ..compiler.graph import ETraceGraph
 from ..compiler.groups import HiddenGroup
-from ..compiler.module_info import StateKind
 from ..compiler.operands import TrainableOperand
+from ..compiler.program import StateKind
 from ..compiler.relation import HiddenParamOpRelation
 from ..compiler.transitions import Transition
 from ..jaxprs.run import read, run_equations

@@ -13,9 +13,9 @@ import saiunit
 
 from ..base import versions
 from ..base.errors import CompilationError
-from ..base.types import State, show_path
+from ..base.types import Path, State, show_path
 from ..compiler.graph import ETraceGraph
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from . import storage
 
 #: Libraries whose objects, unless they are modules, hold no states, or states of others.
@@ -137,7 +137,7 @@ def _kind(state: State) -> str:
     return kind.value
 
 
-def named_leaves(owner: str, path: tuple[Any, ...]) -> str:
+def named_leaves(owner: str, path: Path) -> str:
     """``model/layers/0/weight``; a part that is neither a name nor a number is quoted."""
     names = (p if isinstance(p, str) and p.isidentifier() else repr(p) for p in path)
     return "/".join([owner, *names])
@@ -194,7 +194,7 @@ def _bare_part(part: Any, name: str) -> str | None:
     return f"{name} (a {type(part).__name__}) holds no brainstate states"
 
 
-def parts_of(part: Any, path: tuple[Any, ...] = (), seen: set[int] | None = None) -> Iterator[Any]:
+def parts_of(part: Any, path: Path = (), seen: set[int] | None = None) -> Iterator[Any]:
     """An object and those it holds, with their paths, each once.
 
     More than ``brainstate.graph`` finds: a schedule of braintools is a plain object with states.

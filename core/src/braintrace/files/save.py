@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.types import State
+from ..base.types import State, restore_values
 from . import storage
 from .description import description_of, version_of
 from .differences import changed_description, changed_leaves, changed_version
@@ -163,8 +163,7 @@ def _assign(values: Mapping[State, Any]) -> None:
         for state, value in values.items():
             state.restore_value(value)
     except BaseException:
-        for state, value in before.items():
-            state.restore_value(value)
+        restore_values(before)
         raise
 
 

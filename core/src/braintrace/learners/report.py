@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import jax
 
 from ..algorithms.rule import LearningRule
+from ..base.arrays import bytes_of
 from ..base.types import show_path
 from ..drivers.block_size import auto_block_size
 
@@ -20,7 +18,7 @@ def trace_report(rule: LearningRule, vjp_method: str) -> str:
     traces = jax.eval_shape(rule.init)
     lines = [
         f"learning rule: {rule.name}",
-        f"traces: {len(rule.links) if traces else 0}, {shown_bytes(held_bytes(traces))}",
+        f"traces: {len(rule.links) if traces else 0}, {shown_bytes(bytes_of(traces))}",
     ]
     for i, link in enumerate(rule.links):
         own = jax.eval_shape(lambda held, i=i: rule.held_by(held, i), traces)
@@ -28,18 +26,13 @@ def trace_report(rule: LearningRule, vjp_method: str) -> str:
             continue
         names = ", ".join(show_path(p) for p in link.relation.parameter_paths)
         shapes = ", ".join(f"{key} {[*leaf.shape]}" for key, leaf in own.items())
-        size = shown_bytes(held_bytes(own))
+        size = shown_bytes(bytes_of(own))
         lines.append(f"  {names} -> group {link.group.index}: {size} ({shapes})")
     if vjp_method == "multi-step":
         return "\n".join([*lines, "windows: as long as chunk_size, with reverse mode inside"])
     block = auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
-
-
-def held_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a pytree."""
-    return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(tree))
 
 
 def shown_bytes(count: int) -> str:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.types import Path, show_path
+from ..base.types import Path, restore_values, show_path
 from ..compiler.batch_states import reset_batched_states
-from ..compiler.module_info import ModuleInfo, StateKind
+from ..compiler.module_info import ModuleInfo
+from ..compiler.program import StateKind
 from ..compiler.requirements import state_lookup
 from ..executor.step import ETraceGraphExecutor
 
@@ -54,8 +55,7 @@ def reset_model(
         change = _batch_change(info, before, batch_size)
         return executor if change is None else _for_batch(executor, *change)
     except Exception:
-        for state, value in before.items():
-            state.restore_value(value)
+        restore_values(before)
         raise
 
 

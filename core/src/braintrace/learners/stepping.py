@@ -14,7 +14,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..compiler.batch_states import refuse_lost_examples, repeated_like
 from ..compiler.graph import ETraceGraph
-from ..compiler.module_info import StateKind
+from ..compiler.program import StateKind
 from ..compiler.requirements import check_same_states, check_states, checked_args
 from ..drivers.online_step import online_step
 from ..drivers.step_data import checked_steps, number_of_steps, one_step_of, steps_of

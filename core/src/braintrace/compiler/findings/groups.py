@@ -16,7 +16,7 @@ from ..groups import HiddenGroup, member_of
 from ..module_info import ModuleInfo
 from ..near import is_barrier, near_paths
 from ..transitions import near_transition
-from .record import Kind, Records, described, info, listed, producer, warning
+from .record import Kind, Records, described, info, listed, warning
 
 # --- groups -------------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ def _mixing_of_its_own(group: HiddenGroup, cone: Cone) -> JaxprEqn | None:
 
 def _about(group: HiddenGroup, **facts: Any) -> dict[str, Any]:
     """What every record about a group holds; it stands where its first new value is computed."""
-    eqn = producer(group.module_info, group.hidden_outvars[0])
+    eqn = group.module_info.producer(group.hidden_outvars[0])
     return {"eqn": eqn, "hidden_paths": group.hidden_paths} | facts
 
 

@@ -17,9 +17,10 @@ from ...ops.primitive import is_etp_primitive
 from ..control.policy import Rewrite
 from ..coverage import why_uncovered
 from ..groups import HiddenGroup
-from ..module_info import ModuleInfo, StateKind
+from ..module_info import ModuleInfo
+from ..program import StateKind
 from ..relation import HiddenParamOpRelation
-from .record import Kind, Records, info, producer, warning
+from .record import Kind, Records, info, warning
 
 # --- the model as a whole -----------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ def carrier_records(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Records
     used = [*members, *minfo.jaxpr.outvars[: minfo.num_out]]
     read = {mark for atom in used for mark in behind(atom)}
     found = [(s, a) for s in others if s.path in read for a in minfo.outvars_of(s)]
-    carried = {s.path: producer(minfo, a) for s, a in found[::-1] if "hidden" in behind(a)}
+    carried = {s.path: minfo.producer(a) for s, a in found[::-1] if "hidden" in behind(a)}
     return [_carrier(s.path, carried[s.path]) for s in others if s.path in carried]
 
 

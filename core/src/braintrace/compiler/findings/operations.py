@@ -65,7 +65,7 @@ def included(relation: HiddenParamOpRelation, groups: tuple[HiddenGroup, ...]) -
     return CompilationRecord(
         Kind.RELATION_INCLUDED,
         DiagnosticLevel.INFO,
-        f"{relation.primitive.name}({relation.weight_path}) -> {indices}",
+        f"{relation.primitive.name}({show_path(relation.weight_path)}) -> {indices}",
         relation.primitive.name,
         relation.weight_path,
         tuple(p for g in indices for p in groups[g].hidden_paths),

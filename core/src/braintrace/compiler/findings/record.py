@@ -10,8 +10,7 @@ from typing import Any
 from ...base import versions
 from ...base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ...base.types import Path, show_path
-from ...base.versions import Atom, JaxprEqn
-from ..module_info import ModuleInfo
+from ...base.versions import JaxprEqn
 
 Kind = DiagnosticKind
 Records = list[CompilationRecord]
@@ -37,8 +36,3 @@ def listed(paths: Iterable[Path]) -> str:
 def described(offence: JaxprEqn) -> str:
     """The equation that mixes positions, with its place in the user's source."""
     return f"{offence.primitive.name!r} ({versions.source_of(offence)})"
-
-
-def producer(minfo: ModuleInfo, atom: Atom) -> JaxprEqn | None:
-    i = minfo.producers.get(atom) if versions.is_var(atom) else None
-    return None if i is None else minfo.eqns[i]

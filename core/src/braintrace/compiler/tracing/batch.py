@@ -24,7 +24,8 @@ from ...base.versions import Jaxpr
 from ...jaxprs.depends import Along, program_influences
 from ...jaxprs.run import flatten, read, run_equations
 from ..batch_states import is_batched
-from ..module_info import ModuleInfo, StateSlot
+from ..module_info import ModuleInfo
+from ..program import StateSlot
 
 
 class Across(enum.Enum):

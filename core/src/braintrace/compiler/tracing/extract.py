@@ -12,7 +12,7 @@ import jax
 
 from ...base import versions
 from ...base.errors import CompilationError, NotSupportedError
-from ...base.types import Path, show_path
+from ...base.types import Path, restore_values, show_path
 from ...base.units import unit_change
 from ...jaxprs.run import flatten
 from ..batch_states import batch_size_of, one_example
@@ -26,7 +26,8 @@ from ..control.policy import (
 )
 from ..control.rewrite import canonicalise
 from ..environment import in_environment, moving_now, moving_values, recorded_settings
-from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
+from ..module_info import ModuleInfo
+from ..program import DYNAMIC, StateKind, StateSlot
 from .batch import arguments_of_one, in_batch
 
 
@@ -133,8 +134,7 @@ def _trace(
             stateful.make_jaxpr(*args)
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
-        for state, value in before.items():
-            _put_back(state, value)
+        restore_values(before)
         if isinstance(error, ValueError):
             _refuse_new_structures(model, after)
         if not isinstance(error, AttributeError):
@@ -167,7 +167,7 @@ def _trace(
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
     records = (*calls, *rewrites)
-    info = ModuleInfo(flat, slots, arg_treedef, out_treedef, num_args, num_out, states, records)
+    info = ModuleInfo(flat, slots, num_args, num_out, arg_treedef, out_treedef, states, records)
     _check_states(info)
     _check_loops(info)
     records = (*records, *_weights_in_control_flow(info))
@@ -192,13 +192,6 @@ def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) ->
             f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
             "step. Make it in __init__ or init_state, and assign to its .value in the step"
         )
-
-
-def _put_back(state: brainstate.State[Any], value: Any) -> None:
-    try:
-        state.restore_value(value)
-    except ValueError:  # refused to a state whose structure was changed; an assignment is not
-        state.value = value
 
 
 def _refuse_new_structures(model: brainstate.nn.Module, after: Mapping[Any, Any]) -> None:
@@ -297,8 +290,8 @@ def _check_states(info: ModuleInfo) -> None:
 
 def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
     """Where in the user's source the first of these is computed, if it is."""
-    made = [info.producers[a] for a in atoms if versions.is_var(a) and a in info.producers]
-    return f" (computed at {versions.source_of(info.eqns[made[0]])})" if made else ""
+    made = next(filter(None, map(info.producer, atoms)), None)
+    return f" (computed at {versions.source_of(made)})" if made else ""
 
 
 def _check_hidden(path: Path, aval: Any) -> None:
@@ -333,7 +326,7 @@ def _weights_in_control_flow(info: ModuleInfo) -> list[Rewrite]:
         if eqn.primitive not in CONTROL_PRIMITIVES:
             continue
         for atom in eqn.invars:
-            behind = info.origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+            behind = info.behind(atom)
             paths = {leaf[0] for leaf in behind} if DYNAMIC not in behind else set()
             for path in sorted(paths, key=show_path):
                 found[i, path] = weight_inside(eqn, path)

@@ -11,6 +11,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from ...base.arrays import start_of_sum
 from ..operation import Arrays
 from .rules import UNROLL_STATES, TraceRules, stack_states, state_of, sum_of, sum_over_steps
 
@@ -212,7 +213,7 @@ class StructuredTrace(TraceRules):
         rest = examples % EXAMPLES_AT_ONCE
         first = [term(s, b) for s, b in product(range(self.num_state), range(rest))]
         like = jax.eval_shape(term, 0, 0)
-        zeros = jax.tree.map(_wide_zeros, like)
+        zeros = jax.tree.map(start_of_sum, like)
         total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
         total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
         return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
@@ -221,11 +222,6 @@ class StructuredTrace(TraceRules):
 def _large(trace: Arrays) -> tuple[str, ...]:
     """Keys of the leaves that are added up example by example, where that is faster."""
     return tuple(key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE)
-
-
-def _wide_zeros(like: Any) -> jax.Array:
-    """Zeros to add many terms to, one by one: in half precision the sum would stop growing."""
-    return jnp.zeros(like.shape, jnp.promote_types(like.dtype, jnp.float32))
 
 
 def _one_example(array: jax.Array, state: int, example: Any) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any
 import brainstate
 import jax
 
+from braintrace.base.types import show_path
 from braintrace.learners.learner import ETraceAlgorithm
 from braintrace.learners.named import D_RTRL, pp_prop
 
@@ -61,7 +62,9 @@ def compiled(algorithm: Algorithm, work: Task) -> Any:
     learner = algorithm.learner(work.model)
     learner.compile_graph(jax.tree.map(lambda v: v[0], work.inputs))
     for path, how in learner.graph.coverage().items():
-        require(how == "trace", f"the parameter {path} has no trace: its coverage is {how!r}")
+        require(
+            how == "trace", f"the parameter {show_path(path)} has no trace: its coverage is {how!r}"
+        )
     return learner
 
 
