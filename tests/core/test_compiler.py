@@ -100,8 +100,8 @@ def test_states_of_the_reference_model(reference: Any) -> None:
 def test_diagnostics_of_the_reference_model(reference: Any) -> None:
     included = reference.explain(kind=Kind.RELATION_INCLUDED)
     assert [record.message for record in included] == [
-        "etp_mv(('rnn1', 'W', 'weight')) -> [0]",
-        "etp_mv(('rnn2', 'W', 'weight')) -> [1]",
+        "etp_mv(rnn1.W.weight) -> [0]",
+        "etp_mv(rnn2.W.weight) -> [1]",
     ]
     assert [record.level for record in included] == [Level.INFO, Level.INFO]
     assert [record.context["hidden_group_indices"] for record in included] == [[0], [1]]
