@@ -8,8 +8,7 @@ jax, of pluggy and of package metadata.
 from __future__ import annotations
 
 import sys
-from importlib import import_module, util
-from importlib.abc import Loader
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
@@ -25,7 +24,7 @@ _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}
 
 def resolve_in_core(name: str) -> object:
     """``braintrace.<name>``: a core name, a submodule, or an operation of a plugin."""
-    if name in DISTRIBUTED and util.find_spec(DISTRIBUTED[name][1]) is None:
+    if name in DISTRIBUTED and _spec_of(DISTRIBUTED[name][1]) is None:
         error = _not_installed(name)
         raise _host().errors.as_attribute_error(error, name, sys.modules[_PACKAGE])
     if name in SUBMODULES:
@@ -80,6 +79,11 @@ def _host() -> Any:
     return import_module(f"{_PACKAGE}.plugins.process").host()
 
 
+def _spec_of(module: str) -> Any:
+    """Where a module is, or ``None``; ``importlib.util`` is slow to import."""
+    return import_module("importlib.util").find_spec(module)
+
+
 def _not_installed(name: str) -> Any:
     """The error about a submodule that is a distribution of its own."""
     distribution, _ = DISTRIBUTED[name]
@@ -132,16 +136,17 @@ class _DistributedFinder:
         if parent != _PACKAGE or name not in DISTRIBUTED:
             return None
         package = DISTRIBUTED[name][1]
-        if util.find_spec(package) is None:
+        if _spec_of(package) is None:
             raise _host().errors.as_import_error(_not_installed(name))
-        real = util.find_spec(f"{package}.{below}" if below else package)
-        return None if real is None else ModuleSpec(fullname, _SameModule(real))
+        real = _spec_of(f"{package}.{below}" if below else package)
+        loader: Any = _SameModule(real)
+        return None if real is None else ModuleSpec(fullname, loader)
 
 
-class _SameModule(Loader):
+class _SameModule:
     """A loader whose module is one that has a name already."""
 
-    def __init__(self, real: ModuleSpec) -> None:
+    def __init__(self, real: Any) -> None:
         self.real = real
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
