@@ -2,7 +2,8 @@
 """Set up the project and run it: ``python3 dev.py COMMAND [options]``; the commands are
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
-test    run the whole test suite; options and paths are passed on to pytest
+test    run the whole test suite; options and paths are passed on to pytest; --changed[=COMMIT]
+        runs what the changes since a commit (default: the last one) need, in a minute or two
 bench   measure speed and memory against BPTT and the peer library; options are passed on
 check   lint, formatting and types, and the lines of each folder of core
 stubs   write the type stubs of the public names anew
@@ -17,8 +18,10 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("braintrace needs Python 3.11 or newer, this is Python " + sys.version.split()[0])
 
+import ast
 import hashlib
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -28,7 +31,7 @@ import time
 import venv
 import webbrowser
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -182,6 +185,12 @@ def test(options: Sequence[str]) -> int:
     """Run the suite, or that part of it that is in ``tests`` or ``plugins``, one pytest process
     per group of files; with other paths, pytest as it is."""
     python = environment()
+    since = [option for option in options if option.partition("=")[0] == "--changed"]
+    if since:
+        rest = [option for option in options if option not in since]
+        files = needed_by(changed_files(since[-1].partition("=")[2] or "HEAD"))
+        print("For what has changed:", *(str(file.relative_to(ROOT)) for file in files))
+        return subprocess.call([python, "-m", "pytest", *rest, *files])
     parts = [option for option in options if option.rstrip("/") in ("tests", "plugins")]
     options = [option for option in options if option not in parts]
     if any(Path(option.partition("::")[0]).exists() for option in options):
@@ -199,6 +208,42 @@ def test(options: Sequence[str]) -> int:
         print("no test ran")
     print(total)
     return 1 if total.failed or total == Tally() else 0
+
+
+def changed_files(commit: str) -> list[Path]:
+    """What differs from a commit, files that are not yet in the repository included."""
+    inside = ["git", "-C", str(ROOT)]
+    found = output(*inside, "diff", "--name-only", commit).splitlines()
+    found += output(*inside, "ls-files", "--others", "--exclude-standard").splitlines()
+    return [ROOT / name for name in dict.fromkeys(found)]
+
+
+def needed_by(changed: Sequence[Path]) -> list[Path]:
+    """The test files of changed files: themselves, those of their name, those that import them.
+
+    The tests of the structure are always among them; a changed plugin brings all of its tests.
+    """
+    every = [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("plugins/*/tests/**/test_*.py")]
+    found = {ROOT / "tests" / "platform" / "test_layers.py"} | ({*changed} & {*every})
+    for file in changed:
+        if file.is_relative_to(PACKAGE):
+            inside = file.relative_to(PACKAGE).with_suffix("")
+            found.add(ROOT / "tests" / "unit" / inside.parent / f"test_{inside.name}.py")
+            dotted = ".".join(["braintrace", *inside.parts]).removesuffix(".__init__")
+            found |= {test for test in every if names_module(test, dotted)}
+        elif file.is_relative_to(ROOT / "plugins"):
+            folder = ROOT / "plugins" / file.relative_to(ROOT / "plugins").parts[0]
+            found |= {test for test in every if test.is_relative_to(folder)}
+        elif file.suffix == ".md":
+            found.add(ROOT / "tests" / "examples" / "test_documents.py")
+    return sorted(file for file in found if file.is_file())
+
+
+def names_module(test: Path, dotted: str) -> bool:
+    """Whether a test file imports a module, as such or from its package."""
+    package, _, name = dotted.rpartition(".")
+    names = rf"(from {re.escape(dotted)} import|from {re.escape(package)} import .*\b{name}\b)"
+    return re.search(names, test.read_text()) is not None
 
 
 def quick_compilation(python: Path) -> dict[str, str]:
@@ -274,11 +319,45 @@ def read_tally(report: Path, status: int) -> Tally:
 
 
 def check(options: Sequence[str]) -> int:
-    """Lint, formatting and types; every one runs, the first failure is the exit status."""
+    """Lint, formatting and types; every one runs, the first failure is the exit status.
+
+    The lines of each folder of core are printed.
+    """
     refuse("check", options)
+    print(f"{'':14}{'lines':>8}{'code':>8}{'texts':>8}{'blank':>8}")
+    for room, counts in {**(rooms := lines_of_core()), "all": sum_of(rooms.values())}.items():
+        print(f"{room:14}" + "".join(f"{count:8}" for count in counts))
     python = environment()
     commands = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
     return first_failure(python, [["-m", *command] for command in commands])
+
+
+def lines_of_core() -> dict[str, tuple[int, ...]]:
+    """Lines, code, docstrings with comments, and blank lines, per folder and for the modules."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).parts
+        found.setdefault(parts[0] if len(parts) > 1 else "modules", []).append(lines_of(file))
+    return {room: sum_of(counts) for room, counts in found.items()}
+
+
+def lines_of(file: Path) -> tuple[int, ...]:
+    """Lines of a file: all, code, docstrings with comments, blank."""
+    text = file.read_text()
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, described) and ast.get_docstring(node) is not None:
+            texts |= {*range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)}
+    numbered = [(k, line.strip()) for k, line in enumerate(text.splitlines(), 1)]
+    texts |= {k for k, line in numbered if line.startswith("#")}
+    blank = sum(not line for k, line in numbered if k not in texts)
+    return len(numbered), len(numbered) - len(texts) - blank, len(texts), blank
+
+
+def sum_of(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The sum of each column."""
+    return tuple(map(sum, zip(*counts, strict=True)))
 
 
 def stubs(options: Sequence[str]) -> int:

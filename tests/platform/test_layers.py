@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -46,12 +47,12 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 520,
+    "base": 580,
     "ops": 1600,
     "show": 1770,
     "jaxprs": 1325,
     "plugins": 1905,
-    "compiler": 5030,
+    "compiler": 5060,
     "executor": 1320,
     "files": 950,
     "cli": 1280,
@@ -60,6 +61,9 @@ CEILINGS = {
     "learners": 2160,
     "modules": 480,
 }
+MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_200, 7_150
+WHOLE_CORE = 22_700
 
 
 def module_of(file: Path) -> str:
@@ -140,14 +144,18 @@ def test_a_folder_says_what_it_is():
 
 
 def test_lines_of_each_folder():
-    lines = dict.fromkeys(CEILINGS, 0)
-    for name, file in FILES.items():
-        if room(name) != "testing":
-            place = room(name) if (CORE / room(name)).is_dir() else "modules"
-            lines[place] += len(file.read_text().splitlines())
+    """What ``python3 dev.py check`` prints."""
+    found = runpy.run_path(str(ROOT / "dev.py"))["lines_of_core"]()
+    lines = {room: counts[0] for room, counts in found.items()}
+    assert lines.keys() == CEILINGS.keys()
     assert {k: n for k, n in lines.items() if n > CEILINGS[k]} == {}
-    slack = {k: CEILINGS[k] - n for k, n in lines.items() if n < 0.95 * CEILINGS[k]}
+    slack = {k: n for k, n in lines.items() if n < 0.95 * CEILINGS[k]}
     assert slack == {}, "lower the ceilings of these folders"
+    minimal = [
+        found[k][:2] for k in ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
+    ]
+    assert (sum(n for n, _ in minimal), sum(n for _, n in minimal)) <= MINIMAL_CORE
+    assert sum(lines.values()) <= WHOLE_CORE
 
 
 def test_one_module_of_core_reads_metadata():
