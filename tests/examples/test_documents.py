@@ -114,3 +114,12 @@ def test_links_lead_to_files(document):
     links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
     missing = [link for link in links if not (folder / link).exists()]
     assert not missing
+
+
+def test_the_files_of_the_architecture_are_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    questions = re.findall(r"^\| .+\? \| `(\S+\.py)` \|$", text, re.MULTILINE)
+    folders = re.findall(r"^\| \d \| `(\S+)`", text, re.MULTILINE)
+    package = ROOT / "core" / "src" / "braintrace"
+    assert len(questions) > 20 and all((package / file).is_file() for file in questions)
+    assert len(folders) > 12 and all((package / folder).exists() for folder in folders)
