@@ -310,13 +310,16 @@ warnings.simplefilter("ignore")
 from tests.core import test_diagnostics, zoo
 import braintrace as bt
 
+def told(context):
+    return context and (sorted(context.hold), context.near)
+
 def show(graph):
     print(graph.report())
     print(*graph.diagnostics, sep="\\n")
     print(*(sorted(record.context) for record in graph.diagnostics))
     for step in graph.perturbed.instructions:
-        reads = [(sorted(r.context.hold), r.context.near, r.perturb, r.stop) for r in step.operands]
-        print(step.eqn, sorted(step.context.hold), step.context.near, reads)
+        reads = [(told(r.context), r.perturb, r.stop) for r in step.operands]
+        print(step.eqn, told(step.context), reads)
     print(graph.module_info.jaxpr, graph.perturbed.perturb_jaxpr)
     print(*graph.perturbed.perturb_hidden_paths)
     for group in graph.hidden_groups:

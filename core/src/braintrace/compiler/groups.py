@@ -325,6 +325,6 @@ def same_layer(a: Path, b: Path) -> bool:
     return True
 
 
-def member_of(groups: tuple[HiddenGroup, ...]) -> dict[Var, int]:
+def member_of(groups: Sequence[HiddenGroup]) -> dict[Var, int]:
     """Which group a new-value variable belongs to."""
     return {var: group.index for group in groups for var in group.hidden_outvars}

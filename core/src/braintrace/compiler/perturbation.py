@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,36 +14,10 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.types import Path
-from ..base.versions import Atom, Jaxpr, Var
+from ..base.versions import Jaxpr, Var
+from .contexts import Instruction, Read, run_in_contexts
 from .groups import HiddenGroup
 from .module_info import ModuleInfo
-
-
-@dataclass(frozen=True)
-class Context:
-    """How a variable is read; see the module's docstring."""
-
-    hold: frozenset[int] = frozenset()
-    near: int | None = None
-
-
-@dataclass(frozen=True)
-class Read:
-    """An operand: a variable in a context, a hidden perturbation to add, a gradient to stop."""
-
-    atom: Atom
-    context: Context = Context()
-    perturb: int | None = None
-    stop: bool = False
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """Run equation ``eqn`` in ``context`` on ``operands``."""
-
-    eqn: int
-    context: Context
-    operands: tuple[Read, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +28,12 @@ class HiddenPerturbation:
     ----------
     minfo, groups
         What it was made from.
-    perturb_hidden_paths, perturb_hidden_states
-        One perturbation per hidden state, in this order.
     instructions
         Equations in the contexts in which they are needed, in order.
     outputs
         How the outputs of the step are read.
     anywhere
-        For every computed variable, one context in which its value is at hand.
+        For every computed variable, one read of its value.
     late_reads
         Groups whose old value reaches an output while their new value is held fixed: for all
         others ``e_g`` is structurally zero.
@@ -81,28 +53,35 @@ class HiddenPerturbation:
 
     minfo: ModuleInfo
     groups: tuple[HiddenGroup, ...]
-    perturb_hidden_paths: tuple[Path, ...]
-    perturb_hidden_states: tuple[brainstate.HiddenState, ...]
     instructions: tuple[Instruction, ...]
     outputs: tuple[Read, ...]
-    anywhere: Mapping[Var, Context]
-    late_reads: frozenset[int] = frozenset()
-    direct_leaves: frozenset[Var] = field(default_factory=frozenset)
+    anywhere: Mapping[Var, Read]
+    late_reads: frozenset[int]
+    direct_leaves: frozenset[Var]
+
+    @property
+    def perturb_hidden_paths(self) -> tuple[Path, ...]:
+        """The hidden states, each of which has a perturbation, in this order."""
+        return tuple(path for group in self.groups for path in group.hidden_paths)
+
+    @property
+    def perturb_hidden_states(self) -> tuple[brainstate.HiddenState, ...]:
+        """The hidden states in the order of :attr:`perturb_hidden_paths`."""
+        return tuple(state for group in self.groups for state in group.hidden_states)
+
+    @property
+    def _perturb_types(self) -> list[Any]:
+        return [var.aval for group in self.groups for var in group.hidden_outvars]
 
     def init_perturb_data(self) -> list[jax.Array]:
         """Zero perturbations, one per hidden state."""
-        outvars = self.minfo.hidden_path_to_outvar
-        return [
-            jnp.zeros(outvars[path].aval.shape, outvars[path].aval.dtype)
-            for path in self.perturb_hidden_paths
-        ]
+        return [jnp.zeros(aval.shape, aval.dtype) for aval in self._perturb_types]
 
     @cached_property
     def perturb_jaxpr(self) -> Jaxpr:
         """The perturbed step as a closed jaxpr ``[*inputs of the step, *perturbations]``."""
         inputs = [var.aval for var in self.minfo.jaxpr.invars]
-        outvars = self.minfo.hidden_path_to_outvar
-        perturb = [outvars[path].aval for path in self.perturb_hidden_paths]
+        perturb = self._perturb_types
 
         def run(*values: Any) -> list[Any]:
             return self.eval_jaxpr(values[: len(inputs)], values[len(inputs) :])[0]
@@ -135,27 +114,7 @@ class HiddenPerturbation:
             The outputs of ``minfo.jaxpr``, and the values of ``extra``.
         """
         jaxpr = self.minfo.jaxpr
-        env: dict[tuple[Var, Context], Any] = {}
-        inputs_by_var = dict(versions.constants(jaxpr))
-        inputs_by_var.update(zip(jaxpr.invars, inputs, strict=True))
-        old = {v: g.index for g in self.groups for v in g.hidden_invars}
-
-        def value(ref: Read) -> Any:
-            if not versions.is_var(ref.atom):
-                return ref.atom.val
-            if ref.atom in inputs_by_var:
-                found = inputs_by_var[ref.atom]
-                stop = ref.stop or old.get(ref.atom) in ref.context.hold
-            else:
-                found, stop = env[ref.atom, ref.context], ref.stop
-            if ref.perturb is not None:
-                found = found + perturb[ref.perturb]
-            return jax.lax.stop_gradient(found) if stop else found
-
-        for step in self.instructions:
-            eqn = jaxpr.eqns[step.eqn]
-            values = versions.bind_equation(eqn, [value(ref) for ref in step.operands])
-            for var, result in zip(eqn.outvars, values, strict=True):
-                env[var, step.context] = result
-        extras = [value(Read(var, self.anywhere.get(var, Context()))) for var in extra]
-        return [value(ref) for ref in self.outputs], extras
+        given = dict(versions.constants(jaxpr)) | dict(zip(jaxpr.invars, inputs, strict=True))
+        wanted = (*self.outputs, *(self.anywhere.get(var, Read(var)) for var in extra))
+        values = run_in_contexts(jaxpr.eqns, self.instructions, given, wanted, perturb)
+        return values[: len(self.outputs)], values[len(self.outputs) :]

@@ -25,7 +25,7 @@ is emitted once per context that makes a difference to it; its value is the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainstate
 
@@ -33,11 +33,12 @@ from ..base import versions
 from ..base.errors import NotSupportedError
 from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
+from .contexts import Instruction, Read, plan_backward
 from .find_relations import analyse_operations
 from .groups import HiddenGroup, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier
-from .perturbation import Context, HiddenPerturbation, Instruction, Read
+from .perturbation import HiddenPerturbation
 from .program import StateKind
 from .relation import HiddenParamOpRelation
 from .tracing.extract import extract_module_info
@@ -58,7 +59,7 @@ def perturb_hidden(
     minfo, groups, relations
         Results of the earlier passes.
     """
-    return _Planner(minfo, tuple(groups), tuple(relations)).plan()
+    return _Planner(minfo, groups, relations).plan()
 
 
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
@@ -114,137 +115,98 @@ def add_hidden_perturbation_in_module(
     return add_hidden_perturbation_from_minfo(extract_module_info(model, *args))
 
 
+class _Context(NamedTuple):
+    """How a variable is read; see the module's docstring."""
+
+    hold: frozenset[int]
+    near: int | None
+
+
 class _Planner:
-    """One backward sweep over the equations: which are needed, in which contexts."""
+    """How operands are read in the contexts of a perturbed step."""
 
     def __init__(
         self,
         minfo: ModuleInfo,
-        groups: tuple[HiddenGroup, ...],
-        relations: tuple[HiddenParamOpRelation, ...],
+        groups: Sequence[HiddenGroup],
+        relations: Sequence[HiddenParamOpRelation],
     ) -> None:
-        self.minfo = minfo
-        self.groups = groups
+        self.minfo, self.groups, self.member = minfo, tuple(groups), member_of(groups)
         self.traced = {
             r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
             for r in relations
         }
-        self.member = member_of(groups)
-        self.paths = tuple(path for g in groups for path in g.hidden_paths)
-        rank = {path: k for k, path in enumerate(self.paths)}
-        self.perturbation = {
-            var: rank[path]
-            for g in groups
-            for var, path in zip(g.hidden_outvars, g.hidden_paths, strict=True)
-        }
-        self.producer = {v: i for i, eqn in enumerate(minfo.eqns) for v in eqn.outvars}
-        self.olds = self._old_groups_behind()
-        self.nears = self._near_groups_of()
-
-    def _old_groups_behind(self) -> dict[Var, frozenset[int]]:
-        """Groups whose old values are behind a variable, by any path."""
-        return depends(
-            self.minfo.eqns,
-            {v: frozenset({g.index}) for g in self.groups for v in g.hidden_invars},
-        )
-
-    def _near_groups_of(self) -> dict[Var, frozenset[int]]:
-        """Groups for which reading a variable *near* differs from reading it elsewhere."""
-
-        def through(var: Var, marks: frozenset[int]) -> frozenset[int]:
-            g = self.member.get(var)
-            return marks if g is None else frozenset({g})
-
-        return depends(
-            self.minfo.eqns,
+        self.perturbation = {v: k for k, v in enumerate(self.member)}
+        self.old = {v: g.index for g in groups for v in g.hidden_invars}
+        olds = depends(minfo.eqns, {v: frozenset({g}) for v, g in self.old.items()})
+        nears = depends(
+            minfo.eqns,
             {},
             lambda i, eqn, operand: not is_barrier(eqn),
-            emits=lambda i, eqn: self._emitted(i, eqn),
-            through=through,
+            self._ends_near,
+            lambda v, marks: frozenset({self.member[v]}) if v in self.member else marks,
         )
+        # what makes a difference to an equation: groups whose old values are behind it, by any
+        # path, and those near which it is read otherwise than elsewhere
+        none: frozenset[int] = frozenset()
+        self.matters = [
+            tuple(none.union(*(found.get(v, none) for v in eqn.outvars)) for found in (olds, nears))
+            for eqn in minfo.eqns
+        ]
 
-    def _emitted(self, i: int, eqn: JaxprEqn) -> frozenset[int]:
-        traced = self.traced[i][0] if i in self.traced else frozenset()
-        return traced | frozenset(self.member[v] for v in eqn.outvars if v in self.member)
-
-    def _context(self, var: Var, hold: frozenset[int], near: int | None) -> Context:
-        """The context in which the equation of ``var`` runs, without what makes no difference."""
-        outvars = self.minfo.eqns[self.producer[var]].outvars
-        nears = frozenset().union(*(self._raw_nears(v) for v in outvars))
-        olds = frozenset().union(*(self.olds.get(v, frozenset()) for v in outvars))
-        return Context(hold & olds, near if near in nears else None)
-
-    def _raw_nears(self, var: Var) -> frozenset[int]:
-        return self.nears.get(var, frozenset())
+    def _ends_near(self, i: int, eqn: JaxprEqn) -> frozenset[int]:
+        members = frozenset(self.member[v] for v in eqn.outvars if v in self.member)
+        return members | self.traced[i][0] if i in self.traced else members
 
     def read(self, atom: Atom, hold: frozenset[int], near: int | None, stop: bool = False) -> Read:
         """How ``atom`` is read by an equation that runs with ``hold`` and ``near``."""
         if not versions.is_var(atom):
             return Read(atom)
+        i, perturb = self.minfo.producers.get(atom), None
+        if i is None:
+            return Read(atom, stop=stop or self.old.get(atom) in hold)
         g = self.member.get(atom)
         if g is not None and g != near:
-            context = self._context(atom, hold | {g}, g)
-            return Read(atom, context, self.perturbation[atom], stop)
-        if atom not in self.producer:
-            return Read(atom, Context(hold & self.olds.get(atom, frozenset())), None, stop)
-        return Read(atom, self._context(atom, hold, near), None, stop)
+            hold, near, perturb = hold | {g}, g, self.perturbation[atom]
+        olds, nears = self.matters[i]
+        return Read(atom, _Context(hold & olds, near if near in nears else None), perturb, stop)
 
-    def operands(self, i: int, context: Context) -> tuple[Read, ...]:
+    def operands(self, i: int, context: _Context) -> tuple[Read, ...]:
         """Operands of equation ``i`` in ``context``."""
-        eqn = self.minfo.eqns[i]
-        hold, near = context.hold, context.near
-        if context.near is not None:
-            hold = hold | {context.near}
-        driven, positions = self.traced.get(i, (frozenset(), set()))
-        stop = near is not None and near in driven
+        eqn, (hold, near) = self.minfo.eqns[i], context
+        driven, positions = self.traced.get(i, (frozenset(), ()))
+        if near is not None:
+            hold |= {near}
         outside = None if is_barrier(eqn) else near
         return tuple(
-            self.read(atom, hold, None, stop) if k in positions else self.read(atom, hold, outside)
+            self.read(atom, hold, None, near in driven)
+            if k in positions
+            else self.read(atom, hold, outside)
             for k, atom in enumerate(eqn.invars)
         )
 
     def plan(self) -> HiddenPerturbation:
         """Sweep backward from the outputs, collecting the contexts each equation needs."""
-        outputs = tuple(self.read(a, frozenset(), None) for a in self.minfo.jaxpr.outvars)
-        needed: dict[int, dict[Context, None]] = {}
-
-        def need(ref: Read) -> None:
-            if versions.is_var(ref.atom) and ref.atom in self.producer:
-                needed.setdefault(self.producer[ref.atom], {})[ref.context] = None
-
-        for ref in outputs:
-            need(ref)
+        minfo = self.minfo
+        outputs = tuple(self.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
         backward: list[Instruction] = []
-        for i in range(len(self.minfo.eqns) - 1, -1, -1):
+        for step in plan_backward(minfo.eqns, outputs, self.operands):
+            backward.append(step)
             self._refuse_explosion(len(backward))
-            for context in needed.get(i, {}):
-                step = Instruction(i, context, self.operands(i, context))
-                backward.append(step)
-                for ref in step.operands:
-                    need(ref)
-        instructions = tuple(backward[::-1])
-        anywhere = {
-            var: step.context for step in instructions for var in self.minfo.eqns[step.eqn].outvars
-        }
-        live = self._live(instructions, outputs)
-        leaves = {v for vs in self.minfo.weight_path_to_invars.values() for v in vs}
-        states = {
-            path: s
-            for g in self.groups
-            for path, s in zip(g.hidden_paths, g.hidden_states, strict=True)
-        }
+        instructions = tuple(reversed(backward))
+        live = _live(minfo, instructions, outputs)
         return HiddenPerturbation(
-            minfo=self.minfo,
+            minfo=minfo,
             groups=self.groups,
-            perturb_hidden_paths=self.paths,
-            perturb_hidden_states=tuple(states[path] for path in self.paths),
             instructions=instructions,
             outputs=outputs,
-            anywhere=anywhere,
-            late_reads=frozenset(
-                g.index for g in self.groups if any(v in live for v in g.hidden_invars)
-            ),
-            direct_leaves=frozenset(v for v in leaves if v in live),
+            anywhere={
+                v: Read(v, step.context)
+                for step in instructions
+                for v in minfo.eqns[step.eqn].outvars
+            },
+            late_reads=frozenset(g for v, g in self.old.items() if v in live),
+            direct_leaves=live.intersection(minfo.invar_to_weight_path),
         )
 
     def _refuse_explosion(self, count: int) -> None:
@@ -255,31 +217,24 @@ class _Planner:
                 "times. Let fewer layers read the old states of others"
             )
 
-    def _live(self, instructions: tuple[Instruction, ...], outputs: tuple[Read, ...]) -> set[Var]:
-        """Input variables with a differentiable path to the result or to a hidden state."""
-        old = {v: g.index for g in self.groups for v in g.hidden_invars}
-        reached: set[tuple[Var, Context]] = set()
-        live: set[Var] = set()
 
-        def follow(ref: Read) -> None:
-            if not versions.is_var(ref.atom) or ref.stop or not versions.is_float(ref.atom.aval):
-                return
-            if ref.atom in self.producer:
-                reached.add((ref.atom, ref.context))
-            elif old.get(ref.atom) not in ref.context.hold:
-                live.add(ref.atom)
+def _live(
+    minfo: ModuleInfo, instructions: Sequence[Instruction], outputs: Sequence[Read]
+) -> frozenset[Var]:
+    """Input variables with a differentiable path to the result or to a state but a parameter."""
+    reached: set[tuple[Atom, Any]] = set()
 
-        params = {
-            self.minfo.num_out + i
-            for slot in self.minfo.slots_of(StateKind.PARAM)
-            for i in slot.leaves
-        }
-        for k, ref in enumerate(outputs):
-            if k not in params:
-                follow(ref)
-        for step in reversed(instructions):
-            eqn = self.minfo.eqns[step.eqn]
-            results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
-            for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():
-                follow(step.operands[k])
-        return live
+    def follow(ref: Read) -> None:
+        if versions.is_var(ref.atom) and not ref.stop and versions.is_float(ref.atom.aval):
+            reached.add((ref.atom, ref.context))
+
+    params = {minfo.num_out + i for slot in minfo.slots_of(StateKind.PARAM) for i in slot.leaves}
+    for k, ref in enumerate(outputs):
+        if k not in params:
+            follow(ref)
+    for step in reversed(instructions):
+        eqn = minfo.eqns[step.eqn]
+        results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
+        for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():
+            follow(step.operands[k])
+    return frozenset(atom for atom, context in reached if context is None)

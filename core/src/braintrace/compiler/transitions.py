@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
-from ..jaxprs.depends import differentiable
+from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
+from .contexts import Read, plan_backward, run_in_contexts
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier
 
 SCOPES = ("diagonal", "coupled")
+NEITHER, BOTH = frozenset[bool](), frozenset({False, True})
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,103 +81,49 @@ def _classified(
 # --- coupled ------------------------------------------------------------------------------------
 
 
-class _Step(NamedTuple):
-    """Run equation ``eqn``; ``crossed``: on paths that have an ETP operation still to cross."""
-
-    eqn: int
-    crossed: bool
-
-
 def coupled_transition(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], group: HiddenGroup
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], group: HiddenGroup
 ) -> Transition | None:
-    """The transition of a group with its ETP operations; ``None`` when it is structurally zero."""
-    return _CoupledPlanner(minfo, groups, group).transition()
+    """The transition of a group with its ETP operations; ``None`` when it is structurally zero.
 
+    An equation runs in the context ``False``, or ``True`` on paths that have an ETP operation
+    still to cross, on which new values of the group are constants. The old values move only some
+    variables, in one of the contexts or in both; all others are constants, too.
+    """
+    eqns, member = minfo.eqns, member_of(groups)
+    crossing = {var for eqn in eqns if is_barrier(eqn) for var in eqn.outvars}
 
-class _CoupledPlanner:
-    """Collects the equations of a coupled transition, each in the modes in which it is needed."""
+    def through(var: Var, contexts: frozenset[bool]) -> frozenset[bool]:
+        if var in crossing:
+            contexts = BOTH if True in contexts else NEITHER
+        g = member.get(var)
+        return contexts if g is None else contexts - BOTH if g != group.index else contexts - {True}
 
-    def __init__(
-        self, minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], group: HiddenGroup
-    ) -> None:
-        self.eqns = minfo.eqns
-        self.group = group
-        self.member = member_of(groups)
-        self.producer = {v: i for i, eqn in enumerate(minfo.eqns) for v in eqn.outvars}
+    moving = depends(
+        eqns, dict.fromkeys(group.hidden_invars, BOTH), through=through, along=Along.DERIVATIVES
+    )
 
-    def read(self, atom: Atom, crossed: bool) -> _Step | None:
-        """The step that computes an operand, or ``None`` when it is held constant or an input."""
-        if (
-            not versions.is_var(atom)
-            or not versions.is_float(atom.aval)
-            or atom not in self.producer
-        ):
-            return None
-        met = self.member.get(atom)
-        if met is not None and (crossed or met != self.group.index):
-            return None
-        i = self.producer[atom]
-        if not differentiable(self.eqns[i]):
-            return None
-        return _Step(i, crossed or is_barrier(self.eqns[i]))
-
-    def operands(self, step: _Step) -> list[_Step | None]:
-        return [self.read(atom, step.crossed) for atom in self.eqns[step.eqn].invars]
-
-    def steps(self) -> tuple[_Step, ...]:
-        """The steps on paths from an old value to a new one, in order."""
-        needed = {s for v in self.group.hidden_outvars if (s := self.read(v, False)) is not None}
-        for i in range(len(self.eqns) - 1, -1, -1):
-            for step in (_Step(i, False), _Step(i, True)):
-                if step in needed:
-                    needed.update(s for s in self.operands(step) if s is not None)
-        moving: dict[_Step, None] = {}
-        olds = set(self.group.hidden_invars)
-        for step in sorted(needed):
-            atoms = [a for a in self.eqns[step.eqn].invars if versions.is_var(a)]
-            if any(a in olds for a in atoms) or any(s in moving for s in self.operands(step)):
-                moving[step] = None
-        return tuple(moving)
-
-    def transition(self) -> Transition | None:
-        steps = self.steps()
-        news = [self.read(v, False) for v in self.group.hidden_outvars]
-        if not any(s in steps for s in news):
-            return None
-        free = self._free(steps)
-        program = self._program(steps, free)
-        olds = program.invars[len(free) :]
-        found = _classified(self.group, program.eqns, olds, program.outvars)
-        return Transition(found.mixed, found.offence, program, free)
-
-    def _free(self, steps: Sequence[_Step]) -> tuple[Var, ...]:
-        """Variables that are held constant."""
-        inside, olds = set(steps), set(self.group.hidden_invars)
-        read = [(a, self.read(a, s.crossed)) for s in steps for a in self.eqns[s.eqn].invars]
-        read += [(v, self.read(v, False)) for v in self.group.hidden_outvars]
-        constant = (a for a, s in read if versions.is_var(a) and s not in inside and a not in olds)
-        return tuple(dict.fromkeys(constant))
-
-    def _program(self, steps: Sequence[_Step], free: Sequence[Var]) -> Jaxpr:
-        def run(held: Sequence[Any], olds: Sequence[Any]) -> list[Any]:
-            values = dict(zip((*free, *self.group.hidden_invars), (*held, *olds), strict=True))
-            found: dict[tuple[Var, bool], Any] = {}
-
-            def value(atom: Atom, crossed: bool) -> Any:
-                if not versions.is_var(atom):
-                    return atom.val
-                source = self.read(atom, crossed)
-                inner = None if source is None else found.get((atom, source.crossed))
-                return values[atom] if inner is None else inner
-
-            for step in steps:
-                eqn = self.eqns[step.eqn]
-                results = versions.bind_equation(eqn, [value(a, step.crossed) for a in eqn.invars])
-                for var, result in zip(eqn.outvars, results, strict=True):
-                    found[var, step.crossed] = result
-            return [value(v, False) for v in self.group.hidden_outvars]
-
-        return versions.make_jaxpr(
-            run, [v.aval for v in free], [v.aval for v in self.group.hidden_invars]
+    def read(atom: Atom, crossed: bool) -> Read:
+        moves = versions.is_var(atom) and crossed in moving.get(atom, NEITHER)
+        return Read(
+            atom, (crossed or atom in crossing) if moves and atom in minfo.producers else None
         )
+
+    def operands(i: int, crossed: bool) -> tuple[Read, ...]:
+        return tuple(read(atom, crossed) for atom in eqns[i].invars)
+
+    news = tuple(read(var, False) for var in group.hidden_outvars)
+    steps = tuple(plan_backward(eqns, news, operands))[::-1]
+    if not steps:
+        return None
+    olds = group.hidden_invars
+    read_as_given = (ref.atom for step in steps for ref in step.operands if ref.context is None)
+    constant = (*read_as_given, *(ref.atom for ref in news if ref.context is None))
+    free = tuple(dict.fromkeys(a for a in constant if versions.is_var(a) and a not in olds))
+
+    def run(*values: Any) -> list[Any]:
+        return run_in_contexts(eqns, steps, dict(zip((*free, *olds), values, strict=True)), news)
+
+    program = versions.make_jaxpr(run, *(var.aval for var in (*free, *olds)))
+    found = _classified(group, program.eqns, program.invars[len(free) :], program.outvars)
+    return Transition(found.mixed, found.offence, program, free)
