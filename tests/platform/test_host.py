@@ -20,6 +20,7 @@ from braintrace.plugin_api import (
 )
 from braintrace.plugins import PluginError, metadata, process
 from braintrace.plugins.host import Host
+from braintrace.plugins.resolution import available, resolve
 from braintrace.plugins.settings import Settings
 
 
@@ -89,9 +90,9 @@ def test_broken_plugins_are_isolated(how, site, host_of, plugin_source):
     assert broken.state == "failed" and broken.exception is not None
     assert reason in broken.reason
     assert good.state == "loaded" and good.primitives == (f"good_{how}",)
-    assert host.resolve("ops", f"good_op_{how}")(jnp.ones(2), jnp.full(2, 3.0)).tolist() == [3, 3]
+    assert resolve(host, "ops", f"good_op_{how}")(jnp.ones(2), jnp.full(2, 3.0)).tolist() == [3, 3]
     with pytest.raises(PluginError, match="which failed to load") as caught:
-        host.resolve("ops", "broken_op")
+        resolve(host, "ops", "broken_op")
     assert caught.value.__cause__ is broken.exception
     with pytest.raises(PluginError, match="1 plugin\\(s\\) did not load"):
         host.load_all(strict=True)
@@ -101,7 +102,7 @@ def test_an_export_that_is_not_there(site, host_of, plugin_source):
     text = plugin_source("noexport", "noexport_p").replace("def op(", "def other(")
     host = host_of(site.add("noexport", "noexport", text, family="noexport", ops=["nothing"]))
     with pytest.raises(PluginError, match="'noexport:op' cannot be loaded") as caught:
-        host.resolve("ops", "nothing")
+        resolve(host, "ops", "nothing")
     assert isinstance(caught.value.__cause__, AttributeError)
 
 
@@ -118,7 +119,7 @@ def test_a_plugin_that_binds_while_it_is_imported(site, host_of, plugin_source):
     text = plugin_source("eager", "eager_p") + "\nimport jax.numpy as jnp\nop(jnp.ones(1), 2.0)\n"
     host = host_of(site.add("eager", "eager_module", text, family="eager", ops=["eager"]))
     with pytest.raises(PluginError, match="while it is being imported"):
-        host.resolve("ops", "eager")
+        resolve(host, "ops", "eager")
 
 
 # --- all or nothing ------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ GARBAGE = {
 def test_a_plugin_is_committed_whole_or_not_at_all(what, host_of):
     specs, text = GARBAGE[what]
     host = host_of()
-    host.resolve("ops", "matmul")
+    resolve(host, "ops", "matmul")
     before = host.records()
     with pytest.raises(PluginError, match=text):
         host.register(plugin_object("garbage", specs))
@@ -253,7 +254,7 @@ def test_bind_of_a_primitive_that_its_plugin_does_not_declare(site, host_of, plu
 def test_bind_of_a_family_disabled_later(change, site, host_of, plugin_source):
     host = host_of(site.add("late", "late_module", plugin_source("late", "late_p"), family="late",
                             ops=["late_op"]))  # fmt: skip
-    op = host.resolve("ops", "late_op")
+    op = resolve(host, "ops", "late_op")
     op(jnp.ones(1), jnp.ones(1))
     braintrace.plugins.configure(**change)
     assert record_of(host, "late").state == "disabled"
@@ -319,7 +320,7 @@ def test_two_distributions_of_one_family(order, make_site, host_of, plugin_sourc
     assert find_primitive("twin_a_p") is None and find_primitive("twin_b_p") is None
     assert not {"twin_a", "twin_b"} & set(sys.modules)
     with pytest.raises(PluginError, match="'twin-b' 1.0 provides the family 'twin' too"):
-        host.resolve("ops", "twin_a_op")
+        resolve(host, "ops", "twin_a_op")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -330,8 +331,8 @@ def test_one_name_from_two_distributions(order, make_site, host_of, plugin_sourc
         sites.append(make_site(name).add(name, name, text, family=name, ops=["same"]))
     host = host_of(*sites[::order])
     with pytest.raises(PluginError, match="provided by 'same-a' 1.0 and 'same-b' 1.0; none of"):
-        host.resolve("ops", "same")
-    assert "same" not in host.available("ops")
+        resolve(host, "ops", "same")
+    assert "same" not in available(host, "ops")
     assert not {"same_a", "same_b"} & set(sys.modules)
 
 
@@ -340,9 +341,9 @@ def test_official_names_belong_to_official_distributions(site, host_of, plugin_s
     site.add("thief", "thief_module", text, family="thief", ops=["matmul", "to_come"])
     monkeypatch.setitem(OFFICIAL["ops"], "to_come", "braintrace-to-come")
     host = host_of(site)
-    assert host.resolve("ops", "matmul").__module__.startswith("braintrace_dense")
+    assert resolve(host, "ops", "matmul").__module__.startswith("braintrace_dense")
     with pytest.raises(PluginError, match="'braintrace-to-come', which is not installed"):
-        host.resolve("ops", "to_come")
+        resolve(host, "ops", "to_come")
     assert "thief_module" not in sys.modules
 
 
@@ -375,7 +376,7 @@ def test_refresh_gives_a_failed_plugin_another_chance(site, host_of, plugin_sour
     module.write_text(plugin_source("mended", "mended_p") + "# longer, so recompiled\n")
     host.refresh()
     assert record_of(host, "mended").state == "discovered"
-    assert host.resolve("ops", "mend")(jnp.ones(1), jnp.ones(1)).tolist() == [1]
+    assert resolve(host, "ops", "mend")(jnp.ones(1), jnp.ones(1)).tolist() == [1]
 
 
 def test_settings_from_the_environment(monkeypatch):

@@ -8,7 +8,8 @@ jax, of pluggy and of package metadata.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
+from importlib import import_module, util
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 
 from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
@@ -24,10 +25,7 @@ _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}
 
 def resolve_in_core(name: str) -> object:
     """``braintrace.<name>``: a core name, a submodule, or an operation of a plugin."""
-    if name in DISTRIBUTED and _spec_of(DISTRIBUTED[name][1]) is None:
-        error = _not_installed(name)
-        raise _host().errors.as_attribute_error(error, name, sys.modules[_PACKAGE])
-    if name in SUBMODULES:
+    if name in SUBMODULES and name not in DISTRIBUTED:
         return import_module(f"{_PACKAGE}.{name}")
     if name in CORE:
         value = getattr(import_module(f"{_PACKAGE}.{CORE[name]}"), name)
@@ -38,9 +36,7 @@ def resolve_in_core(name: str) -> object:
 
 def resolve_in_nn(name: str) -> object:
     """``braintrace.nn.<name>``: a layer of a plugin, or the name of ``brainstate.nn``."""
-    if name.startswith("_"):
-        raise _unknown("nn", name)
-    if name in OFFICIAL["nn"] or name in _host().exported("nn"):
+    if name.startswith("_") or _has_provider("nn", name):
         return provided("nn", name)
     try:
         return getattr(import_module("brainstate.nn"), name)
@@ -49,49 +45,57 @@ def resolve_in_nn(name: str) -> object:
 
 
 def provided(kind: str, name: str) -> object:
-    """The object that a plugin exports as ``name`` among the ``ops`` or in ``nn``."""
-    if name.startswith("_"):
+    """What another distribution provides as ``name`` among the ``ops`` or in ``nn``."""
+    if not _has_provider(kind, name):
         raise _unknown(kind, name)
-    host = _host()
-    if name not in OFFICIAL[kind] and name not in host.exported(kind):
-        raise _unknown(kind, name)
+    from .plugins.errors import PluginError, as_attribute_error
+
     try:
-        return host.resolve(kind, name)
-    except host.errors.PluginError as error:
-        raise host.errors.as_attribute_error(error, name, sys.modules[_MODULE_OF[kind]]) from (
-            error.__cause__
-        )
+        return _loaded(kind, name)
+    except PluginError as error:
+        module = sys.modules[_MODULE_OF[kind]]
+        raise as_attribute_error(error, name, module) from error.__cause__
 
 
 def names_of_core() -> list[str]:
     """What ``dir(braintrace)`` lists: everything that resolves."""
-    return sorted({*vars(sys.modules[_PACKAGE]), *CORE, *SUBMODULES, *_host().available("ops")})
+    return sorted({*vars(sys.modules[_PACKAGE]), *CORE, *SUBMODULES, *_available("ops")})
 
 
 def names_of_nn() -> list[str]:
     """What ``dir(braintrace.nn)`` lists: everything that resolves."""
     forwarded = (n for n in dir(import_module("brainstate.nn")) if not n.startswith("_"))
     mine = {*forwarded} - OFFICIAL["nn"].keys()
-    return sorted({*vars(sys.modules[_MODULE_OF["nn"]]), *mine, *_host().available("nn")})
+    return sorted({*vars(sys.modules[_MODULE_OF["nn"]]), *mine, *_available("nn")})
 
 
-def _host() -> Any:
-    return import_module(f"{_PACKAGE}.plugins.process").host()
+def _available(kind: str) -> frozenset[str]:
+    from .plugins import process, resolution
+
+    return resolution.available(process.host(), kind)
 
 
-def _spec_of(module: str) -> Any:
-    """Where a module is, or ``None``; ``importlib.util`` is slow to import."""
-    return import_module("importlib.util").find_spec(module)
+def _has_provider(kind: str, name: str) -> bool:
+    """Whether a name is known to be another distribution's, installed or not."""
+    if name.startswith("_"):
+        return False
+    if name in OFFICIAL[kind] or (kind == "ops" and name in DISTRIBUTED):
+        return True
+    from .plugins import process, resolution
+
+    return name in resolution.exported(process.host(), kind)
 
 
-def _not_installed(name: str) -> Any:
-    """The error about a submodule that is a distribution of its own."""
-    distribution, _ = DISTRIBUTED[name]
-    return _host().errors.PluginError(
-        f"{_PACKAGE}.{name} is provided by {distribution!r}, which is not installed. "
-        f"Run: pip install {distribution}",
-        distribution,
-    )
+def _loaded(kind: str, name: str) -> object:
+    """The object of a name that has a provider; a ``PluginError`` says why it cannot be had."""
+    from .plugins import process, resolution
+
+    if kind != "ops" or name not in DISTRIBUTED:
+        return resolution.resolve(process.host(), kind, name)
+    distribution, package = DISTRIBUTED[name]
+    if util.find_spec(package) is None:
+        raise resolution.not_installed(f"{_PACKAGE}.{name}", distribution)
+    return import_module(f"{_PACKAGE}.{name}")
 
 
 def _unknown(kind: str, name: str) -> AttributeError:
@@ -110,17 +114,16 @@ class _ProviderFinder:
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> None:
         parent, _, name = fullname.rpartition(".")
-        kind = {module: kind for kind, module in _MODULE_OF.items()}.get(parent)
-        if kind is None or name.startswith("_") or name in SUBMODULES or name in CORE:
-            return None
-        if name not in OFFICIAL[kind] and name not in _host().exported(kind):
-            return None
-        host = _host()
-        try:
-            host.resolve(kind, name)
-        except host.errors.PluginError as error:
-            raise host.errors.as_import_error(error) from error.__cause__
-        return None
+        kind = next((kind for kind, module in _MODULE_OF.items() if module == parent), None)
+        if kind is None or (name in SUBMODULES and name not in DISTRIBUTED) or name in CORE:
+            return
+        if _has_provider(kind, name):
+            from .plugins.errors import PluginError, as_import_error
+
+            try:
+                _loaded(kind, name)
+            except PluginError as error:
+                raise as_import_error(error) from error.__cause__
 
 
 class _DistributedFinder:
@@ -136,17 +139,16 @@ class _DistributedFinder:
         if parent != _PACKAGE or name not in DISTRIBUTED:
             return None
         package = DISTRIBUTED[name][1]
-        if _spec_of(package) is None:
-            raise _host().errors.as_import_error(_not_installed(name))
-        real = _spec_of(f"{package}.{below}" if below else package)
-        loader: Any = _SameModule(real)
-        return None if real is None else ModuleSpec(fullname, loader)
+        if util.find_spec(package) is None:
+            return None  # the other finder says so
+        real = util.find_spec(f"{package}.{below}" if below else package)
+        return None if real is None else ModuleSpec(fullname, _SameModule(real))
 
 
-class _SameModule:
+class _SameModule(Loader):
     """A loader whose module is one that has a name already."""
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real: ModuleSpec) -> None:
         self.real = real
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -65,6 +65,9 @@ CORE = {
 
 SUBMODULES = ("algorithms", "nn", "plugin_api", "plugins", "rules", "testing")
 
+#: The plugin object that offers core's own algorithms.
+PLUGIN_OF_CORE = "braintrace.learners.plugin:plugin"
+
 #: Submodules that are a distribution of their own: its name and its import package.
 DISTRIBUTED = {"testing": ("braintrace-testing", "braintrace_testing")}
 

@@ -50,13 +50,13 @@ from .ops.layers import as_size as as_size
 from .ops.layers import initial_value as initial_value
 from .ops.layers import seeded as seeded
 from .ops.spec import ETPPrimitiveSpec as ETPPrimitiveSpec
+from .plugins.declared import API as API
+from .plugins.declared import DoctorContext as DoctorContext
+from .plugins.declared import Finding as Finding
+from .plugins.declared import HostInfo as HostInfo
+from .plugins.declared import PluginInfo as PluginInfo
 from .plugins.errors import PluginError
-from .plugins.hooks import API as API
-from .plugins.hooks import HostInfo as HostInfo
-from .plugins.hooks import PluginInfo as PluginInfo
 from .plugins.hooks import hookimpl as hookimpl
-from .plugins.optional import DoctorContext as DoctorContext
-from .plugins.optional import Finding as Finding
 from .plugins.process import host
 
 if TYPE_CHECKING:

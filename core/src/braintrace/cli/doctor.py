@@ -205,8 +205,9 @@ def _names(candidate: Candidate) -> Iterator[Found]:
 
 def _rivals(candidate: Candidate, kind: str, name: str) -> str:
     from ..plugins.process import host
+    from ..plugins.resolution import enabled_providers
 
-    others = (c for c, _ in host()._enabled_providers(kind, name) if c is not candidate)
+    others = (c for c in enabled_providers(host(), kind, name) if c is not candidate)
     return " and ".join(c.title for c in others)
 
 

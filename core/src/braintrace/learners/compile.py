@@ -10,29 +10,13 @@ import brainstate
 
 from ..algorithms.config import ETraceConfig
 from ..compiler.batch_states import examples_in, init_batched_states
+from ..plugins import services
+from ..plugins.process import host
 from .dni import DNI
-from .e_prop import EProp
 from .learner import ETraceAlgorithm
-from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
 from .options import check_required
 from .three_factor import ThreeFactor
 from .vjp import ETraceVjpAlgorithm
-
-ALGORITHMS: dict[str, type[ETraceAlgorithm]] = {
-    "d_rtrl": D_RTRL,
-    "pp_prop": pp_prop,
-    "es_d_rtrl": pp_prop,
-    "esd_rtrl": pp_prop,
-    "eprop": EProp,
-    "e_prop": EProp,
-    "ostl_recurrent": OSTLRecurrent,
-    "ostl_feedforward": OSTLFeedforward,
-    "snap": SnAp,
-    "rtrl": RTRL,
-    "uoro": UORO,
-    "three_factor": ThreeFactor,
-    "dni": DNI,
-}
 
 
 def compile(
@@ -96,7 +80,7 @@ def compile(
         algorithm, options = _of_config(algorithm, options)
     if isinstance(algorithm, str):
         name = algorithm.lower().replace("-", "_")
-        algorithm = ALGORITHMS[name] if name in ALGORITHMS else _of_a_plugin(name)
+        algorithm = services.algorithm(host(), name, ETraceAlgorithm)
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
     check_required(algorithm, options)
@@ -122,16 +106,3 @@ def _of_config(
         return DNI, options
     modulated = config.learning_signal == "modulatory"
     return ThreeFactor if modulated else ETraceVjpAlgorithm, {"config": config, **options}
-
-
-def _of_a_plugin(name: str) -> type[ETraceAlgorithm]:
-    """The learner that an installed plugin offers under a name."""
-    from ..plugins import services
-    from ..plugins.process import host
-
-    offered, problems = services.algorithms(host(), ETraceAlgorithm, ALGORITHMS)
-    if name not in offered:
-        notes = "".join(f"; {problem}" for problem in problems)
-        known = sorted({*ALGORITHMS, *offered})
-        raise ValueError(f"unknown algorithm {name!r}; known are {known}{notes}")
-    return offered[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Discovery, loading and name resolution, with every plugin isolated from the others.
+"""Discovery and loading, with every plugin isolated from the others.
 
 Plugins are imported and asked *outside* the lock (holding a lock there deadlocks against the
 import system's own); their validated declarations are committed under it, in one step.
@@ -14,10 +14,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..names import OFFICIAL
-from . import errors
 from .errors import PluginError
-from .metadata import PLUGIN_GROUP, Candidate, Entry, package_of, providers, scan
+from .metadata import PLUGIN_GROUP, Candidate, package_of, scan
 from .records import PluginRecord, PluginState
 from .settings import Settings
 
@@ -31,20 +29,7 @@ if TYPE_CHECKING:
 # Another distribution may have written over the package: the doctor still has to run.
 __version__: str = getattr(sys.modules["braintrace"], "__version__", "0+unknown")
 
-_PUBLIC_PREFIX = {"ops": "braintrace.", "nn": "braintrace.nn."}
 _API_GROUP = f"{PLUGIN_GROUP}1"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How loading one plugin ended."""
-
-    state: PluginState
-    reason: str = ""
-    exception: BaseException | None = None
-    load_time: float | None = None
-    primitives: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,8 +58,6 @@ class Host:
         Finds the primitive of a pickle; ``None``: among those registered in the process.
     """
 
-    errors = errors
-
     def __init__(
         self,
         settings: Settings,
@@ -82,13 +65,13 @@ class Host:
         restorer: Restorer | None = None,
     ) -> None:
         self.settings = settings
+        self.values: dict[tuple[str, str], Any] = {}  # objects exported, by kind and name
         self._registration: dict[str, Any] = {} if restorer is None else {"restorer": restorer}
         self._lock = threading.RLock()
         self._scanned = scanned
         self._in_process: tuple[Candidate, ...] = ()
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, PluginRecord] = {}
         self._primitives: dict[ETPPrimitiveSpec, ETPPrimitive] = {}
-        self._values: dict[tuple[str, str], Any] = {}
         self._managers: dict[str, pluggy.PluginManager] = {}
         self._here = threading.local()
 
@@ -104,117 +87,61 @@ class Host:
 
     def records(self) -> tuple[PluginRecord, ...]:
         """One record per plugin, sorted by family."""
-        records = (self._record(candidate) for candidate in self.candidates())
+        records = map(self.record, self.candidates())
         return tuple(sorted(records, key=lambda r: (r.family, r.distribution)))
 
-    def exported(self, kind: str) -> frozenset[str]:
-        """Names that some distribution exports, usable or not."""
-        return frozenset(n for c in self.candidates() for k, n in c.exports if k == kind)
-
-    def available(self, kind: str) -> frozenset[str]:
-        """Exported names that resolve, as far as is known without importing a plugin."""
-        usable = (PluginState.DISCOVERED, PluginState.LOADED)
-        return frozenset(
-            name
-            for name in self.exported(kind)
-            if len(found := self._enabled_providers(kind, name)) == 1
-            and self._record(found[0][0]).state in usable
-        )
-
-    def _record(self, candidate: Candidate) -> PluginRecord:
-        outcome = self._verdict(candidate)
-        return PluginRecord(
-            family=candidate.family,
-            distribution=candidate.distribution,
-            version=candidate.version,
-            origin=candidate.origin,
-            exports=tuple(_PUBLIC_PREFIX[kind] + name for kind, name in candidate.exports),
-            **vars(outcome),
-        )
-
-    def _verdict(self, candidate: Candidate) -> Outcome:
-        """The state of a plugin: what metadata and settings say, then how loading ended."""
-        if why := self._why_disabled(candidate):
-            return Outcome(PluginState.DISABLED, why)
-        if rivals := self._rivals(candidate):
-            return Outcome(PluginState.CONFLICT, _family_conflict(candidate, rivals))
+    def record(self, candidate: Candidate) -> PluginRecord:
+        """What metadata and settings say of a plugin, then how loading it ended."""
+        if why := self.why_disabled(candidate):
+            return replace(candidate.record, state=PluginState.DISABLED, reason=why)
+        if why := self._why_in_conflict(candidate):
+            return replace(candidate.record, state=PluginState.CONFLICT, reason=why)
         if why := _why_incompatible(candidate):
-            return Outcome(PluginState.INCOMPATIBLE, why)
-        return self._outcomes.get(candidate.distribution, Outcome(PluginState.DISCOVERED))
+            return replace(candidate.record, state=PluginState.INCOMPATIBLE, reason=why)
+        return self._outcomes.get(candidate.distribution, candidate.record)
 
-    def _why_disabled(self, candidate: Candidate) -> str | None:
+    def why_disabled(self, candidate: Candidate) -> str | None:
+        """Why a plugin may not be used, ``None`` when it may."""
         return self.settings.why_disabled(candidate.family, candidate.distribution)
 
-    def _rivals(self, candidate: Candidate) -> list[Candidate]:
-        return [
-            other
+    def _why_in_conflict(self, candidate: Candidate) -> str | None:
+        rivals = [
+            other.title
             for other in self.candidates()
             if other.distribution != candidate.distribution
             and other.family == candidate.family
-            and not self._why_disabled(other)
+            and not self.why_disabled(other)
+        ]
+        if not rivals:
+            return None
+        return (
+            f"is not used: {' and '.join(rivals)} provides the family {candidate.family!r} too. "
+            "Uninstall one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
+        )
+
+    def loaded(self) -> list[tuple[Candidate, pluggy.PluginManager]]:
+        """The plugins in use with their hooks, in the order of their names."""
+        return [
+            (c, self._managers[c.distribution])
+            for c in sorted(self.candidates(), key=lambda c: (c.family, c.distribution))
+            if c.distribution in self._managers and self.record(c).state is PluginState.LOADED
         ]
 
-    # --- names -------------------------------------------------------------------------------
-
-    def resolve(self, kind: str, name: str) -> Any:
-        """The object exported as ``name``; its plugin is loaded first.
+    def of_family(self, family: str) -> Candidate:
+        """The distribution that provides a family, an enabled one if there is any.
 
         Raises
         ------
         PluginError
-            When no usable plugin provides the name; the text says why.
+            When there is none.
         """
-        candidate, entry = self._provider(kind, name)
-        public = _PUBLIC_PREFIX[kind] + name
-        self.load(candidate, public)
-        if (kind, name) not in self._values:
-            self._values[kind, name] = self._load_value(candidate, entry, public)
-        return self._values[kind, name]
-
-    def _provider(self, kind: str, name: str) -> tuple[Candidate, Entry]:
-        public = _PUBLIC_PREFIX[kind] + name
-        found = self._providers(kind, name)
+        found = [c for c in self.candidates() if c.family == family]
         if not found:
-            official = OFFICIAL[kind][name]
+            known = ", ".join(sorted({c.family for c in self.candidates()})) or "none"
             raise PluginError(
-                f"{public} is provided by {official!r}, which is not installed. "
-                f"Run: pip install {official}",
-                official,
+                f"no installed plugin provides the family {family!r}; families are: {known}"
             )
-        enabled = self._enabled_providers(kind, name)
-        if len(enabled) > 1:
-            titles = " and ".join(c.title for c, _ in enabled)
-            raise PluginError(
-                f"{public} is provided by {titles}; none of them is used. Uninstall all but one, "
-                "or disable the others with BRAINTRACE_DISABLE_PLUGINS",
-                enabled[0][0].distribution,
-            )
-        return (enabled or found)[0]
-
-    def _providers(self, kind: str, name: str) -> list[tuple[Candidate, Entry]]:
-        """Who exports a name; an official name only its official distribution."""
-        official = OFFICIAL[kind].get(name)
-        return [
-            (candidate, entry)
-            for candidate, entry in providers(self.candidates(), kind, name)
-            if official in (None, candidate.distribution)
-        ]
-
-    def _enabled_providers(self, kind: str, name: str) -> list[tuple[Candidate, Entry]]:
-        found = self._providers(kind, name)
-        return [(c, entry) for c, entry in found if not self._why_disabled(c)]
-
-    def _load_value(self, candidate: Candidate, entry: Entry, public: str) -> Any:
-        try:
-            return entry.load()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exception:
-            raise PluginError(
-                f"{public} is provided by {candidate.title}, whose entry point {entry.value!r} "
-                f"cannot be loaded ({brief(exception)})",
-                candidate.distribution,
-            ) from exception
+        return min(found, key=lambda c: self.why_disabled(c) is not None)
 
     # --- loading -----------------------------------------------------------------------------
 
@@ -226,27 +153,26 @@ class Host:
         PluginError
             When the plugin cannot be used; ``used`` is what the text says it provides.
         """
-        verdict = self._verdict(candidate)
-        if verdict.state is PluginState.DISCOVERED:
-            self._attempt(candidate)
-            verdict = self._verdict(candidate)
-        if verdict.state is not PluginState.LOADED:
+        record = self.record(candidate)
+        if record.state is PluginState.DISCOVERED:
+            self._attempt(candidate, record)
+            record = self.record(candidate)
+        if record.state is not PluginState.LOADED:
             what = used or f"the plugin family {candidate.family!r}"
             raise PluginError(
-                f"{what} is provided by {candidate.title}, which {verdict.reason}",
+                f"{what} is provided by {candidate.title}, which {record.reason}",
                 candidate.distribution,
-            ) from verdict.exception
+            ) from record.exception
 
     def load_all(self, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """Load every plugin that may be used; see :func:`braintrace.plugins.load_all`."""
         failures = []
         for candidate in self.candidates():
-            if self._why_disabled(candidate):
-                continue
-            try:
-                self.load(candidate)
-            except PluginError as error:
-                failures.append(error)
+            if not self.why_disabled(candidate):
+                try:
+                    self.load(candidate)
+                except PluginError as error:
+                    failures.append(error)
         if failures and (self.settings.strict if strict is None else strict):
             lines = "\n".join(f"  {error}" for error in failures)
             raise PluginError(
@@ -254,7 +180,7 @@ class Host:
             ) from failures[0]
         return self.records()
 
-    def _attempt(self, candidate: Candidate) -> None:
+    def _attempt(self, candidate: Candidate, record: PluginRecord) -> None:
         key = candidate.distribution
         under_way: set[str] = self._here.__dict__.setdefault("loading", set())
         if key in under_way:
@@ -266,22 +192,23 @@ class Host:
         under_way.add(key)
         start = time.perf_counter()
         try:
-            outcome, offer = self._ask(candidate)
+            record, offer = self._ask(candidate, record)
         finally:
             under_way.discard(key)
-        outcome = replace(outcome, load_time=time.perf_counter() - start)
+        record = replace(record, load_time=time.perf_counter() - start)
         with self._lock:
             if key not in self._outcomes:
-                self._outcomes[key] = self._committed(candidate, outcome, offer)
-                self.trace(f"{key}: {self._outcomes[key].state} {outcome.reason}".rstrip())
+                self._outcomes[key] = record = self._committed(candidate, record, offer)
+                self.trace(f"{key}: {record.state} {record.reason}".rstrip())
 
-    def _ask(self, candidate: Candidate) -> tuple[Outcome, Offer | None]:
-        """Import a plugin and collect its declarations; whatever it raises becomes an outcome."""
+    def _ask(self, candidate: Candidate, record: PluginRecord) -> tuple[PluginRecord, Offer | None]:
+        """Import a plugin and collect its declarations; whatever it raises becomes its record."""
+        record = replace(record, state=PluginState.LOADED)
         if not candidate.plugins:
-            return Outcome(PluginState.LOADED), None
-        try:
-            from . import hooks
+            return record, None
+        from . import hooks
 
+        try:
             self.trace(f"{candidate.distribution}: importing {candidate.plugins[0].value}")
             offer = hooks.collect(candidate.plugins[0].load(), __version__)
             if offer.info.family != candidate.family:
@@ -291,14 +218,20 @@ class Host:
                 )
         except KeyboardInterrupt:
             raise
+        except hooks.IncompatibleError as exception:
+            state, reason = PluginState.INCOMPATIBLE, _other_api(candidate, str(exception))
+            return replace(record, state=state, reason=reason, exception=exception), None
         except BaseException as exception:
-            return _failure(candidate, exception), None
-        return Outcome(PluginState.LOADED, problems=_problems(candidate, offer)), offer
+            state, reason = PluginState.FAILED, f"failed to load ({brief(exception)})"
+            return replace(record, state=state, reason=reason, exception=exception), None
+        return replace(record, problems=_problems(candidate, offer)), offer
 
-    def _committed(self, candidate: Candidate, outcome: Outcome, offer: Offer | None) -> Outcome:
+    def _committed(
+        self, candidate: Candidate, record: PluginRecord, offer: Offer | None
+    ) -> PluginRecord:
         """Register everything that a plugin declares, or nothing."""
         if offer is None:
-            return outcome
+            return record
         from ..ops import primitive as registry
 
         owner = package_of(candidate.plugins[0])
@@ -310,15 +243,13 @@ class Host:
                         f"is not used: its primitive {spec.name!r} is registered by "
                         f"{known.owner!r}. Uninstall one of them"
                     )
-                    return replace(outcome, state=PluginState.CONFLICT, reason=reason)
+                    return replace(record, state=PluginState.CONFLICT, reason=reason)
             for spec in offer.specs:
-                self._primitives[spec] = registry.register_primitive_spec(
-                    spec, owner=owner, **self._registration
-                )
+                self._register(spec, owner)
         self._managers[candidate.distribution] = offer.manager
         if candidate not in self._in_process:
             _hide_frames(owner)
-        return replace(outcome, primitives=tuple(spec.name for spec in offer.specs))
+        return replace(record, primitives=tuple(spec.name for spec in offer.specs))
 
     # --- primitives --------------------------------------------------------------------------
 
@@ -334,66 +265,42 @@ class Host:
         return self._acquire(spec) if primitive is None else primitive
 
     def _acquire(self, spec: ETPPrimitiveSpec) -> ETPPrimitive:
-        from ..ops import primitive as registry
-
         package = getattr(spec.impl, "__module__", "").partition(".")[0]
-        owners = [c for c in self.candidates() if c.package == package]
-        for candidate in owners:
-            self.load(candidate, f"the primitive {spec.name!r}")
+        known = self.find_primitive(spec.name, package)
         if spec in self._primitives:
             return self._primitives[spec]
-        if owners and registry.find_primitive(spec.name) is None:
+        owners = self._of_package(package)
+        if owners and known is None:
             raise PluginError(
                 f"the primitive {spec.name!r} is not among those that {owners[0].title} declares "
                 "in braintrace_primitives",
                 owners[0].distribution,
             )
-        primitive = registry.register_primitive_spec(
-            spec, owner=package or None, **self._registration
-        )
+        return self._register(spec, package or None)
+
+    def find_primitive(self, name: str, package: str) -> ETPPrimitive | None:
+        """The primitive of a name; loads the plugins of ``package``, which owns it, first.
+
+        Raises
+        ------
+        PluginError
+            When one of them cannot be used.
+        """
+        from ..ops.primitive import find_primitive
+
+        for candidate in self._of_package(package):
+            self.load(candidate, f"the primitive {name!r}")
+        return find_primitive(name)
+
+    def _of_package(self, package: str) -> list[Candidate]:
+        return [c for c in self.candidates() if c.package == package]
+
+    def _register(self, spec: ETPPrimitiveSpec, owner: str | None) -> ETPPrimitive:
+        from ..ops.primitive import register_primitive_spec
+
+        primitive = register_primitive_spec(spec, owner=owner, **self._registration)
         self._primitives[spec] = primitive
         return primitive
-
-    def find_primitive(self, name: str, owner: str) -> ETPPrimitive | None:
-        """The primitive of a name; loads the plugins whose package is ``owner`` first.
-
-        Raises
-        ------
-        PluginError
-            When a plugin of that package cannot be used.
-        """
-        from ..ops import primitive as registry
-
-        for candidate in self.candidates():
-            if candidate.package == owner:
-                self.load(candidate, f"the primitive {name!r}")
-        return registry.find_primitive(name)
-
-    def loaded(self) -> list[tuple[Candidate, pluggy.PluginManager]]:
-        """The plugins in use with their hooks, in the order of their names."""
-        found = sorted(self.candidates(), key=lambda c: (c.family, c.distribution))
-        return [
-            (c, self._managers[c.distribution])
-            for c in found
-            if c.distribution in self._managers and self._verdict(c).state is PluginState.LOADED
-        ]
-
-    def of_family(self, family: str) -> Candidate:
-        """The distribution that provides a family, an enabled one if there is any.
-
-        Raises
-        ------
-        PluginError
-            When there is none.
-        """
-        found = [c for c in self.candidates() if c.family == family]
-        enabled = [c for c in found if not self._why_disabled(c)]
-        if not found:
-            known = ", ".join(sorted({c.family for c in self.candidates()})) or "none"
-            raise PluginError(
-                f"no installed plugin provides the family {family!r}; families are: {known}"
-            )
-        return (enabled or found)[0]
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -403,12 +310,19 @@ class Host:
 
         for candidate in self._in_process:
             if candidate.plugins[0].load() is plugin:
-                return self._record(candidate)
+                return self.record(candidate)
         try:
             info = hooks.collect(plugin, __version__).info
         except Exception as exception:
             raise PluginError(f"{plugin!r:.80} is not a plugin: {brief(exception)}") from exception
-        candidate = _in_process_candidate(plugin, info)
+        module = type(plugin).__module__
+        candidate = Candidate(
+            distribution=info.distribution or info.family,
+            version=info.version,
+            origin=module,
+            plugins=(_InProcess(info.family, f"{module}:{type(plugin).__name__}", plugin),),
+            exports={},
+        )
         with self._lock:
             if any(c.distribution == candidate.distribution for c in self.candidates()):
                 raise PluginError(
@@ -423,7 +337,7 @@ class Host:
                 self._in_process = tuple(c for c in self._in_process if c is not candidate)
                 self._outcomes.pop(candidate.distribution, None)
             raise
-        return self._record(candidate)
+        return self.record(candidate)
 
     def configure(self, **changes: Any) -> None:
         """Replace fields of the settings; names are looked up anew."""
@@ -437,7 +351,7 @@ class Host:
         with self._lock:
             loaded = PluginState.LOADED
             self._outcomes = {k: o for k, o in self._outcomes.items() if o.state is loaded}
-            self._values = {}
+            self.values = {}
             self._scanned = None
         return self.records()
 
@@ -457,41 +371,27 @@ def _hide_frames(package: str) -> None:
 
 
 def _why_incompatible(candidate: Candidate) -> str | None:
-    upgrade = f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
     if not candidate.core_admitted:
         return (
             f"needs braintrace-core{candidate.needs_core}, but braintrace-core {__version__} is "
-            f"installed. {upgrade}"
+            f"installed. {_upgrade(candidate)}"
         )
     groups = {entry.group for entry in candidate.plugins}
     if groups and _API_GROUP not in groups:
         theirs = ", ".join(sorted(g.removeprefix(PLUGIN_GROUP) for g in groups))
-        return _api_mismatch(theirs, upgrade)
+        return _other_api(candidate, theirs)
     return None
 
 
-def _api_mismatch(theirs: str, upgrade: str) -> str:
+def _other_api(candidate: Candidate, theirs: str) -> str:
     return (
         f"is written for plugin API {theirs}, but braintrace-core {__version__} offers 1.0. "
-        f"{upgrade}"
+        f"{_upgrade(candidate)}"
     )
 
 
-def _family_conflict(candidate: Candidate, rivals: list[Candidate]) -> str:
-    titles = " and ".join(c.title for c in rivals)
-    return (
-        f"is not used: {titles} provides the family {candidate.family!r} too. Uninstall one of "
-        "them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
-    )
-
-
-def _failure(candidate: Candidate, exception: BaseException) -> Outcome:
-    from . import hooks
-
-    if isinstance(exception, hooks.IncompatibleError):
-        upgrade = f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
-        return Outcome(PluginState.INCOMPATIBLE, _api_mismatch(str(exception), upgrade), exception)
-    return Outcome(PluginState.FAILED, f"failed to load ({brief(exception)})", exception)
+def _upgrade(candidate: Candidate) -> str:
+    return f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
 
 
 def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:
@@ -508,17 +408,6 @@ def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:
         "make them the same and install it again"
         for what, said, known in pairs
         if said and said != known
-    )
-
-
-def _in_process_candidate(plugin: object, info: Any) -> Candidate:
-    module = type(plugin).__module__
-    return Candidate(
-        distribution=info.distribution or info.family,
-        version=info.version,
-        origin=module,
-        plugins=(_InProcess(info.family, f"{module}:{type(plugin).__name__}", plugin),),
-        exports={},
     )
 
 

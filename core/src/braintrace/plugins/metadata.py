@@ -12,13 +12,15 @@ import contextlib
 import importlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from typing import Any, Protocol
 
+from .records import PluginRecord, PluginState
 from .settings import normalised
 
+PUBLIC_PREFIX = {"ops": "braintrace.", "nn": "braintrace.nn."}
 PLUGIN_GROUP = "braintrace.plugins.v"
 EXPORT_GROUPS = {"braintrace.ops": "ops", "braintrace.nn": "nn"}
 CORE = "braintrace-core"
@@ -79,6 +81,18 @@ class Candidate:
     def title(self) -> str:
         """Distribution and version, as messages name it."""
         return f"{self.distribution!r} {self.version}".rstrip()
+
+    @cached_property
+    def record(self) -> PluginRecord:
+        """What is known of it from its metadata alone."""
+        return PluginRecord(
+            self.family,
+            self.distribution,
+            self.version,
+            self.origin,
+            PluginState.DISCOVERED,
+            tuple(PUBLIC_PREFIX[kind] + name for kind, name in self.exports),
+        )
 
 
 def package_of(entry: Entry) -> str:
@@ -168,15 +182,6 @@ def _origin(dist: Any) -> str:
     if direct_url.get("dir_info", {}).get("editable"):
         return str(direct_url["url"])
     return str(dist.locate_file(""))
-
-
-def providers(
-    candidates: tuple[Candidate, ...], kind: str, name: str
-) -> Iterator[tuple[Candidate, Entry]]:
-    """The candidates that export ``name``, with its entry point."""
-    for candidate in candidates:
-        if (kind, name) in candidate.exports:
-            yield candidate, candidate.exports[kind, name]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from braintrace.plugins.hooks import Offer, collect
 from braintrace.plugins.host import Host
 from braintrace.plugins.metadata import Candidate, package_of, scan
 from braintrace.plugins.records import PluginState
+from braintrace.plugins.resolution import resolve
 from braintrace.plugins.settings import Settings, normalised
 
 from .case import ConformanceCase
@@ -131,7 +132,7 @@ def exports(subject: PluginSubject) -> None:
     for (kind, name), entry in entries.items():
         value = entry.load()
         require(callable(value), f"{name!r} is {value!r:.60}, neither a function nor a class")
-        require(host.resolve(kind, name) is value, f"{name!r} resolves to another object")
+        require(resolve(host, kind, name) is value, f"{name!r} resolves to another object")
 
 
 @plugin_check("packaging.loads")
@@ -187,7 +188,7 @@ def import_initialises_no_backend(subject: PluginSubject) -> None:
 
 def declared_cases(plugin: Any) -> tuple[ConformanceCase, ...]:
     """What the plugin's own hook ``braintrace_conformance_cases`` returns; none without it."""
-    from braintrace.plugins.hooks import API, HostInfo
+    from braintrace.plugins.declared import API, HostInfo
 
     hook = getattr(plugin, "braintrace_conformance_cases", None)
     return () if hook is None else tuple(hook(HostInfo(API, __version__)))
