@@ -8,16 +8,19 @@ jax, of pluggy and of package metadata.
 from __future__ import annotations
 
 import sys
-from importlib import import_module, util
-from importlib.abc import Loader
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer than all else
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any
+
+TYPE_CHECKING = False
+TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer than all else
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _PACKAGE = __name__.rpartition(".")[0]
 _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}
@@ -93,7 +96,7 @@ def _loaded(kind: str, name: str) -> object:
     if kind != "ops" or name not in DISTRIBUTED:
         return resolution.resolve(process.host(), kind, name)
     distribution, package = DISTRIBUTED[name]
-    if util.find_spec(package) is None:
+    if _spec_of(package) is None:
         raise resolution.not_installed(f"{_PACKAGE}.{name}", distribution)
     return import_module(f"{_PACKAGE}.{name}")
 
@@ -102,6 +105,12 @@ def _unknown(kind: str, name: str) -> AttributeError:
     module = sys.modules[_MODULE_OF[kind]]
     text = f"module {module.__name__!r} has no attribute {name!r}"
     return AttributeError(text, name=name, obj=module)
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    from importlib.util import find_spec
+
+    return find_spec(module)
 
 
 class _ProviderFinder:
@@ -139,13 +148,13 @@ class _DistributedFinder:
         if parent != _PACKAGE or name not in DISTRIBUTED:
             return None
         package = DISTRIBUTED[name][1]
-        if util.find_spec(package) is None:
+        if _spec_of(package) is None:
             return None  # the other finder says so
-        real = util.find_spec(f"{package}.{below}" if below else package)
-        return None if real is None else ModuleSpec(fullname, _SameModule(real))
+        real = _spec_of(f"{package}.{below}" if below else package)
+        return None if real is None else ModuleSpec(fullname, _SameModule(real))  # type: ignore[arg-type]
 
 
-class _SameModule(Loader):
+class _SameModule:
     """A loader whose module is one that has a name already."""
 
     def __init__(self, real: ModuleSpec) -> None:

@@ -4,64 +4,51 @@
 Nothing is imported here. The stubs ``__init__.pyi`` and ``nn.pyi`` are written from this table.
 """
 
-#: Core's public names and the module below ``braintrace`` that defines each.
-CORE = {
-    "ETraceConfig": "algorithms.config",
-    "CompilationRecord": "base.diagnostics",
-    "DiagnosticKind": "base.diagnostics",
-    "DiagnosticLevel": "base.diagnostics",
-    "CompilationError": "base.errors",
-    "NotSupportedError": "base.errors",
-    "compile_etrace_graph": "compiler.compile",
-    "ControlFlowPolicy": "compiler.control.policy",
-    "find_hidden_param_op_relations_from_minfo": "compiler.find_relations",
-    "find_hidden_param_op_relations_from_module": "compiler.find_relations",
-    "ETraceGraph": "compiler.graph",
-    "HiddenGroup": "compiler.groups",
-    "find_hidden_groups_from_minfo": "compiler.groups",
-    "find_hidden_groups_from_module": "compiler.groups",
-    "ModuleInfo": "compiler.module_info",
-    "HiddenPerturbation": "compiler.perturbation",
-    "add_hidden_perturbation_from_minfo": "compiler.plan_perturbation",
-    "add_hidden_perturbation_in_module": "compiler.plan_perturbation",
-    "HiddenParamOpRelation": "compiler.relation",
-    "extract_module_info": "compiler.tracing.extract",
-    "MultiStepData": "drivers.step_data",
-    "SingleStepData": "drivers.step_data",
-    "ETraceVjpGraphExecutor": "executor.by_name",
-    "ETraceGraphExecutor": "executor.step",
-    "compile": "learners.compile",
-    "DNI": "learners.dni",
-    "EProp": "learners.e_prop",
-    "ETraceAlgorithm": "learners.learner",
-    "D_RTRL": "learners.named",
-    "ES_D_RTRL": "learners.named",
-    "IODimVjpAlgorithm": "learners.named",
-    "OSTLFeedforward": "learners.named",
-    "OSTLRecurrent": "learners.named",
-    "ParamDimVjpAlgorithm": "learners.named",
-    "RTRL": "learners.named",
-    "SnAp": "learners.named",
-    "UORO": "learners.named",
-    "pp_prop": "learners.named",
-    "OptaxOptimizer": "learners.optimizers",
-    "EligibilityTrace": "learners.stepping",
-    "ThreeFactor": "learners.three_factor",
-    "ETraceVjpAlgorithm": "learners.vjp",
-    "ETPPrimitive": "ops.primitive",
-    "get_primitive_spec": "ops.primitive",
-    "is_etp_primitive": "ops.primitive",
-    "register_primitive": "ops.primitive",
-    "register_primitive_spec": "ops.primitive",
-    "ETPPrimitiveSpec": "ops.spec",
-    "BATCHED_PRIMITIVES": "ops.views",
-    "ETP_PRIMITIVES": "ops.views",
-    "ETP_PRIMITIVE_SPECS": "ops.views",
-    "ETP_RULES_INIT_DRTRL": "ops.views",
-    "ETP_RULES_INIT_PP": "ops.views",
-    "ETP_RULES_XY_TO_DW": "ops.views",
-    "ETP_RULES_YW_TO_W": "ops.views",
+#: Modules below ``braintrace``, and core's public names that each defines.
+_DEFINED_IN = {
+    "algorithms.config": "ETraceConfig",
+    "base.diagnostics": "CompilationRecord DiagnosticKind DiagnosticLevel",
+    "base.errors": "CompilationError NotSupportedError",
+    "compiler.compile": "compile_etrace_graph",
+    "compiler.control.policy": "ControlFlowPolicy",
+    "compiler.find_relations": (
+        "find_hidden_param_op_relations_from_minfo find_hidden_param_op_relations_from_module"
+    ),
+    "compiler.graph": "ETraceGraph",
+    "compiler.groups": "HiddenGroup find_hidden_groups_from_minfo find_hidden_groups_from_module",
+    "compiler.module_info": "ModuleInfo",
+    "compiler.perturbation": "HiddenPerturbation",
+    "compiler.plan_perturbation": (
+        "add_hidden_perturbation_from_minfo add_hidden_perturbation_in_module"
+    ),
+    "compiler.relation": "HiddenParamOpRelation",
+    "compiler.tracing.extract": "extract_module_info",
+    "drivers.step_data": "MultiStepData SingleStepData",
+    "executor.by_name": "ETraceVjpGraphExecutor",
+    "executor.step": "ETraceGraphExecutor",
+    "learners.compile": "compile",
+    "learners.dni": "DNI",
+    "learners.e_prop": "EProp",
+    "learners.learner": "ETraceAlgorithm",
+    "learners.named": (
+        "D_RTRL ES_D_RTRL IODimVjpAlgorithm OSTLFeedforward OSTLRecurrent ParamDimVjpAlgorithm "
+        "RTRL SnAp UORO pp_prop"
+    ),
+    "learners.optimizers": "OptaxOptimizer",
+    "learners.stepping": "EligibilityTrace",
+    "learners.three_factor": "ThreeFactor",
+    "learners.vjp": "ETraceVjpAlgorithm",
+    "ops.primitive": (
+        "ETPPrimitive get_primitive_spec is_etp_primitive register_primitive "
+        "register_primitive_spec"
+    ),
+    "ops.spec": "ETPPrimitiveSpec",
+    "ops.views": (
+        "BATCHED_PRIMITIVES ETP_PRIMITIVES ETP_PRIMITIVE_SPECS ETP_RULES_INIT_DRTRL "
+        "ETP_RULES_INIT_PP ETP_RULES_XY_TO_DW ETP_RULES_YW_TO_W"
+    ),
 }
+CORE = {name: module for module, names in _DEFINED_IN.items() for name in names.split()}
 
 SUBMODULES = ("algorithms", "nn", "plugin_api", "plugins", "rules", "testing")
 
@@ -83,21 +70,9 @@ OFFICIAL = {
     "nn": {
         **dict.fromkeys(
             (
-                "Linear",
-                "SignedWLinear",
-                "ScaledWSLinear",
-                "LeakyRateReadout",
-                "ValinaRNNCell",
-                "GRUCell",
-                "MGUCell",
-                "LSTMCell",
-                "URLSTMCell",
-                "MinimalRNNCell",
-                "MiniGRU",
-                "MiniLSTM",
-                "CFNCell",
-                "LRUCell",
-            ),
+                "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell MGUCell "
+                "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell"
+            ).split(),
             "braintrace-dense",
         ),
         "Conv1d": "braintrace-conv",
