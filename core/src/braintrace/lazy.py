@@ -17,11 +17,6 @@ TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer
 if TYPE_CHECKING:
     from types import ModuleType
 
-TYPE_CHECKING = False
-TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer than all else
-if TYPE_CHECKING:
-    from types import ModuleType
-
 _PACKAGE = __name__.rpartition(".")[0]
 _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}
 

@@ -70,8 +70,8 @@ OFFICIAL = {
     "nn": {
         **dict.fromkeys(
             (
-                "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell MGUCell "
-                "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell"
+                "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell "
+                "MGUCell LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell"
             ).split(),
             "braintrace-dense",
         ),

@@ -126,11 +126,12 @@ def main(distribution: str, answer: str, seconds: str) -> None:
 
 
 def _load(distribution: str) -> Report:
+    from .errors import PluginError
     from .process import host
 
     found = host()
     candidate = next(c for c in found.candidates() if c.distribution == distribution)
-    with contextlib.suppress(found.errors.PluginError):
+    with contextlib.suppress(PluginError):
         found.load(candidate)
     record = next(r for r in found.records() if r.distribution == distribution)
     usable = str(record.state) == "loaded"
