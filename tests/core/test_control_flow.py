@@ -949,7 +949,7 @@ def kinds(model: type, *args: Any) -> dict[str, list[Any]]:
     info = bt.extract_module_info(case.model, case.xs[0])
     found: dict[str, list[Any]] = {}
     for record in info.rewrites:
-        found.setdefault(record.kind, []).append(record)
+        found.setdefault(record.kind.value, []).append(record)
     return found
 
 
@@ -963,21 +963,21 @@ def test_what_was_rewritten_is_recorded() -> None:
     inside = found["primitive_inside_control_flow"]
     assert [record.primitive for record in inside] == ["etp_mm"] * 3
     assert f"test_control_flow.py:{line_of(Switch.control, 'inner = ')}" in inside[1].source
-    assert "inside 'cond' at " in inside[0].description
+    assert "inside 'cond' at " in inside[0].message
 
 
 def test_a_loop_that_was_written_out_is_recorded() -> None:
     found = kinds(Loop, False)
     (rewritten,) = found["control_flow_rewritten"]
     assert rewritten.primitive == "scan"
-    assert "3 iterations are written out" in rewritten.description
+    assert "3 iterations are written out" in rewritten.message
     assert len(found["primitive_inside_control_flow"]) == 3
 
 
 def test_operations_in_calls_are_recorded() -> None:
     records = kinds(Calls, False)["primitive_inside_nested_jit"]
     assert [record.primitive for record in records] == ["etp_mm"] * 3
-    assert "inlined" in records[0].description
+    assert "inlined" in records[0].message
 
 
 class WeightInLoop(Plain):

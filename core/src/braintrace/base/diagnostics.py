@@ -97,7 +97,7 @@ class CompilationRecord:
     primitive: str | None = None
     weight_path: Path | None = None
     hidden_paths: tuple[Path, ...] = ()
-    context: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict, hash=False)
     source: str | None = None
     remedy: str = ""
 

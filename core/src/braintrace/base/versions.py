@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -145,9 +145,14 @@ def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     return found
 
 
-def constants(jaxpr: Jaxpr) -> list[tuple[Var, Any]]:
-    """The constant variables of a closed jaxpr with their values."""
-    return list(zip(jaxpr.constvars, jaxpr.consts, strict=True))
+def constants(jaxpr: Jaxpr) -> dict[Var, Any]:
+    """The values of the constants of a closed jaxpr."""
+    return dict(zip(jaxpr.constvars, jaxpr.consts, strict=True))
+
+
+def start_env(jaxpr: Jaxpr, inputs: Iterable[Any]) -> dict[Var, Any]:
+    """The values of all variables that are known before the first equation."""
+    return constants(jaxpr) | dict(zip(jaxpr.invars, inputs, strict=True))
 
 
 def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = True) -> list[Any]:

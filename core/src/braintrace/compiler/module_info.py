@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from ..base import versions
+from ..base.diagnostics import CompilationRecord
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.versions import Var
 from ..jaxprs.slices import between
-from .control.policy import Rewrite
 from .environment import UNSET, changed_setting, moving_values
 from .program import Program, StateKind
 
@@ -66,7 +66,7 @@ class ModuleInfo(Program):
     arg_treedef: Any
     out_treedef: Any
     retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
-    rewrites: tuple[Rewrite, ...] = ()
+    rewrites: tuple[CompilationRecord, ...] = ()
     environment: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -114,7 +114,7 @@ class HiddenPerturbation:
             The outputs of ``minfo.jaxpr``, and the values of ``extra``.
         """
         jaxpr = self.minfo.jaxpr
-        given = dict(versions.constants(jaxpr)) | dict(zip(jaxpr.invars, inputs, strict=True))
+        given = versions.start_env(jaxpr, inputs)
         wanted = (*self.outputs, *(self.anywhere.get(var, Read(var)) for var in extra))
         values = run_in_contexts(jaxpr.eqns, self.instructions, given, wanted, perturb)
         return values[: len(self.outputs)], values[len(self.outputs) :]

@@ -155,8 +155,7 @@ class DirectProducts:
         self, values: Sequence[Any], shifts: Sequence[jax.Array]
     ) -> tuple[list[Any], tuple[tuple[Any, ...], ...]]:
         """Results of the step, and the moving operands of every product."""
-        env: dict[Var, Any] = dict(versions.constants(self.jaxpr))
-        env.update(zip(self.jaxpr.invars, values, strict=True))
+        env = versions.start_env(self.jaxpr, values)
         by_index = {p.index: (p, s) for p, s in zip(self.products, shifts, strict=True)}
         recorded = []
         for i, eqn in enumerate(self.jaxpr.eqns):
@@ -188,7 +187,7 @@ class DirectProducts:
         """
 
         def operands(chosen: Mapping[int, Any]) -> list[list[Any]]:
-            env: dict[Var, Any] = dict(versions.constants(self.jaxpr))
+            env = versions.constants(self.jaxpr)
             env.update((self.jaxpr.invars[i], v) for i, v in {**values, **chosen}.items())
             run_equations([self.jaxpr.eqns[i] for i in self.chains], env)
             return [

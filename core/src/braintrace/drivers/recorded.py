@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.versions import Var
 from ..jaxprs.depends import equations_behind, moving_with
 from ..jaxprs.run import read, run_equations
 
@@ -34,7 +33,7 @@ def recorded_scan(
     places = {i: next(k for k in moving if outputs[k] is outputs[i]) for i in moving}
     distinct = [i for i in moving if places[i] == i]
 
-    env: dict[Var, Any] = dict(versions.constants(jaxpr))
+    env = versions.constants(jaxpr)
     fixed = [atom for i, atom in enumerate(outputs) if i not in places]
     run_equations([jaxpr.eqns[i] for i in equations_behind(jaxpr.eqns, fixed)], env)
     call = versions.jaxpr_as_fun(jaxpr)

@@ -89,7 +89,7 @@ def values_of_parameters(info: ModuleInfo, sign: int = 1) -> dict[Var, Any]:
     one side of zero is there with the other.
     """
     random = np.random.default_rng(1)
-    env: dict[Var, Any] = dict(versions.constants(info.jaxpr))
+    env = versions.constants(info.jaxpr)
     for slot in info.slots_of(StateKind.PARAM):
         env |= {var: sign * _generic(var.aval, random) for var in info.invars_of(slot)}
     for eqn in info.eqns:
@@ -132,7 +132,7 @@ def _sweep_of(
 
 def _run(program: Jaxpr, inputs: Sequence[Traced], random: np.random.Generator) -> list[Traced]:
     """Run a program on values of three kinds."""
-    env = {var: Traced(value) for var, value in versions.constants(program)}
+    env = {var: Traced(value) for var, value in versions.constants(program).items()}
     env.update(zip(program.invars, inputs, strict=True))
 
     def read(atom: Any) -> Traced:

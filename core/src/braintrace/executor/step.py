@@ -202,8 +202,7 @@ class ETraceGraphExecutor:
         """
         info = self.graph.module_info
         leaves = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
-        env: dict[Var, Any] = dict(versions.constants(info.jaxpr))
-        env.update(zip(info.jaxpr.invars, (*args, *leaves), strict=True))
+        env = versions.start_env(info.jaxpr, (*args, *leaves))
         run_equations(info.eqns, env)
         outputs = [read(env, atom) for atom in info.jaxpr.outvars]
         return *self._results(outputs), tuple(read(env, var) for var in self.boundary)
@@ -405,7 +404,7 @@ class ETraceGraphExecutor:
         of the operands are pulled back to the parameters by differentiating this function.
         """
         info = self.graph.module_info
-        env = dict(versions.constants(info.jaxpr))
+        env = versions.constants(info.jaxpr)
         for slot in info.slots_of(StateKind.PARAM):
             env.update(zip(info.invars_of(slot), jax.tree.leaves(params[slot.path]), strict=True))
         done: set[int] = set()

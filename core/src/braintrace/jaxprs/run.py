@@ -43,8 +43,7 @@ def run_inlined(
     the call. ``note`` is called with every ETP equation inside a call. An ETP equation without a
     line of the user's, of a layer that is itself the body of a loop, gets that of what it is in.
     """
-    env: dict[Var, Any] = dict(versions.constants(jaxpr))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    env = versions.start_env(jaxpr, inputs)
     for eqn in jaxpr.eqns:
         operands = [read(env, atom) for atom in eqn.invars]
         etp = is_etp_primitive(eqn.primitive)

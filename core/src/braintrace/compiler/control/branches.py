@@ -21,191 +21,160 @@ parameter must be in their domain at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import jax
 
 from ...base import versions
-from ...base.versions import Atom, Jaxpr, Var
+from ...base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ...jaxprs.depends import depends, slice_to
 from ...jaxprs.run import read, run_equations
 from ...jaxprs.sites import etp_equations
 
+Env = dict[Var, Any]
+
 
 def varying_variables(jaxpr: Jaxpr, fixed: Sequence[bool]) -> frozenset[Var]:
     """Variables of a program that depend on an input that is not fixed."""
-    seeds = {
-        v: frozenset({True}) for v, known in zip(jaxpr.invars, fixed, strict=True) if not known
-    }
+    inputs = zip(jaxpr.invars, fixed, strict=True)
+    seeds = {var: frozenset({True}) for var, known in inputs if not known}
     return frozenset(depends(jaxpr.eqns, seeds))
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """One branch as segments between its ETP equations.
+class Segment:
+    """What a branch runs in front of an operation, or behind its last one.
 
     Attributes
     ----------
-    jaxpr
-        The branch; its ETP equations stand in the open.
-    fixed
-        For each input, whether it is made of parameters and constants.
+    eqns
+        Its equations.
+    operation
+        The ETP equation that follows, or ``None``.
+    masked
+        For each operand of the operation, whether the segment hands it over, so that it is zero if
+        the branch is not taken. That is ``x``, and whatever else depends on inputs or states.
+    results
+        What it is there for: these operands, or the results of the branch.
+    handed_on
+        The variables it computes that later segments read.
     """
 
-    jaxpr: Jaxpr
-    fixed: tuple[bool, ...]
+    eqns: tuple[JaxprEqn, ...]
+    operation: JaxprEqn
+    masked: tuple[bool, ...]
+    results: tuple[Atom, ...]
+    handed_on: tuple[Var, ...]
 
-    @cached_property
-    def varying(self) -> frozenset[Var]:
-        return varying_variables(self.jaxpr, self.fixed)
+    @property
+    def exports(self) -> tuple[Atom, ...]:
+        return (*self.results, *self.handed_on)
 
-    def in_step(self, atom: Atom) -> bool:
-        """Whether an operand depends on more than parameters and constants."""
-        return versions.is_var(atom) and atom in self.varying
-
-    @cached_property
-    def outside(self) -> tuple[int, ...]:
-        """Equations that lead from parameters and constants to operands of operations."""
-        eqns = self.jaxpr.eqns
-        wanted = [
-            atom
-            for i in etp_equations(eqns)
-            for k, atom in enumerate(eqns[i].invars)
-            if not self.handed_over(i, k)
-        ]
-        return tuple(slice_to(eqns, wanted))
-
-    def handed_over(self, i: int, operand: int) -> bool:
-        """Whether a segment computes that operand, so that it is zero if the branch is not taken.
-
-        It does for ``x``, and for whatever else depends on inputs or states.
-        """
-        eqn = self.jaxpr.eqns[i]
-        return operand == eqn.primitive.spec.x_invar_index or self.in_step(eqn.invars[operand])
-
-    @cached_property
-    def operations(self) -> tuple[int, ...]:
-        """ETP equations at which the branch is cut."""
-        return tuple(i for i in etp_equations(self.jaxpr.eqns) if i not in self.outside)
-
-    @cached_property
-    def segments(self) -> tuple[tuple[int, ...], ...]:
-        """Equations in front of each operation, and behind the last; each as late as possible."""
-        eqns, last = self.jaxpr.eqns, len(self.operations)
-        numbers = {i: n for n, i in enumerate(self.operations)}
-        needed: dict[Var, int] = {a: last for a in self.jaxpr.outvars if versions.is_var(a)}
-        segments: list[list[int]] = [[] for _ in range(last + 1)]
-        skipped = set(self.outside)
-        for i in range(len(eqns) - 1, -1, -1):
-            eqn = eqns[i]
-            readers = [needed[v] for v in eqn.outvars if v in needed]
-            if i in skipped or not (readers or eqn.effects or i in numbers):
-                continue
-            n = numbers.get(i, min(readers, default=last))
-            if i not in numbers:
-                segments[n].insert(0, i)
-            for atom in eqn.invars:
-                if versions.is_var(atom):
-                    needed[atom] = min(n, needed.get(atom, last))
-        return tuple(map(tuple, segments))
-
-    def start(self, operands: Sequence[Any]) -> dict[Var, Any]:
-        """What is known before the first segment."""
-        env = dict(versions.constants(self.jaxpr))
-        env.update(zip(self.jaxpr.invars, operands, strict=True))
-        run_equations([self.jaxpr.eqns[i] for i in self.outside], env)
-        return env
-
-    @cached_property
-    def handed_on(self) -> tuple[tuple[Var, ...], ...]:
-        """For each segment, the variables it computes that later segments read."""
-        eqns = self.jaxpr.eqns
-        read_by = [
-            {a for a in [*(a for i in s for a in eqns[i].invars), *out] if versions.is_var(a)}
-            for s, out in zip(self.segments, self.results, strict=True)
-        ]
-        made = [[v for i in s for v in eqns[i].outvars] for s in self.segments]
-        return tuple(
-            tuple(v for v in made[n] if any(v in later for later in read_by[n + 1 :]))
-            for n in range(len(made))
-        )
-
-    @cached_property
-    def results(self) -> tuple[tuple[Atom, ...], ...]:
-        """What each segment is there for: operands of an operation, or the branch's results."""
-        eqns = self.jaxpr.eqns
-        operands = [
-            tuple(a for k, a in enumerate(eqns[i].invars) if self.handed_over(i, k))
-            for i in self.operations
-        ]
-        return (*operands, tuple(self.jaxpr.outvars))
-
-    def exports(self, n: int) -> list[Atom]:
-        """What comes out of segment ``n``."""
-        return [*self.results[n], *self.handed_on[n]]
-
-    def run_segment(self, n: int, env: dict[Var, Any]) -> list[Any]:
-        """The exports of segment ``n``."""
+    def run(self, env: Env) -> list[Any]:
+        """The exports when the branch is taken."""
         inside = dict(env)
-        run_equations([self.jaxpr.eqns[i] for i in self.segments[n]], inside)
-        return [read(inside, atom) for atom in self.exports(n)]
+        run_equations(self.eqns, inside)
+        return [read(inside, atom) for atom in self.exports]
 
-    def take(self, n: int, exported: Sequence[Any], env: dict[Var, Any]) -> None:
-        """Run operation ``n`` on what segment ``n`` handed over, and keep what it handed on."""
-        i = self.operations[n]
-        eqn, values = self.jaxpr.eqns[i], iter(exported)
+    def skip(self) -> list[Any]:
+        """The exports when it is not."""
+        return [jax.lax.full(atom.aval.shape, 0, atom.aval.dtype) for atom in self.exports]
+
+    def operate(self, exported: Sequence[Any], env: Env) -> None:
+        """Run the operation on what was handed over, and keep what was handed on."""
+        eqn, values = self.operation, iter(exported)
         operands = [
-            next(values) if self.handed_over(i, k) else read(env, atom)
-            for k, atom in enumerate(eqn.invars)
+            next(values) if masked else read(env, atom)
+            for atom, masked in zip(eqn.invars, self.masked, strict=True)
         ]
         # a layer that is itself a branch is attributed to the line of the branches
         results = versions.bind_equation(eqn, operands, own_source=versions.has_source(eqn))
         env.update(zip(eqn.outvars, results, strict=True))
-        env.update(zip(self.handed_on[n], values, strict=True))
+        env.update(zip(self.handed_on, values, strict=True))
 
 
-def run_branches(branches: Sequence[Branch], index: Any, operands: Sequence[Any]) -> list[Any]:
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One branch: what runs ``outside`` of it at every step, and its segments."""
+
+    jaxpr: Jaxpr
+    outside: tuple[JaxprEqn, ...]
+    segments: tuple[Segment, ...]
+
+    def start(self, operands: Sequence[Any]) -> Env:
+        """What is known before the first segment."""
+        env = versions.start_env(self.jaxpr, operands)
+        run_equations(self.outside, env)
+        return env
+
+
+def cut(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Branch:
+    """A branch whose ETP equations stand in the open, as segments between them.
+
+    ``fixed`` says of each input whether it is made of parameters and constants. Every equation is
+    in the last segment that it can be in.
+    """
+    eqns, varying = jaxpr.eqns, varying_variables(jaxpr, fixed)
+    masked = {i: _masked(eqns[i], varying) for i in etp_equations(eqns)}
+    unmasked = [a for i in masked for a in compress(eqns[i].invars, map(not_, masked[i]))]
+    outside = slice_to(eqns, unmasked)
+    operations = [i for i in masked if i not in outside]
+    last, number = len(operations), {i: n for n, i in enumerate(operations)}
+    read_in: dict[Var, set[int]] = {a: {last} for a in jaxpr.outvars if versions.is_var(a)}
+    inside: list[list[int]] = [[] for _ in range(last + 1)]
+    for i in sorted({*range(len(eqns))} - {*outside}, reverse=True):
+        eqn = eqns[i]
+        readers = {n for var in eqn.outvars for n in read_in.get(var, ())}
+        if i in number:
+            n = number[i]
+        elif readers or eqn.effects:
+            n = min(readers, default=last)
+            inside[n].insert(0, i)
+        else:
+            continue
+        for atom in filter(versions.is_var, eqn.invars):
+            read_in.setdefault(atom, set()).add(n)
+    segments = []
+    for n, mine in enumerate(inside):
+        made = (var for i in mine for var in eqns[i].outvars)
+        handed_on = tuple(var for var in made if max(read_in.get(var, {n})) > n)
+        own = tuple(eqns[i] for i in mine)
+        if n == last:
+            segments.append(Segment(own, None, (), tuple(jaxpr.outvars), handed_on))
+        else:
+            i = operations[n]
+            results = tuple(compress(eqns[i].invars, masked[i]))
+            segments.append(Segment(own, eqns[i], masked[i], results, handed_on))
+    return Branch(jaxpr, tuple(eqns[i] for i in outside), tuple(segments))
+
+
+def _masked(operation: JaxprEqn, varying: frozenset[Var]) -> tuple[bool, ...]:
+    x = operation.primitive.spec.x_invar_index
+    return tuple(
+        k == x or (versions.is_var(atom) and atom in varying)
+        for k, atom in enumerate(operation.invars)
+    )
+
+
+def run_branches(branches: Sequence[Branch], index: Any, *operands: Any) -> list[Any]:
     """The results of a ``cond`` whose branches are cut at their ETP equations."""
     envs = [branch.start(operands) for branch in branches]
-    for n in range(max(len(branch.operations) for branch in branches)):
-        cut = [k for k, branch in enumerate(branches) if n < len(branch.operations)]
-        exported = iter(
-            jax.lax.switch(index, [_stage(branches, envs, cut, n, j) for j in range(len(branches))])
-        )
-        for k in cut:
-            mine = [next(exported) for _ in branches[k].exports(n)]
-            branches[k].take(n, mine, envs[k])
-
-    def last(branch: Branch, env: dict[Var, Any]) -> Callable[[], list[Any]]:
-        return lambda: branch.run_segment(len(branch.operations), env)
-
-    return jax.lax.switch(index, [last(b, env) for b, env in zip(branches, envs, strict=True)])
+    for n in range(max(len(branch.segments) for branch in branches) - 1):
+        stage = {k: b.segments[n] for k, b in enumerate(branches) if n < len(b.segments) - 1}
+        taken = [partial(_exports, stage, envs, k) for k in range(len(branches))]
+        exported = iter(jax.lax.switch(index, taken))
+        for k, segment in stage.items():
+            segment.operate([next(exported) for _ in segment.exports], envs[k])
+    ends = [partial(b.segments[-1].run, env) for b, env in zip(branches, envs, strict=True)]
+    return jax.lax.switch(index, ends)
 
 
-def _stage(
-    branches: Sequence[Branch],
-    envs: Sequence[dict[Var, Any]],
-    cut: Sequence[int],
-    n: int,
-    taken: int,
-) -> Callable[[], list[Any]]:
-    """Segment ``n`` when branch ``taken`` is: its exports, and zeros for those of the others."""
-
-    def run() -> list[Any]:
-        results: list[Any] = []
-        for k in cut:
-            if k == taken:
-                results += branches[k].run_segment(n, envs[k])
-            else:
-                results += [nothing(atom.aval) for atom in branches[k].exports(n)]
-        return results
-
-    return run
-
-
-def nothing(aval: Any) -> Any:
-    """Zeros of a type."""
-    return jax.lax.full(aval.shape, 0, aval.dtype)
+def _exports(stage: Mapping[int, Segment], envs: Sequence[Env], taken: int) -> list[Any]:
+    """The exports of the segments of one stage when the branch of number ``taken`` is."""
+    found = (s.run(envs[k]) if k == taken else s.skip() for k, s in stage.items())
+    return [value for exports in found for value in exports]

@@ -10,23 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from ...base import versions
-from ...base.versions import Jaxpr, JaxprEqn, Var, jaxp
-from ...jaxprs.depends import Along, depends, operands_behind, program_influences
+from ...base.versions import Jaxpr, JaxprEqn, jaxp
+from ...jaxprs.depends import Along, depends, influences, operands_behind
 from ...jaxprs.run import run_inlined
+from ...jaxprs.sites import holds
+
+#: What JAX differentiates by differentiating the programs inside.
+TRANSPARENT = versions.CALL_PRIMITIVES | {jaxp.cond_p, jaxp.scan_p}
 
 
 def fixed_in_body(eqn: JaxprEqn, fixed: Sequence[bool]) -> list[bool]:
-    """Which inputs of a body are fixed in every iteration."""
+    """Which inputs of the body of a ``scan`` are fixed in every iteration."""
     consts, carried = versions.scan_counts(eqn)
     known = list(fixed)
-    behind = program_influences(versions.sub_jaxpr(eqn), Along.VALUES)[:carried]
-    for _ in range(carried):
-        for k, found in enumerate(behind):
-            known[consts + k] = known[consts + k] and all(known[i] for i in found)
+    for k, behind in enumerate((influences(eqn, Along.VALUES) or ())[:carried], consts):
+        known[k] = fixed[k] and all(fixed[i] for i in behind)
     return known
 
 
-def run_iterations(eqn: JaxprEqn, body: Jaxpr, operands: Sequence[Any]) -> list[Any]:
+def run_iterations(eqn: JaxprEqn, body: Jaxpr, *operands: Any) -> list[Any]:
     """The results of a ``scan``, its iterations run one after the other."""
     consts, carried = versions.scan_counts(eqn)
     outside, carry = operands[:consts], list(operands[consts : consts + carried])
@@ -41,63 +43,42 @@ def run_iterations(eqn: JaxprEqn, body: Jaxpr, operands: Sequence[Any]) -> list[
     return [*carry, *(jnp.stack(column) for column in zip(*rows, strict=True))]
 
 
-def loops_without_derivative(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+def loops_without_derivative(
+    jaxpr: Jaxpr, inputs: Collection[int] | None = None, outputs: Collection[int] | None = None
+) -> Iterator[JaxprEqn]:
     """Every ``while`` through which a derivative would have to pass from an input to an output.
 
-    JAX has no reverse mode for it.
+    JAX has no reverse mode for it. ``inputs`` and ``outputs`` (by position) default to all.
     """
-    yield from _loops(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)))
-
-
-def _loops(jaxpr: Jaxpr, inputs: Collection[int], outputs: Collection[int]) -> Iterator[JaxprEqn]:
-    suspects = [eqn for eqn in jaxpr.eqns if _holds_while(eqn)]
+    suspects = [eqn for eqn in jaxpr.eqns if holds(eqn, jaxp.while_p)]
     if not suspects:
         return
-    entering = [jaxpr.invars[i] for i in inputs]
-    seeds = {v: frozenset({True}) for v in entering if versions.is_float(v.aval)}
-    moving = depends(jaxpr.eqns, seeds, along=Along.DERIVATIVES)
-    wanted = _wanted(jaxpr, outputs)
+    made = {var for eqn in suspects for var in eqn.outvars}
+    entering = [v for i, v in enumerate(jaxpr.invars) if inputs is None or i in inputs]
+    leaving = [a for i, a in enumerate(jaxpr.outvars) if outputs is None or i in outputs]
+    passed = depends(
+        jaxpr.eqns,
+        {var: frozenset({True}) for var in entering if versions.is_float(var.aval)},
+        through=lambda var, marks: marks | {var} if var in made else marks,
+        along=Along.DERIVATIVES,
+    )
+    wanted = {mark for a in leaving if versions.is_var(a) for mark in passed.get(a, ())}
     for eqn in suspects:
-        results = [k for k, v in enumerate(eqn.outvars) if v in wanted]
+        results = [k for k, var in enumerate(eqn.outvars) if var in wanted]
         behind = operands_behind(eqn, results, Along.DERIVATIVES)
-        entries = [k for k in behind if versions.is_var(eqn.invars[k]) and eqn.invars[k] in moving]
+        entries = [k for k in behind if versions.is_var(eqn.invars[k]) and eqn.invars[k] in passed]
         if entries and eqn.primitive is jaxp.while_p:
             yield eqn
-        elif entries:
-            for program, first in _programs(eqn):
-                inside = [k - first for k in entries if k >= first]
-                yield from _loops(program, *_with_carried(eqn, inside, results))
+        elif entries and eqn.primitive in TRANSPARENT:
+            yield from _loops_inside(eqn, entries, results)
 
 
-def _with_carried(
-    eqn: JaxprEqn, inputs: Sequence[int], outputs: Sequence[int]
-) -> tuple[set[int], set[int]]:
-    """Inputs and outputs of a body; a carried value of one iteration enters the next."""
+def _loops_inside(
+    eqn: JaxprEqn, entries: Sequence[int], results: Sequence[int]
+) -> Iterator[JaxprEqn]:
+    """The same for the programs inside; a carried value of one iteration enters the next."""
     consts, carried = versions.scan_counts(eqn) if eqn.primitive is jaxp.scan_p else (0, 0)
-    return {*inputs, *range(consts, consts + carried)}, {*outputs, *range(carried)}
-
-
-def _programs(eqn: JaxprEqn) -> list[tuple[Jaxpr, int]]:
-    """Programs that JAX differentiates as they stand, and the operand that is their first input."""
-    if eqn.primitive is jaxp.cond_p:
-        return [(versions.close(branch), 1) for branch in eqn.params["branches"]]
-    if eqn.primitive is jaxp.scan_p or eqn.primitive in versions.CALL_PRIMITIVES:
-        return [(versions.sub_jaxpr(eqn), 0)]
-    return []
-
-
-def _holds_while(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is jaxp.while_p or any(
-        _holds_while(inner) for program, _ in _programs(eqn) for inner in program.eqns
-    )
-
-
-def _wanted(jaxpr: Jaxpr, outputs: Collection[int]) -> set[Var]:
-    """Variables from which a derivative reaches some of the outputs."""
-    wanted = {a for a in (jaxpr.outvars[k] for k in outputs) if versions.is_var(a)}
-    for eqn in reversed(jaxpr.eqns):
-        results = [k for k, var in enumerate(eqn.outvars) if var in wanted]
-        if results:
-            behind = operands_behind(eqn, results, Along.DERIVATIVES)
-            wanted.update(eqn.invars[k] for k in behind if versions.is_var(eqn.invars[k]))
-    return wanted
+    first = 1 if eqn.primitive is jaxp.cond_p else 0  # behind the index of the branch
+    inputs = {*(k - first for k in entries), *range(consts, consts + carried)}
+    for program in versions.inner_jaxprs(eqn):
+        yield from loops_without_derivative(program, inputs, {*results, *range(carried)})

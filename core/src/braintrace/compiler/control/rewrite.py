@@ -2,7 +2,7 @@
 """Control flow around ETP operations, rewritten so that the operations stand in the open.
 
 A trace is kept per ETP equation, so each must be an equation of the step itself, run at every
-step. A branch is cut at its operations (see ``_branches``); a ``scan`` becomes its iterations,
+step. A branch is cut at its operations (see ``branches``); a ``scan`` becomes its iterations,
 one after the other; a ``while`` has no length and is refused. Control flow without an ETP
 operation inside stays as it is.
 """
@@ -11,21 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...base import versions
+from ...base.diagnostics import CompilationRecord
 from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
 from ...jaxprs.run import read, run_equations, run_inlined
 from ...jaxprs.sites import etp_equations, first_nested_operation
-from .branches import Branch, run_branches, varying_variables
+from ..findings.record import Kind, info
+from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations
-from .policy import ControlFlowPolicy, Rewrite, inside_call, rewrite_record
+from .policy import ControlFlowPolicy
+
+Note = Callable[[CompilationRecord], None]
 
 
 def canonicalise(
-    jaxpr: Jaxpr, fixed: Sequence[bool], policy: ControlFlowPolicy
-) -> tuple[Jaxpr, tuple[Rewrite, ...]]:
+    jaxpr: Jaxpr, fixed: Sequence[bool], policy: ControlFlowPolicy, note: Note
+) -> Jaxpr:
     """``jaxpr`` with every ETP operation taken out of branches and loops.
 
     Parameters
@@ -36,6 +41,8 @@ def canonicalise(
         For each input, whether it is made of parameters and constants.
     policy
         What to do with control flow.
+    note
+        Called with a record of everything that was rewritten, or found inside.
 
     Raises
     ------
@@ -43,8 +50,19 @@ def canonicalise(
         When an operation stands in a loop that is not written out, in a ``while``, or in a
         function with a custom differentiation rule.
     """
-    found: list[Rewrite] = []
-    return _Rewriting(policy, found.append).open(jaxpr, fixed), tuple(found)
+    return _Rewriting(policy, note).open(jaxpr, fixed)
+
+
+def note_of_calls(note: Note) -> Callable[[JaxprEqn], None]:
+    """What to call with every ETP equation in a call that is inlined."""
+    return lambda operation: note(
+        info(
+            Kind.PRIMITIVE_INSIDE_NESTED_JIT,
+            f"{operation.primitive.name} stood inside a nested jit or checkpoint, which is inlined",
+            operation,
+            remedy="Nothing to do",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -52,38 +70,40 @@ class _Rewriting:
     """One run of the pass; every level of nesting is left behind for good, so it ends."""
 
     policy: ControlFlowPolicy
-    note: Callable[[Rewrite], None]
+    note: Note
 
     def program(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """A branch or body without calls, with all its ETP operations in the open."""
 
         def run(*values: Any) -> list[Any]:
-            return run_inlined(jaxpr, values, note=lambda e: self.note(inside_call(e)))
+            return run_inlined(jaxpr, values, note=note_of_calls(self.note))
 
         return self.open(versions.make_jaxpr(run, *jaxpr.in_avals), fixed)
 
     def open(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """The same for a program without calls."""
-        if all(first_nested_operation(eqn) is None for eqn in jaxpr.eqns):
+        nested = {i: first_nested_operation(eqn) for i, eqn in enumerate(jaxpr.eqns)}
+        if not any(nested.values()):
             return jaxpr
         varying = varying_variables(jaxpr, fixed)
+
+        def known(eqn: JaxprEqn) -> list[bool]:
+            return [not (versions.is_var(atom) and atom in varying) for atom in eqn.invars]
+
         replacements = {
-            i: self.replacement(
-                eqn, operation, [not (versions.is_var(a) and a in varying) for a in eqn.invars]
-            )
-            for i, eqn in enumerate(jaxpr.eqns)
-            if (operation := first_nested_operation(eqn)) is not None
+            i: self.replacement(jaxpr.eqns[i], operation, known(jaxpr.eqns[i]))
+            for i, operation in nested.items()
+            if operation is not None
         }
 
         def run(*values: Any) -> list[Any]:
-            env = dict(versions.constants(jaxpr))
-            env.update(zip(jaxpr.invars, values, strict=True))
+            env = versions.start_env(jaxpr, values)
             for i, eqn in enumerate(jaxpr.eqns):
                 if i not in replacements:
                     run_equations([eqn], env)
                     continue
                 with versions.at_source(eqn):
-                    results = replacements[i]([read(env, atom) for atom in eqn.invars])
+                    results = replacements[i](*(read(env, atom) for atom in eqn.invars))
                 env.update(zip(eqn.outvars, results, strict=True))
             return [read(env, atom) for atom in jaxpr.outvars]
 
@@ -91,34 +111,33 @@ class _Rewriting:
 
     def replacement(
         self, eqn: JaxprEqn, operation: JaxprEqn, fixed: Sequence[bool]
-    ) -> Callable[[list[Any]], list[Any]]:
+    ) -> Callable[..., list[Any]]:
         """What to run instead of control flow with an ETP operation inside."""
+        name, length = eqn.primitive.name, eqn.params.get("length", 0)
+        run: Callable[..., list[Any]]
         if eqn.primitive is jaxp.cond_p and self.policy.cond == "convert":
-            branches = [self.program(versions.close(b), fixed[1:]) for b in eqn.params["branches"]]
-            plans = [Branch(branch, tuple(fixed[1:])) for branch in branches]
-            self.note(rewrite_record(eqn, f"{len(plans)} branches are cut at their operations"))
-            self.inside(eqn, [plan.jaxpr for plan in plans])
-            return lambda operands: run_branches(plans, operands[0], operands[1:])
-        if eqn.primitive is jaxp.scan_p and eqn.params["length"] <= self.policy.scan_unroll_limit:
-            body = self.program(versions.sub_jaxpr(eqn), fixed_in_body(eqn, fixed))
-            self.note(rewrite_record(eqn, f"its {eqn.params['length']} iterations are written out"))
-            self.inside(eqn, [body])
-            return lambda operands: run_iterations(eqn, body, operands)
-        raise NotSupportedError(self.refusal(eqn, operation))
-
-    def inside(self, eqn: JaxprEqn, programs: Sequence[Jaxpr]) -> None:
-        where = f"{eqn.primitive.name!r} at {versions.source_of(eqn)}"
-        for program in programs:
-            for i in etp_equations(program.eqns):
-                operation = program.eqns[i]
-                self.note(
-                    Rewrite(
-                        "primitive_inside_control_flow",
-                        versions.source_of(operation),
-                        operation.primitive.name,
-                        f"{operation.primitive.name} stood inside {where}",
-                    )
+            programs = [self.program(b, fixed[1:]) for b in versions.inner_jaxprs(eqn)]
+            run = partial(run_branches, [cut(program, fixed[1:]) for program in programs])
+            how = f"{name}: {len(programs)} branches are cut at their operations"
+        elif eqn.primitive is jaxp.scan_p and length <= self.policy.scan_unroll_limit:
+            programs = [self.program(versions.sub_jaxpr(eqn), fixed_in_body(eqn, fixed))]
+            run = partial(run_iterations, eqn, programs[0])
+            how = f"{name}: its {length} iterations are written out"
+        else:
+            raise NotSupportedError(self.refusal(eqn, operation))
+        remedy = "ControlFlowPolicy says what is rewritten, and up to which length"
+        self.note(info(Kind.CONTROL_FLOW_REWRITTEN, how, eqn, remedy=remedy))
+        for inner in (program.eqns[i] for program in programs for i in etp_equations(program.eqns)):
+            self.note(
+                info(
+                    Kind.PRIMITIVE_INSIDE_CONTROL_FLOW,
+                    f"{inner.primitive.name} stood inside {name!r} at {versions.source_of(eqn)}",
+                    inner,
+                    remedy="Call the operation outside of the branch or loop to have it run, and "
+                    "traced, once",
                 )
+            )
+        return run
 
     def refusal(self, eqn: JaxprEqn, operation: JaxprEqn) -> str:
         name, here = eqn.primitive.name, versions.source_of(eqn)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import brainstate
@@ -14,7 +15,6 @@ from ...base.types import Path, show_path
 from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, depends, slice_to
 from ...ops.primitive import is_etp_primitive
-from ..control.policy import Rewrite
 from ..coverage import why_uncovered
 from ..groups import HiddenGroup
 from ..module_info import ModuleInfo
@@ -160,33 +160,17 @@ def _strange(path: Path, state: brainstate.State[Any]) -> CompilationRecord:
     )
 
 
-# --- calls and control flow -----------------------------------------------------------------------
-
-_REWRITES = {
-    Kind.PRIMITIVE_INSIDE_NESTED_JIT: "Nothing to do",
-    Kind.PRIMITIVE_INSIDE_CONTROL_FLOW: "Call the operation outside of the branch or loop to have "
-    "it run, and traced, once",
-    Kind.CONTROL_FLOW_REWRITTEN: "ControlFlowPolicy says what is rewritten, and up to which length",
-    Kind.WEIGHT_IN_CONTROL_FLOW: "Use the parameter through an ETP operation to have it traced",
-}
-
-
 def rewrite_records(minfo: ModuleInfo, relations: Sequence[HiddenParamOpRelation]) -> Records:
     """What was found in calls, branches and loops, and done to them."""
     return [_rewritten(found, relations) for found in dict.fromkeys(minfo.rewrites)]
 
 
-def _rewritten(found: Rewrite, relations: Sequence[HiddenParamOpRelation]) -> CompilationRecord:
-    kind, place = Kind(found.kind), (found.primitive, found.source)
+def _rewritten(
+    found: CompilationRecord, relations: Sequence[HiddenParamOpRelation]
+) -> CompilationRecord:
+    """The record with the relations of the operation that it is about."""
+    place = (found.primitive, found.source)
     here = [r for r in relations if (r.primitive.name, r.source) == place]
     path = here[0].weight_path if here else found.weight_path
     states = dict.fromkeys(path for r in here for path in r.connected_hidden_paths)
-    return info(
-        kind,
-        found.description,
-        primitive=found.primitive,
-        weight_path=path,
-        hidden_paths=tuple(states),
-        source=found.source,
-        remedy=_REWRITES[kind],
-    )
+    return replace(found, weight_path=path, hidden_paths=tuple(states))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,24 +11,22 @@ import brainstate
 import jax
 
 from ...base import versions
+from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
 from ...base.types import Path, restore_values, show_path
 from ...base.units import unit_change
 from ...jaxprs.run import flatten
 from ..batch_states import batch_size_of, one_example
 from ..control.loops import loops_without_derivative
-from ..control.policy import (
-    CONTROL_PRIMITIVES,
-    ControlFlowPolicy,
-    Rewrite,
-    inside_call,
-    weight_inside,
-)
-from ..control.rewrite import canonicalise
+from ..control.policy import ControlFlowPolicy
+from ..control.rewrite import canonicalise, note_of_calls
 from ..environment import in_environment, moving_now, moving_values, recorded_settings
+from ..findings import record
 from ..module_info import ModuleInfo
 from ..program import DYNAMIC, StateKind, StateSlot
 from .batch import arguments_of_one, in_batch
+
+CONTROL_PRIMITIVES = frozenset({versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p})
 
 
 def extract_module_info(
@@ -154,25 +152,32 @@ def _trace(
     num_args, num_out = len(arg_leaves), out_treedef.num_leaves
     hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
     own = [num_out + i for slot in hidden for i in slot.leaves]
-    calls: list[Rewrite] = []
+    records: list[CompilationRecord] = []
     flat = flatten(
         jaxpr,
         inputs=[*range(num_args), *(num_args + i for i in order)],
         outputs=[*range(num_out), *(num_out + i for i in order)],
         own=own,
-        note=lambda eqn: calls.append(inside_call(eqn)),
+        note=note_of_calls(records.append),
     )
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
-    opened, rewrites = canonicalise(flat, fixed, policy)
+    opened = canonicalise(flat, fixed, policy, records.append)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    records = (*calls, *rewrites)
-    info = ModuleInfo(flat, slots, num_args, num_out, arg_treedef, out_treedef, states, records)
+    info = ModuleInfo(
+        flat,
+        slots,
+        num_args,
+        num_out,
+        arg_treedef,
+        out_treedef,
+        states,
+        environment=environment,
+        settings={k: v for k, v in settings.items() if k not in environment},
+    )
     _check_states(info)
     _check_loops(info)
-    records = (*records, *_weights_in_control_flow(info))
-    constants = {k: v for k, v in settings.items() if k not in environment}
-    return replace(info, rewrites=records, environment=environment, settings=constants)
+    return replace(info, rewrites=(*records, *_weights_in_control_flow(info)))
 
 
 def _check_arguments(args: tuple[Any, ...]) -> None:
@@ -319,15 +324,18 @@ def _check_loops(info: ModuleInfo) -> None:
         )
 
 
-def _weights_in_control_flow(info: ModuleInfo) -> list[Rewrite]:
+def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
     """Parameters that a branch or loop reads."""
-    found: dict[tuple[int, Path], Rewrite] = {}
-    for i, eqn in enumerate(info.eqns):
+    for eqn in info.eqns:
         if eqn.primitive not in CONTROL_PRIMITIVES:
             continue
-        for atom in eqn.invars:
-            behind = info.behind(atom)
-            paths = {leaf[0] for leaf in behind} if DYNAMIC not in behind else set()
-            for path in sorted(paths, key=show_path):
-                found[i, path] = weight_inside(eqn, path)
-    return list(found.values())
+        read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
+        for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
+            yield record.info(
+                record.Kind.WEIGHT_IN_CONTROL_FLOW,
+                f"{eqn.primitive.name} reads the parameter {show_path(path)} other than by an ETP "
+                "operation; that part of its gradient is that of the current step",
+                eqn,
+                weight_path=path,
+                remedy="Use the parameter through an ETP operation to have it traced",
+            )
