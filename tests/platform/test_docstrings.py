@@ -17,6 +17,7 @@ PACKAGES = (
     "braintrace_elemwise",
     "braintrace_lora",
     "braintrace_sparse",
+    "braintrace_testing",
 )
 
 

@@ -47,8 +47,8 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 580,
-    "ops": 1600,
+    "base": 590,
+    "ops": 1640,
     "show": 1770,
     "jaxprs": 1325,
     "plugins": 1905,
@@ -59,7 +59,7 @@ CEILINGS = {
     "algorithms": 2340,
     "drivers": 2060,
     "learners": 2175,
-    "modules": 480,
+    "modules": 500,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_200, 7_150

@@ -23,8 +23,8 @@ diagnostic of the compiler, or ``None``.
 What operations and layers of every family need is here, too: arguments checked and split into
 arrays and units (:func:`real_array`, :func:`processed`, :func:`bias_in_unit`, :func:`with_unit`),
 leading axes as one batch (:func:`by_rows`), sizes and initial values of parameters
-(:func:`as_size`, :func:`as_count`, :func:`initial_value`, :func:`seeded`), and types for their
-signatures.
+(:func:`as_size`, :func:`as_count`, :func:`initial_value`, :func:`keyword_key`, :func:`seeded`), and
+types for their signatures.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from .ops.layers import Size as Size
 from .ops.layers import as_count as as_count
 from .ops.layers import as_size as as_size
 from .ops.layers import initial_value as initial_value
+from .ops.layers import keyword_key as keyword_key
 from .ops.layers import seeded as seeded
 from .ops.spec import ETPPrimitiveSpec as ETPPrimitiveSpec
 from .plugins.declared import API as API
@@ -91,6 +92,7 @@ __all__ = [
     "by_rows",
     "hookimpl",
     "initial_value",
+    "keyword_key",
     "processed",
     "real_array",
     "seeded",

@@ -338,3 +338,21 @@ def test_activations_are_checked(name):
         cls(IN, OUT, activation="no_such")
     with pytest.raises(ValueError, match=r"activation must be a function .*got 3"):
         cls(IN, OUT, activation=3)
+
+
+@every_cell
+def test_the_key_is_a_keyword(name):
+    parameters = inspect.signature(getattr(nn, name).__init__).parameters.values()
+    *before, key = list(parameters)[1:]
+    assert (key.name, key.kind) == ("key", inspect.Parameter.KEYWORD_ONLY)
+    given = (IN, OUT, *(parameter.default for parameter in before[2:]), 3)
+    with pytest.warns(DeprecationWarning, match=rf"write {name}\(\.\.\., key=\.\.\.\)"):
+        old = getattr(nn, name)(*given)
+    new = getattr(nn, name)(IN, OUT, key=3)
+    weights = [
+        jax.tree.leaves(
+            [s.value for s in brainstate.graph.states(cell, brainstate.ParamState).values()]
+        )
+        for cell in (old, new)
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))

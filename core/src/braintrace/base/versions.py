@@ -295,13 +295,13 @@ def _partial_at(
     return of_free
 
 
-def warn(message: str) -> None:
-    """A ``UserWarning`` attributed to the first frame outside JAX, this package and its plugins."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning attributed to the first frame outside JAX, this package and its plugins."""
     inside = (*_HIDDEN, os.path.join(os.path.dirname(jax.__file__), ""))
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def random_bits_of(seed: Any) -> Array:

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import brainstate
 import jax.numpy as jnp
 import saiunit
 
+from ..base import versions
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
 Initializer = Any  # a function of a shape, an array, a quantity or a number
 Size = brainstate.typing.Size
 
@@ -108,6 +114,42 @@ def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -
     if len(found) > len(shape) or any(n not in (1, size) for n, size in pairs):
         raise ValueError(f"{name} gives the shape {found}, expected {shape}")
     return saiunit.math.broadcast_to(value, shape)
+
+
+def keyword_key(constructor: Constructor) -> Constructor:
+    """A constructor that takes its ``key`` by position too, with a warning, for one release.
+
+    Parameters
+    ----------
+    constructor
+        An ``__init__`` whose one keyword-only argument is ``key``.
+
+    Returns
+    -------
+    The constructor, which gives a ``DeprecationWarning`` for a positional ``key``.
+
+    Examples
+    --------
+    >>> import inspect
+    >>> from braintrace.plugin_api import keyword_key
+    >>> class Layer:
+    ...     @keyword_key
+    ...     def __init__(self, size, *, key=None):
+    ...         self.key = key
+    >>> Layer(3, key=0).key, str(inspect.signature(Layer))
+    (0, '(size, *, key=None)')
+    """
+    before = len(inspect.signature(constructor).parameters) - 2  # without self and key
+
+    @functools.wraps(constructor)
+    def accepting(self: Any, *args: Any, **options: Any) -> None:
+        if len(args) == before + 1 and "key" not in options:
+            name = f"{type(self).__name__}(..., key=...)"
+            versions.warn(f"key is given by position; write {name}", DeprecationWarning)
+            *args, options["key"] = args  # type: ignore[assignment]
+        constructor(self, *args, **options)
+
+    return cast(Constructor, accepting)
 
 
 def seeded(seed_or_key: Any) -> AbstractContextManager[None]:

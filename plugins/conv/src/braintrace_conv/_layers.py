@@ -18,6 +18,7 @@ from braintrace.plugin_api import (
     as_count,
     as_size,
     initial_value,
+    keyword_key,
     seeded,
 )
 
@@ -47,6 +48,7 @@ class _Convolution:
     weight: Any
     w_mask: Any
 
+    @keyword_key
     def __init__(
         self,
         in_size: Size,
@@ -63,6 +65,7 @@ class _Convolution:
         channel_first: bool = False,
         name: str | None = None,
         param_type: type = brainstate.ParamState,
+        *,
         key: Any = None,
     ) -> None:
         masked = w_mask is not None

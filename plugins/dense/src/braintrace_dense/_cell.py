@@ -13,9 +13,16 @@ import jax.numpy as jnp
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import Initializer, Size, as_size, initial_value
+from braintrace.plugin_api import (
+    Initializer,
+    Size,
+    as_size,
+    initial_value,
+    keyword_key,
+    seeded,
+)
 
-from ._layers import Linear
+from ._layers import ZEROS, Linear
 from ._ops import matmul
 
 Activation = str | Callable[[jax.Array], jax.Array]
@@ -104,18 +111,9 @@ class Cell(brainstate.nn.RNNCell):
         return x, *old
 
 
-def as_function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The activation function itself, or the one of that name in ``brainstate.nn``."""
-    fn = getattr(brainstate.nn, activation, None) if isinstance(activation, str) else activation
-    if not callable(fn):
-        raise ValueError(
-            f"activation must be a function or the name of one in brainstate.nn, got {activation!r}"
-        )
-    return fn
-
-
-def brainstate_sizes(init: Init) -> Init:
+def cell_arguments(init: Init) -> Init:
     """Let a constructor take its sizes by brainstate's names ``num_in`` and ``num_out``, too."""
+    init = keyword_key(init)
 
     @wraps(init)
     def with_both_names(self: Cell, *args: Any, **options: Any) -> None:
@@ -127,6 +125,51 @@ def brainstate_sizes(init: Init) -> Init:
         init(self, *args, **options)
 
     return cast(Init, with_both_names)
+
+
+class GatedCell(Cell):
+    """A cell of linear maps, all with the same initial values: which they are, and its equations.
+
+    The arguments are those of every cell; see :mod:`braintrace_dense.nn`.
+    """
+
+    #: The maps of ``[x, h]`` and those of ``x`` alone, drawn in this order.
+    of_both: ClassVar[tuple[str, ...]] = ()
+    of_input: ClassVar[tuple[str, ...]] = ()
+
+    @cell_arguments
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        activation: Activation = "tanh",
+        name: str | None = None,
+        *,
+        key: Any = None,
+    ) -> None:
+        super().__init__(in_size, out_size, state_init, name)
+        self.activation = as_function(activation)
+        with seeded(key):
+            for maps, size in ((self.of_both, self._joined_size), (self.of_input, self.in_size)):
+                for name_of_map in maps:
+                    setattr(self, name_of_map, self._linear(size, w_init, b_init))
+            self._draw_more()
+
+    def _draw_more(self) -> None:
+        """Draw what a cell has besides its maps."""
+
+
+def as_function(activation: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The activation function itself, or the one of that name in ``brainstate.nn``."""
+    fn = getattr(brainstate.nn, activation, None) if isinstance(activation, str) else activation
+    if not callable(fn):
+        raise ValueError(
+            f"activation must be a function or the name of one in brainstate.nn, got {activation!r}"
+        )
+    return fn
 
 
 def join(x: jax.Array, h: jax.Array) -> jax.Array:

@@ -9,22 +9,13 @@ import brainstate
 import jax
 from jax.nn import sigmoid
 
-from braintrace.plugin_api import Initializer, Size, seeded
+from braintrace.plugin_api import Initializer, Size
 
-from ._cell import (
-    ORTHOGONAL,
-    XAVIER,
-    Activation,
-    Cell,
-    as_function,
-    brainstate_sizes,
-    join,
-    per_unit,
-)
-from ._layers import ZEROS
+from ._cell import XAVIER, Activation, GatedCell, cell_arguments, join, per_unit
+from ._layers import ZEROS, Linear
 
 
-class ValinaRNNCell(Cell):
+class ValinaRNNCell(GatedCell):
     """Recurrent layer of Elman (1990): ``h' = activation([x, h] W + b)``.
 
     One relation. Its recurrence runs through the product alone, so the default (diagonal) scope
@@ -70,7 +61,10 @@ class ValinaRNNCell(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
+    of_both = ("W",)
+    W: Linear
+
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -80,12 +74,10 @@ class ValinaRNNCell(Cell):
         b_init: Initializer | None = ZEROS,
         activation: Activation = "relu",
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.W = self._linear(self._joined_size, w_init, b_init)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, activation, name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -94,7 +86,7 @@ class ValinaRNNCell(Cell):
         return self.h.value
 
 
-class GRUCell(Cell):
+class GRUCell(GatedCell):
     """Gated recurrent unit of Cho et al. (2014), reset gate before the product.
 
     ::
@@ -148,24 +140,10 @@ class GRUCell(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: Activation = "tanh",
-        name: str | None = None,
-        key: Any = None,
-    ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.Wz = self._linear(self._joined_size, w_init, b_init)
-            self.Wr = self._linear(self._joined_size, w_init, b_init)
-            self.Wh = self._linear(self._joined_size, w_init, b_init)
+    of_both = ("Wz", "Wr", "Wh")
+    Wz: Linear
+    Wr: Linear
+    Wh: Linear
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -177,7 +155,7 @@ class GRUCell(Cell):
         return self.h.value
 
 
-class MGUCell(Cell):
+class MGUCell(GatedCell):
     """Minimal gated unit of Zhou et al. (2016): a GRU whose two gates are one.
 
     ::
@@ -230,23 +208,9 @@ class MGUCell(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: Activation = "tanh",
-        name: str | None = None,
-        key: Any = None,
-    ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.Wf = self._linear(self._joined_size, w_init, b_init)
-            self.Wh = self._linear(self._joined_size, w_init, b_init)
+    of_both = ("Wf", "Wh")
+    Wf: Linear
+    Wh: Linear
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -257,7 +221,7 @@ class MGUCell(Cell):
         return self.h.value
 
 
-class LSTMCell(Cell):
+class LSTMCell(GatedCell):
     """Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
     ::
@@ -317,7 +281,13 @@ class LSTMCell(Cell):
     hidden_names = ("c", "h")
     c: brainstate.HiddenState
 
-    @brainstate_sizes
+    of_both = ("Wi", "Wg", "Wf", "Wo")
+    Wi: Linear
+    Wg: Linear
+    Wf: Linear
+    Wo: Linear
+
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -327,15 +297,10 @@ class LSTMCell(Cell):
         state_init: Initializer = ZEROS,
         activation: Activation = "tanh",
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.Wi = self._linear(self._joined_size, w_init, b_init)
-            self.Wg = self._linear(self._joined_size, w_init, b_init)
-            self.Wf = self._linear(self._joined_size, w_init, b_init)
-            self.Wo = self._linear(self._joined_size, w_init, b_init)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, activation, name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -348,7 +313,7 @@ class LSTMCell(Cell):
         return self.h.value
 
 
-class URLSTMCell(Cell):
+class URLSTMCell(GatedCell):
     """LSTM with refined gates and uniform gate initialisation, UR-LSTM (Gu et al. 2020).
 
     ::
@@ -409,7 +374,14 @@ class URLSTMCell(Cell):
     hidden_names = ("c", "h")
     c: brainstate.HiddenState
 
-    @brainstate_sizes
+    of_both = ("Wu", "Wf", "Wr", "Wo")
+    Wu: Linear
+    Wf: Linear
+    Wr: Linear
+    Wo: Linear
+    bias: brainstate.ParamState
+
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -418,16 +390,13 @@ class URLSTMCell(Cell):
         state_init: Initializer = ZEROS,
         activation: Activation = "tanh",
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.Wu = self._linear(self._joined_size, w_init)
-            self.Wf = self._linear(self._joined_size, w_init)
-            self.Wr = self._linear(self._joined_size, w_init)
-            self.Wo = self._linear(self._joined_size, w_init)
-            self.bias = brainstate.ParamState(_uniform_gates(self.num_out))
+        super().__init__(in_size, out_size, w_init, None, state_init, activation, name, key=key)
+
+    def _draw_more(self) -> None:
+        self.bias = brainstate.ParamState(_uniform_gates(self.num_out))
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""

@@ -19,6 +19,7 @@ from braintrace.plugin_api import (
     as_size,
     by_rows,
     initial_value,
+    keyword_key,
     seeded,
 )
 
@@ -98,6 +99,7 @@ class Linear(brainstate.nn.Linear):
     (5, 2)
     """
 
+    @keyword_key
     def __init__(
         self,
         in_size: Size,
@@ -107,6 +109,7 @@ class Linear(brainstate.nn.Linear):
         w_mask: Initializer | None = None,
         name: str | None = None,
         param_type: type = brainstate.ParamState,
+        *,
         key: Any = None,
     ) -> None:
         in_size, out_size = layer_sizes(in_size, out_size)
@@ -174,6 +177,7 @@ class SignedWLinear(brainstate.nn.Module):
     True
     """
 
+    @keyword_key
     def __init__(
         self,
         in_size: Size,
@@ -182,6 +186,7 @@ class SignedWLinear(brainstate.nn.Module):
         w_sign: Initializer | None = None,
         name: str | None = None,
         param_type: type = brainstate.ParamState,
+        *,
         key: Any = None,
     ) -> None:
         super().__init__(name=name)  # type: ignore[call-arg]
@@ -266,6 +271,7 @@ class ScaledWSLinear(brainstate.nn.Module):
     (['bias', 'gain', 'weight'], (5, 2))
     """
 
+    @keyword_key
     def __init__(
         self,
         in_size: Size,
@@ -277,6 +283,7 @@ class ScaledWSLinear(brainstate.nn.Module):
         eps: float = 1e-4,
         name: str | None = None,
         param_type: type = brainstate.ParamState,
+        *,
         key: Any = None,
     ) -> None:
         super().__init__(name=name)  # type: ignore[call-arg]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from brainstate import random
 from brainstate.nn import init
 
-from braintrace.plugin_api import as_count, seeded
+from braintrace.plugin_api import as_count, keyword_key, seeded
 
 from ._cell import Cell, per_unit
 from ._layers import ZEROS, Linear
@@ -84,6 +84,7 @@ class LRUCell(Cell):
     h_re: brainstate.HiddenState
     h_im: brainstate.HiddenState
 
+    @keyword_key
     def __init__(
         self,
         d_model: int,
@@ -92,6 +93,7 @@ class LRUCell(Cell):
         r_max: float = 1.0,
         max_phase: float = 6.28,
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
         model, hidden = as_count("d_model", d_model), as_count("d_hidden", d_hidden)

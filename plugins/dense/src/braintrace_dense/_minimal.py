@@ -12,8 +12,8 @@ from jax.nn import sigmoid
 
 from braintrace.plugin_api import Initializer, Size, as_size, seeded
 
-from ._cell import ORTHOGONAL, Activation, Cell, as_function, brainstate_sizes, join
-from ._layers import ZEROS
+from ._cell import ORTHOGONAL, Cell, GatedCell, cell_arguments, join
+from ._layers import ZEROS, Linear
 
 
 class MinimalRNNCell(Cell):
@@ -71,7 +71,7 @@ class MinimalRNNCell(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -81,6 +81,7 @@ class MinimalRNNCell(Cell):
         state_init: Initializer = ZEROS,
         phi: Callable[[jax.Array], Any] | None = None,
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
         super().__init__(in_size, out_size, state_init, name)
@@ -105,7 +106,7 @@ class MinimalRNNCell(Cell):
         return h
 
 
-class MiniGRU(Cell):
+class MiniGRU(GatedCell):
     """minGRU of Feng et al. (2024), a GRU whose gate and candidate do not see the hidden state.
 
     ::
@@ -155,7 +156,11 @@ class MiniGRU(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
+    of_input = ("W_x", "W_z")
+    W_x: Linear
+    W_z: Linear
+
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -164,12 +169,10 @@ class MiniGRU(Cell):
         b_init: Initializer | None = ZEROS,
         state_init: Initializer = ZEROS,
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        with seeded(key):
-            self.W_x = self._linear(self.in_size, w_init, b_init)
-            self.W_z = self._linear(self.in_size, w_init, b_init)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, name=name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -180,7 +183,7 @@ class MiniGRU(Cell):
         return h
 
 
-class MiniLSTM(Cell):
+class MiniLSTM(GatedCell):
     """minLSTM of Feng et al. (2024), an LSTM whose gates do not see the hidden state.
 
     ::
@@ -232,7 +235,12 @@ class MiniLSTM(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
+    of_input = ("W_x", "W_f", "W_i")
+    W_x: Linear
+    W_f: Linear
+    W_i: Linear
+
+    @cell_arguments
     def __init__(
         self,
         in_size: Size,
@@ -241,13 +249,10 @@ class MiniLSTM(Cell):
         b_init: Initializer | None = ZEROS,
         state_init: Initializer = ZEROS,
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        with seeded(key):
-            self.W_x = self._linear(self.in_size, w_init, b_init)
-            self.W_f = self._linear(self.in_size, w_init, b_init)
-            self.W_i = self._linear(self.in_size, w_init, b_init)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, name=name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
@@ -258,7 +263,7 @@ class MiniLSTM(Cell):
         return h
 
 
-class CFNCell(Cell):
+class CFNCell(GatedCell):
     """Chaos-free network of Laurent and von Brecht (2016).
 
     ::
@@ -311,24 +316,11 @@ class CFNCell(Cell):
     (2, 4)
     """
 
-    @brainstate_sizes
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: Activation = "tanh",
-        name: str | None = None,
-        key: Any = None,
-    ) -> None:
-        super().__init__(in_size, out_size, state_init, name)
-        self.activation = as_function(activation)
-        with seeded(key):
-            self.Wf = self._linear(self._joined_size, w_init, b_init)
-            self.Wi = self._linear(self._joined_size, w_init, b_init)
-            self.Wh = self._linear(self.in_size, w_init, b_init)
+    of_both = ("Wf", "Wi")
+    of_input = ("Wh",)
+    Wf: Linear
+    Wi: Linear
+    Wh: Linear
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""

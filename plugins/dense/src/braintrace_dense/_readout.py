@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import saiunit
 
-from braintrace.plugin_api import ArrayLike, Initializer, Size, as_size, initial_value, seeded
+from braintrace.plugin_api import (
+    ArrayLike,
+    Initializer,
+    Size,
+    as_size,
+    initial_value,
+    keyword_key,
+    seeded,
+)
 
 from ._layers import KAIMING, ZEROS, dense, layer_sizes
 
@@ -69,6 +77,7 @@ class LeakyRateReadout(brainstate.nn.Module):
 
     r: brainstate.HiddenState
 
+    @keyword_key
     def __init__(
         self,
         in_size: Size,
@@ -77,6 +86,7 @@ class LeakyRateReadout(brainstate.nn.Module):
         w_init: Initializer = KAIMING,
         r_init: Initializer = ZEROS,
         name: str | None = None,
+        *,
         key: Any = None,
     ) -> None:
         super().__init__(name=name)  # type: ignore[call-arg]
