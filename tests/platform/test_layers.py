@@ -149,8 +149,6 @@ def test_lines_of_each_folder():
     lines = {room: counts[0] for room, counts in found.items()}
     assert lines.keys() == CEILINGS.keys()
     assert {k: n for k, n in lines.items() if n > CEILINGS[k]} == {}
-    slack = {k: n for k, n in lines.items() if n < 0.95 * CEILINGS[k]}
-    assert slack == {}, "lower the ceilings of these folders"
     minimal = [found[room] for room in MINIMAL_CORE]
     assert sum(counts[0] for counts in minimal) <= LINES_OF_MINIMAL_CORE
     assert sum(counts[1] for counts in minimal) <= CODE_OF_MINIMAL_CORE
