@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from ..base.diagnostics import DiagnosticKind
 from ..base.types import Path, show_path
 from .facts import GroupFacts, Node, OperationFacts, Summary
 from .tables import why
@@ -15,13 +15,6 @@ from .text import Names, columns, short_sources, wrap
 
 #: Columns of a name, and of the small print under it.
 NAME, FINE = 24, 30
-
-#: Why an operation is grey, as short as it gets.
-BRIEF = {
-    DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL.value: "reaches no hidden state",
-    DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT.value: "only through another operation",
-    DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE.value: "no parameter",
-}
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,9 @@ def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft])
     """The card of the group that an operation drives, or of an operation that it only feeds."""
     driven = [of_node["group", g] for g in op.groups]
     if driven:
-        return max(driven, key=lambda d: _shared(d.layer or (), op.parameters))
+        return max(
+            driven, key=lambda d: max((_common(d.layer or (), p) for p in op.parameters), default=0)
+        )
     fed = [f.target for f in summary.flows if f.source == ("op", op.eqn)]
     for target in fed:
         draft = of_node.get(target)
@@ -108,16 +103,9 @@ def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft])
     return None
 
 
-def _shared(layer: Path, paths: Iterable[Path]) -> int:
-    """How much of a layer's path the parameters have in common with it."""
-    return max((_common(layer, path) for path in paths), default=0)
-
-
 def _common(a: Path, b: Path) -> int:
-    k = 0
-    while k < min(len(a), len(b)) and a[k] == b[k]:
-        k += 1
-    return k
+    """How many parts two paths have in common."""
+    return sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], zip(a, b, strict=False)))
 
 
 def _layer(group: GroupFacts) -> Path:
@@ -174,16 +162,16 @@ class _Items:
             return self.operation(self.operations[node[1]], layer)
         if node[0] == "unused":
             parameter = self.summary.parameters[node[1]]
-            fine = f"parameter: {parameter.gradient}"
-            tip = f"{show_path(parameter.path)}: gradient {parameter.gradient}"
+            path, fine = parameter.path, f"parameter: {parameter.gradient}"
+            tip = f": gradient {parameter.gradient}"
             look = "frozen" if parameter.gradient == "frozen" else "unused"
-            return Item(node, look, self.lines([parameter.path], layer, fine), tip)
-        path = self.summary.paths[node]
-        if node[0] == "state":
-            tip = f"{show_path(path)} keeps hidden values, but it is not a HiddenState"
-            return Item(node, "state", self.lines([path], layer, "state: carries no credit"), tip)
-        tip = f"{show_path(path)} is used without an ETP operation"
-        return Item(node, "direct", self.lines([path], layer, "parameter, plainly: direct"), tip)
+        elif node[0] == "state":
+            path, look, fine = self.summary.paths[node], "state", "state: carries no credit"
+            tip = " keeps hidden values, but it is not a HiddenState"
+        else:
+            path, look, fine = self.summary.paths[node], "direct", "parameter, plainly: direct"
+            tip = " is used without an ETP operation"
+        return Item(node, look, self.lines([path], layer, fine), show_path(path) + tip)
 
     def operation(self, op: OperationFacts, layer: Path) -> Item:
         shapes = " + ".join("×".join(map(str, s)) or "scalar" for s in op.shapes)
@@ -192,7 +180,7 @@ class _Items:
         gradients = sorted({self.gradients.get(path, "none") for path in op.parameters})
         if op.relation is None:
             fine = fine if op.parameters else []
-            fine.append(BRIEF.get(op.kind) or why(op))
+            fine.append(why(op, brief=True))
         if gradients not in (["trace"], []):
             fine.append(f"gradient: {', '.join(gradients)}")
         paths = ", ".join(show_path(path) for path in op.parameters) or "no parameter"

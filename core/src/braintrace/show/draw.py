@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby, pairwise
 
 from .cards import HEIGHT, Item, make_cards, text_height, text_width
-from .facts import Summary
-from .layout import Box, Frame, Layout, Point, Wire, lay_out
+from .facts import Flow, Node, Summary
+from .layout import Layout, Placed, Point, Wire, lay_out
 from .tables import totals
 from .text import wrap
 
@@ -19,16 +20,16 @@ WIDTH = 1240
 
 LIGHT = {
     "paper": "#ffffff", "frame": "#f4f5f7", "border": "#d5d9e0", "ink": "#1c2330",
-    "faint": "#5a6473", "relation": "#0f7b6c", "relation-fill": "#e0f3ef", "group": "#2257c4",
-    "group-fill": "#e3ecfd", "grey": "#8a93a1", "grey-fill": "#e9ebee", "direct": "#9a6700",
-    "direct-fill": "#fdf3d8", "warn": "#c0392b", "warn-fill": "#fde8e4", "old": "#8040b0",
+    "faint": "#5a6473", "relation": "#0f7b6c", "relation_fill": "#e0f3ef", "group": "#2257c4",
+    "group_fill": "#e3ecfd", "grey": "#8a93a1", "grey_fill": "#e9ebee", "direct": "#9a6700",
+    "direct_fill": "#fdf3d8", "warn": "#c0392b", "warn_fill": "#fde8e4", "old": "#8040b0",
     "input": "#4a5568",
 }  # fmt: skip
 DARK = {
     "paper": "#14171c", "frame": "#1d2127", "border": "#39404a", "ink": "#e6e9ee",
-    "faint": "#a3adbb", "relation": "#4cc3ae", "relation-fill": "#12352f", "group": "#7aa7ff",
-    "group-fill": "#182a4d", "grey": "#8a93a1", "grey-fill": "#2a2f36", "direct": "#e0b341",
-    "direct-fill": "#3a2f10", "warn": "#ff8a7a", "warn-fill": "#421d18", "old": "#c58cf0",
+    "faint": "#a3adbb", "relation": "#4cc3ae", "relation_fill": "#12352f", "group": "#7aa7ff",
+    "group_fill": "#182a4d", "grey": "#8a93a1", "grey_fill": "#2a2f36", "direct": "#e0b341",
+    "direct_fill": "#3a2f10", "warn": "#ff8a7a", "warn_fill": "#421d18", "old": "#c58cf0",
     "input": "#b4bfce",
 }  # fmt: skip
 
@@ -51,21 +52,17 @@ RULES = """
 .bt-graph .unused rect, .bt-graph .state rect {{ fill: {warn_fill}; stroke: {warn}; }}
 .bt-graph .zero .last, .bt-graph .warn {{ fill: {warn}; }}
 .bt-graph .end rect {{ fill: {paper}; stroke: {input}; }}
-.bt-graph .wire path {{ fill: none; stroke-width: 1.4; }}
+.bt-graph .wire path {{ fill: none; stroke: currentColor; stroke-width: 1.4; }}
+.bt-graph .wire .head {{ fill: currentColor; stroke: none; }}
 .bt-graph .loop {{ fill: none; stroke: {group}; stroke-width: 1.6; }}
 .bt-graph .loop-head {{ fill: {group}; }}
-.bt-graph .from-input path {{ stroke: {input}; }}
-.bt-graph .from-input .head {{ fill: {input}; }}
-.bt-graph .from-relation path {{ stroke: {relation}; }}
-.bt-graph .from-relation .head {{ fill: {relation}; }}
-.bt-graph .from-new path {{ stroke: {group}; }}
-.bt-graph .from-new .head {{ fill: {group}; }}
-.bt-graph .from-old path {{ stroke: {old}; stroke-dasharray: 6 3; }}
-.bt-graph .from-old .head {{ fill: {old}; }}
-.bt-graph .from-other path {{ stroke: {grey}; }}
-.bt-graph .from-other .head {{ fill: {grey}; }}
+.bt-graph .from-input {{ color: {input}; }}
+.bt-graph .from-relation {{ color: {relation}; }}
+.bt-graph .from-new {{ color: {group}; }}
+.bt-graph .from-old {{ color: {old}; }}
+.bt-graph .from-other {{ color: {grey}; }}
+.bt-graph .from-old path {{ stroke-dasharray: 6 3; }}
 .bt-graph .no-credit path {{ stroke-dasharray: 1.5 3; }}
-.bt-graph .wire .head {{ stroke: none; }}
 """
 
 
@@ -137,144 +134,146 @@ def _end(name: str, leaves: Sequence[str]) -> Item:
 # --- text of the SVG --------------------------------------------------------------------------
 
 
+def themed(rules: str) -> str:
+    """Rules of style with the colours of the light theme, and those of the dark one."""
+    dark = rules.format(**DARK)
+    return f"{rules.format(**LIGHT)}@media (prefers-color-scheme: dark) {{{dark}}}"
+
+
 def _svg(layout: Layout, summary: Summary) -> str:
     width = max(layout.width, 420)
     head = wrap(totals(summary).split(), int((width - 24) / 6.35))
     top = 14 + 14 * len(head)
-    legend, below = _legend(_present(layout, summary), width)
-    height = top + layout.height + below + 8
+    looks = _looks(layout.wires, {op.eqn for op in summary.relations})
+    legend, below = _legend(_present(layout, looks.values()), width)
+    size = {"width": width, "height": top + layout.height + below + 8}
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="bt-graph" role="img" '
-        f'width="{_n(width)}" height="{_n(height)}" viewBox="0 0 {_n(width)} {_n(height)}">',
-        "<title>Hidden groups, and the operations that drive them</title>",
-        f"<style>{_style()}</style>",
-        f'<rect class="paper" width="{_n(width)}" height="{_n(height)}"/>',
+        _tag("title", "Hidden groups, and the operations that drive them"),
+        f"<style>{themed(RULES)}\n</style>",
+        _tag("rect", class_="paper", **size),
         *(_text(12, 18 + 14 * k, "fine", line) for k, line in enumerate(head)),
         f'<g transform="translate(0 {top})">',
-        *(_frame(frame) for frame in layout.frames),
-        *(_wire(wire, summary) for wire in layout.wires),
-        *_joints(layout.wires, summary),
-        *(_box(box) for box in layout.boxes),
+        *map(_frame, layout.frames),
+        *(_wire(wire, looks[wire.flow]) for wire in layout.wires),
+        *_joints(layout.wires, looks),
+        *map(_box, layout.boxes),
         "</g>",
-        f'<g transform="translate(0 {_n(top + layout.height)})">',
+        f'<g transform="translate(0 {_number(top + layout.height)})">',
         *legend,
         "</g>",
-        "</svg>",
     ]
-    return "\n".join(parts)
+    view = " ".join(map(_number, (0, 0, *size.values())))
+    inner = "\n".join(["", *parts, ""])
+    return _tag("svg", inner, xmlns="http://www.w3.org/2000/svg", class_="bt-graph", role="img",
+                **size, viewBox=view)  # fmt: skip
 
 
-def _style() -> str:
-    light, dark = (
-        RULES.format(**{key.replace("-", "_"): value for key, value in colours.items()})
-        for colours in (LIGHT, DARK)
+def _tag(name: str, *inner: str, **attributes: object) -> str:
+    """An element; ``inner`` is markup, ``class_`` and ``data_node`` are written as in SVG."""
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
+        for key, value in attributes.items()
     )
-    return f"{light}@media (prefers-color-scheme: dark) {{{dark}}}\n"
+    return f"<{name}{given}>{''.join(inner)}</{name}>" if inner else f"<{name}{given}/>"
 
 
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+def _number(value: object) -> str:
+    """A number with at most one digit behind the point; anything else as it is."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, (int, float)) else str(value)
+
+
+def _at(*point: float, between: str = " ") -> str:
+    return between.join(map(_number, point))
 
 
 def _text(x: float, y: float, look: str, text: str) -> str:
-    return f'<text class="{look}" x="{_n(x)}" y="{_n(y)}">{escape(text)}</text>'
+    return _tag("text", escape(text), class_=look, x=x, y=y)
 
 
-def _frame(frame: Frame) -> str:
-    place = f'x="{_n(frame.x)}" y="{_n(frame.y)}"'
-    size = f'width="{_n(frame.width)}" height="{_n(frame.height)}"'
-    title = _text(frame.x + 12, frame.y + 19, "title", frame.title)
-    return f'<g class="card"><rect class="frame" {place} {size} rx="8"/>{title}</g>'
+def _rect(x: float, y: float, width: float, height: float, rx: int, **look: str) -> str:
+    return _tag("rect", **look, x=x, y=y, width=width, height=height, rx=rx)
 
 
-def _box(box: Box) -> str:
-    name = "-".join(map(str, box.item.node))
-    rect = (
-        f'<rect x="{_n(box.x)}" y="{_n(box.y)}" width="{_n(box.width)}" '
-        f'height="{_n(box.height)}" rx="{10 if box.item.look.startswith("group") else 4}"/>'
-    )
-    y = box.y + (box.height - text_height(box.item.lines)) / 2
-    lines = []
-    for k, (look, text) in enumerate(box.item.lines):
+def _head(look: str, *corners: Point) -> str:
+    """The head of an arrow."""
+    points = " ".join(_at(*corner, between=",") for corner in corners)
+    return _tag("polygon", class_=look, points=points)
+
+
+def _frame(frame: Placed[str]) -> str:
+    rect = _rect(frame.x, frame.y, frame.width, frame.height, 8, class_="frame")
+    return _tag("g", rect, _text(frame.x + 12, frame.y + 19, "title", frame.what), class_="card")
+
+
+def _box(box: Placed[Item]) -> str:
+    item, inner = box.what, []
+    if item.look == "group":
+        inner.append(_loop(box))
+    round_ = 10 if item.look.startswith("group") else 4
+    inner.append(_rect(box.x, box.y, box.width, box.height, round_))
+    if "only-direct" in item.look:
+        inner.append(_mark(box.x, box.y, box.height))
+    y = box.y + (box.height - text_height(item.lines)) / 2
+    for k, (look, text) in enumerate(item.lines, 1):
         y += HEIGHT[look]
-        last = " last" if k == len(box.item.lines) - 1 else ""
-        lines.append(_text(box.x + 9, y - 4, look + last, text))
-    loop = _loop(box) if box.item.look == "group" else ""
-    mark = _mark(box.x, box.y, box.height) if "only-direct" in box.item.look else ""
-    return (
-        f'<g class="box {box.item.look}" data-node="{escape(name)}"><title>{escape(box.item.tip)}'
-        f"</title>{loop}{rect}{mark}{''.join(lines)}</g>"
-    )
+        last = " last" if k == len(item.lines) else ""
+        inner.append(_text(box.x + 9, y - 4, look + last, text))
+    title, name = _tag("title", escape(item.tip)), "-".join(map(str, item.node))
+    return _tag("g", title, *inner, class_=f"box {item.look}", data_node=name)
 
 
 def _mark(x: float, y: float, height: float) -> str:
     """A strip on the left of a box: its parameters have the direct gradient alone."""
-    place = f'x="{_n(x - 1)}" y="{_n(y + 3)}" height="{_n(height - 6)}"'
-    return f'<rect class="mark" {place} width="4" rx="2"/>'
+    return _rect(x - 1, y + 3, 4, height - 6, 2, class_="mark")
 
 
-def _loop(box: Box) -> str:
+def _loop(box: Placed[Item]) -> str:
     """The transition: from the group's old value to its new one."""
     x, y = box.x + box.width - 34, box.y
-    path = f"M{_n(x)} {_n(y)} c0 -16 20 -16 20 -3"
-    head = f"{_n(x + 20)},{_n(y)} {_n(x + 16)},{_n(y - 7)} {_n(x + 24)},{_n(y - 7)}"
-    return f'<path class="loop" d="{path}"/><polygon class="loop-head" points="{head}"/>'
+    line = _tag("path", class_="loop", d=f"M{_at(x, y)} c0 -16 20 -16 20 -3")
+    return line + _head("loop-head", (x + 20, y), (x + 16, y - 7), (x + 24, y - 7))
 
 
-def _look(wire: Wire, summary: Summary) -> str:
-    kind = wire.flow.source[0]
-    traced = {op.eqn for op in summary.relations}
-    if kind == "op":
-        kind = "relation" if wire.flow.source[1] in traced else "other"
-    look = f"from-{kind if kind in ('input', 'relation', 'new', 'old') else 'other'}"
-    return look if wire.flow.credit else f"{look} no-credit"
+def _looks(wires: Sequence[Wire], traced: set[int]) -> dict[Flow, str]:
+    """Where each wire comes from, and whether it carries credit, as classes of style."""
+
+    def look(flow: Flow) -> str:
+        kind, number = flow.source
+        if kind == "op" and number in traced:
+            kind = "relation"
+        known = kind if kind in ("input", "relation", "new", "old") else "other"
+        return f"from-{known}" + ("" if flow.credit else " no-credit")
+
+    return {wire.flow: look(wire.flow) for wire in wires}
 
 
-def _wire(wire: Wire, summary: Summary) -> str:
-    (x, y), (fx, fy) = wire.points[-1], wire.points[-2]
-    dx, dy = _sign(x - fx), _sign(y - fy)
-    tip = [
-        (x, y),
-        (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx),
-        (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx),
-    ]
-    head = " ".join(f"{_n(a)},{_n(b)}" for a, b in tip)
+def _wire(wire: Wire, look: str) -> str:
+    (fx, fy), (x, y) = wire.points[-2:]
+    dx, dy = (x > fx) - (x < fx), (y > fy) - (y < fy)
+    left = x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx
+    right = x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx
     line = _rounded([*wire.points[:-1], (x - 5 * dx, y - 5 * dy)])
     words = f"{_words(wire.flow.source)} enters {_words(wire.flow.target)}"
     words += "" if wire.flow.credit else " (values only, no gradient)"
-    return (
-        f'<g class="wire {_look(wire, summary)}"><title>{escape(words)}</title>'
-        f'<path d="{line}"/><polygon class="head" points="{head}"/></g>'
-    )
+    parts = _tag("title", words), _tag("path", d=line), _head("head", (x, y), left, right)
+    return _tag("g", *parts, class_=f"wire {look}")
 
 
-def _words(node: tuple[str, int]) -> str:
+def _words(node: Node) -> str:
     kind, number = node
-    return {
-        "new": f"the new value of group {number}",
-        "old": f"the old value of group {number}",
-        "group": f"group {number}",
-        "op": f"operation {number}",
-        "plain": f"parameter {number}",
-        "state": f"state {number}",
-    }.get(kind, f"the {kind}")
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+    named = {"new": "the new value of group", "old": "the old value of group", "group": "group",
+             "op": "operation", "plain": "parameter", "state": "state"}  # fmt: skip
+    return f"{named[kind]} {number}" if kind in named else f"the {kind}"
 
 
 def _rounded(points: Sequence[Point], radius: float = 5) -> str:
     """A path with round corners."""
-    corners = [p for k, p in enumerate(points) if k == 0 or p != points[k - 1]]
-    parts = [f"M{_n(corners[0][0])} {_n(corners[0][1])}"]
+    corners = [point for point, _ in groupby(points)]
+    parts = [f"M{_at(*corners[0])}"]
     for a, b, c in zip(corners, corners[1:], corners[2:], strict=False):
         near, far = _towards(b, a, radius), _towards(b, c, radius)
-        parts.append(
-            f"L{_n(near[0])} {_n(near[1])}Q{_n(b[0])} {_n(b[1])} {_n(far[0])} {_n(far[1])}"
-        )
-    parts.append(f"L{_n(corners[-1][0])} {_n(corners[-1][1])}")
-    return "".join(parts)
+        parts.append(f"L{_at(*near)}Q{_at(*b, *far)}")
+    return "".join([*parts, f"L{_at(*corners[-1])}"])
 
 
 def _towards(a: Point, b: Point, step: float) -> Point:
@@ -284,27 +283,23 @@ def _towards(a: Point, b: Point, step: float) -> Point:
     return a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part
 
 
-def _joints(wires: Sequence[Wire], summary: Summary) -> Iterator[str]:
+def _joints(wires: Sequence[Wire], looks: dict[Flow, str]) -> Iterator[str]:
     """Dots where a wire branches, so that a crossing is not taken for one."""
-    nets: dict[object, list[Wire]] = {}
+    nets: dict[Node, list[Wire]] = {}
     for wire in wires:
         nets.setdefault(wire.flow.source, []).append(wire)
     for same in nets.values():
-        lines = [(a, b) for w in same for a, b in zip(w.points, w.points[1:], strict=False)]
+        lines = [line for wire in same for line in pairwise(wire.points)]
         corners = sorted({p for wire in same for p in wire.points[1:-1]})
         dots = [p for p in corners if any(_within(p, a, b) for a, b in lines)]
         if dots:
-            circles = "".join(
-                f'<circle class="head" cx="{_n(x)}" cy="{_n(y)}" r="2.6"/>' for x, y in dots
-            )
-            yield f'<g class="wire {_look(same[0], summary)}">{circles}</g>'
+            circles = (_tag("circle", class_="head", cx=x, cy=y, r=2.6) for x, y in dots)
+            yield _tag("g", *circles, class_=f"wire {looks[same[0].flow]}")
 
 
 def _within(p: Point, a: Point, b: Point) -> bool:
     """Whether ``p`` is inside a horizontal or vertical line from ``a`` to ``b``."""
-    if p[0] == a[0] == b[0]:
-        return min(a[1], b[1]) < p[1] < max(a[1], b[1])
-    return p[1] == a[1] == b[1] and min(a[0], b[0]) < p[0] < max(a[0], b[0])
+    return (p[0] == a[0] == b[0] or p[1] == a[1] == b[1]) and min(a, b) < p < max(a, b)
 
 
 # --- legend -----------------------------------------------------------------------------------
@@ -324,39 +319,36 @@ LINES = {
     "from-new": "new value",
     "from-old": "old value, of the step before",
     "no-credit": "values only, no gradient",
+    "loop": "transition D of a group",
 }
 
 
 def _legend(present: set[str], width: float) -> tuple[list[str], float]:
     """What looks mean, in rows; and how high that is."""
     x, y, parts = 12.0, 10.0, []
-    for look, text in (BOXES | LINES | {"loop": "transition D of a group"}).items():
-        if look not in present:
-            continue
-        room = 30 + text_width([("fine", text)]) + 18
-        if x + room > width and x > 12:
-            x, y = 12.0, y + 20
-        parts.append(_sample(look, x, y) + _text(x + 30, y + 9, "fine", text))
-        x += room
+    for look, text in (BOXES | LINES).items():
+        if look in present:
+            room = 30 + text_width([("fine", text)]) + 18
+            if x + room > width and x > 12:
+                x, y = 12.0, y + 20
+            parts.append(_sample(look, x, y) + _text(x + 30, y + 9, "fine", text))
+            x += room
     return parts, y + 24
 
 
-def _present(layout: Layout, summary: Summary) -> set[str]:
+def _present(layout: Layout, wires: Iterable[str]) -> set[str]:
     """The looks that occur in a drawing."""
-    looks = {word for box in layout.boxes for word in box.item.look.split()}
-    looks |= {word for wire in layout.wires for word in _look(wire, summary).split()}
-    loops = any(box.item.look == "group" for box in layout.boxes)
-    return looks | ({"loop"} if loops else set())
+    boxes = [box.what.look for box in layout.boxes]
+    found = {word for look in (*boxes, *wires) for word in look.split()}
+    return found | ({"loop"} if "group" in boxes else set())
 
 
 def _sample(look: str, x: float, y: float) -> str:
-    if look == "only-direct":
-        return f'<g class="legend">{_mark(x + 10, y - 2, 16)}</g>'
-    if look in BOXES:
-        rect = f'<rect x="{_n(x)}" y="{_n(y)}" width="22" height="12" rx="3"/>'
-        return f'<g class="legend {look}">{rect}</g>'
     if look == "loop":
-        path = f"M{_n(x + 3)} {_n(y + 12)} c0 -16 16 -16 16 0"
-        return f'<path class="loop" d="{path}"/>'
-    kind = "from-other no-credit" if look == "no-credit" else look
-    return f'<g class="wire {kind}"><path d="M{_n(x)} {_n(y + 6)}h22"/></g>'
+        return _tag("path", class_="loop", d=f"M{_at(x + 3, y + 12)} c0 -16 16 -16 16 0")
+    if look in LINES:
+        kind = "from-other no-credit" if look == "no-credit" else look
+        return _tag("g", _tag("path", d=f"M{_at(x, y + 6)}h22"), class_=f"wire {kind}")
+    if look == "only-direct":
+        return _tag("g", _mark(x + 10, y - 2, 16), class_="legend")
+    return _tag("g", _rect(x, y, 22, 12, 3), class_=f"legend {look}")

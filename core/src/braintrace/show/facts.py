@@ -109,10 +109,7 @@ def to_data(summary: Summary) -> dict[str, Any]:
         "relations": [_plain(op) for op in summary.relations],
         "excluded": [_plain(op) for op in summary.excluded],
         "parameters": [_plain(parameter) for parameter in summary.parameters],
-        "flows": [
-            {"source": list(f.source), "target": list(f.target), "credit": f.credit}
-            for f in summary.flows
-        ],
+        "flows": [_plain(flow) for flow in summary.flows],
         "warnings": [record_data(record) for record in summary.warnings],
     }
 

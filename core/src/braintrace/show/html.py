@@ -8,7 +8,7 @@ from html import escape
 
 from ..base.diagnostics import CompilationRecord
 from ..base.types import show_path
-from .draw import DARK, LIGHT, draw
+from .draw import draw, themed
 from .facts import Summary
 from .tables import Cell, Table, tables, totals
 from .text import numbers
@@ -31,8 +31,7 @@ RULES = """
 def to_html(summary: Summary) -> str:
     """A fragment for a notebook: the drawing and collapsible tables, in light and dark."""
     parts = [
-        f"<style>{RULES.format(**LIGHT)}@media (prefers-color-scheme: dark) "
-        f"{{{RULES.format(**DARK)}}}</style>",
+        f"<style>{themed(RULES)}</style>",
         str(draw(summary)),
         *(_table(table) for table in tables(summary, fold=False)),
         _warnings(summary.warnings),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from ..base.diagnostics import CompilationRecord
 from ..base.types import Path
@@ -42,9 +43,8 @@ def _table(table: Table, width: int, names: Names) -> str:
     widths = _column_widths(table, width, names)
     lines = [table.title, _line(table.header, widths), _line(["-" * w for w in widths], widths)]
     for row in table.rows:
-        cells = [_lines(cell, w, names) for cell, w in zip(row, widths, strict=True)]
-        for k in range(max(map(len, cells))):
-            lines.append(_line([c[k] if k < len(c) else "" for c in cells], widths))
+        cells = [wrap(_words(cell, w, names), w) for cell, w in zip(row, widths, strict=True)]
+        lines += [_line(line, widths) for line in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
 
 
@@ -58,7 +58,8 @@ def _column_widths(table: Table, width: int, names: Names) -> list[int]:
     for k, title in enumerate(table.header):
         cells = [row[k] for row in table.rows]
         natural = max(columns(" ".join(_words(cell, 10**6, names))) for cell in cells)
-        least.append(max(columns(title), min(natural, _least(cells))))
+        narrow = 16 if any(cell.paths for cell in cells) else 11  # paths stay wider than numbers
+        least.append(max(columns(title), min(natural, narrow)))
         widths.append(max(columns(title), natural))
     while sum(widths) + len(GAP) * (len(widths) - 1) > width:
         spare = [w if w > low else 0 for w, low in zip(widths, least, strict=True)]
@@ -66,15 +67,6 @@ def _column_widths(table: Table, width: int, names: Names) -> list[int]:
             break
         widths[spare.index(max(spare))] -= 1
     return widths
-
-
-def _least(cells: Sequence[Cell]) -> int:
-    """How narrow a column may become: paths and sentences keep more than numbers."""
-    return 16 if any(cell.paths for cell in cells) else 11
-
-
-def _lines(cell: Cell, width: int, names: Names) -> list[str]:
-    return wrap(_words(cell, width, names), width)
 
 
 def _words(cell: Cell, width: int, names: Names) -> list[str]:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -16,15 +17,17 @@ from .text import short_sources
 #: So many layers that are alike become one row.
 FOLDED = 4
 
-#: Why an operation has no trace, in a few words.
+#: Why an operation has no trace: in a few words, and as short as it gets.
 WHY = {
     DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL.value: (
-        "reaches no hidden state; the gradient of the current step is exact"
+        "reaches no hidden state; the gradient of the current step is exact",
+        "reaches no hidden state",
     ),
     DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT.value: (
-        "reaches hidden states only through another operation; gradient of the current step"
+        "reaches hidden states only through another operation; gradient of the current step",
+        "only through another operation",
     ),
-    DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE.value: "has no parameter",
+    DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE.value: ("has no parameter", "no parameter"),
 }
 
 
@@ -38,13 +41,16 @@ class Cell:
     paths: tuple[Path, ...] = ()
 
 
+Row = tuple[Cell, ...]
+
+
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and rows of cells."""
+    """A title, the names of the columns, and rows."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
 
 
 class Span(int):
@@ -56,9 +62,9 @@ class Span(int):
         return f"{int(self)}-{self.last}"
 
 
-def why(op: OperationFacts) -> str:
+def why(op: OperationFacts, brief: bool = False) -> str:
     """Why an operation has no trace, in a few words or in the compiler's."""
-    return WHY.get(op.kind, op.reason or "no relation")
+    return WHY[op.kind][brief] if op.kind in WHY else op.reason or "no relation"
 
 
 def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
@@ -89,12 +95,11 @@ def _groups(summary: Summary) -> Table:
             Cell(str(group.positions)),
             Cell(str(group.num_state)),
             Cell(group.transition),
-            *([Cell(", ".join(unit or "1" for unit in group.units))] if united else []),
+            Cell(", ".join(unit or "1" for unit in group.units) if united else ""),
         )
         for group in summary.groups
     )
-    header = ("#", "states", "positions", "S", "transition", *(["unit"] if united else []))
-    return Table("Hidden groups", header, rows)
+    return Table("Hidden groups", ("#", "states", "positions", "S", "transition", "unit"), rows)
 
 
 def _relations(summary: Summary, sources: dict[str, str]) -> Table:
@@ -158,9 +163,7 @@ def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]
     """Records that say the same of different layers, together."""
     found: dict[tuple[str, str], list[CompilationRecord]] = {}
     for record in records:
-        words = "".join("#" if char.isdigit() else char for char in record.message)
-        while "##" in words:
-            words = words.replace("##", "#")
+        words = re.sub(r"\d+", "#", record.message)
         found.setdefault((record.kind.value, words), []).append(record)
     return [
         part
@@ -172,7 +175,7 @@ def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]
 # --- rows that are alike ----------------------------------------------------------------------
 
 
-def fold_rows(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
+def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Rows that differ only by consecutive numbers of layers become one.
 
     >>> rows = [(Cell(paths=(("layers", i, "h"),)), Cell(numbers=(2 * i,))) for i in range(5)]
@@ -180,30 +183,29 @@ def fold_rows(rows: Sequence[tuple[Cell, ...]]) -> tuple[tuple[Cell, ...], ...]:
     >>> f"{row[0].paths[0][1]}", row[1].numbers
     ('0-4', (0, 2, 4, 6, 8))
     """
-    alike: dict[object, list[int]] = {}
+    runs: list[list[int]] = []
+    growing: dict[object, list[int]] = {}
     for k, row in enumerate(rows):
-        alike.setdefault(_template(row), []).append(k)
-    folded: dict[int, tuple[Cell, ...]] = {}
-    gone: set[int] = set()
-    for members in alike.values():
-        for run in _runs(rows, members):
-            if len(run) >= FOLDED:
-                folded[run[0]] = _merged([rows[k] for k in run])
-                gone.update(run[1:])
-    return tuple(folded.get(k, row) for k, row in enumerate(rows) if k not in gone)
-
-
-def _template(row: tuple[Cell, ...]) -> object:
-    """What rows that can be folded have in common."""
+        run = growing.get(template := _template(row))
+        if run is None or not _evenly([*(rows[i] for i in run[-2:]), row]):
+            runs.append(run := [])
+            growing[template] = run
+        run.append(k)
+    folded = {run[0]: run for run in runs if len(run) >= FOLDED}
+    gone = {k for run in folded.values() for k in run[1:]}
     return tuple(
-        (cell.text, cell.items, len(cell.numbers), tuple(_masked(path) for path in cell.paths))
-        for cell in row
+        _merged([rows[i] for i in folded[k]]) if k in folded else row
+        for k, row in enumerate(rows)
+        if k not in gone
     )
 
 
-def _masked(path: Path) -> Path:
-    k = _place(path)
-    return path if k is None else (*path[:k], None, *path[k + 1 :])
+def _template(row: Row) -> object:
+    """What rows that can be folded have in common."""
+    return tuple(
+        (cell.text, cell.items, len(cell.numbers), tuple(_renumbered(p, None) for p in cell.paths))
+        for cell in row
+    )
 
 
 def _place(path: Path) -> int | None:
@@ -211,41 +213,30 @@ def _place(path: Path) -> int | None:
     return next((k for k, part in enumerate(path) if isinstance(part, int)), None)
 
 
-def _layer(row: tuple[Cell, ...]) -> int | None:
+def _renumbered(path: Path, number: object) -> Path:
+    """A path with something else in the place of its layer's number."""
+    k = _place(path)
+    return path if k is None else (*path[:k], number, *path[k + 1 :])
+
+
+def _layer(row: Row) -> int | None:
     """The one layer that all paths of a row belong to."""
     paths = [path for cell in row for path in cell.paths]
     found = {None if (k := _place(path)) is None else path[k] for path in paths}
     return found.pop() if len(found) == 1 else None
 
 
-def _runs(rows: Sequence[tuple[Cell, ...]], members: Sequence[int]) -> Iterable[list[int]]:
-    """Stretches of rows whose layers follow one another and whose numbers advance evenly."""
-    run: list[int] = []
-    for k in members:
-        if run and not _continues([rows[i] for i in run[-2:]], rows[k]):
-            yield run
-            run = []
-        run.append(k)
-    yield run
-
-
-def _continues(before: Sequence[tuple[Cell, ...]], row: tuple[Cell, ...]) -> bool:
-    layers = [_layer(r) for r in (*before, row)]
-    if any(layer is None for layer in layers):
+def _evenly(rows: Sequence[Row]) -> bool:
+    """Whether the layers of rows follow one another and their numbers advance evenly."""
+    layers = [_layer(row) for row in rows]
+    if None in layers or any(b - a != 1 for a, b in pairwise(layers)):  # type: ignore[operator]
         return False
-    if any(b - a != 1 for a, b in pairwise(layers)):  # type: ignore[operator]
-        return False
-    steps = [_steps(a, b) for a, b in pairwise((*before, row))]
+    numbers = [[n for cell in row for n in cell.numbers] for row in rows]
+    steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(numbers)]
     return all(step == steps[0] for step in steps)
 
 
-def _steps(a: tuple[Cell, ...], b: tuple[Cell, ...]) -> list[int]:
-    return [
-        n - m for p, q in zip(a, b, strict=True) for m, n in zip(p.numbers, q.numbers, strict=True)
-    ]
-
-
-def _merged(rows: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
+def _merged(rows: Sequence[Row]) -> Row:
     return tuple(_merged_cell(column) for column in zip(*rows, strict=True))
 
 
@@ -264,4 +255,4 @@ def _spanned(first: Path, last: Path) -> Path:
         return first
     span = Span(first[k])
     span.last = last[k]
-    return (*first[:k], span, *first[k + 1 :])
+    return _renumbered(first, span)

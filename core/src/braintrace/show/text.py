@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,35 +109,28 @@ def _elided(path: Path, kept: Sequence[int]) -> str:
     return ELLIPSIS.join(show_path(tuple(run)) for run in runs)
 
 
+#: ``file:line:column (function)``
+_SOURCE = re.compile(r"(.*?)((?::\d+)*)(?: \((.*)\))?", re.DOTALL)
+
+
 def short_sources(sources: Iterable[str]) -> dict[str, str]:
-    """Each ``folder/file:line (function)`` with as many folders as tell its file from others."""
-    files = {source: _file(source) for source in sources}
-    distinct = set(files.values())
+    """Each ``folder/file:line (function)`` with as many folders as tell its file from others.
+
+    Of a function defined in another one, the own name is left.
+    """
+    found = {source: _SOURCE.fullmatch(source).groups("") for source in sources}  # type: ignore[union-attr]
+    files = {file for file, _, _ in found.values()}
     return {
-        source: _tail(file, distinct) + _own_name(source[len(file) :])
-        for source, file in files.items()
+        source: _tail(file, files) + place + (f" ({name.split('<locals>.')[-1]})" if name else "")
+        for source, (file, place, name) in found.items()
     }
 
 
-def _own_name(place: str) -> str:
-    """``:3:7 (outer.<locals>.Cell.update)`` as ``:3:7 (Cell.update)``."""
-    where, found, function = place.partition(" (")
-    return f"{where} ({function.rpartition('<locals>.')[2]}" if found else place
-
-
-def _file(source: str) -> str:
-    """The file of ``file:line:column (function)``."""
-    where = source.rpartition(" (")[0] or source
-    file = where.rstrip("0123456789:")
-    return file if where[len(file) :].startswith(":") else where
-
-
 def _tail(file: str, others: set[str]) -> str:
-    parts = file.replace("\\", "/").split("/")
+    parts = re.split(r"[\\/]", file)
     for n in range(1, len(parts)):
-        tail = "/".join(parts[-n:])
-        if sum(f"/{o.replace(chr(92), '/')}".endswith(f"/{tail}") for o in others) == 1:
-            return tail
+        if sum(re.split(r"[\\/]", other)[-n:] == parts[-n:] for other in others) == 1:
+            return "/".join(parts[-n:])
     return file
 
 
