@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import brainstate
@@ -95,19 +95,25 @@ def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
         When ``batch_size`` is no positive integer, or the arrays have other leading axes.
     """
     size = None if batch_size is None else _checked_size(batch_size)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        shape = jnp.shape(leaf)
-        if shape and size not in (None, shape[0]):
-            given = "the arguments before it have" if batch_size is None else "batch_size is"
-            raise ValueError(
-                f"argument{jax.tree_util.keystr(path)} has shape {shape}, but {given} {size}; with "
-                "vmap=True, every example input but a scalar has a leading axis of examples"
-            )
-        size = shape[0] if shape else size
+    size = leading_axis(args, size, f"batch_size is {size}")
     if size is None:
         raise ValueError(
             "vmap=True needs batch_size=..., because no example input has an axis of examples"
         )
+    return size
+
+
+def leading_axis(args: tuple[Any, ...], size: int | None, given: str) -> int | None:
+    """The length of the leading axis of all arrays; it has to be ``size``, as ``given`` says."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        shape = jnp.shape(leaf)
+        if shape and size not in (None, shape[0]):
+            raise ValueError(
+                f"argument{jax.tree_util.keystr(path)} has shape {shape}, but {given}; with "
+                "vmap=True, every argument but a scalar has a leading axis of examples"
+            )
+        if shape and size is None:
+            size, given = shape[0], f"the arguments before it have {shape[0]}"
     return size
 
 
@@ -186,10 +192,7 @@ def init_batched_states(
         When ``batch_size`` is no positive integer.
     """
     size = _checked_size(batch_size)
-
-    def init() -> None:
-        brainstate.nn.init_all_states(model, *args, **kwargs)
-
+    init = partial(brainstate.nn.init_all_states, model, *args, **kwargs)
     for state in batched_states(model).values():  # of an earlier initialisation
         state.value = _first(state.value)
         state.tag = {*(state.tag or ())} - {BATCHED}
@@ -198,7 +201,7 @@ def init_batched_states(
     drawn = any(g.value is not key for g, key in zip(_generators(model), keys, strict=False))
     values: Mapping[Path, Any] = {}
     if drawn:
-        values, _ = _each(model, size, init, {}, {})
+        values, _ = _each(model, size, init, {})
         init()  # what a state made under vmap refers to ends with it
     for path, state in brainstate.graph.states(model).items():
         if not _is_shared(state):
@@ -227,17 +230,12 @@ def reset_batched_states(
     """
     present = batch_size_of(model)
     size = present if batch_size is None else _checked_size(batch_size)
+    resized = size != present
     before = {path: state.value for path, state in batched_states(model).items()}
-    given = before if size == present else {p: _first(v) for p, v in before.items()}
-    each, same = ({}, given) if size != present else (given, {})
-    values, kept = _each(
-        model,
-        size,
-        lambda: brainstate.nn.reset_all_states(model, **kwargs),
-        each,
-        same,
-    )
-    if kept and size != present:
+    given = {path: _first(v) for path, v in before.items()} if resized else before
+    reset = partial(brainstate.nn.reset_all_states, model, **kwargs)
+    values, kept = _each(model, size, reset, given, mapped=not resized)
+    if kept and resized:
         raise ValueError(
             f"batch_size={size} cannot reset {show_path(kept[0])}, which holds {present} examples: "
             "no reset_state of the model sets it. Define reset_state beside init_state"
@@ -252,8 +250,8 @@ def _each(
     model: brainstate.nn.Module,
     size: int,
     call: Callable[[], None],
-    each: Mapping[Path, Any],
-    same: Mapping[Path, Any],
+    values: Mapping[Path, Any],
+    mapped: bool = True,
 ) -> tuple[dict[Path, Any], tuple[Path, ...]]:
     """What a function does to the states of every example, and which it leaves as they are.
 
@@ -261,8 +259,8 @@ def _each(
     ----------
     call
         Initialises or resets the states of one example; it is run under ``vmap``.
-    each, same
-        Values to start from by path, with and without an axis of examples.
+    values, mapped
+        Values to start from by path, and whether they have an axis of examples.
 
     Returns
     -------
@@ -276,8 +274,7 @@ def _each(
     splits = [jax.random.split(generator.value, size + 1) for generator in generators]
     left: list[Path] = []
 
-    def one(keys: Sequence[Any], values: Mapping[Path, Any]) -> tuple[Any, Any]:
-        given = {**same, **values}
+    def one(keys: Sequence[Any], given: Mapping[Path, Any]) -> tuple[Any, Any]:
         restore_values(dict(zip(generators, keys, strict=True)))
         restore_values({states[path]: value for path, value in given.items()})
         with brainstate.StateTraceStack():  # writing what belongs to vmap is meant here
@@ -293,8 +290,9 @@ def _each(
         return mine, rest
 
     try:
-        found, shared = jax.vmap(one, in_axes=(0, 0), out_axes=(0, None), axis_size=size)(
-            [split[1:] for split in splits], dict(each)
+        axes = (0, 0 if mapped else None)
+        found, shared = jax.vmap(one, in_axes=axes, out_axes=(0, None), axis_size=size)(
+            [split[1:] for split in splits], dict(values)
         )
     finally:
         restore_values(before)

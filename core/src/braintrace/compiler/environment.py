@@ -9,8 +9,9 @@ remembered, and a learner refuses to run under another one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
+from ..base.errors import CompilationError
 
 #: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
 MOVING = ("i", "t")
@@ -27,14 +29,14 @@ MOVING = ("i", "t")
 ELSEWHERE = ("precision", "platform", "host_device_count")
 
 
-class _Unset:
+class Unset:
     """In place of the value of a setting that is not there."""
 
     def __repr__(self) -> str:
         return "not set"
 
 
-UNSET = _Unset()
+UNSET = Unset()
 _RECORDING = threading.RLock()
 
 
@@ -72,12 +74,28 @@ def changed_setting(settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     return None
 
 
+def require_settings(settings: Mapping[str, Any], remedy: str) -> None:
+    """Raise when the model would read another value now than when it was compiled.
+
+    Raises
+    ------
+    CompilationError
+        Ends with the remedy.
+    """
+    if changed := changed_setting(settings):
+        key, then, now = changed
+        raise CompilationError(
+            f"the model reads {key!r} from brainstate.environ, which was {then} when the learner "
+            f"was compiled and is {now} now; {remedy}"
+        )
+
+
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    ours, theirs = jax.tree.leaves(a), jax.tree.leaves(b)
-    alike = bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
-    return alike and all(map(_same_leaf, ours, theirs))
+    tree: Any = jax.tree.structure(a)
+    alike = bool(tree == jax.tree.structure(b))
+    return alike and all(map(_same_leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def _same_leaf(a: Any, b: Any) -> bool:
@@ -101,18 +119,6 @@ def moving_values(names: Sequence[str]) -> dict[str, Any]:
     """Current values, in the dtypes of the environment: a time may come as an integer."""
     dtypes = {"i": brainstate.environ.ditype(), "t": brainstate.environ.dftype()}
     return {
-        name: jax.tree.map(
-            lambda leaf, dtype=dtypes[name]: jnp.asarray(leaf, dtype), brainstate.environ.get(name)
-        )
+        name: jax.tree.map(partial(jnp.asarray, dtype=dtypes[name]), brainstate.environ.get(name))
         for name in names
     }
-
-
-def in_environment(model: brainstate.nn.Module) -> Callable[..., Any]:
-    """The model as a function whose last argument is put into ``brainstate.environ``."""
-
-    def step(*inputs: Any) -> Any:
-        with brainstate.environ.context(**inputs[-1]):
-            return model(*inputs[:-1])
-
-    return step

@@ -18,7 +18,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.versions import Var
 from ..jaxprs.slices import between
-from .environment import UNSET, changed_setting, moving_values
+from .environment import UNSET, moving_values, require_settings
 from .program import Program, StateKind
 
 
@@ -90,20 +90,17 @@ class ModuleInfo(Program):
             When a setting is there now that was not there then: it cannot be taken away.
         """
         avals = (var.aval for var in self.jaxpr.invars[: self.num_args])
-        types = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        types = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
         args, moving = self.arg_treedef.unflatten(types), {}
         if self.environment:
             *args, moving = args
             moving = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moving)
         known = {key: value for key, value in self.settings.items() if value is not UNSET}
         with brainstate.environ.context(**known, **moving):
-            if changed := changed_setting(self.settings):
-                key, _, now = changed
-                raise CompilationError(
-                    f"the model reads {key!r} from brainstate.environ, which was not set when the "
-                    f"learner was compiled and is {now} now, when its copy is compiled; use the "
-                    "copy without that setting first, or call compile_graph on it"
-                )
+            require_settings(
+                self.settings,
+                "use the copy without that setting first, or call compile_graph on it",
+            )
             yield tuple(args)
 
     @property

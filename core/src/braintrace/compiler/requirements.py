@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.units import in_units_of, unit_change
-from .environment import changed_setting
+from .environment import require_settings
 from .module_info import ModuleInfo
 from .program import StateKind
 
@@ -35,7 +35,7 @@ def checked_args(
         When one has another type than the compiled one.
     """
     args = in_units_of(info.arg_treedef, info.with_environment(args))
-    leaves, treedef = jax.tree.flatten(args)
+    treedef = jax.tree.structure(args)
     if treedef != info.arg_treedef:
         change = unit_change(info.arg_treedef, treedef)
         raise ValueError(
@@ -44,10 +44,10 @@ def checked_args(
             else f"the arguments have structure {treedef}, but the learner was compiled for "
             f"{info.arg_treedef}"
         )
-    names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
     checked = []
-    for name, leaf, var in zip(names, leaves, info.jaxpr.invars, strict=False):
-        aval = var.aval
+    places = jax.tree_util.tree_leaves_with_path(args)
+    for (place, leaf), var in zip(places, info.jaxpr.invars, strict=False):
+        name, aval = jax.tree_util.keystr(place), var.aval
         try:
             leaf = jnp.asarray(leaf)
         except (TypeError, ValueError):
@@ -83,17 +83,16 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            if jnp.shape(leaf) != var.aval.shape:
-                raise ValueError(
-                    f"the state {show_path(slot.path)} has shape {jnp.shape(leaf)}, but the "
-                    f"learner was compiled for shape {var.aval.shape}; compile again"
-                )
-            if jnp.result_type(leaf) != var.aval.dtype:
-                raise ValueError(
-                    f"the state {show_path(slot.path)} has dtype {jnp.result_type(leaf)}, but "
-                    f"the learner was compiled for {var.aval.dtype}; convert what is assigned "
-                    "to it, or compile again"
-                )
+            pairs = {
+                "shape": (jnp.shape(leaf), var.aval.shape),
+                "dtype": (jnp.result_type(leaf), var.aval.dtype),
+            }
+            for what, (found, wanted) in pairs.items():
+                if found != wanted:
+                    raise ValueError(
+                        f"the state {show_path(slot.path)} has {what} {found}, but the learner was "
+                        f"compiled for {wanted}; convert what is assigned to it, or compile again"
+                    )
 
 
 def check_same_states(model: Any, info: ModuleInfo) -> None:
@@ -112,14 +111,9 @@ def check_same_states(model: Any, info: ModuleInfo) -> None:
                 "states or change the batch size, use reset_state(batch_size=..., "
                 "model_states=True) in place of init_all_states"
             )
-    changed = changed_setting(info.settings)
-    if changed is not None:
-        key, then, now = changed
-        raise CompilationError(
-            f"the model reads {key!r} from brainstate.environ, which was {then} when the "
-            f"learner was compiled and is {now} now; call compile_graph again, or call the "
-            "model itself to evaluate it"
-        )
+    require_settings(
+        info.settings, "call compile_graph again, or call the model itself to evaluate it"
+    )
 
 
 def state_lookup(model: Any, path: Path) -> Any:

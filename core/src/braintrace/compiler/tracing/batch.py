@@ -23,7 +23,7 @@ from ...base.types import show_path
 from ...base.versions import Jaxpr
 from ...jaxprs.depends import Along, program_influences
 from ...jaxprs.run import flatten, read, run_equations
-from ..batch_states import is_batched
+from ..batch_states import is_batched, leading_axis
 from ..module_info import ModuleInfo
 from ..program import StateSlot
 
@@ -50,21 +50,13 @@ def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...],
     ValueError
         When an array has another leading axis.
     """
-    leaves, treedef = jax.tree.flatten(args)
-    names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(args)]
-    for name, leaf in zip(names, leaves, strict=True):
-        if jnp.ndim(leaf) and jnp.shape(leaf)[0] != size:
-            raise ValueError(
-                f"argument{name} has shape {jnp.shape(leaf)}, but the states of the model hold "
-                f"{size} examples; with vmap=True, every argument but a scalar has a leading axis "
-                "of as many"
-            )
-    each = tuple(jnp.ndim(leaf) > 0 for leaf in leaves)
-    types = [
-        jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype) if mapped else leaf
-        for leaf, mapped in zip(leaves, each, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, types), each
+    leading_axis(args, size, f"the states of the model hold {size} examples")
+
+    def of_one(leaf: Any) -> Any:
+        shape = jnp.shape(leaf)
+        return jax.ShapeDtypeStruct(shape[1:], leaf.dtype) if shape else leaf
+
+    return jax.tree.map(of_one, args), tuple(jnp.ndim(leaf) > 0 for leaf in jax.tree.leaves(args))
 
 
 def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
@@ -126,42 +118,27 @@ def _mapped(
 
     A random state is split at every step: one part for each example, and one for the next step.
     """
-    constants = dict(versions.constants(jaxpr))
-    states = across[num_args:]
-    written = [
-        k
-        for k, (new, old) in enumerate(
-            zip(jaxpr.outvars[num_out:], jaxpr.invars[num_args:], strict=True)
-        )
-        if new is not old
-    ]
+    shift = num_out - num_args  # from an input of a state to its output
 
     def one(*inputs: Any) -> list[Any]:
-        env = {**constants, **dict(zip(jaxpr.invars, inputs, strict=True))}
+        env = versions.start_env(jaxpr, inputs)
         run_equations(jaxpr.eqns, env)
-        return [read(env, atom) for atom in _results(jaxpr, num_out, written)]
+        return [read(env, atom) for atom in jaxpr.outvars]
 
     axes = [None if how is Across.SAME else 0 for how in across]
-    out_axes = [0] * num_out + [None if states[k] is Across.SAME else 0 for k in written]
+    mapped = jax.vmap(one, in_axes=axes, out_axes=[0] * num_out + axes[num_args:], axis_size=size)
 
     def step(*inputs: Any) -> list[Any]:
         given, following = list(inputs), {}
         for i, how in enumerate(across):
             if how is Across.KEY:
                 keys = jax.random.split(inputs[i], size + 1)
-                following[i - num_args], given[i] = keys[0], keys[1:]
-        found = jax.vmap(one, in_axes=axes, out_axes=out_axes, axis_size=size)(*given)
-        new = dict(zip(written, found[num_out:], strict=True)) | {
-            k: key for k, key in following.items() if k in written
-        }
-        return [*found[:num_out], *(new.get(k, old) for k, old in enumerate(inputs[num_args:]))]
+                drawn = jaxpr.outvars[i + shift] is not jaxpr.invars[i]
+                following[i + shift], given[i] = keys[0] if drawn else inputs[i], keys[1:]
+        return [following.get(i, value) for i, value in enumerate(mapped(*given))]
 
     types = [
         var.aval.update(shape=(size, *var.aval.shape)) if how is Across.EACH else var.aval
         for var, how in zip(jaxpr.invars, across, strict=True)
     ]
     return versions.make_jaxpr(step, *types)
-
-
-def _results(jaxpr: Jaxpr, num_out: int, written: Sequence[int]) -> list[Any]:
-    return [*jaxpr.outvars[:num_out], *(jaxpr.outvars[num_out + k] for k in written)]

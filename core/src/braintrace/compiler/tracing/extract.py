@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import brainstate
@@ -20,7 +21,7 @@ from ..batch_states import batch_size_of, one_example
 from ..control.loops import loops_without_derivative
 from ..control.policy import ControlFlowPolicy
 from ..control.rewrite import canonicalise, note_of_calls
-from ..environment import in_environment, moving_now, moving_values, recorded_settings
+from ..environment import moving_now, moving_values, recorded_settings
 from ..findings import record
 from ..module_info import ModuleInfo
 from ..program import DYNAMIC, StateKind, StateSlot
@@ -104,16 +105,12 @@ def _extract(
 
 def _names_read(info: ModuleInfo, names: Sequence[str]) -> tuple[str, ...]:
     """Those settings among the last argument that the step reads."""
-    values = moving_values(names)
-    count = len(jax.tree.leaves(values))
-    mine = iter(info.jaxpr.invars[info.num_args - count : info.num_args])
-    read = {atom for eqn in info.eqns for atom in eqn.invars if versions.is_var(atom)}
-    read.update(atom for atom in info.jaxpr.outvars if versions.is_var(atom))
-    found = {
-        name: {next(mine) in read for _ in jax.tree.leaves(value)} != {False}
-        for name, value in sorted(values.items())
-    }
-    return tuple(name for name in names if found[name])
+    leaves = jax.tree_util.tree_leaves_with_path(moving_values(names))
+    mine = info.jaxpr.invars[info.num_args - len(leaves) : info.num_args]
+    atoms = (*(atom for eqn in info.eqns for atom in eqn.invars), *info.jaxpr.outvars)
+    read = {atom for atom in atoms if versions.is_var(atom)}
+    found = {place[0].key for (place, _), var in zip(leaves, mine, strict=True) if var in read}
+    return tuple(name for name in names if name in found)
 
 
 def _trace(
@@ -123,9 +120,14 @@ def _trace(
     environment: tuple[str, ...],
 ) -> ModuleInfo:
     """Trace a step whose last argument holds these settings of ``brainstate.environ``."""
-    step = in_environment(model) if environment else model
+
+    def in_environment(*inputs: Any) -> Any:
+        with brainstate.environ.context(**inputs[-1]):
+            return model(*inputs[:-1])
+
+    step = in_environment if environment else model
     args = (*args, moving_values(environment)) if environment else args
-    stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
+    stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         with recorded_settings() as settings:
@@ -144,17 +146,14 @@ def _trace(
         ) from error
     states = dict(brainstate.graph.states(model))
     _refuse_new_states(states, before)
-    jaxpr = stateful.get_jaxpr(*args)
-    traced = tuple(stateful.get_state_trace(*args).states)
-    out_treedef, new_treedefs = _output_trees(stateful, args)
-    arg_leaves, arg_treedef = jax.tree.flatten(args)
-    order, slots = _arrange(states, traced, new_treedefs)
-    num_args, num_out = len(arg_leaves), out_treedef.num_leaves
+    out, new_values = stateful.get_out_shapes(*args)
+    order, slots = _arrange(states, stateful.get_state_trace(*args).states, new_values)
+    num_args, num_out = len(jax.tree.leaves(args)), len(jax.tree.leaves(out))
     hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
     own = [num_out + i for slot in hidden for i in slot.leaves]
     records: list[CompilationRecord] = []
     flat = flatten(
-        jaxpr,
+        stateful.get_jaxpr(*args),
         inputs=[*range(num_args), *(num_args + i for i in order)],
         outputs=[*range(num_out), *(num_out + i for i in order)],
         own=own,
@@ -169,8 +168,8 @@ def _trace(
         slots,
         num_args,
         num_out,
-        arg_treedef,
-        out_treedef,
+        jax.tree.structure(args),
+        jax.tree.structure(out),
         states,
         environment=environment,
         settings={k: v for k, v in settings.items() if k not in environment},
@@ -218,39 +217,27 @@ def _same_structure(path: Path, before: Any, after: Any) -> None:
     )
 
 
-def _output_trees(stateful: Any, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    """Structure of the result, and of every state's new value."""
-    out, states = stateful.get_out_shapes(*args)
-    return jax.tree.structure(out), [jax.tree.structure(value) for value in states]
-
-
 def _arrange(
-    states: Mapping[Path, Any], traced: Sequence[Any], new_treedefs: Sequence[Any]
+    states: Mapping[Path, Any], traced: Sequence[Any], new_values: Sequence[Any]
 ) -> tuple[list[int], tuple[StateSlot, ...]]:
     """Slots of the traced states in the model's own order, and the permutation of their leaves."""
     paths = {state: path for path, state in states.items()}
-    known = {state: i for i, state in enumerate(paths)}
-    ranked = sorted(range(len(traced)), key=lambda i: known.get(traced[i], len(known) + i))
-    starts, count = [], 0
-    for state in traced:
-        starts.append(count)
-        count += len(jax.tree.leaves(state.value))
+    rank = {state: i for i, state in enumerate(paths)}
+    treedefs: list[Any] = [jax.tree.structure(state.value) for state in traced]
+    starts = [0, *accumulate(treedef.num_leaves for treedef in treedefs)]
     order: list[int] = []
     slots: list[StateSlot] = []
-    for i in ranked:
-        state = traced[i]
-        path = paths.get(state, ("<outside the model>", len(slots)))
-        leaves, treedef = jax.tree.flatten(state.value)
-        _same_structure(path, treedef, new_treedefs[i])
-        kind = _kind(state, path, state in paths)
-        slots.append(
-            StateSlot(path, state, kind, treedef, range(len(order), len(order) + len(leaves)))
-        )
-        order.extend(range(starts[i], starts[i] + len(leaves)))
+    for i in sorted(range(len(traced)), key=lambda i: rank.get(traced[i], len(rank))):
+        path = paths.get(traced[i], ("<outside the model>", len(slots)))
+        _same_structure(path, treedefs[i], jax.tree.structure(new_values[i]))
+        first = len(order)
+        order.extend(range(starts[i], starts[i + 1]))
+        kind = _kind(traced[i], traced[i] in paths)
+        slots.append(StateSlot(path, traced[i], kind, treedefs[i], range(first, len(order))))
     return order, tuple(slots)
 
 
-def _kind(state: Any, path: Path, inside: bool) -> StateKind:
+def _kind(state: Any, inside: bool) -> StateKind:
     """The kind of a state. A hidden state of integers or booleans carries no derivative."""
     kind = StateKind.OTHER
     if isinstance(state, brainstate.HiddenState):
