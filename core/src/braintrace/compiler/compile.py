@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import brainstate
@@ -13,7 +14,9 @@ from ..base.errors import CompilationError
 from .control.policy import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
 from .find_relations import analyse_operations
-from .findings.model import model_records
+from .findings.groups import group_findings
+from .findings.model import model_findings
+from .findings.operations import operation_findings, relation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
 from .module_info import ModuleInfo
@@ -85,7 +88,7 @@ def compile_etrace_graph(
     _require(minfo)
     spared = resolve_frozen(minfo, frozen)
     groups, path_to_group = find_hidden_groups_from_minfo(minfo)
-    relations, cones, records = analyse_operations(minfo, groups, recurrence_scope)
+    reach, cones, relations = analyse_operations(minfo, groups, recurrence_scope)
     perturbed = perturb_hidden(minfo, groups, relations)
     coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
     require_coverage(minfo, coverage, spared)
@@ -95,12 +98,15 @@ def compile_etrace_graph(
         path_to_group,
         relations,
         perturbed if include_hidden_perturb else None,
-        (*records, *model_records(minfo, groups, relations, coverage)),
+        (),
         cones,
         recurrence_scope,
         spared,
+        reach,
         coverage,
     )
+    finders = (operation_findings, group_findings, relation_findings, model_findings)
+    graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         versions.warn(str(record))
     return graph

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a step between the operations of a hidden group and its new values."""
+"""The part of a step between operations and the new values of a group: the second pass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..jaxprs.depends import Along, depends, program_influences, slice_to
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier, near_paths
+from .reach import Reach
 from .transitions import Transition, coupled_transition, near_transition
 
 T = TypeVar("T")
@@ -44,23 +45,24 @@ class Cone:
     driving: Mapping[Var, tuple[bool, ...]]
 
 
-def find_cone(
+def find_cones(
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], reach: Sequence[Reach], scope: str
+) -> tuple[Cone, ...]:
+    """The cones of all groups, within a recurrence scope."""
+    ys = [[r.eqn.outvars[0] for r in reach if r.traced and g.index in r.near] for g in groups]
+    return tuple(_cone(minfo, groups, *pair, scope) for pair in zip(groups, ys, strict=True))
+
+
+def _cone(
     minfo: ModuleInfo,
-    groups: tuple[HiddenGroup, ...],
+    groups: Sequence[HiddenGroup],
     group: HiddenGroup,
     ys: Sequence[Var],
-    scope: str = "diagonal",
+    scope: str,
 ) -> Cone:
     """The cone of a group that is driven by the operations with outputs ``ys``.
 
-    Parameters
-    ----------
-    minfo, groups, group
-        The traced model, its groups and the one in question.
-    ys
-        Outputs of the operations that drive the group; without any, no transition is needed.
-    scope
-        The recurrence scope.
+    Without any of them, no transition is needed.
     """
     member = member_of(groups)
     sources = {*group.hidden_invars, *ys}
@@ -89,19 +91,15 @@ def find_cone(
     inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
     read = [atom for i in eqns for atom in minfo.eqns[i].invars if versions.is_var(atom)]
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
-    old_reaches = any(
-        old in marks.get(new, frozenset())
-        for new in group.hidden_outvars
-        for old in group.hidden_invars
-    )
+    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
+    old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
     transition = None
     if ys and scope == "coupled":
         transition = coupled_transition(minfo, groups, group)
     elif ys and old_reaches:
         transition = near_transition(group, [minfo.eqns[i] for i in eqns])
-    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
     passing = _passing(group, transition, behind_new)
-    driving = {y: _by_state(group, [y in marks for marks in behind_new]) for y in ys}
+    driving = {y: _by_state(group, [y in behind for behind in behind_new]) for y in ys}
     return Cone(group.index, eqns, tuple(free), old_reaches, transition, passing, driving)
 
 
@@ -114,7 +112,7 @@ def _passing(
         behind = program_influences(transition.program, Along.DERIVATIVES)
         rows = [[first + k in b for k in range(len(group.hidden_invars))] for b in behind]
     else:
-        rows = [[old in marks for old in group.hidden_invars] for marks in behind_new]
+        rows = [[old in behind for old in group.hidden_invars] for behind in behind_new]
     return _by_state(group, [_by_state(group, row) for row in rows])
 
 

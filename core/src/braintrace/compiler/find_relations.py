@@ -5,35 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainstate
 
 from ..base import versions
-from ..base.diagnostics import CompilationRecord
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path, show_path
-from ..base.versions import JaxprEqn, Var
-from ..jaxprs.depends import slice_to
+from ..base.versions import JaxprEqn
 from ..jaxprs.positions.alignment import Alignment, align
-from ..jaxprs.sites import etp_equations
-from .cones import Cone, find_cone
-from .findings.groups import cross_group_records, transition_records
-from .findings.operations import (
-    excluded,
-    included,
-    operand_records,
-    partial_path,
-    tail_not_position_wise,
-)
+from .cones import Cone, find_cones
 from .findings.record import described
 from .groups import HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import ModuleInfo
-from .operands import TrainableOperand, refuse_dynamic, weight_operands
-from .reach import classify, crossed_reach, far_reach, near_reach
+from .operands import refuse_dynamic
+from .reach import Reach, find_reach
 from .relation import HiddenParamOpRelation
 from .tracing.extract import extract_module_info
-from .transitions import check_scope
 
 
 def find_hidden_param_op_relations_from_minfo(
@@ -72,60 +60,7 @@ def find_hidden_param_op_relations_from_minfo(
     missing = [path for path in minfo.hidden_path_to_outvar if path not in held]
     if missing:
         raise ValueError(f"path_to_group lacks the group of {show_path(missing[0])}")
-    return analyse_operations(minfo, groups)[0]
-
-
-def analyse_operations(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup], recurrence_scope: str = "diagonal"
-) -> tuple[tuple[HiddenParamOpRelation, ...], tuple[Cone, ...], list[CompilationRecord]]:
-    """Relations, the cone of every group, and what was found on the way.
-
-    Raises
-    ------
-    NotSupportedError
-        When a traced operand depends on both parameters and inputs or states, or a path to a
-        hidden state mixes so many positions that its derivative would not fit.
-    """
-    groups = tuple(groups)
-    found, records = _traceable(minfo, groups)
-    driven = [{i for i, _, reached in found if g.index in reached} for g in groups]
-    cones = tuple(
-        find_cone(
-            minfo,
-            groups,
-            g,
-            [minfo.eqns[i].outvars[0] for i in sorted(driven[g.index])],
-            check_scope(recurrence_scope),
-        )
-        for g in groups
-    )
-    traced = [cone for cone in cones if driven[cone.group]]
-    records.extend(transition_records(minfo, groups, traced))
-    records.extend(cross_group_records(minfo, groups, driven))
-    crossed = crossed_reach(minfo)
-    relations = tuple(
-        _relation(minfo, groups, cones, crossed, index, *operation)
-        for index, operation in enumerate(found)
-    )
-    records.extend(included(relation, groups) for relation in relations)
-    records.extend(
-        partial_path(r) for r in relations if "partial" in r.path_classification.values()
-    )
-    records.extend(_mixed_tails(relations, groups))
-    return relations, cones, records
-
-
-def _mixed_tails(
-    relations: Sequence[HiddenParamOpRelation], groups: Sequence[HiddenGroup]
-) -> list[CompilationRecord]:
-    return [
-        tail_not_position_wise(
-            relation, groups[g], found.offence, math.prod(found.result[k] for k in found.extra)
-        )
-        for relation in relations
-        for g, found in relation.group_alignments.items()
-        if found.mixed and found.extra and found.offence is not None
-    ]
+    return analyse_operations(minfo, groups).relations
 
 
 def find_hidden_param_op_relations_from_module(
@@ -157,35 +92,71 @@ def find_hidden_param_op_relations_from_module(
     return find_hidden_param_op_relations_from_minfo(minfo, groups)
 
 
+# --- the passes ---------------------------------------------------------------------------------
+
 #: How many numbers the factor ``f`` of a relation whose tail mixes positions may take at a step.
 LARGEST_FACTOR = 2**27
 
-Traceable = tuple[int, tuple[TrainableOperand, ...], frozenset[int]]
-"""An ETP equation with parameters, its operands but ``x``, and the groups it drives."""
+
+class Analysis(NamedTuple):
+    """What the three passes over the ETP operations of a step found."""
+
+    reach: tuple[Reach, ...]
+    cones: tuple[Cone, ...]
+    relations: tuple[HiddenParamOpRelation, ...]
 
 
-def _traceable(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]
-) -> tuple[list[Traceable], list[CompilationRecord]]:
-    """The ETP equations that become relations, and why the others do not.
+def analyse_operations(
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], recurrence_scope: str = "diagonal"
+) -> Analysis:
+    """Reach, cones and relations, one after the other.
 
-    Those whose output nothing reads are left out: ``vmap`` over functions with states leaves copies
-    of equations behind that run for nothing.
+    Raises
+    ------
+    NotSupportedError
+        When a traced operand depends on both parameters and inputs or states, or a path to a
+        hidden state mixes so many positions that its derivative would not fit.
     """
-    reached, far = near_reach(minfo, groups), far_reach(minfo, groups)
-    needed = {*slice_to(minfo.eqns, minfo.jaxpr.outvars)}
-    found: list[Traceable] = []
-    records: list[CompilationRecord] = []
-    for i in (i for i in etp_equations(minfo.eqns) if i in needed):
-        eqn = minfo.eqns[i]
-        operands = tuple(weight_operands(minfo, i))
-        if not reached[i] or not any(o.leaves for o in operands):
-            records.append(excluded(eqn, operands, reached[i], far.get(i, frozenset())))
-            continue
-        refuse_dynamic(minfo, eqn, operands)
-        records.extend(operand_records(eqn, operands))
-        found.append((i, operands, reached[i]))
-    return found, records
+    reach = find_reach(minfo, groups)
+    cones = find_cones(minfo, groups, reach, recurrence_scope)
+    traced = (r for r in reach if r.traced)
+    relations = (_relation(minfo, groups, cones, k, r) for k, r in enumerate(traced))
+    return Analysis(reach, cones, tuple(relations))
+
+
+def _relation(
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    cones: Sequence[Cone],
+    index: int,
+    reach: Reach,
+) -> HiddenParamOpRelation:
+    refuse_dynamic(minfo, reach.eqn, reach.operands)
+    eqn, x_index = reach.eqn, reach.eqn.primitive.spec.x_invar_index
+    driven = [groups[g] for g in sorted(reach.near)]
+    return HiddenParamOpRelation(
+        index=index,
+        eqn_index=reach.eqn_index,
+        primitive=eqn.primitive,
+        eqn_params=dict(eqn.params),
+        x_var=None if x_index is None else eqn.invars[x_index],
+        y_var=eqn.outvars[0],
+        operands=tuple(eqn.invars),
+        trainables=tuple(o for o in reach.operands if o.leaves),
+        constants=tuple(o for o in reach.operands if not o.leaves),
+        group_alignments={
+            g.index: _alignment(eqn, g, [minfo.eqns[i] for i in cones[g.index].eqns])
+            for g in driven
+        },
+        path_classification={
+            path: "partial" if var in reach.crossing else "all_direct"
+            for g in driven
+            for path, var in zip(g.hidden_paths, g.hidden_outvars, strict=True)
+        },
+        source=versions.source_of(eqn),
+        hidden_groups=tuple(driven),
+        module_info=minfo,
+    )
 
 
 def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> Alignment:
@@ -208,38 +179,3 @@ def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> A
             "product"
         )
     return found
-
-
-def _relation(
-    minfo: ModuleInfo,
-    groups: tuple[HiddenGroup, ...],
-    cones: tuple[Cone, ...],
-    crossed: Mapping[Var, frozenset[int]],
-    index: int,
-    eqn_index: int,
-    weights: tuple[TrainableOperand, ...],
-    driven: frozenset[int],
-) -> HiddenParamOpRelation:
-    eqn = minfo.eqns[eqn_index]
-    spec, y_var = eqn.primitive.spec, eqn.outvars[0]
-    alignments = {}
-    for g in sorted(driven):
-        eqns = [minfo.eqns[i] for i in cones[g].eqns]
-        alignments[g] = _alignment(eqn, groups[g], eqns)
-    x_index = spec.x_invar_index
-    return HiddenParamOpRelation(
-        index=index,
-        eqn_index=eqn_index,
-        primitive=eqn.primitive,
-        eqn_params=dict(eqn.params),
-        x_var=None if x_index is None else eqn.invars[x_index],
-        y_var=y_var,
-        operands=tuple(eqn.invars),
-        trainables=tuple(o for o in weights if o.leaves),
-        constants=tuple(o for o in weights if not o.leaves),
-        group_alignments=alignments,
-        path_classification=classify(crossed, eqn_index, [groups[g] for g in alignments]),
-        source=versions.source_of(eqn),
-        hidden_groups=tuple(groups[g] for g in alignments),
-        module_info=minfo,
-    )

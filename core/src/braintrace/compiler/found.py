@@ -13,6 +13,7 @@ from .cones import Cone
 from .groups import HiddenGroup
 from .module_info import ModuleInfo
 from .perturbation import HiddenPerturbation
+from .reach import Reach
 from .relation import HiddenParamOpRelation
 
 
@@ -29,6 +30,7 @@ class Found:
     cones: tuple[Cone, ...]
     recurrence_scope: str
     frozen: frozenset[Path]
+    reach: tuple[Reach, ...]
     _coverage: Mapping[Path, str] = field(repr=False)
 
     @property

@@ -34,6 +34,8 @@ class ETraceGraph(Found):
         Which paths from old to new values are in ``D``: ``'diagonal'`` or ``'coupled'``.
     frozen
         Parameters that the caller named as frozen.
+    reach
+        Per ETP operation, relation or not: its operands and the groups that it reaches.
 
     Examples
     --------

@@ -85,8 +85,7 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     ([('h',)], (2, 4))
     """
     groups, _ = find_hidden_groups_from_minfo(minfo)
-    relations, _, _ = analyse_operations(minfo, groups)
-    return perturb_hidden(minfo, groups, relations)
+    return perturb_hidden(minfo, groups, analyse_operations(minfo, groups).relations)
 
 
 def add_hidden_perturbation_in_module(

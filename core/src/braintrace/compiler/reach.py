@@ -1,92 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ETP operation reaches which hidden group, and how."""
+"""Which hidden group every ETP operation reaches, and how: the first pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ..base import versions
-from ..base.types import Path
 from ..base.versions import JaxprEqn, Var
-from ..jaxprs.depends import Along, depends
+from ..jaxprs.depends import Along, depends, slice_to
 from ..jaxprs.sites import etp_equations
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier, near_paths
+from .operands import TrainableOperand, weight_operands
+from .program import Marks
 
 
-def near_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, frozenset[int]]:
-    """For each ETP equation: the groups it reaches without crossing another one.
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """An ETP equation whose output is read, and where that leads.
 
-    A path that passes a hidden state of one group ends there for all the others: the rest of it
-    belongs to that state's learning signal.
+    Attributes
+    ----------
+    eqn_index, eqn
+        The equation and its place in the program.
+    operands
+        Its operands but ``x``.
+    near, far
+        Groups that it reaches without crossing another ETP operation, and by any differentiable
+        path. A path that passes a hidden state of one group is near to no other: the rest of it
+        belongs to that state's learning signal.
+    crossing
+        New values of hidden states that it reaches through a further ETP operation.
     """
-    member = member_of(groups)
 
-    def through(var: Var, marks: frozenset[Any]) -> frozenset[Any]:
+    eqn_index: int
+    eqn: JaxprEqn
+    operands: tuple[TrainableOperand, ...]
+    near: frozenset[int]
+    far: frozenset[int]
+    crossing: frozenset[Var]
+
+    @property
+    def traced(self) -> bool:
+        """Whether the operation becomes a relation."""
+        return bool(self.near) and any(operand.leaves for operand in self.operands)
+
+
+def find_reach(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> tuple[Reach, ...]:
+    """What the ETP equations of a step reach.
+
+    Those whose output nothing reads are left out: ``vmap`` over functions with states leaves copies
+    of equations behind that run for nothing.
+    """
+    eqns, member = minfo.eqns, member_of(groups)
+    etp = {i: frozenset({(i, None)}) for i in etp_equations(eqns)}
+    barriers = {var: i for i in etp if is_barrier(eqns[i]) for var in eqns[i].outvars}
+
+    def starts(i: int, eqn: JaxprEqn) -> Marks:
+        return etp.get(i, frozenset())
+
+    def ends(var: Var, marks: Marks) -> Marks:
         g = member.get(var)
-        if g is None:
-            return marks
-        return frozenset((i, g) for i, via in marks if via in (None, g))
+        return marks if g is None else frozenset((i, g) for i, via in marks if via in (None, g))
 
-    etp = etp_equations(minfo.eqns)
-    marks = depends(
-        minfo.eqns,
-        {},
-        near_paths(minfo),
-        emits=lambda i, eqn: frozenset({(i, None)}) if i in etp else frozenset(),
-        through=through,
-        along=Along.DERIVATIVES,
-    )
-    reached: dict[int, set[int]] = {i: set() for i in etp}
-    for var, g in member.items():
-        for i, via in marks.get(var, frozenset()):
-            if via == g:
-                reached[i].add(g)
-    return {i: frozenset(found) for i, found in reached.items()}
+    def crosses(var: Var, marks: Marks) -> Marks:
+        at = barriers.get(var)
+        return marks if at is None else marks | {(i, True) for i, _ in marks if i != at}
 
-
-def far_reach(minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]) -> dict[int, frozenset[int]]:
-    """For each ETP equation: the groups it reaches by any differentiable path."""
-    etp = etp_equations(minfo.eqns)
-    marks = depends(
-        minfo.eqns,
-        {},
-        emits=lambda i, eqn: frozenset({i}) if i in etp else frozenset(),
-        along=Along.DERIVATIVES,
-    )
-    reached: dict[int, set[int]] = {}
-    for var, g in member_of(groups).items():
-        for i in marks.get(var, frozenset()):
-            reached.setdefault(i, set()).add(g)
-    return {i: frozenset(found) for i, found in reached.items()}
-
-
-def crossed_reach(minfo: ModuleInfo) -> dict[Var, frozenset[int]]:
-    """For each variable: the ETP equations that reach it through a further one, in one sweep."""
-    etp = set(etp_equations(minfo.eqns))
-    behind = depends(
-        minfo.eqns,
-        {},
-        emits=lambda i, eqn: frozenset({i}) if i in etp else frozenset(),
-        along=Along.DERIVATIVES,
+    credit = Along.DERIVATIVES
+    near = _turned(member, depends(eqns, {}, near_paths(minfo), starts, ends, credit))
+    every = depends(eqns, {}, emits=starts, through=crosses, along=credit)
+    far = _turned(member, every)
+    needed = {*slice_to(eqns, minfo.jaxpr.outvars)}
+    return tuple(
+        Reach(
+            i,
+            eqns[i],
+            tuple(weight_operands(minfo, i)),
+            frozenset(member[var] for var in near[i]),
+            frozenset(member[var] for var in far[i]),
+            frozenset(var for var in far[i] if (i, True) in every[var]),
+        )
+        for i in etp
+        if i in needed
     )
 
-    def crossing(i: int, eqn: JaxprEqn) -> frozenset[int]:
-        if not is_barrier(eqn):
-            return frozenset()
-        return frozenset().union(*(behind.get(a, ()) for a in eqn.invars if versions.is_var(a)))
 
-    return depends(minfo.eqns, {}, emits=crossing, along=Along.DERIVATIVES)
-
-
-def classify(
-    crossed: Mapping[Var, frozenset[int]], eqn_index: int, groups: Sequence[HiddenGroup]
-) -> dict[Path, str]:
-    """Which states an operation also reaches through another ETP operation."""
-    return {
-        path: "partial" if eqn_index in crossed.get(var, ()) else "all_direct"
-        for group in groups
-        for path, var in zip(group.hidden_paths, group.hidden_outvars, strict=True)
-    }
+def _turned(news: Iterable[Var], marks: Mapping[Var, Marks]) -> dict[int, set[Var]]:
+    """The new values that each equation reaches, from the marks of the equations behind each."""
+    found: dict[int, set[Var]] = defaultdict(set)
+    for var in news:
+        for i, _ in marks.get(var, ()):
+            found[i].add(var)
+    return found

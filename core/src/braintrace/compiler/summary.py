@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import jax
 import saiunit
 
 from ..base import versions
-from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
+from ..base.diagnostics import DiagnosticKind, DiagnosticLevel
 from ..base.types import Path, show_path
-from ..base.versions import JaxprEqn, Var
+from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
-from ..jaxprs.sites import etp_equations
+from ..jaxprs.positions.alignment import Alignment
 from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
+from .cones import Cone
 from .found import Found
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo
-from .operands import weight_operands
 from .program import StateKind, StateSlot
-from .relation import HiddenParamOpRelation
 
 
 def summarize(graph: Found) -> Summary:
@@ -44,24 +42,22 @@ def summarize(graph: Found) -> Summary:
 
 
 def _group(graph: Found, group: HiddenGroup) -> GroupFacts:
-    slots = {slot.path: slot for slot in graph.module_info.slots_of(StateKind.HIDDEN)}
-    news = set(group.hidden_outvars)
-    made = [i for i, eqn in enumerate(graph.module_info.eqns) if news.intersection(eqn.outvars)]
+    info = graph.module_info
+    slots = {slot.path: slot for slot in info.slots_of(StateKind.HIDDEN)}
     return GroupFacts(
         index=group.index,
-        eqn=made[-1],
+        eqn=max(info.producers[var] for var in group.hidden_outvars),
         states=group.hidden_paths,
         units=tuple(_units(slots[path])[0] for path in group.hidden_paths),
         positions=group.varshape,
         num_state=group.num_state,
-        transition=_transition(graph, group),
+        transition=_transition(graph.cones[group.index]),
     )
 
 
-def _transition(graph: Found, group: HiddenGroup) -> str:
+def _transition(cone: Cone) -> str:
     """What ``D`` of a group is."""
-    cone = graph.cones[group.index]
-    if not any(group.index in r.group_alignments for r in graph.hidden_param_op_relations):
+    if not cone.driving:
         return "not needed"
     if cone.transition is None:
         return "zero"
@@ -72,33 +68,29 @@ def _transition(graph: Found, group: HiddenGroup) -> str:
 
 def _operations(graph: Found) -> Iterator[OperationFacts]:
     """Relations and excluded operations, in the order of the program."""
-    minfo = graph.module_info
-    relations = {relation.eqn_index: relation for relation in graph.hidden_param_op_relations}
-    reasons = [r for r in graph.diagnostics if r.kind.value.startswith("relation_excluded_")]
-    for i in etp_equations(minfo.eqns):
-        if i in relations:
-            yield _included(graph, relations[i])
-        else:
-            yield _excluded(minfo, i, reasons)
+    records = (r for r in graph.diagnostics if r.kind.value.startswith("relation_excluded_"))
+    relations = iter(graph.hidden_param_op_relations)
+    for reach in graph.reach:
+        traced = [operand for operand in reach.operands if operand.leaves]
+        relation = next(relations) if reach.traced else None
+        record = None if relation else next(records)
+        groups = relation.hidden_groups if relation else ()
+        yield OperationFacts(
+            eqn=reach.eqn_index,
+            relation=relation.index if relation else None,
+            primitive=reach.eqn.primitive.name,
+            parameters=tuple(dict.fromkeys(leaf[0] for o in traced for leaf in o.leaves)),
+            shapes=tuple(tuple(o.atom.aval.shape) for o in traced),
+            groups=tuple(group.index for group in groups),
+            alignment=tuple(_lies(relation.group_alignments[group.index]) for group in groups),
+            source=versions.source_of(reach.eqn),
+            kind=record.kind.value if record else "",
+            reason=record.message if record else "",
+        )
 
 
-def _included(graph: Found, relation: HiddenParamOpRelation) -> OperationFacts:
-    groups = tuple(relation.group_alignments)
-    return OperationFacts(
-        eqn=relation.eqn_index,
-        relation=relation.index,
-        primitive=relation.primitive.name,
-        parameters=relation.parameter_paths,
-        shapes=tuple(tuple(t.atom.aval.shape) for t in relation.trainables),
-        groups=groups,
-        alignment=tuple(_lies(relation, graph.hidden_groups[g]) for g in groups),
-        source=relation.source,
-    )
-
-
-def _lies(relation: HiddenParamOpRelation, group: HiddenGroup) -> str:
+def _lies(found: Alignment) -> str:
     """How the axes of ``y`` lie in the positions of a group."""
-    found = relation.group_alignments[group.index]
     if found.is_identity:
         return "axis by axis"
     if found.elements is not None:
@@ -108,62 +100,28 @@ def _lies(relation: HiddenParamOpRelation, group: HiddenGroup) -> str:
     return ", ".join([*pairs, *mixed]) or "broadcast"
 
 
-def _excluded(minfo: ModuleInfo, i: int, reasons: list[CompilationRecord]) -> OperationFacts:
-    """An operation without a trace, with the first record about it that is not used up."""
-    eqn = minfo.eqns[i]
-    operands = [o for o in weight_operands(minfo, i) if o.leaves]
-    paths = tuple(dict.fromkeys(leaf[0] for operand in operands for leaf in operand.leaves))
-    source, name = versions.source_of(eqn), eqn.primitive.name
-    about = (paths[0] if paths else None, name, source)
-    record = next((r for r in reasons if (r.weight_path, r.primitive, r.source) == about), None)
-    if record is not None:
-        reasons.remove(record)
-    return OperationFacts(
-        eqn=i,
-        relation=None,
-        primitive=name,
-        parameters=paths,
-        shapes=tuple(tuple(o.atom.aval.shape) for o in operands),
-        groups=(),
-        alignment=(),
-        source=source,
-        kind=record.kind.value if record else "",
-        reason=record.message if record else "",
-    )
-
-
 def _parameters(graph: Found) -> Iterator[ParameterFacts]:
-    slots = {slot.path: slot for slot in graph.module_info.slots_of(StateKind.PARAM)}
-    relations: dict[Path, list[int]] = {}
-    for relation in graph.hidden_param_op_relations:
-        for path in relation.parameter_paths:
-            relations.setdefault(path, []).append(relation.index)
+    info = graph.module_info
+    leaves = {slot.path: _leaves(info, slot) for slot in info.slots_of(StateKind.PARAM)}
+    relations = graph.hidden_param_op_relations
+    traced = [(path, r.index) for r in relations for path in r.parameter_paths]
     for path, how in graph.coverage().items():
-        leaves = _leaves(graph.module_info, slots[path]) if path in slots else ()
-        yield ParameterFacts(path, leaves, _how(graph, path, how), tuple(relations.get(path, ())))
-
-
-def _how(graph: Found, path: Path, how: str) -> str:
-    """How a gradient arises; a frozen parameter may have one all the same."""
-    if path not in graph.frozen:
-        return how
-    return "frozen" if how == "none" else f"{how} (frozen)"
+        if path in graph.frozen:  # a frozen parameter may have a gradient all the same
+            how = "frozen" if how == "none" else f"{how} (frozen)"
+        indices = tuple(index for owner, index in traced if owner == path)
+        yield ParameterFacts(path, leaves.get(path, ()), how, indices)
 
 
 def _leaves(minfo: ModuleInfo, slot: StateSlot) -> tuple[str, ...]:
     """``weight: float32[3,4] mV`` for every leaf of a parameter."""
     tree = jax.tree.unflatten(slot.treedef, list(range(len(slot.leaves))))
-    names = [_key(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
     types = [var.aval.str_short() for var in minfo.invars_of(slot)]
-    return tuple(
-        (f"{name}: " if name else "") + type_ + (f" {unit}" if unit else "")
-        for name, type_, unit in zip(names, types, _units(slot), strict=True)
-    )
-
-
-def _key(path: Sequence[Any]) -> str:
-    names = [getattr(part, "key", getattr(part, "idx", None)) for part in path]
-    return show_path(tuple(name for name in names if name is not None))
+    found = []
+    for (path, place), unit in zip(jax.tree.leaves_with_path(tree), _units(slot), strict=True):
+        keys = [getattr(part, "key", getattr(part, "idx", None)) for part in path]
+        name = show_path(tuple(key for key in keys if key is not None))
+        found.append(f"{name}: " * bool(name) + types[place] + f" {unit}" * bool(unit))
+    return tuple(found)
 
 
 def _units(slot: StateSlot) -> tuple[str, ...]:
@@ -205,7 +163,7 @@ def _flows(graph: Found) -> tuple[Flow, ...]:
 def _inflows(graph: Found, along: Along) -> dict[Node, frozenset[Node]]:
     """Per operation, group, carrier and output: the nodes whose values enter it directly."""
     minfo = graph.module_info
-    ops = {minfo.eqns[i].outvars[0]: ("op", i) for i in etp_equations(minfo.eqns)}
+    ops = {reach.eqn.outvars[0]: ("op", reach.eqn_index) for reach in graph.reach}
     nodes = ops | {v: ("new", g) for v, g in member_of(graph.hidden_groups).items()}
     marks = depends(
         minfo.eqns,
@@ -215,35 +173,27 @@ def _inflows(graph: Found, along: Along) -> dict[Node, frozenset[Node]]:
         along=along,
     )
 
-    def behind(atoms: Iterable[Any]) -> frozenset[Node]:
+    def behind(atoms: Iterable[Atom]) -> frozenset[Node]:
         return frozenset(m for a in atoms if versions.is_var(a) for m in marks.get(a, ()))
 
     def into(var: Var) -> frozenset[Node]:
         if var in ops:
             return frozenset({ops[var]})
-        eqn, k = made[var]
-        return behind(eqn.invars[i] for i in operands_behind(eqn, [k], along))
+        eqn = minfo.eqns[minfo.producers[var]]
+        return behind(eqn.invars[k] for k in operands_behind(eqn, [eqn.outvars.index(var)], along))
 
-    made = {var: (eqn, k) for eqn in minfo.eqns for k, var in enumerate(eqn.outvars)}
     found: dict[Node, frozenset[Node]] = {}
-    for op in ops.values():
-        weights, others = _operands(minfo.eqns[op[1]])
-        found[op] = behind(others) | {m for m in behind(weights) if m[0] != "plain"}
+    for reach in graph.reach:
+        weights = {operand.position for operand in reach.operands if operand.key}
+        others = (atom for k, atom in enumerate(reach.eqn.invars) if k not in weights)
+        computed = {m for m in behind(reach.eqn.invars[k] for k in weights) if m[0] != "plain"}
+        found["op", reach.eqn_index] = behind(others) | computed
     for group in graph.hidden_groups:
         found["group", group.index] = frozenset().union(*map(into, group.hidden_outvars))
     for k, slot in _carriers(graph):
         found["state", k] = behind(minfo.outvars_of(slot)) - {("state", k)}
     found["output", 0] = behind(minfo.jaxpr.outvars[: minfo.num_out])
     return found
-
-
-def _operands(eqn: JaxprEqn) -> tuple[list[Any], list[Any]]:
-    """The trainable operands of an ETP equation, and the others."""
-    trainable = set(eqn.primitive.spec.resolve_trainable_invars(eqn.params).values())
-    split: tuple[list[Any], list[Any]] = [], []
-    for k, atom in enumerate(eqn.invars):
-        split[k not in trainable].append(atom)
-    return split
 
 
 def _sources(graph: Found) -> dict[Var, frozenset[Node]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...base import versions
@@ -12,184 +12,139 @@ from ...base.types import show_path
 from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, depends
 from ..cones import Cone
+from ..found import Found
 from ..groups import HiddenGroup, member_of
-from ..module_info import ModuleInfo
 from ..near import is_barrier, near_paths
+from ..program import Marks
 from ..transitions import near_transition
-from .record import Kind, Records, described, info, listed, warning
+from .record import INFO, WARNING, Finding, Kind, described
 
-# --- groups -------------------------------------------------------------------------------------
+SEVERAL_RESULTS = Finding(
+    Kind.MULTI_OUTPUT_PRIMITIVE_DETECTED,
+    INFO,
+    "{primitive!r} on the way to group {group} ({states}) has {results} results, and each is "
+    "followed by itself",
+    "Nothing to do, unless positions are reported as mixed there",
+)
+MERGED = Finding(
+    Kind.HIDDEN_GROUP_MERGED,
+    INFO,
+    "{states} recur together as group {group}",
+    "Nothing to do; states of different items of a list stay apart",
+)
+MIXING = Finding(
+    Kind.TRANSITION_NOT_POSITION_WISE,
+    WARNING,
+    "the transition of group {group} ({states}) mixes positions at {at}: D is the true diagonal of "
+    "its Jacobian, and credit between positions is left out",
+    "Make a recurrent product an ETP operation, which leaves it out by choice, or keep the path "
+    "from old to new values element-wise",
+)
+STRUCTURALLY_ZERO = Finding(
+    Kind.TRANSITION_STRUCTURALLY_ZERO,
+    WARNING,
+    "D is structurally zero for group {group} ({states}): its old value reaches its new value only "
+    "through ETP operations, so D-RTRL is truncated BPTT of one step there",
+    "A leak or a gate on the state gives the trace something to carry, and "
+    "recurrence_scope='coupled' keeps the diagonal of the ETP operations",
+)
+BOUNDED = Finding(
+    Kind.TRANSITION_TAIL_BOUNDED,
+    INFO,
+    "the transition of group {group} ({states}) ends at {ends}: what its old value does to its new "
+    "one through them is left out of D",
+    "recurrence_scope='coupled' keeps its diagonal",
+)
+CROSSES = Finding(
+    Kind.CROSS_GROUP_DEPENDENCE,
+    WARNING,
+    "group {to} ({reader}) reads group {from} ({read}) without an ETP operation between them; "
+    "traces do not carry credit from one group to another over time",
+    "Put an ETP operation between the layers, or keep states that belong together in one layer and "
+    "of one shape",
+)
 
 
-def transition_records(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], cones: Sequence[Cone]
-) -> Records:
-    """What is peculiar about the transitions of the groups that have traces.
-
-    ``cones`` are those of these groups.
-    """
-    crossed = _crossed_by_transitions(minfo, groups)
-    records: Records = []
-    for cone in cones:
-        group, cut = groups[cone.group], [minfo.eqns[i] for i in crossed[cone.group]]
-        records.extend(_several_results(group, eqn) for eqn in _with_several_results(group, cone))
-        if len(group.hidden_paths) > 1:
-            records.append(_merged(group))
-        records.extend(_left_out(group, cone, cut))
-    return records
+def group_findings(found: Found) -> Iterator[CompilationRecord]:
+    """What is peculiar about the groups that have traces."""
+    crossed = _crossed_by_transitions(found)
+    for group, cone in zip(found.hidden_groups, found.cones, strict=True):
+        if cone.driving:
+            yield from _transition(group, cone, crossed[group.index])
+    yield from _readers(found)
 
 
-def _left_out(group: HiddenGroup, cone: Cone, cut: Sequence[JaxprEqn]) -> Records:
-    """What the old values do to the new ones outside of ``D``; ``cut`` are the ETP equations."""
-    found: Records = []
-    if cone.transition is None and cut:
-        found.append(_structurally_zero(group))
-    elif cone.transition is not None and cone.transition.program is None and cut:
-        found.append(_bounded(group, cut))
-    mixing = _mixing_of_its_own(group, cone)
-    return found if mixing is None else [transition_not_position_wise(group, mixing), *found]
+def _transition(
+    group: HiddenGroup, cone: Cone, cut: Sequence[JaxprEqn]
+) -> Iterator[CompilationRecord]:
+    """Findings about one group; ``cut`` are the ETP equations from its old to its new values."""
 
+    def say(finding: Finding, eqn: JaxprEqn | None, **facts: Any) -> CompilationRecord:
+        ends = ", ".join(map(described, cut))
+        context = {"group": group.index, **facts}
+        return finding(eqn, None, group.hidden_paths, context, ends=ends)
 
-def _mixing_of_its_own(group: HiddenGroup, cone: Cone) -> JaxprEqn | None:
-    """The equation that mixes positions on a way from old to new values without an ETP operation.
-
-    What mixes in an ETP operation is left out by the choice of the recurrence scope.
-    """
-    near = cone.transition
-    if near is not None and near.program is not None:
-        eqns = [group.module_info.eqns[i] for i in cone.eqns]
+    info, near = group.module_info, cone.transition
+    place = info.producer(group.hidden_outvars[0])
+    eqns = [info.eqns[i] for i in cone.eqns]
+    for eqn in eqns:
+        if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1:
+            yield say(SEVERAL_RESULTS, eqn, results=len(eqn.outvars))
+    if len(group.hidden_paths) > 1:
+        yield say(MERGED, place)
+    coupled = near is not None and near.program is not None
+    if coupled:  # what mixes in an ETP operation is left out by the choice of the scope
         near = near_transition(group, eqns) if cone.old_reaches else None
-    return None if near is None or not near.mixed else near.offence
+    if near is not None and near.mixed:
+        yield say(MIXING, near.offence)
+    if cut and cone.transition is None:
+        yield say(STRUCTURALLY_ZERO, place)
+    elif cut and not coupled:
+        yield say(BOUNDED, cut[0], operations=len(cut))
 
 
-def _about(group: HiddenGroup, **facts: Any) -> dict[str, Any]:
-    """What every record about a group holds; it stands where its first new value is computed."""
-    eqn = group.module_info.producer(group.hidden_outvars[0])
-    return {"eqn": eqn, "hidden_paths": group.hidden_paths} | facts
-
-
-def _merged(group: HiddenGroup) -> CompilationRecord:
-    return info(
-        Kind.HIDDEN_GROUP_MERGED,
-        f"{listed(group.hidden_paths)} recur together as group {group.index}",
-        **_about(group, context={"group": group.index}),
-        remedy="Nothing to do; states of different items of a list stay apart",
-    )
-
-
-def _structurally_zero(group: HiddenGroup) -> CompilationRecord:
-    return warning(
-        Kind.TRANSITION_STRUCTURALLY_ZERO,
-        f"D is structurally zero for group {group.index} ({listed(group.hidden_paths)}): its old "
-        "value reaches its new value only through ETP operations, so D-RTRL is truncated BPTT of "
-        "one step there",
-        **_about(group, context={"group": group.index}),
-        remedy="A leak or a gate on the state gives the trace something to carry, and "
-        "recurrence_scope='coupled' keeps the diagonal of the ETP operations",
-    )
-
-
-def transition_not_position_wise(group: HiddenGroup, offence: JaxprEqn) -> CompilationRecord:
-    """A transition that mixes positions: its off-diagonal part is dropped."""
-    return warning(
-        Kind.TRANSITION_NOT_POSITION_WISE,
-        f"the transition of group {group.index} ({listed(group.hidden_paths)}) mixes positions at "
-        f"{described(offence)}: D is the true diagonal of its Jacobian, and credit between "
-        "positions is left out",
-        **_about(group, eqn=offence, context={"group": group.index}),
-        remedy="Make a recurrent product an ETP operation, which leaves it out by choice, or keep "
-        "the path from old to new values element-wise",
-    )
-
-
-def _with_several_results(group: HiddenGroup, cone: Cone) -> list[JaxprEqn]:
-    eqns = [group.module_info.eqns[i] for i in cone.eqns]
-    return [eqn for eqn in eqns if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1]
-
-
-def _several_results(group: HiddenGroup, eqn: JaxprEqn) -> CompilationRecord:
-    return info(
-        Kind.MULTI_OUTPUT_PRIMITIVE_DETECTED,
-        f"{eqn.primitive.name!r} on the way to group {group.index} ({listed(group.hidden_paths)}) "
-        f"has {len(eqn.outvars)} results, and each is followed by itself",
-        **_about(group, eqn=eqn, context={"group": group.index, "results": len(eqn.outvars)}),
-        remedy="Nothing to do, unless positions are reported as mixed there",
-    )
-
-
-def _bounded(group: HiddenGroup, eqns: Sequence[JaxprEqn]) -> CompilationRecord:
-    at = ", ".join(map(described, eqns))
-    return info(
-        Kind.TRANSITION_TAIL_BOUNDED,
-        f"the transition of group {group.index} ({listed(group.hidden_paths)}) ends at {at}: what "
-        "its old value does to its new one through them is left out of D",
-        **_about(group, eqn=eqns[0], context={"group": group.index, "operations": len(eqns)}),
-        remedy="recurrence_scope='coupled' keeps its diagonal",
-    )
-
-
-def _crossed_by_transitions(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...]
-) -> dict[int, list[int]]:
-    """Per group, the ETP equations between its old and its new values, found in two sweeps."""
+def _crossed_by_transitions(found: Found) -> Mapping[int, Sequence[JaxprEqn]]:
+    """Per group, the ETP equations between its old and its new values."""
+    groups, eqns = found.hidden_groups, found.module_info.eqns
     member = member_of(groups)
+    barriers = {var: i for i, eqn in enumerate(eqns) if is_barrier(eqn) for var in eqn.outvars}
 
-    def own(var: Var, marks: frozenset[Any]) -> frozenset[Any]:
-        g = member.get(var)
-        return marks if g is None else frozenset(m for m in marks if m[0] == g)
+    def through(var: Var, marks: Marks) -> Marks:
+        if var in member:
+            marks = frozenset(mark for mark in marks if mark[0] == member[var])
+        if var in barriers:
+            marks |= {(g, barriers[var]) for g, _ in marks}
+        return marks
 
-    olds = {v: frozenset({(g.index, None)}) for g in groups for v in g.hidden_invars}
-    behind = depends(minfo.eqns, olds, through=own, along=Along.DERIVATIVES)
-
-    def crossing(i: int, eqn: JaxprEqn) -> frozenset[Any]:
-        arriving = (behind.get(a, ()) for a in eqn.invars if versions.is_var(a))
-        return frozenset((g, i) for marks in arriving for g, _ in marks if is_barrier(eqn))
-
-    crossed = depends(minfo.eqns, {}, emits=crossing, through=own, along=Along.DERIVATIVES)
-    return {
-        group.index: sorted(
-            {i for v in group.hidden_outvars for g, i in crossed.get(v, ()) if g == group.index}
-        )
-        for group in groups
-    }
+    olds = {v: frozenset({(g.index, -1)}) for g in groups for v in g.hidden_invars}
+    marks = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
+    crossed: dict[int, set[int]] = {g.index: set() for g in groups}
+    for var, g in member.items():
+        crossed[g].update(i for owner, i in marks.get(var, ()) if owner == g)
+    return {g: [eqns[i] for i in sorted(every - {-1})] for g, every in crossed.items()}
 
 
-def cross_group_records(
-    minfo: ModuleInfo, groups: tuple[HiddenGroup, ...], driven: Sequence[set[int]]
-) -> Records:
+def _readers(found: Found) -> Iterator[CompilationRecord]:
     """Where a group that has traces is read by another one without an ETP operation."""
-    member = member_of(groups)
-    sources = {v: g.index for g in groups if driven[g.index] for v in g.hidden_invars}
+    groups, info = found.hidden_groups, found.module_info
+    driven = {cone.group for cone in found.cones if cone.driving}
+    sources = {var: g for var, g in member_of(groups).items() if g in driven}
     marks = depends(
-        minfo.eqns,
-        {v: frozenset({g}) for v, g in sources.items()},
-        near_paths(minfo),
-        emits=lambda i, eqn: frozenset(
-            member[v] for v in eqn.outvars if v in member and driven[member[v]]
-        ),
+        info.eqns,
+        {v: frozenset({g.index}) for g in groups if g.index in driven for v in g.hidden_invars},
+        near_paths(info),
+        emits=lambda i, eqn: frozenset(sources[v] for v in eqn.outvars if v in sources),
         along=Along.DERIVATIVES,
     )
-    found = {
-        (g, group.index)
-        for group in groups
-        for var in group.hidden_outvars
-        for g in marks.get(var, frozenset())
-        if g != group.index
-    }
-    return [_crosses(groups[g], groups[to]) for g, to in sorted(found)]
-
-
-def _crosses(group: HiddenGroup, reader: HiddenGroup) -> CompilationRecord:
-    return warning(
-        Kind.CROSS_GROUP_DEPENDENCE,
-        f"group {reader.index} ({show_path(reader.hidden_paths[0])}) reads group {group.index} "
-        f"({show_path(group.hidden_paths[0])}) without an ETP operation between them; traces do "
-        "not carry credit from one group to another over time",
-        **_about(
-            reader,
-            hidden_paths=(*reader.hidden_paths, *group.hidden_paths),
-            context={"from": group.index, "to": reader.index},
-        ),
-        remedy="Put an ETP operation between the layers, or keep states that belong together in "
-        "one layer and of one shape",
-    )
+    pairs = {(g, to) for var, to in member_of(groups).items() for g in marks.get(var, ())}
+    for g, to in sorted(pairs):
+        if g != to:
+            group, reader = groups[g], groups[to]
+            yield CROSSES(
+                info.producer(reader.hidden_outvars[0]),
+                None,
+                (*reader.hidden_paths, *group.hidden_paths),
+                {"from": g, "to": to},
+                reader=show_path(reader.hidden_paths[0]),
+                read=show_path(group.hidden_paths[0]),
+            )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a finding is written: kinds, levels, and names of paths and equations."""
+"""What a finding is: its kind and level, and texts that name the facts they are about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ...base import versions
@@ -13,26 +13,50 @@ from ...base.types import Path, show_path
 from ...base.versions import JaxprEqn
 
 Kind = DiagnosticKind
-Records = list[CompilationRecord]
+INFO, WARNING = DiagnosticLevel.INFO, DiagnosticLevel.WARNING
 
 
-def _record(
-    level: DiagnosticLevel, kind: Kind, message: str, eqn: JaxprEqn | None = None, **facts: Any
-) -> CompilationRecord:
-    """A record about an equation, whose primitive and place it takes unless told otherwise."""
-    if eqn is not None:
-        facts = {"primitive": eqn.primitive.name, "source": versions.source_of(eqn)} | facts
-    return CompilationRecord(kind, level, message, **facts)
+@dataclass(frozen=True)
+class Finding:
+    """A kind of finding; calling it with the facts gives a record.
+
+    ``message`` may name, in braces, what ``context`` and further keywords hold, the ``parameter``,
+    the ``states``, the ``primitive`` of the equation that the record is about, and ``at``, which
+    is that equation with its place in the user's source.
+    """
+
+    kind: DiagnosticKind
+    level: DiagnosticLevel
+    message: str
+    remedy: str
+
+    def __call__(
+        self,
+        eqn: JaxprEqn | None = None,
+        weight_path: Path | None = None,
+        hidden_paths: tuple[Path, ...] = (),
+        context: Mapping[str, Any] | None = None,
+        **told: Any,
+    ) -> CompilationRecord:
+        facts = {"states": ", ".join(map(show_path, hidden_paths)), **(context or {})}
+        about: dict[str, Any] = {}
+        if weight_path is not None:
+            facts["parameter"] = show_path(weight_path)
+        if eqn is not None:
+            about = {"primitive": eqn.primitive.name, "source": versions.source_of(eqn)}
+            facts |= {"primitive": eqn.primitive.name, "at": described(eqn)}
+        return CompilationRecord(
+            self.kind,
+            self.level,
+            self.message.format(**facts | told),
+            weight_path=weight_path,
+            hidden_paths=hidden_paths,
+            context=dict(context or {}),
+            remedy=self.remedy,
+            **about,
+        )
 
 
-info = partial(_record, DiagnosticLevel.INFO)
-warning = partial(_record, DiagnosticLevel.WARNING)
-
-
-def listed(paths: Iterable[Path]) -> str:
-    return ", ".join(map(show_path, paths))
-
-
-def described(offence: JaxprEqn) -> str:
-    """The equation that mixes positions, with its place in the user's source."""
-    return f"{offence.primitive.name!r} ({versions.source_of(offence)})"
+def described(eqn: JaxprEqn) -> str:
+    """An equation, with its place in the user's source."""
+    return f"{eqn.primitive.name!r} ({versions.source_of(eqn)})"
