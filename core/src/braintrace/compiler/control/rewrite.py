@@ -20,7 +20,7 @@ from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
 from ...jaxprs.run import read, run_equations, run_inlined
 from ...jaxprs.sites import etp_equations, first_nested_operation
-from ..findings.record import Kind, info
+from ..findings.control import IN_CALL, INSIDE, REWRITTEN
 from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations
 from .policy import ControlFlowPolicy
@@ -55,14 +55,7 @@ def canonicalise(
 
 def note_of_calls(note: Note) -> Callable[[JaxprEqn], None]:
     """What to call with every ETP equation in a call that is inlined."""
-    return lambda operation: note(
-        info(
-            Kind.PRIMITIVE_INSIDE_NESTED_JIT,
-            f"{operation.primitive.name} stood inside a nested jit or checkpoint, which is inlined",
-            operation,
-            remedy="Nothing to do",
-        )
-    )
+    return lambda operation: note(IN_CALL(operation))
 
 
 @dataclass(frozen=True)
@@ -118,25 +111,16 @@ class _Rewriting:
         if eqn.primitive is jaxp.cond_p and self.policy.cond == "convert":
             programs = [self.program(b, fixed[1:]) for b in versions.inner_jaxprs(eqn)]
             run = partial(run_branches, [cut(program, fixed[1:]) for program in programs])
-            how = f"{name}: {len(programs)} branches are cut at their operations"
+            how = f"{len(programs)} branches are cut at their operations"
         elif eqn.primitive is jaxp.scan_p and length <= self.policy.scan_unroll_limit:
             programs = [self.program(versions.sub_jaxpr(eqn), fixed_in_body(eqn, fixed))]
             run = partial(run_iterations, eqn, programs[0])
-            how = f"{name}: its {length} iterations are written out"
+            how = f"its {length} iterations are written out"
         else:
             raise NotSupportedError(self.refusal(eqn, operation))
-        remedy = "ControlFlowPolicy says what is rewritten, and up to which length"
-        self.note(info(Kind.CONTROL_FLOW_REWRITTEN, how, eqn, remedy=remedy))
+        self.note(REWRITTEN(eqn, how=how))
         for inner in (program.eqns[i] for program in programs for i in etp_equations(program.eqns)):
-            self.note(
-                info(
-                    Kind.PRIMITIVE_INSIDE_CONTROL_FLOW,
-                    f"{inner.primitive.name} stood inside {name!r} at {versions.source_of(eqn)}",
-                    inner,
-                    remedy="Call the operation outside of the branch or loop to have it run, and "
-                    "traced, once",
-                )
-            )
+            self.note(INSIDE(inner, outer=name, place=versions.source_of(eqn)))
         return run
 
     def refusal(self, eqn: JaxprEqn, operation: JaxprEqn) -> str:

@@ -22,7 +22,7 @@ from ..control.loops import loops_without_derivative
 from ..control.policy import ControlFlowPolicy
 from ..control.rewrite import canonicalise, note_of_calls
 from ..environment import moving_now, moving_values, recorded_settings
-from ..findings import record
+from ..findings.control import WEIGHT_INSIDE
 from ..module_info import ModuleInfo
 from ..program import DYNAMIC, StateKind, StateSlot
 from .batch import arguments_of_one, in_batch
@@ -318,11 +318,4 @@ def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
             continue
         read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
         for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
-            yield record.info(
-                record.Kind.WEIGHT_IN_CONTROL_FLOW,
-                f"{eqn.primitive.name} reads the parameter {show_path(path)} other than by an ETP "
-                "operation; that part of its gradient is that of the current step",
-                eqn,
-                weight_path=path,
-                remedy="Use the parameter through an ETP operation to have it traced",
-            )
+            yield WEIGHT_INSIDE(eqn, path)
