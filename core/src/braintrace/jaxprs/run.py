@@ -72,7 +72,8 @@ def flatten(
     Parameters
     ----------
     inputs, outputs
-        The new input ``i`` is the old input ``inputs[i]``; likewise the outputs.
+        The new input ``i`` is the old input ``inputs[i]``; likewise the outputs. Inputs that
+        nothing reads may be left out.
     own
         New outputs that must each be the result of an equation of their own: one that is an
         input, a constant or the same variable as an earlier one becomes a copy. Readers of the
@@ -83,10 +84,8 @@ def flatten(
     own = set(own)
 
     def run(*values: Any) -> list[Any]:
-        original: list[Any] = [None] * len(values)
-        for value, i in zip(values, inputs, strict=True):
-            original[i] = value
-        old = run_inlined(jaxpr, original, note=note)
+        given = dict(zip(inputs, values, strict=True))
+        old = run_inlined(jaxpr, [given.get(i) for i in range(len(jaxpr.invars))], note=note)
         new = [old[i] for i in outputs]
         taken = list(values)
         for i in sorted(own):
@@ -96,6 +95,3 @@ def flatten(
         return new
 
     return versions.make_jaxpr(run, *(jaxpr.in_avals[i] for i in inputs))
-
-
-"""Per result, the positions of the operands it depends on."""

@@ -16,6 +16,7 @@ from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
 from ...base.types import Path, restore_values, show_path
 from ...base.units import unit_change
+from ...base.versions import Jaxpr
 from ...jaxprs.run import flatten
 from ..batch_states import batch_size_of, one_example
 from ..control.loops import loops_without_derivative
@@ -86,57 +87,36 @@ def extract_module_info(
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
     _check_arguments(args)
     if not vmap:
-        return _extract(model, args, policy)
+        return _trace(model, args, policy)
     size = batch_size_of(model)
     of_one, mapped = arguments_of_one(args, size)
     with one_example(model):
-        info = _extract(model, of_one, policy)
+        info = _trace(model, of_one, policy)
     return in_batch(info, mapped, size)
 
 
-def _extract(
+def _trace(
     model: brainstate.nn.Module, args: tuple[Any, ...], policy: ControlFlowPolicy
 ) -> ModuleInfo:
-    names = moving_now()
-    info = _trace(model, args, policy, names)
-    read = _names_read(info, names)
-    return info if read == names else _trace(model, args, policy, read)
+    """Trace a step; settings that move and that it reads are its last argument, in a dict."""
+    moving = moving_values(moving_now())
 
-
-def _names_read(info: ModuleInfo, names: Sequence[str]) -> tuple[str, ...]:
-    """Those settings among the last argument that the step reads."""
-    leaves = jax.tree_util.tree_leaves_with_path(moving_values(names))
-    mine = info.jaxpr.invars[info.num_args - len(leaves) : info.num_args]
-    atoms = (*(atom for eqn in info.eqns for atom in eqn.invars), *info.jaxpr.outvars)
-    read = {atom for atom in atoms if versions.is_var(atom)}
-    found = {place[0].key for (place, _), var in zip(leaves, mine, strict=True) if var in read}
-    return tuple(name for name in names if name in found)
-
-
-def _trace(
-    model: brainstate.nn.Module,
-    args: tuple[Any, ...],
-    policy: ControlFlowPolicy,
-    environment: tuple[str, ...],
-) -> ModuleInfo:
-    """Trace a step whose last argument holds these settings of ``brainstate.environ``."""
-
-    def in_environment(*inputs: Any) -> Any:
+    def step(*inputs: Any) -> Any:
         with brainstate.environ.context(**inputs[-1]):
             return model(*inputs[:-1])
 
-    step = in_environment if environment else model
-    args = (*args, moving_values(environment)) if environment else args
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
     before = {state: state.value for state in brainstate.graph.states(model).values()}
+    given = (*args, moving)
     try:
         with recorded_settings() as settings:
-            stateful.make_jaxpr(*args)
+            stateful.make_jaxpr(*given)
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
         restore_values(before)
         if isinstance(error, ValueError):
-            _refuse_new_structures(model, after)
+            for path, state in brainstate.graph.states(model).items():
+                _same_structure(path, jax.tree.structure(state.value), after[state])
         if not isinstance(error, AttributeError):
             raise
         raise CompilationError(
@@ -146,15 +126,21 @@ def _trace(
         ) from error
     states = dict(brainstate.graph.states(model))
     _refuse_new_states(states, before)
-    out, new_values = stateful.get_out_shapes(*args)
-    order, slots = _arrange(states, stateful.get_state_trace(*args).states, new_values)
-    num_args, num_out = len(jax.tree.leaves(args)), len(jax.tree.leaves(out))
+    jaxpr = stateful.get_jaxpr(*given)
+    out, new_values = stateful.get_out_shapes(*given)
+    order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
+    first = len(jax.tree.leaves(args))
+    environment, places = _settings_read(moving, jaxpr, first)
+    if environment:
+        args = (*args, {name: moving[name] for name in environment})
+    states_from = first + len(jax.tree.leaves(moving))
+    num_args, num_out = first + len(places), len(jax.tree.leaves(out))
     hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
     own = [num_out + i for slot in hidden for i in slot.leaves]
     records: list[CompilationRecord] = []
     flat = flatten(
-        stateful.get_jaxpr(*args),
-        inputs=[*range(num_args), *(num_args + i for i in order)],
+        jaxpr,
+        inputs=[*range(first), *places, *(states_from + i for i in order)],
         outputs=[*range(num_out), *(num_out + i for i in order)],
         own=own,
         note=note_of_calls(records.append),
@@ -188,6 +174,18 @@ def _check_arguments(args: tuple[Any, ...]) -> None:
             )
 
 
+def _settings_read(
+    moving: Mapping[str, Any], jaxpr: Jaxpr, first: int
+) -> tuple[tuple[str, ...], list[int]]:
+    """Names of those settings among the inputs that a program reads, and where they stand."""
+    atoms = (*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars)
+    used = {atom for atom in atoms if versions.is_var(atom)}
+    names = [place[0].key for place, _ in jax.tree_util.tree_leaves_with_path(moving)]
+    read = {name for name, var in zip(names, jaxpr.invars[first:], strict=False) if var in used}
+    places = [place for place, name in enumerate(names, first) if name in read]
+    return tuple(name for name in moving if name in read), places
+
+
 def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) -> None:
     """A state that the step makes holds nothing from step to step."""
     made = [path for path, state in states.items() if state not in before]
@@ -196,12 +194,6 @@ def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) ->
             f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
             "step. Make it in __init__ or init_state, and assign to its .value in the step"
         )
-
-
-def _refuse_new_structures(model: brainstate.nn.Module, after: Mapping[Any, Any]) -> None:
-    """Say which state a step has left in another structure or unit than it found it in."""
-    for path, state in brainstate.graph.states(model).items():
-        _same_structure(path, jax.tree.structure(state.value), after[state])
 
 
 def _same_structure(path: Path, before: Any, after: Any) -> None:
