@@ -7,6 +7,7 @@ releases (``ClosedJaxpr`` became ``Jaxpr`` in 0.11), is reached through the name
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -27,7 +28,6 @@ from jax.interpreters import ad, batching, mlir
 Array = jax.Array
 Atom = Any  # Var or Literal
 Jaxpr = Any  # closed in every release: has .invars, .outvars, .eqns, .constvars and .consts
-Literal = jex_core.Literal
 Primitive = jex_core.Primitive
 if TYPE_CHECKING:  # their attributes are typed too loosely to be of use
     JaxprEqn = Any
@@ -55,24 +55,18 @@ STOP_GRADIENT = jaxp.stop_gradient_p
 def rearranging() -> dict[str, Any]:
     """The primitives that rearrange elements and that JAX does not export, by name.
 
-    Names that the installed JAX does not have are missing. They are found by tracing functions
-    that are made of them, which no operation should wait for.
+    Names that the installed JAX does not have are missing. They are found by tracing a function
+    that is made of them, which no operation should wait for.
     """
-    functions: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
-        "split": (lambda x: jax.lax.split(x, (1, 1)), (2,)),
-        "stack": (lambda x: jax.numpy.stack([x, x]), (2,)),
-        "unstack": (jax.numpy.unstack, (2, 1)),
-        "tile": (lambda x: jax.numpy.tile(x, 2), (2,)),
-    }
-    behind = {name: _primitive_behind(name, *made) for name, made in functions.items()}
-    return {name: primitive for name, primitive in behind.items() if primitive is not None}
 
+    def function(x: Array) -> list[Any]:
+        np = jax.numpy
+        return [jax.lax.split(x, (1, 1)), np.stack([x, x]), np.unstack(x), np.tile(x, 2)]
 
-def _primitive_behind(name: str, fun: Callable[..., Any], shape: tuple[int, ...]) -> Any:
-    """The primitive called ``name`` that ``fun`` is made of; ``None`` when there is none."""
-    jaxpr = jax.make_jaxpr(fun)(jax.ShapeDtypeStruct(shape, "float32"))
-    eqns = [e for eqn in jaxpr.eqns for e in (*getattr(eqn.params.get("jaxpr"), "eqns", ()), eqn)]
-    return next((e.primitive for e in eqns if e.primitive.name == name), None)
+    jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((2, 1), "float32"))
+    eqns = [*jaxpr.eqns, *(e for eqn in jaxpr.eqns for p in inner_jaxprs(eqn) for e in p.eqns)]
+    found = {eqn.primitive.name: eqn.primitive for eqn in eqns}
+    return {name: found[name] for name in ("split", "stack", "unstack", "tile") if name in found}
 
 
 _HIDDEN: list[str] = []
@@ -109,15 +103,7 @@ def check_jaxpr(jaxpr: Jaxpr) -> None:
 
 def is_var(atom: Atom) -> bool:
     """Whether an operand is a variable (not a literal)."""
-    return not isinstance(atom, Literal)
-
-
-def sub_jaxpr(eqn: JaxprEqn) -> Jaxpr:
-    """The closed jaxpr that a call-like equation runs."""
-    for key in ("jaxpr", "call_jaxpr"):
-        if key in eqn.params:
-            return close(eqn.params[key])
-    raise KeyError(f"{eqn.primitive} holds no jaxpr")
+    return not isinstance(atom, jex_core.Literal)
 
 
 def close(jaxpr: Jaxpr) -> Jaxpr:
@@ -137,12 +123,15 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     """Every jaxpr held in an equation's parameters (branches, bodies, calls)."""
-    found: list[Jaxpr] = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(item, "eqns") and hasattr(item, "invars"):
-                found.append(close(item))
-    return found
+    values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
+    items = itertools.chain.from_iterable(values)
+    return [close(item) for item in items if hasattr(item, "eqns") and hasattr(item, "invars")]
+
+
+def sub_jaxpr(eqn: JaxprEqn) -> Jaxpr:
+    """The only one of them, which a call or a ``scan`` runs."""
+    (program,) = inner_jaxprs(eqn)
+    return program
 
 
 def constants(jaxpr: Jaxpr) -> dict[Var, Any]:
@@ -193,6 +182,19 @@ def written_in(eqn: JaxprEqn, function: str) -> bool:
 def from_another_trace(value: Any, tracer: Any) -> bool:
     """Whether a value was made by another run of tracing than ``tracer``."""
     return isinstance(value, jax.core.Tracer) and value._trace is not tracer._trace
+
+
+@cache
+def _mapped_type() -> type:
+    """The type of the values that ``vmap`` maps."""
+    found: list[type] = []
+    jax.vmap(lambda v: found.append(type(v)))(jax.numpy.zeros(1))
+    return found[0]
+
+
+def is_mapped(tree: Any) -> bool:
+    """Whether ``vmap`` maps a leaf of a pytree."""
+    return any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(tree))
 
 
 def is_float(aval: Any) -> bool:

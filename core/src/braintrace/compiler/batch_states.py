@@ -10,13 +10,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path, restore_values, show_path
 
@@ -42,13 +43,13 @@ def batch_size_of(model: brainstate.nn.Module) -> int:
     """
     sizes: dict[int, Path] = {}
     for path, state in batched_states(model).items():
-        shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(state.value)}
-        if () in shapes:
-            raise CompilationError(
-                f"the state {show_path(path)} was made for a batch and now holds a value without "
-                "an axis of examples; use reset_state of the learner to reset it"
-            )
-        sizes |= {n: path for (n,) in shapes}
+        for shape in map(jnp.shape, jax.tree.leaves(state.value)):
+            if not shape:
+                raise CompilationError(
+                    f"the state {show_path(path)} was made for a batch and now holds a value "
+                    "without an axis of examples; use reset_state of the learner to reset it"
+                )
+            sizes[shape[0]] = path
     if not sizes:
         raise CompilationError(
             "vmap=True, but no state of the model has an axis of examples; let "
@@ -117,18 +118,6 @@ def leading_axis(args: tuple[Any, ...], size: int | None, given: str) -> int | N
     return size
 
 
-@lru_cache(maxsize=1)
-def _mapped_type() -> type:
-    """The type of the values that ``vmap`` maps."""
-    found: list[type] = []
-    jax.vmap(lambda v: found.append(type(v)))(jnp.zeros(1))
-    return found[0]
-
-
-def _is_mapped(value: Any) -> bool:
-    return any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(value))
-
-
 def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
     """Refuse a call under ``vmap`` after which a state would have to hold a value per example.
 
@@ -143,7 +132,7 @@ def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> No
         When ``vmap`` maps a new value but not the old one.
     """
     for path, value in new.items():
-        if _is_mapped(value) and not _is_mapped(old[path]):
+        if versions.is_mapped(value) and not versions.is_mapped(old[path]):
             raise NotSupportedError(
                 f"the learner is called under vmap, which maps its inputs but not its states: the "
                 f"state {show_path(path)} would have a value for each example and no place for "
@@ -205,7 +194,8 @@ def init_batched_states(
         init()  # what a state made under vmap refers to ends with it
     for path, state in brainstate.graph.states(model).items():
         if not _is_shared(state):
-            state.value = values[path] if drawn else _repeated(state.value, size)
+            one = state.value
+            state.value = values[path] if drawn else jax.tree.map(partial(_repeated, size), one)
             state.add_tag(BATCHED)
 
 
@@ -282,12 +272,10 @@ def _each(
         after = dict(brainstate.graph.states(model))
         left[:] = [p for p, v in given.items() if after[p] is states[p] and after[p].value is v]
         mine = {p: s.value for p, s in after.items() if not _is_shared(s)}
-        rest = {
-            p: s.value
-            for p, s in after.items()
-            if _is_shared(s) and s in before and s not in generators and s.value is not before[s]
+        common = {p: s for p, s in after.items() if _is_shared(s) and s not in generators}
+        return mine, {
+            p: s.value for p, s in common.items() if s.value is not before.get(s, s.value)
         }
-        return mine, rest
 
     try:
         axes = (0, 0 if mapped else None)
@@ -319,8 +307,8 @@ def _first(value: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], value)
 
 
-def _repeated(value: Any, size: int) -> Any:
-    return jax.tree.map(lambda v: jnp.repeat(jnp.asarray(v)[None], size, axis=0), value)
+def _repeated(size: int, leaf: Any) -> jax.Array:
+    return jnp.repeat(jnp.asarray(leaf)[None], size, axis=0)
 
 
 def _checked_size(batch_size: Any) -> int:

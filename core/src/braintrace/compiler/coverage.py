@@ -12,7 +12,7 @@ import brainstate
 from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
-from ..base.versions import Atom, JaxprEqn, Var
+from ..base.versions import Var
 from ..jaxprs.depends import Along, depends, slice_to
 from .module_info import ModuleInfo
 from .relation import HiddenParamOpRelation
@@ -35,7 +35,7 @@ def find_coverage(
     for path, leaves in minfo.weight_path_to_invars.items():
         direct = any(leaf in direct_leaves for leaf in leaves)
         covered[path] = "+".join(["trace"] * (path in traced) + ["direct"] * direct) or "none"
-    return covered | dict.fromkeys(minfo.unread_parameters, "none")
+    return covered | {path: "none" for path in minfo.model_parameters if path not in covered}
 
 
 def require_coverage(
@@ -70,30 +70,18 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
         return f"it is of dtype {leaves[0].aval.dtype}, which has no derivative"
     own = {*leaves}
     targets = [atom for atom in minfo.jaxpr.outvars if versions.is_var(atom) and atom not in own]
-    if not own.intersection(_read_by(minfo, targets)):
+    needed = [minfo.eqns[i] for i in slice_to(minfo.eqns, targets)]
+    if not any(versions.is_var(a) and a in own for eqn in needed for a in eqn.invars):
         return "its value reaches neither the result nor a state"
-    blocked = _first_block(minfo, leaves, targets)
-    where = "" if blocked is None else f", at {versions.source_of(blocked)}"
+    moving = depends(minfo.eqns, {v: frozenset({0}) for v in leaves}, along=Along.DERIVATIVES)
+    for eqn in needed:
+        arrives = any(versions.is_var(a) and a in moving for a in eqn.invars)
+        if arrives and not any(var in moving for var in eqn.outvars):
+            where = f", at {versions.source_of(eqn)}"
+            break
+    else:
+        where = ""
     return f"it is used only behind stop_gradient or in integers and booleans{where}"
-
-
-def _read_by(minfo: ModuleInfo, targets: Sequence[Atom]) -> set[Var]:
-    """Variables whose values the targets depend on."""
-    needed = slice_to(minfo.eqns, targets)
-    return {*targets, *(a for i in needed for a in minfo.eqns[i].invars if versions.is_var(a))}
-
-
-def _first_block(
-    minfo: ModuleInfo, leaves: Sequence[Var], targets: Sequence[Atom]
-) -> JaxprEqn | None:
-    """The first equation on the way to the targets that no derivative of the leaves passes."""
-    marks = depends(minfo.eqns, {leaf: frozenset({0}) for leaf in leaves}, along=Along.DERIVATIVES)
-    for i in slice_to(minfo.eqns, targets):
-        eqn = minfo.eqns[i]
-        arrives = any(versions.is_var(a) and marks.get(a) for a in eqn.invars)
-        if arrives and not any(marks.get(var) for var in eqn.outvars):
-            return eqn
-    return None
 
 
 # --- frozen parameters --------------------------------------------------------------------------
@@ -109,11 +97,7 @@ def resolve_frozen(minfo: ModuleInfo, frozen: Frozen) -> frozenset[Path]:
     TypeError
         When an entry is neither a path, a string nor a ``ParamState``.
     """
-    states = {
-        path: state
-        for path, state in minfo.retrieved_model_states.items()
-        if isinstance(state, brainstate.ParamState)
-    }
+    states = minfo.model_parameters
     if callable(frozen):
         return frozenset(path for path in states if frozen(path))
     if isinstance(frozen, str | brainstate.State):

@@ -15,7 +15,7 @@ import numpy as np
 from ..base import versions
 from ..base.diagnostics import CompilationRecord
 from ..base.errors import CompilationError
-from ..base.types import Path, show_path
+from ..base.types import Path, State, show_path
 from ..base.versions import Var
 from ..jaxprs.slices import between
 from .environment import UNSET, moving_values, require_settings
@@ -65,20 +65,16 @@ class ModuleInfo(Program):
 
     arg_treedef: Any
     out_treedef: Any
-    retrieved_model_states: Mapping[Path, brainstate.State[Any]] = field(default_factory=dict)
+    retrieved_model_states: Mapping[Path, State] = field(default_factory=dict)
     rewrites: tuple[CompilationRecord, ...] = ()
     environment: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def unread_parameters(self) -> tuple[Path, ...]:
-        """Parameters of the model that the step does not read."""
-        read = {slot.path for slot in self.slots}
-        return tuple(
-            path
-            for path, state in self.retrieved_model_states.items()
-            if isinstance(state, brainstate.ParamState) and path not in read
-        )
+    def model_parameters(self) -> dict[Path, State]:
+        """All parameters of the model, by path, read by the step or not."""
+        states = self.retrieved_model_states.items()
+        return {path: s for path, s in states if isinstance(s, brainstate.ParamState)}
 
     @contextmanager
     def as_when_traced(self) -> Iterator[tuple[Any, ...]]:
@@ -104,7 +100,7 @@ class ModuleInfo(Program):
             yield tuple(args)
 
     @property
-    def compiled_model_states(self) -> dict[Path, brainstate.State[Any]]:
+    def compiled_model_states(self) -> dict[Path, State]:
         """The states that the step reads or writes, by path."""
         return {slot.path: slot.state for slot in self.slots}
 
@@ -134,7 +130,7 @@ class ModuleInfo(Program):
         return {v: path for path, vs in self.weight_path_to_invars.items() for v in vs}
 
     @property
-    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
+    def state_id_to_path(self) -> dict[State, Path]:
         """Path of each state of the step. The key is the state itself, which is its identity."""
         return {slot.state: slot.path for slot in self.slots}
 

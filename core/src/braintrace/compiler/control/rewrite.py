@@ -53,11 +53,6 @@ def canonicalise(
     return _Rewriting(policy, note).open(jaxpr, fixed)
 
 
-def note_of_calls(note: Note) -> Callable[[JaxprEqn], None]:
-    """What to call with every ETP equation in a call that is inlined."""
-    return lambda operation: note(IN_CALL(operation))
-
-
 @dataclass(frozen=True)
 class _Rewriting:
     """One run of the pass; every level of nesting is left behind for good, so it ends."""
@@ -69,7 +64,7 @@ class _Rewriting:
         """A branch or body without calls, with all its ETP operations in the open."""
 
         def run(*values: Any) -> list[Any]:
-            return run_inlined(jaxpr, values, note=note_of_calls(self.note))
+            return run_inlined(jaxpr, values, note=lambda eqn: self.note(IN_CALL(eqn)))
 
         return self.open(versions.make_jaxpr(run, *jaxpr.in_avals), fixed)
 

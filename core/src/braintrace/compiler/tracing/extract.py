@@ -21,9 +21,9 @@ from ...jaxprs.run import flatten
 from ..batch_states import batch_size_of, one_example
 from ..control.loops import loops_without_derivative
 from ..control.policy import ControlFlowPolicy
-from ..control.rewrite import canonicalise, note_of_calls
+from ..control.rewrite import canonicalise
 from ..environment import moving_now, moving_values, recorded_settings
-from ..findings.control import WEIGHT_INSIDE
+from ..findings.control import IN_CALL, WEIGHT_INSIDE
 from ..module_info import ModuleInfo
 from ..program import DYNAMIC, StateKind, StateSlot
 from .batch import arguments_of_one, in_batch
@@ -143,7 +143,7 @@ def _trace(
         inputs=[*range(first), *places, *(states_from + i for i in order)],
         outputs=[*range(num_out), *(num_out + i for i in order)],
         own=own,
-        note=note_of_calls(records.append),
+        note=lambda eqn: records.append(IN_CALL(eqn)),
     )
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
     opened = canonicalise(flat, fixed, policy, records.append)
