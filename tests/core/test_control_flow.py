@@ -677,11 +677,11 @@ def test_the_input_is_zero_when_the_branch_is_not_taken() -> None:
     """Neither the trace nor the operation sees what the branch would have computed."""
     case = built(LogOfNegative, 2, False)
     learner = compiled(case)
-    executor = learner.executor
+    executor = learner.rule.executor
     for x in case.xs:
-        states = {path: s.value for path, s in executor.path_to_states.items()}
-        _, new, boundary = executor.run([x], states)
-        jacobians = executor.jacobians(boundary)
+        states = {path: s.value for path, s in learner.executor.path_to_states.items()}
+        _, new, values = executor.run([x], states)
+        jacobians = executor.jacobians_at(values)
         names = [r.weight_path for r in learner.graph.hidden_param_op_relations]
         idle = names.index(("u",) if x.sum() > 0.0 else ("w",))
         assert not np.asarray(jacobians.x[idle]).any()

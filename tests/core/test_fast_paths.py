@@ -16,7 +16,7 @@ from jax.experimental import io_callback
 import braintrace as bt
 from braintrace import algorithms
 from braintrace.algorithms import config
-from braintrace.algorithms.d_rtrl import DRTRLRule
+from braintrace.algorithms.d_rtrl import ParamDimRule
 from braintrace.algorithms.lagged import LaggedDRTRLRule
 from braintrace.drivers import direct, gradients
 from braintrace.drivers.block_size import (
@@ -30,7 +30,6 @@ from braintrace.drivers.block_size import (
     trace_bytes,
 )
 from braintrace.drivers.recorded import recorded_scan
-from braintrace.executor.whole import WholeGroupsExecutor
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -61,11 +60,11 @@ def test_what_is_called_structurally_zero_is_zero(name: str, scope: str) -> None
     *_, h2w, h2h = executor.solve_h2w_h2h_jacobian(case.xs[0])
     for i, found in enumerate(h2w):
         driven = np.any(np.asarray(found.f) != 0, axis=tuple(range(found.f.ndim - 1)))
-        assert not np.any(driven & ~np.array(executor.driving(i)))
+        assert not np.any(driven & ~np.array(executor.compiled.driving(i)))
     for g, transition in h2h.items():
         if transition is not None:
             nonzero = np.any(np.asarray(transition) != 0, axis=tuple(range(transition.ndim - 2)))
-            assert not np.any(nonzero & ~np.array(executor.passing(g)))
+            assert not np.any(nonzero & ~np.array(executor.compiled.passing(g)))
 
 
 def test_the_structure_of_an_lstm() -> None:
@@ -75,11 +74,10 @@ def test_the_structure_of_an_lstm() -> None:
     executor.compile_graph(jnp.ones((2, 3)))
     (group,) = executor.graph.hidden_groups
     h, c = (group.hidden_paths.index((name,)) for name in ("h", "c"))
-    passing = np.array(executor.passing(0))
+    step = executor.compiled
+    passing = np.array(step.passing(0))
     assert passing[[h, c], c].all() and not passing[:, h].any()
-    driven = {
-        link.relation.weight_path[0]: executor.driving(i) for i, link in enumerate(executor.links)
-    }
+    driven = {link.relation.weight_path[0]: step.driving(i) for i, link in enumerate(step.links)}
     (output,) = (name for name, states in driven.items() if not states[c])
     assert output == "Wo" and driven[output][h]
 
@@ -173,8 +171,8 @@ def test_lagging_traces_are_those_of_all_states(
 ) -> None:
     options = {"vjp_method": "multi-step"} if way == "windows" else {}
     found = {}
-    for kind in (LaggedDRTRLRule, DRTRLRule):
-        if kind is DRTRLRule:
+    for kind in (LaggedDRTRLRule, ParamDimRule):
+        if kind is ParamDimRule:
             monkeypatch.setattr(config, "may_lag", lambda executor: False)
         case = lagging(name)
         learner = compiled(case, **options)
@@ -182,8 +180,8 @@ def test_lagging_traces_are_those_of_all_states(
         result = WAYS[way](case, learner, size)
         traces = [learner.get_etrace_of(path) for path in learned(learner)]
         found[kind] = result, traces
-    assert_tree_close(found[LaggedDRTRLRule][0], found[DRTRLRule][0])
-    assert_tree_close(found[LaggedDRTRLRule][1], found[DRTRLRule][1])
+    assert_tree_close(found[LaggedDRTRLRule][0], found[ParamDimRule][0])
+    assert_tree_close(found[LaggedDRTRLRule][1], found[ParamDimRule][1])
 
 
 def learned(learner: Any) -> list[Any]:
@@ -222,7 +220,7 @@ def test_a_trace_does_not_lag_when_its_increments_depend_on_weights() -> None:
     brainstate.nn.init_all_states(model, batch_size=2)
     learner = bt.D_RTRL(model)
     learner.compile_graph(jnp.ones((2, zoo.IN)))
-    assert type(learner.rule) is DRTRLRule
+    assert type(learner.rule) is ParamDimRule
 
 
 def test_a_trace_does_not_lag_when_a_weight_behind_it_is_trained_elsewhere() -> None:
@@ -248,7 +246,7 @@ def test_a_trace_does_not_lag_when_a_weight_behind_it_is_trained_elsewhere() -> 
     brainstate.nn.init_all_states(model, batch_size=2)
     learner = bt.D_RTRL(model)
     learner.compile_graph(jnp.ones((2, zoo.IN)))
-    assert type(learner.rule) is DRTRLRule
+    assert type(learner.rule) is ParamDimRule
 
 
 def test_operations_with_equal_parameters_of_other_types_are_not_taken_for_the_same() -> None:
@@ -281,18 +279,20 @@ def test_operations_with_equal_parameters_of_other_types_are_not_taken_for_the_s
     brainstate.nn.init_all_states(model)
     learner = bt.D_RTRL(model)
     learner.compile_graph(jnp.ones(zoo.IN))
-    assert type(learner.rule) is DRTRLRule
+    assert type(learner.rule) is ParamDimRule
 
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", zoo.ALL)
 def test_jacobians_have_the_types_that_are_told(name: str, whole: bool) -> None:
-    kind = WholeGroupsExecutor if whole else bt.ETraceGraphExecutor
     case = zoo.case(name, 2)
-    executor = kind(case.model, recurrence_scope="coupled")
-    executor.compile_graph(case.xs[0])
-    boundary = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in executor.boundary]
-    found = jax.eval_shape(executor.jacobians, boundary)
+    kind = "whole" if whole else "near"
+    made = bt.ETraceGraphExecutor(case.model, jacobians=kind, recurrence_scope="coupled")
+    made.compile_graph(case.xs[0])
+    executor = made.compiled
+    inputs = [v.aval for v in executor.inputs_of_jacobians]
+    types = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs]
+    found = jax.eval_shape(executor.jacobians_at, types)
     told = executor.jacobian_types()
     assert jax.tree.structure(found) == jax.tree.structure(told)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(told), strict=True):

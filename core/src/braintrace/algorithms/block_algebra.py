@@ -42,7 +42,7 @@ class Accumulated(NamedTuple):
 def accumulate(
     transition: jax.Array | None,
     signal: jax.Array,
-    late: jax.Array | None,
+    old_signal: jax.Array | None,
     passing: Pattern | None = None,
 ) -> Accumulated:
     """The accumulated signal of one group.
@@ -53,19 +53,19 @@ def accumulate(
         ``D`` [K, S, S, *V], or ``None`` for zero.
     signal
         ``l`` [K, S, *V].
-    late
+    old_signal
         ``e`` [K, S, *V], or ``None`` for zero.
     passing
         Which entries of ``D`` are not structurally zero [S][S]; ``None``: any may be other.
     """
     if transition is None:
-        if late is None:
+        if old_signal is None:
             return Accumulated(signal, None)
-        shifted = jnp.concatenate([late[1:], jnp.zeros_like(late[:1])])
-        return Accumulated(signal + shifted, late[0])
+        shifted = jnp.concatenate([old_signal[1:], jnp.zeros_like(old_signal[:1])])
+        return Accumulated(signal + shifted, old_signal[0])
 
     start = jnp.zeros_like(signal[0])
-    rows = (transition, signal, late)
+    rows = (transition, signal, old_signal)
     entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
     return Accumulated(accumulated, entry)
 
@@ -78,10 +78,10 @@ def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Arr
     backward = None if passing is None else tuple(zip(*passing, strict=True))
 
     def step(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        transition, signal, late = now
+        transition, signal, old_signal = now
         total = signal + carried
         carried = apply(jnp.swapaxes(transition, 0, 1), total, backward)
-        return (carried if late is None else carried + late), total
+        return (carried if old_signal is None else carried + old_signal), total
 
     return step
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from ..base import versions
-from ..executor.step import ETraceGraphExecutor
-from ..executor.whole import WholeGroupsExecutor
-from .d_rtrl import DRTRLRule
+from ..executor.graph_executor import ETraceGraphExecutor
+from ..executor.step import Executor
+from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
 from .lagged import LaggedDRTRLRule, may_lag
 from .pp_prop import IODimRule, decays_of
@@ -165,15 +165,21 @@ class ETraceConfig:
 
     # --- what it is made of --------------------------------------------------------------------
 
-    def executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
-        """An executor that gives the Jacobians of the recurrence scope."""
-        if self.recurrence_scope == "diagonal":
-            return ETraceGraphExecutor(model, recurrence_scope="diagonal", **options)
-        whole = self.recurrence_scope in ("sparse_n", "full")
-        kind = WholeGroupsExecutor if whole else ETraceGraphExecutor
-        return kind(model, recurrence_scope="coupled", **options)
+    @property
+    def jacobians(self) -> str:
+        """What ``D`` and ``f`` must hold, as for :class:`braintrace.ETraceGraphExecutor`."""
+        return "whole" if self.recurrence_scope in ("sparse_n", "full") else "near"
 
-    def rule(self, executor: Any, trace_dtype: Any = None) -> LearningRule:
+    def executor(
+        self, model: brainstate.nn.Module, jacobians: str | None = None, **options: Any
+    ) -> ETraceGraphExecutor:
+        """An executor that gives the Jacobians of the recurrence scope, or those asked for."""
+        jacobians = jacobians or self.jacobians
+        near = jacobians == "near" and self.recurrence_scope == "diagonal"
+        scope = "diagonal" if near else "coupled"
+        return ETraceGraphExecutor(model, jacobians=jacobians, recurrence_scope=scope, **options)
+
+    def rule(self, executor: Executor, trace_dtype: Any = None) -> LearningRule:
         """The learning rule for a compiled executor of :meth:`executor`."""
         rule = self._traces(executor, trace_dtype)
         if self.learning_signal == "random_feedback":
@@ -182,7 +188,7 @@ class ETraceConfig:
             return Resignalled(rule, Modulated(executor))
         return rule
 
-    def _traces(self, executor: Any, dtype: Any) -> LearningRule:
+    def _traces(self, executor: Executor, dtype: Any) -> LearningRule:
         if self.trace_factorization == "none":
             return TracelessRule(executor)
         if self.trace_factorization == "random_projection":
@@ -193,8 +199,9 @@ class ETraceConfig:
             return SnApRule(executor, dtype, self.sparse_n or 1)
         if self.kappa is not None:
             return EPropRule(executor, dtype, float(self.kappa))
-        kind = LaggedDRTRLRule if may_lag(executor) else DRTRLRule
-        return kind(executor, dtype)
+        if may_lag(executor):
+            return LaggedDRTRLRule(executor, dtype)
+        return ParamDimRule(executor, dtype, of_model=True)
 
 
 def preset(own: ETraceConfig, options: dict[str, Any], shared: str | None = None) -> ETraceConfig:

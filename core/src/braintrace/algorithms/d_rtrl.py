@@ -8,26 +8,22 @@ Schmidhuber, Neural Computation 4:243, 1992.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from ..compiler.cones import Pattern
-from ..executor.layout import Link
-from ..executor.step import ETraceGraphExecutor
 from ..ops.operation import Arrays
-from ..ops.traces import trace_rules
-from ..ops.traces.rules import TraceRules
 from .block_algebra import Accumulated, accumulate, apply, meet, suffix_products
-from .rule import Block, LateSignals, LearningRule, Operands, Traces, add, by_relation
+from .rule import Block, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
-class ParamDimRule(LearningRule):
+class ParamDimRule(ParameterTraces):
     """The learning rule D-RTRL for one compiled model: pure ``init``, ``update``, ``solve``.
+
+    Traces are one dict per link.
 
     Parameters
     ----------
@@ -35,6 +31,11 @@ class ParamDimRule(LearningRule):
         A compiled executor.
     trace_dtype
         Dtype in which traces are kept; ``None``: that of the operation's output.
+    of_model
+        Whether blocks hold the model's own Jacobians. Products with what is structurally zero in
+        these are left out then, and a single step is solved from the trace after it, which can be
+        written in place of the one before. A subclass that puts another ``D`` or ``f`` into a block
+        leaves it at ``False``.
 
     Examples
     --------
@@ -50,86 +51,61 @@ class ParamDimRule(LearningRule):
     (2, 7, 4, 1)
     """
 
-    executor: ETraceGraphExecutor
-    trace_dtype: Any = None
-
-    @cached_property
-    def rules(self) -> tuple[TraceRules, ...]:
-        """Per link, the rules of its trace."""
-        return tuple(
-            trace_rules(self.executor.operation(k.relation, k.group), k.extra, k.group.num_state)
-            for k in self.links
-        )
+    of_model: bool = field(default=False, kw_only=True, repr=False)
 
     @property
     def name(self) -> str:
         """What the rule is called in reports."""
-        if self.links is not self.executor.near_links:
+        if self.executor.jacobians == "whole":
             return "RTRL within groups"
         return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
 
+    @property
+    def saved_as(self) -> str:
+        """The name of the rule in files."""
+        own = self.of_model and type(self) is ParamDimRule
+        return "DRTRLRule" if own else type(self).__name__
+
     def init(self) -> Traces:
         """Traces of zeros, one dict per link."""
-        return tuple(self._stored(i, rules.init()) for i, rules in enumerate(self.rules))
+        return tuple(self.stored(i, rules.init()) for i, rules in enumerate(self.rules))
 
-    @cached_property
-    def _dtypes(self) -> tuple[dict[str, Any], ...]:
-        """Dtypes in which traces are kept."""
-        return tuple(
-            {key: self.trace_dtype or leaf.dtype for key, leaf in rules.types.items()}
-            for rules in self.rules
-        )
-
-    def _stored(self, link: int, trace: Arrays) -> Arrays:
-        return {key: leaf.astype(self._dtypes[link][key]) for key, leaf in trace.items()}
+    # --- gradients ---------------------------------------------------------------------------
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         by_group = self.accumulated(block)
-        found = self.contracted(block, {g: a.signal for g, a in by_group.items()}, operands)
+        found = self.contracted(block, by_group, operands)
         if traces is not None:
             entries = {g: a.entry for g, a in by_group.items()}
             found = self.with_entries(found, traces, entries, operands)
-        return self._summed(found, operands)
-
-    def passing(self, group: int) -> Pattern | None:
-        """Which entries of ``D`` of the blocks are not structurally zero; ``None``: unknown.
-
-        A subclass may put another ``D`` and another ``f`` into a block than the model's.
-        """
-        return None
-
-    def driving(self, link: int) -> tuple[bool, ...] | None:
-        """For which states ``f`` of the blocks is not structurally zero; ``None``: unknown."""
-        return None
+        return self.summed(found, operands)
 
     def accumulated(self, block: Block) -> dict[int, Accumulated]:
         """The accumulated signals of the groups that have links."""
-        transition = block.jacobians.transition
-        return {
-            g: accumulate(transition[g], block.signal[g], block.late[g], self.passing(g))
-            for g in self._driven
-        }
-
-    @cached_property
-    def _driven(self) -> tuple[int, ...]:
-        """The groups that have links."""
-        return tuple(dict.fromkeys(link.group.index for link in self.links))
+        found = {}
+        for g in (group.index for group in self.executor.driven):
+            passing = self.executor.passing(g) if self.of_model else None
+            transition = block.jacobians.transition[g]
+            found[g] = accumulate(transition, block.signal[g], block.old_signal[g], passing)
+        return found
 
     def contracted(
-        self, block: Block, accumulated: Mapping[int, jax.Array], operands: Operands
+        self, block: Block, by_group: Mapping[int, Accumulated], operands: Operands
     ) -> list[Arrays]:
         """Per link, ``sum_t xy_to_dw(x^t, sum_s f^t a^t)`` with ``a`` [K, S, *V] by group."""
         return [
-            self._of_block(i, block, accumulated[link.group.index], operands)
+            self._of_block(i, block, by_group[link.group.index].signal, operands)
             for i, link in enumerate(self.links)
         ]
 
     def _of_block(self, i: int, block: Block, signal: jax.Array, operands: Operands) -> Arrays:
         link, r = self.links[i], self.links[i].relation.index
-        met = meet(block.jacobians.f[i], link.to_y(signal, 2), self.driving(i))
-        dy = link.sum_to_y(met, 1)
-        return self.rules[i].operation.contract(block.jacobians.x[r], dy, operands[r])
+        met = meet(block.jacobians.f[i], link.to_y(signal, 2), self._driving(i))
+        return link.operation.contract(block.jacobians.x[r], link.sum_to_y(met, 1), operands[r])
+
+    def _driving(self, i: int) -> tuple[bool, ...] | None:
+        return self.executor.driving(i) if self.of_model else None
 
     def with_entries(
         self,
@@ -146,115 +122,89 @@ class ParamDimRule(LearningRule):
             for one, link, rules, trace in zip(found, self.links, self.rules, traces, strict=True)
         ]
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
-        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the start of a window."""
         entries = dict(enumerate(signal))
-        found = self.with_entries(self._zeros(operands), traces, entries, operands)
-        return self._summed(found, operands)
+        return self.summed(
+            self.with_entries(self.nothing(operands), traces, entries, operands), operands
+        )
 
-    def _zeros(self, operands: Operands) -> list[Arrays]:
+    def nothing(self, operands: Operands) -> list[Arrays]:
+        """Cotangents of zero, per link."""
+        operations = [(link.operation, operands[link.relation.index]) for link in self.links]
         return [
-            {key: jnp.zeros_like(weights[key]) for key in rules.operation.traced}
-            for rules, weights in zip(self.rules, self._weights(operands), strict=True)
+            {key: jnp.zeros_like(held[op.positions[key]]) for key in op.traced}
+            for op, held in operations
         ]
-
-    def _weights(self, operands: Operands) -> list[Arrays]:
-        """Per link, the trainable operands."""
-        pairs = zip(self.links, self.rules, strict=True)
-        return [rules.operation.weights(operands[k.relation.index]) for k, rules in pairs]
-
-    def _summed(self, found: Sequence[Arrays], operands: Operands) -> list[Arrays]:
-        return by_relation(self, found, self._weights(operands))
-
-    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Traces after a block."""
-        products = {
-            g: None if transition is None else suffix_products(transition)
-            for g, transition in enumerate(block.jacobians.transition)
-        }
-        new = []
-        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
-            r = link.relation.index
-            x, f = block.jacobians.x[r], block.jacobians.f[i]
-            found = products[link.group.index]
-            if found is None:  # D is zero: only the last step is left in the trace
-                x = None if x is None else x[-1:]
-                trace = rules.increments(x, f[-1:], operands[r])
-            else:
-                before = None if traces is None else traces[i]
-                trace = rolled(link, rules, before, found, (x, f), operands[r], self.driving(i))
-            new.append(self._stored(i, trace))
-        return tuple(new)
-
-    def of_link(self, traces: Traces, index: int) -> Arrays:
-        """The trace of a link by trainable key; [B, in, out, S] for a dense product of a batch."""
-        return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in traces[index].items()}
-
-
-@dataclass(frozen=True, eq=False)
-class DRTRLRule(ParamDimRule):
-    """D-RTRL on blocks as the executor gives them: with the structure of the model's own Jacobians.
-
-    The same gradients as :class:`ParamDimRule`, without products with what is structurally zero,
-    and for a single step from the trace after it, which can then be written in place.
-    """
-
-    def passing(self, group: int) -> Pattern:
-        """Which entries of ``D`` are not structurally zero."""
-        return self.executor.passing(group)
-
-    def driving(self, link: int) -> tuple[bool, ...]:
-        """For which states ``f`` is not structurally zero."""
-        return self.executor.driving(link)
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
     ) -> list[Arrays]:
         """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
-        if traces is None or self.trace_dtype is not None or not is_one_step(block):
+        if traces is None or not self.reads_new(block):
             return self.solve(traces, block, operands)
-        found = [self._of_step(i, traces, new, block, operands) for i in range(len(self.links))]
-        return self._summed(found, operands)
+        found = []
+        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
+            g, held = link.group.index, operands[link.relation.index]
+            if block.jacobians.transition[g] is None:  # the trace is of this step alone
+                one = self._of_block(i, block, block.signal[g], operands)
+            else:
+                one = rules.solve(link.to_y(block.signal[g][0], 1), new[i], held)
+            if (old_signal := block.old_signal[g]) is not None:
+                one = add(one, rules.solve(link.to_y(old_signal[0], 1), traces[i], held))
+            found.append(one)
+        return self.summed(found, operands)
 
-    def _of_step(
-        self, i: int, traces: Traces, new: Traces, block: Block, operands: Operands
+    def reads_new(self, block: Block) -> bool:
+        """Whether a block is a single step, or without operations, with exact traces after it."""
+        one_step = all(len(f) == 1 for f in block.jacobians.f)
+        return self.of_model and self.trace_dtype is None and one_step
+
+    # --- traces ------------------------------------------------------------------------------
+
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
+        """Traces after a block."""
+        products = [
+            None if transition is None else suffix_products(transition)
+            for transition in block.jacobians.transition
+        ]
+        new = []
+        for i, link in enumerate(self.links):
+            before, found = None if traces is None else traces[i], products[link.group.index]
+            if found is None:  # D is zero: only the last step is left in the trace
+                last = block._replace(jacobians=jax.tree.map(lambda v: v[-1:], block.jacobians))
+                trace = self.increments(i, last, last.jacobians.f[i], operands)
+            else:
+                trace = self.rolled(i, before, found, block, operands)
+            new.append(self.stored(i, trace))
+        return tuple(new)
+
+    def increments(self, i: int, block: Block, f: jax.Array, operands: Operands) -> Arrays:
+        """``sum_t f^t (x) x^t`` of a link, with the inputs of a block."""
+        r = self.links[i].relation.index
+        return self.rules[i].increments(block.jacobians.x[r], f, operands[r])
+
+    def rolled(
+        self,
+        i: int,
+        trace: Arrays | None,
+        products: tuple[jax.Array, jax.Array],
+        block: Block,
+        operands: Operands,
     ) -> Arrays:
-        """``<l, eps^t> + <e, eps^{t-1}>`` of a link."""
-        link, solve = self.links[i], self.rules[i].solve
-        g, r = link.group.index, link.relation.index
-        signal, late = block.signal[g], block.late[g]
-        if block.jacobians.transition[g] is None:  # the trace is of this step alone
-            found = self._of_block(i, block, signal, operands)
-        else:
-            found = solve(link.to_y(signal[0], 1), new[i], operands[r])
-        if late is None:
-            return found
-        return add(found, solve(link.to_y(late[0], 1), traces[i], operands[r]))
+        """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0."""
+        (suffix, whole), link, driving = products, self.links[i], self._driving(i)
+        passing = None if driving is None else (driving,) * len(driving)
+        driven = jax.vmap(partial(apply, passing=passing))
+        f = driven(link.to_y(suffix, 3), block.jacobians.f[i])
+        new = self.increments(i, block, f, operands)
+        if trace is None:
+            return new
+        held = operands[link.relation.index]
+        return add(new, self.rules[i].propagate(link.to_y(whole, 2), trace, held))
 
-
-def is_one_step(block: Block) -> bool:
-    """Whether a block holds a single step, or no operation at all."""
-    return all(len(f) == 1 for f in block.jacobians.f)
-
-
-def rolled(
-    link: Link,
-    rules: TraceRules,
-    trace: Arrays | None,
-    products: tuple[jax.Array, jax.Array],
-    drive: tuple[Any, jax.Array],
-    operands: Sequence[Any],
-    driving: tuple[bool, ...] | None = None,
-) -> Arrays:
-    """``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t`` with the ``products`` P and P^0.
-
-    ``driving`` says which states of ``f`` are not structurally zero.
-    """
-    suffix, whole = products
-    x, f = drive
-    passing = None if driving is None else (driving,) * len(driving)
-    driven = partial(apply, passing=passing)
-    new = rules.increments(x, jax.vmap(driven)(link.to_y(suffix, 3), f), operands)
-    if trace is None:
-        return new
-    return add(new, rules.propagate(link.to_y(whole, 2), trace, operands))
+    def of_link(self, traces: Traces, index: int) -> Arrays:
+        """The trace of a link by trainable key; [B, in, out, S] for a dense product of a batch."""
+        return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in traces[index].items()}

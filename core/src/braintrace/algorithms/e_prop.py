@@ -13,16 +13,16 @@ products, ``Q^t = kappa^{K-t} + Q^{t+1} D^{t+1}``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..ops.operation import Arrays
 from .block_algebra import Accumulated, accumulate, compose, suffix_products
-from .d_rtrl import ParamDimRule, rolled
-from .rule import Block, LateSignals, Operands, Traces, add
+from .d_rtrl import ParamDimRule
+from .rule import Block, OldSignals, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +70,23 @@ class EPropRule(ParamDimRule):
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
         """Cotangents of the traced operands of every relation, summed over a block."""
         raw: dict[int, Accumulated] = {}
-        filtered: dict[int, jax.Array] = {}
-        for g in self._driven:
-            signal, filtered[g] = self._filtered_signal(block.signal[g], block.late[g])
+        filtered: dict[int, jax.Array | None] = {}
+        for g in (group.index for group in self.executor.driven):
+            signal, filtered[g] = self._filtered_signal(block.signal[g], block.old_signal[g])
             raw[g] = accumulate(block.jacobians.transition[g], signal, None)
-        found = self.contracted(block, {g: a.signal for g, a in raw.items()}, operands)
+        found = self.contracted(block, raw, operands)
         if traces is not None:
             eps, ebar = self._halves(traces)
-            entries: Mapping[int, jax.Array | None] = {g: a.entry for g, a in raw.items()}
+            entries = {g: a.entry for g, a in raw.items()}
             found = self.with_entries(found, eps, entries, operands)
             found = self.with_entries(found, ebar, filtered, operands)
-        return self._summed(found, operands)
+        return self.summed(found, operands)
 
     def _filtered_signal(
-        self, signal: jax.Array, late: jax.Array | None
+        self, signal: jax.Array, old_signal: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """``mbar^t`` for t = 1..K, and ``mbar^0`` without ``l^0``, for the trace that enters."""
-        total, first = accumulate(None, signal, late)
+        total, first = accumulate(None, signal, old_signal)
 
         def step(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
             carried = now + self.kappa * carried
@@ -96,9 +96,11 @@ class EPropRule(ParamDimRule):
         entry = self.kappa * last
         return filtered, entry if first is None else entry + first
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
-        """Cotangents of the traced operands from a signal at the hidden states as they are."""
-        return super().boundary(self._halves(traces)[1], signal, operands)
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the start of a window."""
+        return super().solve_at_start(self._halves(traces)[1], signal, operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block."""
@@ -106,23 +108,23 @@ class EPropRule(ParamDimRule):
         steps = block.jacobians.f[0].shape[0] if self.links else 0
         products = [self._products(t, steps) for t in block.jacobians.transition]
         new = []
-        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
-            r = link.relation.index
-            x, f = block.jacobians.x[r], block.jacobians.f[i]
-            before = None if eps is None else eps[i]
-            found = products[link.group.index]
+        for i, link in enumerate(self.links):
+            f, found = block.jacobians.f[i], products[link.group.index]
             if found is None:
-                weights = self.kappa ** jnp.arange(steps - 1, -1, -1, f.dtype)
-                shaped = weights.reshape(-1, *(1,) * (f.ndim - 1))
-                trace = rules.increments(x, shaped * f, operands[r])
+                weights = self._decays(steps, f.dtype).reshape(-1, *(1,) * (f.ndim - 1))
+                trace = self.increments(i, block, weights * f, operands)
             else:
-                trace = rolled(link, rules, before, found, (x, f), operands[r])
+                trace = self.rolled(i, None if eps is None else eps[i], found, block, operands)
             if ebar is not None:
                 decay = self.kappa**steps
                 kept = {key: (decay * leaf).astype(leaf.dtype) for key, leaf in ebar[i].items()}
                 trace = add(trace, kept)
-            new.append(self._stored(i, trace))
+            new.append(self.stored(i, trace))
         return (*super().update(eps, block, operands), *new)
+
+    def _decays(self, steps: int, dtype: Any) -> jax.Array:
+        """``kappa^{K-t}`` for t = 1..K."""
+        return self.kappa ** jnp.arange(steps - 1, -1, -1, dtype)
 
     def _products(
         self, transition: jax.Array | None, steps: int
@@ -138,9 +140,8 @@ class EPropRule(ParamDimRule):
             product = product + now[1] * identity
             return compose(product, now[0]), product
 
-        decays = self.kappa ** jnp.arange(steps - 1, -1, -1, transition.dtype)
-        start = jnp.zeros_like(identity)
-        whole, products = jax.lax.scan(step, start, (transition, decays), reverse=True)
+        rows = transition, self._decays(steps, transition.dtype)
+        whole, products = jax.lax.scan(step, jnp.zeros_like(identity), rows, reverse=True)
         return products, whole
 
     def of_link(self, traces: Traces, index: int) -> Arrays:

@@ -48,11 +48,11 @@ from ..base.arrays import bytes_of, sum_dtype
 from ..base.errors import NotSupportedError
 from ..compiler.relation import HiddenParamOpRelation
 from ..executor.layout import Link
-from ..executor.step import ETraceGraphExecutor
-from ..ops.operation import Arrays, Operation
+from ..executor.step import Executor
+from ..ops.operation import Arrays
 from ..ops.traces import output_trace
 from .block_algebra import accumulate, apply
-from .rule import Block, LateSignals, LearningRule, Operands, Traces, by_relation
+from .rule import Block, LearningRule, OldSignals, Operands, Traces
 
 
 class Filters(NamedTuple):
@@ -100,12 +100,13 @@ class IODimRule(LearningRule):
     (2, 4, 1)
     """
 
-    executor: ETraceGraphExecutor
+    executor: Executor
     decay_x: float
     decay_f: float
     trace_dtype: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for relation in self._relations:
             x = relation.x_var
             if x is not None and self.decay_x and not versions.is_float(x.aval):
@@ -119,16 +120,6 @@ class IODimRule(LearningRule):
     @property
     def _relations(self) -> tuple[HiddenParamOpRelation, ...]:
         return self.executor.graph.hidden_param_op_relations
-
-    @cached_property
-    def _operations(self) -> tuple[Operation, ...]:
-        """Per link, its operation."""
-        return tuple(self.executor.operation(link.relation, link.group) for link in self.links)
-
-    @cached_property
-    def _sources(self) -> dict[int, int]:
-        """For each relation with an input, the first one with the same: they share a filter."""
-        return self.executor.sources
 
     # --- traces ------------------------------------------------------------------------------
 
@@ -150,12 +141,15 @@ class IODimRule(LearningRule):
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
             return jax.ShapeDtypeStruct(shape, own or sum_dtype(dtype))
 
-        inputs = {s: self._relations[s].x_var.aval for s in self._sources.values()}  # type: ignore[union-attr]
+        inputs = {s: self._relations[s].x_var.aval for s in self.executor.sources.values()}  # type: ignore[union-attr]
         return Filters(
             {s: kept(x.shape, x.dtype) for s, x in inputs.items()},
             tuple(
-                kept(_shape_of_f(link), output_trace(operation, link.group.num_state).dtype)
-                for link, operation in zip(self.links, self._operations, strict=True)
+                kept(
+                    (link.group.num_state, *link.extra, *link.operation.y_aval.shape),
+                    output_trace(link.operation, link.group.num_state).dtype,
+                )
+                for link in self.links
             ),
         )
 
@@ -167,7 +161,7 @@ class IODimRule(LearningRule):
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
         _, x, f = traces
-        source = self._sources.get(self.links[index].relation.index)
+        source = self.executor.sources.get(self.links[index].relation.index)
         found = {} if source is None else {"x": x[source]}
         return {**found, "f": jnp.moveaxis(f[index], 0, -1)}
 
@@ -180,7 +174,7 @@ class IODimRule(LearningRule):
             return Filters({}, ()), traces
         steps, *kept = traces
         x, f, transition = block.jacobians
-        now = Filters({s: x[s] for s in self._sources.values()}, f)
+        now = Filters({s: x[s] for s in self.executor.sources.values()}, f)
         start = jax.tree.map(_at_least, Filters(*kept), now)
 
         def step(held: Filters, new: Any) -> tuple[Filters, Filters]:
@@ -228,12 +222,14 @@ class IODimRule(LearningRule):
         drives = [self._contracted(i, traces, history, block) for i in range(len(self.links))]
         return self._products(drives, operands), new
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
-        """Cotangents of the traced operands from a signal at the hidden states as they are."""
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the start of a window."""
         steps, held_x, held_f = traces
         drives = []
         for i, link in enumerate(self.links):
-            found, source = signal[link.group.index], self._sources.get(link.relation.index)
+            found, source = signal[link.group.index], self.executor.sources.get(link.relation.index)
             if found is None:
                 found = jnp.zeros((link.group.num_state, *link.group.varshape))
             x = None if source is None else held_x[source][None]
@@ -242,31 +238,29 @@ class IODimRule(LearningRule):
 
     def _products(self, drives: Sequence[Any], operands: Operands) -> list[Arrays]:
         """Per relation, the sum of ``xy_to_dw(eps_x, u)`` over what every link passes on."""
-        pairs = list(zip(self.links, self._operations, strict=True))
         found = [
-            operation.contract(x, dy, operands[link.relation.index])
-            for (x, dy), (link, operation) in zip(drives, pairs, strict=True)
+            link.operation.contract(x, dy, operands[link.relation.index])
+            for link, (x, dy) in zip(self.links, drives, strict=True)
         ]
-        weights = [operation.weights(operands[link.relation.index]) for link, operation in pairs]
-        return by_relation(self, found, weights)
+        return self.summed(found, operands)
 
     def _contracted(
         self, i: int, traces: Traces | None, history: Filters, block: Block
     ) -> tuple[jax.Array | None, jax.Array]:
         """What a link passes on to ``xy_to_dw``: ``eps_x`` [K, *X] and ``u`` [K, *Y].
 
-        Where the first old values are read late, the traces that enter the block come first.
+        Where there is a signal at the first old values, the traces that enter the block come first.
         """
-        link, source = self.links[i], self._sources.get(self.links[i].relation.index)
+        link, source = self.links[i], self.executor.sources.get(self.links[i].relation.index)
         g = link.group.index
-        signal, late = accumulate(None, block.signal[g], block.late[g])
+        signal, first = accumulate(None, block.signal[g], block.old_signal[g])
         x = None if source is None else history.x[source]
         f, count = history.f[i], 1 + jnp.arange(signal.shape[0])
         if traces is not None:
             steps, held_x, held_f = traces
             count = steps + count
-            if late is not None:
-                signal, f = _after(late, signal), _after(held_f[i], f)
+            if first is not None:
+                signal, f = _after(first, signal), _after(held_f[i], f)
                 count = _after(steps, count)
                 if source is not None and x is not None:
                     x = _after(jnp.where(steps > 0, held_x[source].astype(x.dtype), x[0]), x)
@@ -284,19 +278,14 @@ class IODimRule(LearningRule):
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
         dy = dy * self._correction(count).astype(dy.dtype).reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:
-            x = x.astype(link.relation.x_var.aval.dtype)  # type: ignore[union-attr]
-        return x, dy.astype(link.relation.y_var.aval.dtype)
+            x = x.astype(link.operation.x_aval.dtype)  # type: ignore[union-attr]
+        return x, dy.astype(link.operation.y_aval.dtype)
 
     def _correction(self, count: jax.Array) -> jax.Array:
         """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
         log = math.log(self.decay_f) if self.decay_f else -math.inf
         power = jnp.maximum(count, 1).astype(float) * log
         return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
-
-
-def _shape_of_f(link: Link) -> tuple[int, ...]:
-    """[S, *E, *Y]."""
-    return (link.group.num_state, *link.extra, *link.relation.y_var.aval.shape)
 
 
 def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..executor.jacobians import StepJacobians
+from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
-from ..executor.step import ETraceGraphExecutor
+from ..executor.step import Executor
 from ..ops.operation import Arrays
+from ..ops.traces import trace_rules
+from ..ops.traces.rules import TraceRules
 
 Traces = tuple[Any, ...]
 """A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
@@ -23,18 +28,26 @@ Operands = Sequence[Sequence[Any]]
 
 
 Signals = tuple[jax.Array, ...]
-LateSignals = tuple[jax.Array | None, ...]
+OldSignals = tuple[jax.Array | None, ...]
 
 
-class Block(NamedTuple):
+class _Fields(NamedTuple):
+    jacobians: StepJacobians
+    signal: Signals
+    old_signal: OldSignals
+    given: Any = None
+
+
+class Block(_Fields):
     """``K`` steps as an algorithm sees them; every array has a leading axis of ``K`` steps.
 
     Attributes
     ----------
     jacobians
         ``x`` per relation, ``f`` per link, ``D`` per group.
-    signal, late
-        ``l`` and ``e`` per group, [K, S, *V]; ``e`` is ``None`` where structurally zero.
+    signal, old_signal
+        ``l`` and ``e`` per group, [K, S, *V]: gradients at the new and at the old values; ``e`` is
+        ``None`` where structurally zero.
     given
         What the caller passed to the learner besides the model's arguments, such as a modulator.
 
@@ -42,13 +55,42 @@ class Block(NamedTuple):
     --------
     >>> from braintrace.algorithms import Block
     >>> Block._fields
-    ('jacobians', 'signal', 'late', 'given')
+    ('jacobians', 'signal', 'old_signal', 'given')
     """
 
-    jacobians: StepJacobians
-    signal: Signals
-    late: LateSignals
-    given: Any = None
+    @property
+    def late(self) -> OldSignals:
+        """The former name of ``old_signal``."""
+        warn_of_old_name("Block.late", "old_signal")
+        return self.old_signal
+
+    def _replace(self, **changes: Any) -> Block:
+        if "late" in changes:
+            warn_of_old_name("Block.late", "old_signal")
+            changes["old_signal"] = changes.pop("late")
+        return super()._replace(**changes)
+
+
+def warn_of_old_name(old: str, new: str) -> None:
+    """Say that a name stays for one release."""
+    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
+
+
+def accept_old_name(cls: type, old: str, new: str) -> None:
+    """Let a class define a method by its old name, and callers call it so; with a warning."""
+    own = vars(cls)
+    if new in own:
+        method = own[new]
+
+        @wraps(method)
+        def by_old_name(*args: Any) -> Any:
+            warn_of_old_name(f"{cls.__name__}.{old}", new)
+            return method(*args)
+
+        setattr(cls, old, by_old_name)
+    elif old in own:
+        warn_of_old_name(f"{cls.__name__}.{old}", new)
+        setattr(cls, new, own[old])
 
 
 class LearningRule(ABC):
@@ -70,7 +112,17 @@ class LearningRule(ABC):
     (True, 2, 2)
     """
 
-    executor: ETraceGraphExecutor
+    executor: Executor
+    #: What ``D`` and ``f`` must hold: ``'near'``, the entries between equal positions, or
+    #: ``'whole'``, every entry within a hidden group (which is near ones and more).
+    jacobians: str = "near"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        accept_old_name(cls, "boundary", "solve_at_start")
+
+    def __post_init__(self) -> None:
+        check_jacobians(self)
 
     @property
     def name(self) -> str:
@@ -91,8 +143,10 @@ class LearningRule(ABC):
         """Cotangents of the traced operands of every relation, summed over a block."""
 
     @abstractmethod
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
-        """Cotangents of the traced operands from a signal at the hidden states as they are.
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the start of a window.
 
         Parameters
         ----------
@@ -129,24 +183,64 @@ class LearningRule(ABC):
         """The arrays that are held for a link."""
         return self.of_link(traces, index)
 
+    def summed(self, found: Sequence[Arrays], operands: Operands) -> list[Arrays]:
+        """Cotangents per relation from those per link, in the dtypes of the weights."""
+        total: dict[int, Arrays] = {}
+        for link, one in zip(self.links, found, strict=True):
+            r = link.relation.index
+            like = link.operation.weights(operands[r])
+            cast = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
+            total[r] = add(total[r], cast) if r in total else cast
+        return [total[r] for r in sorted(total)]
+
     @property
     def bytes_per_step(self) -> int:
         """Memory that a gradient takes for each step of a block, besides the block itself."""
         return 0
 
 
-def by_relation(
-    rule: LearningRule, found: Sequence[Arrays], weights: Sequence[Arrays]
-) -> list[Arrays]:
-    """Cotangents per link, in the dtypes of the weights, summed over the links of a relation."""
-    total: dict[int, Arrays] = {}
-    for link, one, like in zip(rule.links, found, weights, strict=True):
-        cast = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
-        r = link.relation.index
-        total[r] = add(total[r], cast) if r in total else cast
-    return [total[r] for r in sorted(total)]
+def check_jacobians(rule: LearningRule) -> None:
+    """Whether the executor of a rule gives the Jacobians that the rule needs.
+
+    Raises
+    ------
+    ValueError
+        When it does not.
+    """
+    needed, given = rule.jacobians, rule.executor.jacobians
+    if needed not in (given, "near"):
+        raise ValueError(
+            f"{type(rule).__name__} needs {needed} Jacobians ({JACOBIANS.get(needed, 'unknown')}), "
+            f"and the executor gives {given} ones ({JACOBIANS[given]}). Write jacobians = "
+            f"{needed!r} in the class of the learner, or pass jacobians={needed!r} to its executor"
+        )
 
 
 def add(a: Arrays, b: Arrays) -> Arrays:
     """The sum of two dicts of arrays."""
     return jax.tree.map(jnp.add, a, b)
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterTraces(LearningRule):
+    """A rule with a trace per link that is laid out by the rules of its operation.
+
+    ``trace_dtype`` is the dtype in which traces are kept; ``None``: that of the operation's output.
+    """
+
+    executor: Executor
+    trace_dtype: Any = None
+
+    @cached_property
+    def rules(self) -> tuple[TraceRules, ...]:
+        """Per link, the rules of its trace."""
+        return tuple(trace_rules(k.operation, k.extra, self.states_of(k)) for k in self.links)
+
+    def states_of(self, link: Link) -> int:
+        """How many states a trace of the link has."""
+        return link.group.num_state
+
+    def stored(self, i: int, trace: Arrays) -> Arrays:
+        """The trace of a link in the dtypes in which it is kept."""
+        like = self.rules[i].types
+        return {k: leaf.astype(self.trace_dtype or like[k].dtype) for k, leaf in trace.items()}

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..executor.layout import Positions
-from ..executor.step import ETraceGraphExecutor
-from ..executor.whole import WholeGroup
+from ..executor.step import Executor
 from ..ops.operation import Arrays
-from .rule import Block, LateSignals, LearningRule, Operands, Traces
+from .rule import Block, LearningRule, OldSignals, Operands, Traces, accept_old_name
 
 
 class SignalSource(ABC):
@@ -31,21 +30,25 @@ class SignalSource(ABC):
     >>> class Halved(SignalSource):
     ...     def replaced(self, block):
     ...         half = [0.5 * signal for signal in block.signal]
-    ...         late = [None if signal is None else 0.5 * signal for signal in block.late]
-    ...         return block._replace(signal=tuple(half), late=tuple(late))
+    ...         old = [None if signal is None else 0.5 * signal for signal in block.old_signal]
+    ...         return block._replace(signal=tuple(half), old_signal=tuple(old))
     ...
-    ...     def at_boundary(self, signal):
+    ...     def at_start(self, signal):
     ...         return tuple(None if s is None else 0.5 * s for s in signal)
-    >>> Halved().at_boundary((1.0, None))
+    >>> Halved().at_start((1.0, None))
     (0.5, None)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        accept_old_name(cls, "at_boundary", "at_start")
 
     @abstractmethod
     def replaced(self, block: Block) -> Block:
         """The block with other signals."""
 
     @abstractmethod
-    def at_boundary(self, signal: LateSignals) -> LateSignals:
+    def at_start(self, signal: OldSignals) -> OldSignals:
         """What takes the place of a signal [S, *V] at the old values of a window."""
 
 
@@ -76,9 +79,14 @@ class Resignalled(LearningRule):
     source: SignalSource
 
     @property
-    def executor(self) -> ETraceGraphExecutor:  # type: ignore[override]
+    def executor(self) -> Executor:  # type: ignore[override]
         """The rule's executor."""
         return self.rule.executor
+
+    @property
+    def jacobians(self) -> str:  # type: ignore[override]
+        """What the rule needs."""
+        return self.rule.jacobians
 
     @property
     def name(self) -> str:
@@ -93,9 +101,11 @@ class Resignalled(LearningRule):
         """The rule's cotangents, from other signals."""
         return self.rule.solve(traces, self.source.replaced(block), operands)
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
         """The rule's cotangents at the start of a window, from other signals."""
-        return self.rule.boundary(traces, self.source.at_boundary(signal), operands)
+        return self.rule.solve_at_start(traces, self.source.at_start(signal), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """The rule's traces after a block."""
@@ -136,7 +146,7 @@ class RandomFeedback(SignalSource):
     7:13276, 2016; in e-prop: Bellec et al. 2020).
     """
 
-    executor: ETraceGraphExecutor
+    executor: Executor
     seed: Any
 
     @cached_property
@@ -156,38 +166,30 @@ class RandomFeedback(SignalSource):
 
     def _fed_back(self, index: int, signal: jax.Array) -> jax.Array:
         """``signal`` [.., S, *V] through the matrix of a group."""
-        group = self.executor.graph.hidden_groups[index]
+        group = self.executor.groups[index]
         matrix = self.matrices[index].astype(signal.dtype)
-        if not group.varshape:
+        if not group.group.varshape:
             return signal * matrix[0, 0]
-        whole = _whole_of(self.executor, index)
-        if whole is None:
-            return signal @ matrix
-        lead = signal.ndim - 1 - whole.ndim
-        return whole.joined(whole.parted(signal, lead) @ matrix, lead)
+        lead = signal.ndim - 1 - group.ndim
+        return group.joined(group.parted(signal, lead) @ matrix, lead)
 
     def replaced(self, block: Block) -> Block:
         """``l`` and ``e`` through the matrices, unless they stem from an error fed back already."""
         if block.given is not None:
             return block
         signal = tuple(self._fed_back(g, s) for g, s in enumerate(block.signal))
-        return block._replace(signal=signal, late=self.at_boundary(block.late))
+        return block._replace(signal=signal, old_signal=self.at_start(block.old_signal))
 
-    def at_boundary(self, signal: LateSignals) -> LateSignals:
+    def at_start(self, signal: OldSignals) -> OldSignals:
         """The signal through the matrices."""
         return tuple(None if s is None else self._fed_back(g, s) for g, s in enumerate(signal))
-
-
-def _whole_of(executor: ETraceGraphExecutor, index: int) -> WholeGroup | None:
-    groups = getattr(executor, "whole", None)
-    return None if groups is None else groups[index]
 
 
 @dataclass(frozen=True, eq=False)
 class Modulated(SignalSource):
     """Signals that the caller gives: a modulator for every state, [] or like the positions."""
 
-    executor: ETraceGraphExecutor
+    executor: Executor
 
     def replaced(self, block: Block) -> Block:
         """The modulator in place of ``l``, and no ``e``."""
@@ -197,25 +199,22 @@ class Modulated(SignalSource):
                 "config=...) and compile(model, config, ...) give learners that take one"
             )
         signal = tuple(
-            self._spread(given, like, group)
+            self._spread(given.astype(like.dtype), group)
             for given, like, group in zip(
-                block.given, block.signal, self.executor.graph.hidden_groups, strict=True
+                block.given, block.signal, self.executor.groups, strict=True
             )
         )
-        return block._replace(signal=signal, late=(None,) * len(block.late))
+        return block._replace(signal=signal, old_signal=(None,) * len(block.old_signal))
 
-    def _spread(self, given: jax.Array, like: jax.Array, group: Positions) -> jax.Array:
-        """A modulator [K, *V], or [K] for all, for every state: [K, S, *V]."""
-        given = given.astype(like.dtype)
-        wide = given.reshape(
-            given.shape[0], *(1,) * (1 + group.ndim - (given.ndim - 1)), *given.shape[1:]
-        )
-        states = group.num_state
-        laid = jnp.broadcast_to(wide, (given.shape[0], states, *group.varshape))
-        whole = _whole_of(self.executor, group.index)
-        return laid if whole is None else whole.joined(laid, 1)
+    def _spread(self, given: jax.Array, positions: Positions) -> jax.Array:
+        """A modulator [K, *V of the group], or [K] for all, for every state: [K, S, *V]."""
+        group, steps = positions.group, given.shape[0]
+        missing = (1,) * (1 + group.ndim - (given.ndim - 1))
+        wide = given.reshape(steps, *missing, *given.shape[1:])
+        laid = jnp.broadcast_to(wide, (steps, group.num_state, *group.varshape))
+        return positions.joined(laid, 1)
 
-    def at_boundary(self, signal: LateSignals) -> LateSignals:
+    def at_start(self, signal: OldSignals) -> OldSignals:
         """Windows contain the gradient of the loss, which no modulator can replace."""
         raise NotImplementedError("a modulated rule has no windows")
 
@@ -224,7 +223,7 @@ class Modulated(SignalSource):
 class TracelessRule(LearningRule):
     """No traces: nothing from before a window reaches it."""
 
-    executor: ETraceGraphExecutor
+    executor: Executor
 
     def init(self) -> Traces:
         """Nothing."""
@@ -234,7 +233,9 @@ class TracelessRule(LearningRule):
         """Not used: a window's gradient is that of reverse mode."""
         raise NotImplementedError("a rule without traces learns in windows")
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
         """Zeros."""
         relations = self.executor.graph.hidden_param_op_relations
         return [

@@ -11,16 +11,15 @@ directly, and those that these reach within ``n - 1`` steps of the position grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..executor.layout import Link
-from ..executor.whole import WholeGroupsExecutor
 from ..ops.operation import Arrays
 from .block_algebra import apply
 from .d_rtrl import ParamDimRule
@@ -34,7 +33,7 @@ class SnApRule(ParamDimRule):
     Parameters
     ----------
     executor
-        A compiled executor of whole groups.
+        A compiled executor with ``jacobians='whole'``.
     trace_dtype
         See :class:`ParamDimRule`.
     order
@@ -54,10 +53,11 @@ class SnApRule(ParamDimRule):
     (2, 7, 4, 4)
     """
 
-    executor: WholeGroupsExecutor
+    jacobians = "whole"
     order: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.masks  # noqa: B018  the position graph is found when compiling, not while tracing
 
     @property
@@ -71,12 +71,11 @@ class SnApRule(ParamDimRule):
         return tuple(self._mask(i) for i in range(len(self.links)))
 
     def _mask(self, index: int) -> np.ndarray | None:
-        link, executor = self.links[index], self.executor
-        whole, places = executor.whole[link.group.index], executor.places_of_y(index)
+        group, places = self.links[index].group, self.executor.places_of_y(index)
         if places is None:
             return None
-        near = executor.position_graph(link.group.index) | np.eye(whole.num_mixed, dtype=bool)
-        reached = np.eye(whole.num_mixed, dtype=bool)
+        reached = np.eye(group.num_mixed, dtype=bool)
+        near = self.executor.position_graph(group.index) | reached
         for _ in range(self.order - 1):
             wider = (near.astype(float) @ reached) > 0
             if np.array_equal(wider, reached):
@@ -85,7 +84,7 @@ class SnApRule(ParamDimRule):
         kept = reached[:, places]
         if kept.all():
             return None
-        return np.tile(kept, (whole.group.num_state, *(1,) * places.ndim))
+        return np.tile(kept, (group.group.num_state, *(1,) * places.ndim))
 
     def _masked(self, index: int, array: jax.Array) -> jax.Array:
         """``array`` [S, *E, *Y] with zeros where the trace is cut off."""
@@ -101,69 +100,60 @@ class SnApRule(ParamDimRule):
         found = []
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
             r = link.relation.index
-            entry, signal = self._accumulated(i, link, block)
+            entry, signal = self._accumulated(i, block)
             dy = link.sum_to_y((block.jacobians.f[i] * signal).sum(1), 1)
-            one = rules.operation.contract(block.jacobians.x[r], dy, operands[r])
+            one = link.operation.contract(block.jacobians.x[r], dy, operands[r])
             if traces is not None:
                 one = add(one, rules.solve(entry, traces[i], operands[r]))
             found.append(one)
-        return self._summed(found, operands)
+        return self.summed(found, operands)
 
-    def _accumulated(self, i: int, link: Link, block: Block) -> tuple[jax.Array, jax.Array]:
-        """``c^0`` [S, *E, *Y] and ``a^t`` [K, S, *E, *Y] of a link; see ``_blocks``.
+    def _accumulated(self, i: int, block: Block) -> tuple[jax.Array, jax.Array]:
+        """``c^0`` [S, *E, *Y] and ``a^t`` [K, S, *E, *Y] of a link; see ``block_algebra``.
 
         The trace is cut off element by element of ``y``, so that signals are, too.
         """
-        g = link.group.index
-        transition, late = block.jacobians.transition[g], block.late[g]
+        link, g = self.links[i], self.links[i].group.index
 
-        def step(carried: jax.Array, now: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            total = link.to_y(now["signal"], 1) + carried
-            if "transition" in now:
-                matrix = link.to_y(jnp.swapaxes(now["transition"], 0, 1), 2)
-                carried = apply(matrix, self._masked(i, total))
-            else:
+        def step(carried: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+            signal, transition, old_signal = now
+            total = link.to_y(signal, 1) + carried
+            if transition is None:
                 carried = jnp.zeros_like(total)
-            return (carried + link.to_y(now["late"], 1) if "late" in now else carried), total
+            else:
+                matrix = link.to_y(jnp.swapaxes(transition, 0, 1), 2)
+                carried = apply(matrix, self._masked(i, total))
+            return carried if old_signal is None else carried + link.to_y(old_signal, 1), total
 
-        rows = {"signal": block.signal[g], "transition": transition, "late": late}
-        known = {key: value for key, value in rows.items() if value is not None}
+        rows = block.signal[g], block.jacobians.transition[g], block.old_signal[g]
         start = jnp.zeros_like(link.to_y(block.signal[g][0], 1))
-        return jax.lax.scan(step, start, known, reverse=True)
+        return jax.lax.scan(step, start, rows, reverse=True)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block, step by step: what is cut off differs from entry to entry."""
         start = self.init() if traces is None else traces
-        jacobians = block.jacobians
+        return tuple(self._moved(i, trace, block, operands) for i, trace in enumerate(start))
 
-        def one(link_index: int) -> Arrays:
-            link, rules = self.links[link_index], self.rules[link_index]
-            r, g = link.relation.index, link.group.index
+    def _moved(self, i: int, trace: Arrays, block: Block, operands: Operands) -> Arrays:
+        """The trace of a link after a block."""
+        link, rules = self.links[i], self.rules[i]
+        g, held = link.group.index, operands[link.relation.index]
 
-            def step(trace: Arrays, now: Mapping[str, jax.Array]) -> tuple[Arrays, None]:
-                x = now["x"][None] if "x" in now else None
-                new = rules.increments(x, now["f"][None], operands[r])
-                if "transition" in now:
-                    moved = rules.propagate(link.to_y(now["transition"], 2), trace, operands[r])
-                    new = add(new, self._cut(link_index, moved, operands))
-                return self._stored(link_index, new), None
+        def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
+            x, f, transition = now
+            new = rules.increments(None if x is None else x[None], f[None], held)
+            if transition is not None:
+                moved = rules.propagate(link.to_y(transition, 2), trace, held)
+                new = add(new, self._cut(i, moved, held))
+            return self.stored(i, new), None
 
-            rows = {
-                "x": jacobians.x[r],
-                "f": jacobians.f[link_index],
-                "transition": jacobians.transition[g],
-            }
-            known = {key: value for key, value in rows.items() if value is not None}
-            return jax.lax.scan(step, start[link_index], known)[0]
+        x, f, transition = block.jacobians
+        return jax.lax.scan(step, trace, (x[link.relation.index], f[i], transition[g]))[0]
 
-        return tuple(one(i) for i in range(len(self.links)))
-
-    def _cut(self, i: int, trace: Arrays, operands: Operands) -> Arrays:
+    def _cut(self, i: int, trace: Arrays, held: Sequence[Any]) -> Arrays:
         """``mask . eps``: every state of the trace scaled by its own row of the mask."""
         if self.masks[i] is None:
             return trace
-        link, rules = self.links[i], self.rules[i]
-        y = link.relation.y_var.aval
-        shape = (link.group.num_state, *link.extra, *y.shape)
-        rows = self._masked(i, jnp.ones(shape, y.dtype))
-        return rules.scaled(rows, trace, operands[link.relation.index])
+        link, y = self.links[i], self.links[i].operation.y_aval
+        rows = jnp.ones((link.group.num_state, *link.extra, *y.shape), y.dtype)
+        return self.rules[i].scaled(self._masked(i, rows), trace, held)

@@ -17,9 +17,7 @@ own. The relations of a group share ``s`` and ``nu``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +25,10 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..executor.jacobians import StepJacobians
-from ..executor.whole import WholeGroupsExecutor
+from ..executor.layout import Link, Positions
 from ..ops.operation import Arrays
-from ..ops.traces import trace_rules
-from ..ops.traces.rules import TraceRules
 from .block_algebra import apply
-from .rule import Block, LateSignals, LearningRule, Operands, Traces, add, by_relation
+from .rule import Block, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 class RankOne(NamedTuple):
@@ -44,13 +40,13 @@ class RankOne(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class UORORule(LearningRule):
+class UORORule(ParameterTraces):
     """The learning rule UORO for one compiled model.
 
     Parameters
     ----------
     executor
-        A compiled executor of whole groups.
+        A compiled executor with ``jacobians='whole'``.
     trace_dtype
         Dtype in which traces are kept; ``None``: that of the operation's output.
     seed
@@ -68,41 +64,31 @@ class UORORule(LearningRule):
     True
     """
 
-    executor: WholeGroupsExecutor
-    trace_dtype: Any = None
+    jacobians = "whole"
     seed: Any = 0
-
-    @cached_property
-    def rules(self) -> tuple[TraceRules, ...]:
-        """Per link, the rules of a trace with one state, which is laid out like ``theta``."""
-        return tuple(
-            trace_rules(self.executor.operation(k.relation, k.group), k.extra, 1)
-            for k in self.links
-        )
-
-    @cached_property
-    def _groups(self) -> tuple[Any, ...]:
-        """The groups that have links."""
-        return tuple({k.group.index: k.group for k in self.links}.values())
 
     @property
     def name(self) -> str:
         """What the rule is called in reports."""
         return "UORO"
 
+    def states_of(self, link: Link) -> int:
+        """``theta`` is laid out like a trace with one state."""
+        return 1
+
     def init(self) -> Traces:
         """Estimates of zero, and the first random state."""
-        theta = tuple(self._stored(i, rules.init()) for i, rules in enumerate(self.rules))
+        theta = tuple(self.stored(i, rules.init()) for i, rules in enumerate(self.rules))
         s = {g.index: jnp.zeros((g.num_state, *g.varshape), self._dtype(g)) for g in self._groups}
         return tuple(RankOne(s, theta, versions.random_bits_of(self.seed)))
 
-    def _dtype(self, group: Any) -> Any:
+    @property
+    def _groups(self) -> tuple[Positions, ...]:
+        return self.executor.driven
+
+    def _dtype(self, group: Positions) -> Any:
         ys = [k.relation.y_var.aval.dtype for k in self.links if k.group is group]
         return self.trace_dtype or jnp.result_type(*ys)
-
-    def _stored(self, link: int, trace: Arrays) -> Arrays:
-        like = self.rules[link].types
-        return {k: v.astype(self.trace_dtype or like[k].dtype) for k, v in trace.items()}
 
     # --- one step ----------------------------------------------------------------------------
 
@@ -111,26 +97,21 @@ class UORORule(LearningRule):
         key, draw = jax.random.split(held.key)
         s, theta = {}, dict(enumerate(held.theta))
         for n, group in enumerate(self._groups):
-            g = group.index
-            signs = jax.random.rademacher(
-                jax.random.fold_in(draw, n), held.s[g].shape, held.s[g].dtype
-            )
-            links = [i for i, k in enumerate(self.links) if k.group.index == g]
+            g, s_old = group.index, held.s[group.index]
+            signs = jax.random.rademacher(jax.random.fold_in(draw, n), s_old.shape, s_old.dtype)
+            links = [i for i, k in enumerate(self.links) if k.group is group]
             fresh = {i: self._drawn(i, now, signs, operands) for i in links}
             transition = now.transition[g]
-            moved = jnp.zeros_like(held.s[g])
-            if transition is not None:
-                moved = apply(transition, held.s[g])
-            old = self._norm({i: held.theta[i] for i in links}, group, operands)
-            new = self._norm(fresh, group, operands)
+            moved = jnp.zeros_like(s_old) if transition is None else apply(transition, s_old)
+            old = self._norm({i: theta[i] for i in links}, group, operands)
             to_s, to_theta = _balanced(old, _length(moved))
-            of_s, of_theta = _balanced(new, _length(signs))
-            s[g] = (to_s * moved + of_s * signs).astype(held.s[g].dtype)
+            of_s, of_theta = _balanced(self._norm(fresh, group, operands), _length(signs))
+            s[g] = (to_s * moved + of_s * signs).astype(s_old.dtype)
             for i in links:
-                kept = self._scaled(i, to_theta, held.theta[i], operands)
+                kept = self._scaled(i, to_theta, theta[i], operands)
                 found = add(kept, self._scaled(i, of_theta, fresh[i], operands))
-                theta[i] = self._stored(i, found)
-        return RankOne(s, tuple(theta[i] for i in range(len(theta))), key)
+                theta[i] = self.stored(i, found)
+        return RankOne(s, tuple(theta.values()), key)
 
     def _drawn(self, i: int, now: StepJacobians, signs: jax.Array, operands: Operands) -> Arrays:
         """``nu^T F`` of a link, in the structure of ``theta``."""
@@ -145,7 +126,7 @@ class UORORule(LearningRule):
         laid = link.to_y(factor, 0)[None]
         return self.rules[i].scaled(laid, theta, operands[link.relation.index])
 
-    def _norm(self, thetas: dict[int, Arrays], group: Any, operands: Operands) -> jax.Array:
+    def _norm(self, thetas: dict[int, Arrays], group: Positions, operands: Operands) -> jax.Array:
         """Length of all entries that belong to a position [*V].
 
         The transpose of a scaling by position is the sum over what is scaled.
@@ -160,7 +141,7 @@ class UORORule(LearningRule):
             total = total + pull(jax.tree.map(jnp.ones_like, squares))[0]
         return jnp.sqrt(total)
 
-    def _met(self, held: RankOne, signal: LateSignals, operands: Operands) -> list[Arrays]:
+    def _met(self, held: RankOne, signal: OldSignals, operands: Operands) -> list[Arrays]:
         """Per link, ``<signal, s> theta``."""
         found = []
         for link, rules, theta in zip(self.links, self.rules, held.theta, strict=True):
@@ -172,24 +153,19 @@ class UORORule(LearningRule):
 
     # --- blocks ------------------------------------------------------------------------------
 
-    def boundary(self, traces: Traces, signal: LateSignals, operands: Operands) -> list[Arrays]:
-        """Cotangents of the traced operands from a signal at the hidden states as they are."""
-        return self._summed(self._met(RankOne(*traces), signal, operands), operands)
-
-    def _summed(self, found: Sequence[Arrays], operands: Operands) -> list[Arrays]:
-        weights = [
-            rules.operation.weights(operands[k.relation.index])
-            for k, rules in zip(self.links, self.rules, strict=True)
-        ]
-        return by_relation(self, found, weights)
+    def solve_at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands
+    ) -> list[Arrays]:
+        """Cotangents of the traced operands from a signal at the start of a window."""
+        return self.summed(self._met(RankOne(*traces), signal, operands), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block."""
-        start = self.init() if traces is None else traces
 
         def step(held: Traces, now: StepJacobians) -> tuple[Traces, None]:
             return tuple(self._advanced(RankOne(*held), now, operands)), None
 
+        start = self.init() if traces is None else traces
         return jax.lax.scan(step, start, block.jacobians)[0]
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
@@ -204,32 +180,24 @@ class UORORule(LearningRule):
 
         def step(carry: Any, now: Any) -> tuple[Any, None]:
             held, total = carry
-            jacobians, signal, late = now
-            before = self._met(RankOne(*held), late, operands)
+            jacobians, signal, old_signal, _ = now
+            before = self._met(RankOne(*held), old_signal, operands)
             after = self._advanced(RankOne(*held), jacobians, operands)
             found = map(add, before, self._met(after, signal, operands))
-            total = [add(a, _like(b, a)) for a, b in zip(total, found, strict=True)]
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, list(found))
             return (tuple(after), total), None
 
-        zeros = [
-            {key: jnp.zeros(v.shape, v.dtype) for key, v in shapes.items()}
-            for shapes in jax.eval_shape(
-                lambda: self._met(RankOne(*start), tuple(s[0] for s in block.signal), operands)
-            )
-        ]
-        rows = (block.jacobians, block.signal, block.late)
-        (last, total), _ = jax.lax.scan(step, (start, zeros), rows)
-        return self._summed(total, operands), last
+        first = tuple(signal[0] for signal in block.signal)
+        shapes = jax.eval_shape(lambda: self._met(RankOne(*start), first, operands))
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+        (last, total), _ = jax.lax.scan(step, (start, zeros), tuple(block._replace(given=None)))
+        return self.summed(total, operands), last
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``theta`` by trainable key, and ``"s"`` [*V, S]."""
         held = RankOne(*traces)
         theta = {key: leaf[0] for key, leaf in held.theta[index].items()}
         return {**theta, "s": jnp.moveaxis(held.s[self.links[index].group.index], 0, -1)}
-
-
-def _like(a: Arrays, b: Arrays) -> Arrays:
-    return {key: leaf.astype(b[key].dtype) for key, leaf in a.items()}
 
 
 def _length(array: jax.Array) -> jax.Array:

@@ -84,7 +84,7 @@ class BlockRunner:
                 loss_of, argnums=(0, 1, 2, 3), has_aux=True
             )(perturb, {i: leaves[i] for i in late}, {i: leaves[i] for i in chosen}, shifts)
             values, given = boundary
-            jacobians = executor.jacobians(values)
+            jacobians = executor.jacobians_at(values)
             direct = {i: value + params[i] for i, value in direct.items()}
             signals = executor.signals(signal), self._late_signals(olds, leaves)
             step = Block(jacobians, *signals, given)
@@ -107,4 +107,4 @@ class BlockRunner:
             for path, state in zip(group.hidden_paths, group.hidden_states, strict=True):
                 for i in self.step.leaves_of(state) or ():
                     gradients[path] = olds.get(i, jnp.zeros_like(leaves[i]))
-        return executor.late_signals(gradients, late)
+        return executor.old_signals(gradients, late)

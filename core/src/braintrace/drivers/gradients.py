@@ -39,7 +39,7 @@ def _blocked(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
     inputs = (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
     step_fn = masked_step(options.step_fn, options.has_aux)
-    traced = trace_step(learner.executor, step_fn, learner.attach, first, weights)
+    traced = trace_step(learner.rule.executor, step_fn, learner.attach, first, weights)
     runner = BlockRunner(rule, traced, tuple(weights))
     size = options.block_size
     if isinstance(size, str):
@@ -57,13 +57,13 @@ def _blocked(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
         flat_states(traced.states),
         tuple(t.value for t in learner.traces) if options.carry_trace else None,
         inputs,
-        learner.executor.operand_values(params),
+        learner.rule.executor.operand_values(params),
         size,
         keep_trace=options.carry_trace or options.check,
         scale=scale_of(options.reduction, mask, steps),
         extras=extras,
     )
-    by_path = learner.executor.param_gradients(params, result.operands)
+    by_path = learner.rule.executor.param_gradients(params, result.operands)
     grads = tuple(_total(learner, w, traced, result.direct, by_path) for w in weights)
     parameters = list(learner.states_of(StateKind.PARAM).values())
     write_states(traced.states, result.leaves, skip=[*parameters, *weights])

@@ -83,7 +83,7 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
 
         perturb = plan.init_perturb_data()
         (out, new), pull, boundary = jax.vjp(program, params, args, states, perturb, has_aux=True)
-        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians(boundary))
+        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians_at(boundary))
         operands = executor.operand_values(params)
         block = Block(jacobians, (), ())
         after = rule.update(traces, block, operands)
@@ -99,7 +99,7 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         out, new, _ = cotangents
         direct, args_bar, late, signal = pull((out, new))
         old = {path: jax.tree.leaves(value)[0] for path, value in late.items() if path in hidden}
-        signals = executor.signals(signal), executor.late_signals(old, plan.late_reads)
+        signals = executor.signals(signal), executor.old_signals(old, plan.late_reads)
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
         found = rule.solve_after(traces, after, block, executor.operand_values(params))
         traced = executor.param_gradients(params, found)

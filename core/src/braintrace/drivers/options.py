@@ -14,7 +14,6 @@ from ..algorithms.rule import LearningRule
 from ..base.types import State
 from ..compiler.graph import ETraceGraph
 from ..compiler.program import StateKind
-from ..executor.step import ETraceGraphExecutor
 from .tape import Tape
 
 
@@ -80,10 +79,6 @@ class Running(Protocol):
     model: brainstate.nn.Module
     traces: tuple[Any, ...]
     calls: int
-
-    @property
-    def executor(self) -> ETraceGraphExecutor:
-        """What runs a step."""
 
     @property
     def rule(self) -> LearningRule:

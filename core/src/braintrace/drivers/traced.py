@@ -12,7 +12,7 @@ import jax
 
 from ..base.types import State, show_path
 from ..compiler.program import StateKind
-from ..executor.step import ETraceGraphExecutor
+from ..executor.step import Executor
 from ..jaxprs.depends import reaches
 from .direct import DirectProducts, direct_products
 from .tape import Tape
@@ -69,7 +69,7 @@ class TracedStep:
 
 
 def trace_step(
-    executor: ETraceGraphExecutor,
+    executor: Executor,
     step_fn: Callable[..., Any],
     attach: Callable[[Tape | None], None],
     inputs: Any,
@@ -142,14 +142,17 @@ def _is_parameter(state: State) -> bool:
 
 
 def _check_kept(
-    executor: ETraceGraphExecutor,
+    executor: Executor,
     states: Sequence[State],
     ranges: Sequence[range],
     old: Sequence[Any],
     new: Sequence[Any],
 ) -> None:
     """A step may not change the type of a state, nor write a parameter."""
-    names = {state: show_path(path) for path, state in executor.path_to_states.items()}
+    names = {
+        state: show_path(path)
+        for path, state in executor.graph.module_info.compiled_model_states.items()
+    }
     for state, leaves in zip(states, ranges, strict=True):
         name = names.get(state) or state.name or type(state).__name__
         for i in leaves:

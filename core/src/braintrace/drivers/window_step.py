@@ -48,7 +48,7 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
                 out, new, boundary = executor.run_plain(now, {**states, **params})
                 fixed = jax.tree.map(jax.lax.stop_gradient, boundary)
                 kept = {path: _strong(new[path]) for path in states}
-                return kept, (out, executor.jacobians(fixed))
+                return kept, (out, executor.jacobians_at(fixed))
 
             new, (out, jacobians) = jax.lax.scan(one, _strong(states), args)
             return (out, new), jacobians
@@ -73,8 +73,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         params_bar, args_bar, old_bar = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
         groups = range(len(executor.graph.hidden_groups))
-        found = rule.boundary(
-            traces, executor.late_signals(olds, groups), executor.operand_values(params)
+        found = rule.solve_at_start(
+            traces, executor.old_signals(olds, groups), executor.operand_values(params)
         )
         traced = executor.param_gradients(params, found)
         params_bar = {

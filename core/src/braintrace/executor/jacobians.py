@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Jacobians of one step: the record, and how it is made."""
+"""The Jacobians of one step: what there are, what they are computed from, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.versions import Var
+from ..base.versions import JaxprEqn, Var
+from ..compiler.cones import Cone
 from ..compiler.graph import ETraceGraph
+from ..jaxprs.run import read, run_equations
 from ..jaxprs.sites import holds
-from .layout import Link
+from .layout import Link, Positions
+from .pullback import Pullback
+
+#: What ``D`` and ``f`` hold, and what a learning rule may need: ``'near'``, the entries between
+#: equal positions; ``'whole'``, every entry within a hidden group.
+JACOBIANS = {
+    "near": "the entries between equal positions",
+    "whole": "every entry within a hidden group",
+}
 
 
 class StepJacobians(NamedTuple):
@@ -34,13 +45,7 @@ class StepJacobians(NamedTuple):
     transition: tuple[jax.Array | None, ...]
 
 
-def zeros_of(links: Mapping[int, Link]) -> dict[int, jax.Array]:
-    """Zeros like the ``y`` of every link."""
-    ys = {i: link.relation.y_var.aval for i, link in links.items()}
-    return {i: jnp.zeros(y.shape, y.dtype) for i, y in ys.items()}
-
-
-def boundary_of(graph: ETraceGraph) -> tuple[Var, ...]:
+def inputs_of_jacobians(graph: ETraceGraph) -> tuple[Var, ...]:
     """Variables whose values determine the Jacobians of a step."""
     relations = graph.hidden_param_op_relations
     driven = {g for r in relations for g in r.group_alignments}
@@ -52,18 +57,141 @@ def boundary_of(graph: ETraceGraph) -> tuple[Var, ...]:
             held = () if cone.transition is None else cone.transition.free
             wanted.update(dict.fromkeys((*group.hidden_invars, *cone.free, *held)))
     for relation in relations:
-        wanted[relation.y_var] = None
-        if relation.x_var is not None:
-            wanted[relation.x_var] = None
+        wanted.update(dict.fromkeys((relation.y_var, relation.x_var)))
     return tuple(var for var in wanted if versions.is_var(var) and var in known)
 
 
-def takes_forward_mode(graph: ETraceGraph, link: Link) -> bool:
-    """Whether one forward sweep gives ``f``: ``y`` is broadcast and nothing on its way forbids it.
+def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool:
+    """Whether forward mode gives ``f`` at once: ``y`` is broadcast, and nothing forbids it.
 
     ``jax.custom_vjp`` functions have no forward mode.
     """
-    cone = graph.cones[link.group.index]
-    eqns = graph.module_info.eqns
-    custom = any(holds(eqns[i], versions.jaxp.custom_vjp_call_p) for i in cone.eqns)
-    return bool(link.extra) and not link.alignment.mixed and not custom
+    if not link.extra or link.alignment.mixed or link.group.mixed:
+        return False
+    return not any(holds(eqns[i], versions.jaxp.custom_vjp_call_p) for i in cone.eqns)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAtStep:
+    """A hidden group at one step: its new values as a function of old ones and of each ``y``.
+
+    Attributes
+    ----------
+    eqns
+        The equations of the step.
+    positions, cone
+        The group, and the part of the step that leads to it.
+    links
+        The links that lead to it, by number.
+    values
+        Values of the variables that determine its Jacobians.
+    """
+
+    eqns: Sequence[JaxprEqn]
+    positions: Positions
+    cone: Cone
+    links: Mapping[int, Link]
+    values: dict[Var, Any]
+
+    def jacobians(self) -> tuple[jax.Array | None, dict[int, jax.Array]]:
+        """``D`` of the group, and ``f`` of its links.
+
+        While positions are apart, one pull-back of ones per state gives ``D[p, i, :]`` and
+        ``f_r[p, i]`` of all relations at once. A relation whose ``y`` is broadcast over positions
+        takes forward mode instead, because a pull-back would sum. Along axes where positions are
+        mixed, there is a pull-back for each of them.
+        """
+        if not self.links:
+            return None, {}
+        pairs = self.links.items()
+        forward = [i for i, k in pairs if takes_forward_mode(self.eqns, self.cone, k)]
+        pullback = self._pullback([i for i in self.links if i not in forward])
+        factors = {
+            i: self._pushed(link) if i in forward else pullback.factor(link, i) for i, link in pairs
+        }
+        transition = self.cone.transition
+        if transition is None:
+            return None, factors
+        if transition.program is not None:
+            pullback = self._pullback_of(transition.program, transition.free)
+        return pullback.transition(transition.mixed), factors
+
+    def _olds(self) -> list[Any]:
+        return [self.values[var] for var in self.positions.group.hidden_invars]
+
+    def _new_values(self, olds: Sequence[Any], shift: Mapping[Var, Any]) -> list[Any]:
+        """New values from old ones, with ``shift`` added to some ``y``."""
+        group = self.positions.group
+        env = {**self.values, **dict(zip(group.hidden_invars, olds, strict=False))}
+        inside = {var for i in self.cone.eqns for var in self.eqns[i].outvars}
+        env.update({y: env[y] + change for y, change in shift.items() if y not in inside})
+        for i in self.cone.eqns:
+            run_equations([self.eqns[i]], env)
+            for var in shift.keys() & self.eqns[i].outvars:
+                env[var] = env[var] + shift[var]
+        return [env[var] for var in group.hidden_outvars]
+
+    def _pullback(self, chosen: Sequence[int]) -> Pullback:
+        """Reverse mode in the old values and the ``y`` of chosen links."""
+        olds = self._olds() if self.cone.old_reaches else []
+        zeros = {i: _zeros(self.links[i]) for i in chosen}
+
+        def new_values(olds: list[Any], shifts: dict[int, Any]) -> list[Any]:
+            by_y = {self.links[i].relation.y_var: shift for i, shift in shifts.items()}
+            return self._new_values(olds, by_y)
+
+        news, pull = jax.lax.optimization_barrier(jax.vjp(new_values, olds, zeros))
+        return Pullback(self.positions, news, pull)
+
+    def _pullback_of(self, program: Any, free: Sequence[Var]) -> Pullback:
+        """Reverse mode of a transition that has a program of its own, in the old values."""
+        call = versions.jaxpr_as_fun(program)
+        held = [read(self.values, var) for var in free]
+        news, pull = jax.vjp(lambda olds: call(*held, *olds), self._olds())
+        return Pullback(self.positions, news, pull)
+
+    def _pushed(self, link: Link) -> jax.Array:
+        """``f`` of a link from the forward derivative along ones in its ``y``."""
+        zeros, olds = _zeros(link), self._olds() if self.cone.old_reaches else []
+        _, moved = jax.jvp(
+            lambda y: self._new_values(olds, {link.relation.y_var: y}),
+            (zeros,),
+            (jnp.ones_like(zeros),),
+        )
+        return link.to_y(self.positions.stacked(moved), 1)
+
+
+def _zeros(link: Link) -> jax.Array:
+    """Zeros like the ``y`` of a link."""
+    y = link.operation.y_aval
+    return jnp.zeros(y.shape, y.dtype)
+
+
+def types_of_jacobians(
+    graph: ETraceGraph, groups: Sequence[Positions], links: Sequence[Link]
+) -> StepJacobians:
+    """Types of the Jacobians of a step, without tracing it."""
+
+    def array(shape: tuple[int, ...], *avals: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(*(aval.dtype for aval in avals)))
+
+    def factor(link: Link) -> Any:
+        y, cone = link.operation.y_aval, graph.cones[link.group.index]
+        forward = takes_forward_mode(graph.module_info.eqns, cone, link)
+        states = [var.aval for var in link.group.group.hidden_outvars]
+        shape = (link.group.num_state, *link.extra, *y.shape)
+        return array(shape, *(states if forward else [y]))
+
+    def transition(group: Positions, cone: Cone) -> Any:
+        if group not in driven or cone.transition is None:
+            return None
+        shape = (group.num_state, group.num_state, *group.varshape)
+        return array(shape, *(var.aval for var in group.group.hidden_invars))
+
+    driven = {link.group for link in links}
+    xs = (r.x_var for r in graph.hidden_param_op_relations)
+    return StepJacobians(
+        tuple(None if x is None else array(x.aval.shape, x.aval) for x in xs),
+        tuple(map(factor, links)),
+        tuple(map(transition, groups, graph.cones)),
+    )

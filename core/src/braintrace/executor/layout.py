@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,86 @@ import numpy as np
 from ..compiler.groups import HiddenGroup
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
+from ..ops.operation import Operation
 
 
-class Positions(Protocol):
-    """A hidden group as rules see it: positions [*V], each with ``S`` states."""
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """A hidden group as rules see it: positions [*V], each with ``S`` states.
+
+    With whole Jacobians, positions along the ``mixed`` axes count as states: a state is then a pair
+    of a state of the group and of an index of the flattened mixed axes.
+    """
+
+    group: HiddenGroup
+    mixed: tuple[int, ...] = ()
 
     @property
     def index(self) -> int:
         """Number of the group."""
+        return self.group.index
+
+    @cached_property
+    def kept(self) -> tuple[int, ...]:
+        """Axes of the group that are not mixed."""
+        return tuple(k for k in range(self.group.ndim) if k not in self.mixed)
 
     @property
     def varshape(self) -> tuple[int, ...]:
-        """``[*V]``."""
+        """``[*V]``: sizes of the kept axes."""
+        return tuple(self.group.varshape[k] for k in self.kept)
 
     @property
     def ndim(self) -> int:
-        """Number of position axes."""
+        """Number of kept axes."""
+        return len(self.kept)
+
+    @property
+    def num_mixed(self) -> int:
+        """Number ``M`` of mixed positions."""
+        return math.prod(self.group.varshape[k] for k in self.mixed)
 
     @property
     def num_state(self) -> int:
-        """``S``."""
+        """``S``: states of the group times mixed positions."""
+        return self.group.num_state * self.num_mixed
+
+    def stacked(self, members: Sequence[Any]) -> jax.Array:
+        """One array per member as [S, *V]."""
+        return self.joined(join_states(self.group, members))
+
+    def joined(self, array: jax.Array, lead: int = 0) -> jax.Array:
+        """States and positions of the group, after ``lead`` other axes, as [*lead, S, *V]."""
+        first = lead + 1
+        array = array.transpose(*range(first), *(first + k for k in (*self.mixed, *self.kept)))
+        return array.reshape(*array.shape[:lead], self.num_state, *self.varshape)
+
+    def parted(self, array: jax.Array, lead: int = 0) -> jax.Array:
+        """The inverse of :meth:`joined`."""
+        sizes = [self.group.varshape[k] for k in self.mixed]
+        array = array.reshape(*array.shape[:lead], self.group.num_state, *sizes, *self.varshape)
+        first, order = lead + 1, np.argsort((*self.mixed, *self.kept))
+        return array.transpose(*range(first), *(first + int(k) for k in order))
+
+    def places(self) -> np.ndarray:
+        """For each position of the group, its index along the flattened mixed axes."""
+        sizes = [n if k in self.mixed else 1 for k, n in enumerate(self.group.varshape)]
+        return np.broadcast_to(np.arange(self.num_mixed).reshape(sizes), self.group.varshape)
+
+    def alignment(self, found: Alignment) -> Alignment:
+        """How ``y``, which lies in the group as ``found``, lies along the kept axes."""
+        if not self.mixed:
+            return found
+        number = {axis: i for i, axis in enumerate(self.kept)}
+        axes = tuple(None if k is None else number.get(k) for k in found.axes)
+        elements = found.elements
+        if all(n == 1 or k in axes for k, n in enumerate(self.varshape)):
+            elements = None
+        elif elements is not None:
+            where = np.unravel_index(np.maximum(elements, 0), self.group.varshape)
+            flat = np.ravel_multi_index([where[k] for k in self.kept], self.varshape)
+            elements = np.where(elements < 0, elements, flat)
+        return replace(found, result=self.varshape, axes=axes, elements=elements)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +117,19 @@ class Link:
     def extra(self) -> tuple[int, ...]:
         """Sizes of the axes ``E``."""
         return tuple(self.group.varshape[k] for k in self.alignment.extra)
+
+    @cached_property
+    def operation(self) -> Operation:
+        """The relation's operation as its rules see it in the group."""
+        relation = self.relation
+        return Operation(
+            spec=relation.spec,
+            params=relation.eqn_params,
+            operand_avals=tuple(atom.aval for atom in relation.operands),
+            y_aval=relation.y_var.aval,
+            traced=tuple(t.key for t in relation.trainables),
+            group=self.group if self.group.mixed else self.group.group,
+        )
 
     @cached_property
     def _aligned(self) -> tuple[int, ...]:

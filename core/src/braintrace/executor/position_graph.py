@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which positions of a hidden group can depend on which from one step to the next.
 
-A reverse sweep is run as a program whose values are of three kinds. *Linear* ones carry the
+Reverse mode is run as a program whose values are of three kinds. *Linear* ones carry the
 cotangent, which starts at one position. *Fixed* ones stem from constants and parameters alone:
 constants (masks, the indices of a sparse matrix) have their own values, parameters random ones, so
 that a weight which happens to be zero hides nothing, but a masked one is left out. *Moving* ones
 stem from inputs and states. Where a moving number multiplies a linear one, a random number takes
 its place, so that no saturated unit hides a dependency, and where a moving condition selects, all
-cases are added up. What the sweep reaches with a number other than zero can depend on its start.
+cases are added up. What it reaches with a number other than zero can depend on its start.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
+from ..base.types import show_path
 from ..base.versions import Jaxpr, JaxprEqn, Var
-from ..compiler.groups import HiddenGroup
 from ..compiler.module_info import ModuleInfo
 from ..compiler.program import StateKind
 from ..compiler.transitions import Transition
-from .layout import join_states
-from .sweeps import Reverse
+from .layout import Positions, join_states
+from .pullback import Pullback
 
 #: Linear in one operand, and selecting by the size of another.
 SELECTING = frozenset({"select_and_scatter_add", "select_and_gather_add"})
@@ -44,39 +44,50 @@ class Traced(NamedTuple):
     moving: bool = False
 
 
+def position_graph(
+    info: ModuleInfo, transition: Transition | None, positions: Positions
+) -> np.ndarray:
+    """``[p, q]`` of a group [M, M], for the new mixed position ``p`` and the old one ``q``.
+
+    Every edge is kept, with a warning, when the structure cannot be told.
+    """
+    if transition is None or not positions.mixed:
+        return np.eye(positions.num_mixed, dtype=bool)
+    try:
+        with jax.ensure_compile_time_eval():
+            signs = (values_of_parameters(info, sign) for sign in (1, -1))
+            one, other = (structure_of(transition, positions, fixed) for fixed in signs)
+            return one | other
+    except Unknown:
+        versions.warn(
+            f"the position graph of {', '.join(map(show_path, positions.group.hidden_paths))} "
+            "cannot be told, because its transition holds a loop, a branch or an index "
+            "that depends on inputs or states; every edge is kept, as in RTRL"
+        )
+        return np.ones((positions.num_mixed, positions.num_mixed), bool)
+
+
 def structure_of(
-    transition: Transition,
-    group: HiddenGroup,
-    fixed: Mapping[Var, Any],
-    places: np.ndarray,
-    count: int,
-) -> np.ndarray | None:
-    """The position graph of a transition: ``[p, q]`` for the new position p and the old one q.
+    transition: Transition, positions: Positions, fixed: Mapping[Var, Any]
+) -> np.ndarray:
+    """The position graph of a transition, from values of what stems from parameters alone.
 
-    ``None`` when the structure cannot be told: the transition has no program of its own, or it has
-    a loop, or an index that is computed from inputs or states.
-
-    Parameters
-    ----------
-    transition, group
-        The transition of a hidden group.
-    fixed
-        Values of variables that stem from constants and parameters alone.
-    places
-        The number of each position [*V], below ``count``.
+    Raises
+    ------
+    Unknown
+        When the structure cannot be told: the transition has no program of its own, or it has a
+        loop, or an index that is computed from inputs or states.
     """
     if transition.program is None:
-        return None
+        raise Unknown
+    count, places = positions.num_mixed, positions.places()
     found = np.zeros((count, count), bool)
     random = np.random.default_rng(0)
-    sweep, inputs = _sweep_of(transition, group, fixed, random)
+    program, inputs = _reverse_of(transition, positions, fixed, random)
     for p in range(count):
-        cotangent = random.normal(size=group.varshape) * (places == p)
+        cotangent = random.normal(size=places.shape) * (places == p)
         values = [*inputs, Traced(jnp.asarray(cotangent, jnp.result_type(float)), linear=True)]
-        try:
-            (reached,) = _run(sweep, values, random)
-        except Unknown:
-            return None
+        (reached,) = _run(program, values, random)
         hit = (np.asarray(reached.value) != 0).any(0)
         found[p, np.unique(places[hit])] = True
     return found
@@ -106,20 +117,21 @@ def _generic(aval: Any, random: np.random.Generator) -> jax.Array:
     return jnp.asarray(random.normal(size=aval.shape), aval.dtype)
 
 
-def _sweep_of(
+def _reverse_of(
     transition: Transition,
-    group: HiddenGroup,
+    positions: Positions,
     fixed: Mapping[Var, Any],
     random: np.random.Generator,
 ) -> tuple[Jaxpr, list[Traced]]:
-    """The reverse sweep as a program of held values, old values and a cotangent [*V]."""
+    """Reverse mode as a program of held values, old values and a cotangent [*V of the group]."""
+    group = positions.group
     call = versions.jaxpr_as_fun(transition.program)  # type: ignore[arg-type]
     count = len(transition.free)
 
-    def sweep(*inputs: Any) -> jax.Array:
+    def reverse(*inputs: Any) -> jax.Array:
         held, olds, cotangent = inputs[:count], list(inputs[count:-1]), inputs[-1]
         news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
-        rows = Reverse(group, news, lambda c: (*pull(c), {})).rows(cotangent)
+        rows = Pullback(positions, news, pull).rows(cotangent)
         return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
 
     inputs = [
@@ -127,7 +139,7 @@ def _sweep_of(
         for v in (*transition.free, *group.hidden_invars)
     ]
     start = jnp.zeros(group.varshape, jnp.result_type(float))
-    return jax.make_jaxpr(sweep)(*(i.value for i in inputs), start), inputs
+    return jax.make_jaxpr(reverse)(*(i.value for i in inputs), start), inputs
 
 
 def _run(program: Jaxpr, inputs: Sequence[Traced], random: np.random.Generator) -> list[Traced]:

@@ -33,7 +33,7 @@ def description_of(learner: Learner, optimizer: Any) -> dict[str, str]:
         "learner": type(learner).__name__,
         **{f"option {k}": _text(v) for k, v in options.items()},
         **{f"config {k}": _text(v) for k, v in config.items()},
-        "learning rule": type(learner.rule).__name__,
+        "learning rule": _name(learner.rule),
         **{f"learning rule {k}": _text(v) for k, v in _fields(learner.rule).items()},
         **_classes(learner.model),
         **{f"setting {k}": _text(v) for k, v in graph.module_info.settings.items()},
@@ -50,8 +50,13 @@ def _fields(record: Any) -> dict[str, Any]:
     return {
         field.name: getattr(record, field.name)
         for field in dataclasses.fields(record)
-        if field.init and field.name != "executor"
+        if field.init and field.repr and field.name != "executor"
     }
+
+
+def _name(record: Any) -> str:
+    """The name of the class of a record, or what it is called in files since it had another one."""
+    return str(getattr(record, "saved_as", type(record).__name__))
 
 
 def _classes(model: brainstate.nn.Module) -> dict[str, str]:
@@ -90,7 +95,7 @@ def _text(value: Any) -> str:
         return f"({', '.join(map(_text, value))})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{k}={_text(v)}" for k, v in _fields(value).items())
-        return f"{type(value).__name__}({parts})"
+        return f"{_name(value)}({parts})"
     if isinstance(value, np.dtype | enum.Enum):
         return value.name
     return str(getattr(value, "__qualname__", type(value).__qualname__))

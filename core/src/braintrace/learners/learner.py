@@ -24,7 +24,7 @@ from ..drivers.leaves import common_length
 from ..drivers.losses import checked_mask, shown_losses
 from ..drivers.options import GradOptions, check_count, checked_weights, require_callable
 from ..drivers.progress import Progress
-from ..executor.step import ETraceGraphExecutor
+from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
 from .optimizers import OptaxOptimizer, as_optimizer, is_transformation
 from .stepping import SteppingLearner

@@ -10,7 +10,7 @@ from typing import Any
 import brainstate
 
 from ..base import versions
-from ..executor.step import compile_options
+from ..executor.graph_executor import compile_options
 
 OBSOLETE = {
     "fast_solve": "the fast way is always taken where there is one, with the same numbers",

@@ -16,7 +16,7 @@ from ..compiler.batch_states import reset_batched_states
 from ..compiler.module_info import ModuleInfo
 from ..compiler.program import StateKind
 from ..compiler.requirements import state_lookup
-from ..executor.step import ETraceGraphExecutor
+from ..executor.graph_executor import ETraceGraphExecutor
 
 Shape = tuple[int, ...]
 

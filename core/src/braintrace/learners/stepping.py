@@ -9,7 +9,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.rule import LearningRule
+from ..algorithms.rule import LearningRule, check_jacobians
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..compiler.batch_states import refuse_lost_examples, repeated_like
@@ -20,7 +20,8 @@ from ..drivers.online_step import online_step
 from ..drivers.step_data import checked_steps, number_of_steps, one_step_of, steps_of
 from ..drivers.tape import Tape
 from ..drivers.window_step import window_step
-from ..executor.step import ETraceGraphExecutor
+from ..executor.graph_executor import ETraceGraphExecutor
+from ..executor.step import Executor
 from .options import check_options, options_of, without_obsolete
 from .report import trace_report
 from .resets import reset_model
@@ -68,7 +69,7 @@ class SteppingLearner(brainstate.nn.Module):
         """What runs and differentiates the steps of a model."""
         return ETraceGraphExecutor(model, **options)
 
-    def make_rule(self, executor: ETraceGraphExecutor) -> LearningRule:
+    def make_rule(self, executor: Executor) -> LearningRule:
         """The learning rule for a compiled model."""
         raise NotImplementedError(f"{type(self).__name__} does not define make_rule")
 
@@ -95,7 +96,8 @@ class SteppingLearner(brainstate.nn.Module):
 
     def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
         """Learn by the learner's rule with a compiled executor from now on."""
-        rule = self.make_rule(executor)
+        rule = self.make_rule(executor.compiled)
+        check_jacobians(rule)
         # As a whole: outside of jit, the loops in it would be compiled anew at each call.
         self._executor, self._rule, self._step = executor, rule, jax.jit(self.make_step(rule))
         return rule
@@ -296,7 +298,9 @@ class SteppingLearner(brainstate.nn.Module):
         params, values = self._values()
         if self._tape is not None:
             self._tape.check_hidden()
-            out, new, boundary = self.executor.run(leaves, {**params, **values}, self._tape.perturb)
+            out, new, boundary = self.rule.executor.run(
+                leaves, {**params, **values}, self._tape.perturb
+            )
             refuse_lost_examples(values, new)
             self._tape.boundaries.append((boundary, given))
         else:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from ..algorithms.config import ETraceConfig
 from ..algorithms.rule import LearningRule
-from ..executor.step import ETraceGraphExecutor
+from ..executor.graph_executor import ETraceGraphExecutor
+from ..executor.step import Executor
 from .learner import ETraceAlgorithm
 
 VJP_METHODS = ("single-step", "multi-step")
@@ -58,6 +59,10 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     [1]
     """
 
+    #: What its rule needs ``D`` and ``f`` to hold, ``'near'`` or ``'whole'`` (as the class of the
+    #: rule says: ``UORORule.jacobians``); ``None``: what the configuration needs.
+    jacobians: str | None = None
+
     def __init__(
         self,
         model: brainstate.nn.Module,
@@ -91,9 +96,9 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
 
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What gives the Jacobians that the configuration asks for."""
-        return self.config.executor(model, **options)
+        return self.config.executor(model, self.jacobians, **options)
 
-    def make_rule(self, executor: ETraceGraphExecutor) -> LearningRule:
+    def make_rule(self, executor: Executor) -> LearningRule:
         """The rule of the configuration."""
         return self.config.rule(executor, self.trace_dtype)
 

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public executors: a model, its compiled step once there is one, and Jacobians by name."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base.errors import CompilationError
+from ..base.types import Path
+from ..compiler.compile import compile_etrace_graph
+from ..compiler.graph import ETraceGraph
+from ..compiler.program import StateKind
+from ..compiler.requirements import check_states, checked_args
+from .jacobians import JACOBIANS
+from .step import Executor
+
+
+class HiddenToWeight(NamedTuple):
+    """How a relation's weights act on one of its hidden groups at a step.
+
+    Attributes
+    ----------
+    paths
+        The parameters of the relation.
+    group
+        Number of the hidden group.
+    x
+        The input of the operation; ``None`` for one without.
+    f
+        ``d h_g / d y`` [*E, *Y, S], with ``E`` the axes of the group that ``y`` lacks. For a dense
+        product, ``d h / d W`` is the product of ``x`` and ``f``.
+    """
+
+    paths: tuple[Path, ...]
+    group: int
+    x: Any
+    f: jax.Array
+
+
+class ETraceGraphExecutor:
+    """Compiles a model and runs its steps.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    jacobians
+        ``'near'``: ``D`` and ``f`` hold the entries between equal positions; ``'whole'``: every
+        entry within a hidden group, as UORO, SnAp and RTRL need.
+    **options
+        Options of :func:`braintrace.compile_etrace_graph`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown option, or other Jacobians.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> executor = braintrace.ETraceGraphExecutor(cell)
+    >>> executor.compile_graph(jnp.ones((2, 3)))
+    >>> len(executor.graph.hidden_param_op_relations), sorted(executor.path_to_states)[0]
+    (2, ('Wh', 'weight'))
+    """
+
+    def __init__(
+        self, model: brainstate.nn.Module, *, jacobians: str = "near", **options: Any
+    ) -> None:
+        if jacobians not in JACOBIANS:
+            raise ValueError(f"jacobians must be one of {(*JACOBIANS,)}, got {jacobians!r}")
+        unknown = sorted(options.keys() - compile_options())
+        if unknown:
+            raise TypeError(
+                f"unknown option {unknown[0]!r}; options of compiling are "
+                f"{sorted(compile_options())}"
+            )
+        self.model, self.jacobians, self.options = model, jacobians, options
+        self._compiled: Executor | None = None
+
+    def compile_graph(self, *args: Any) -> None:
+        """Compile for arguments of these shapes and dtypes; see ``compile_etrace_graph``."""
+        graph = compile_etrace_graph(self.model, *args, **self.options)
+        self._compiled = Executor(graph, self.jacobians)
+
+    def for_model(self, model: brainstate.nn.Module, compiled: bool = True) -> ETraceGraphExecutor:
+        """An executor of another model with the same options, compiled if this one is.
+
+        Parameters
+        ----------
+        model
+            A model like this one's, such as a copy of it. It is compiled for arguments of the same
+            shapes and dtypes and under the same settings of ``brainstate.environ``.
+        compiled
+            ``False``: do not compile it.
+
+        Raises
+        ------
+        CompilationError, NotSupportedError
+            As :meth:`compile_graph`.
+        """
+        other = copy.copy(self)
+        other.model, other._compiled = model, None
+        if compiled and self._compiled is not None:
+            with self.graph.module_info.as_when_traced() as args:
+                other.compile_graph(*args)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ETraceGraphExecutor:
+        return self.for_model(copy.deepcopy(self.model, memo))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is a graph."""
+        return self._compiled is not None
+
+    @property
+    def compiled(self) -> Executor:
+        """What runs the steps of the compiled model.
+
+        Raises
+        ------
+        CompilationError
+            Before :meth:`compile_graph`.
+        """
+        if self._compiled is None:
+            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
+        return self._compiled
+
+    @property
+    def graph(self) -> ETraceGraph:
+        """The compiled graph; raises ``CompilationError`` before :meth:`compile_graph`."""
+        return self.compiled.graph
+
+    @property
+    def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
+        """The states of the step, by path."""
+        return self.graph.module_info.compiled_model_states
+
+    @property
+    def states(self) -> tuple[brainstate.State[Any], ...]:
+        """The states of the step."""
+        return tuple(self.path_to_states.values())
+
+    def show_graph(self, verbose: bool = True, return_msg: bool = False) -> str | None:
+        """Print (``verbose``) or return what the compiler found."""
+        report = self.graph.report()
+        if verbose:
+            print(report)
+        return report if return_msg else None
+
+    def solve_h2w_h2h_jacobian(self, *args: Any) -> tuple[Any, ...]:
+        """Run a step and its Jacobians; no state is written.
+
+        Parameters
+        ----------
+        *args
+            Arguments of the model.
+
+        Returns
+        -------
+        out, hidden, other, h2w, h2h
+            The model's result; new values of hidden and of other states, by path; one
+            :class:`HiddenToWeight` per relation and group; ``D`` [*V, S, S] by number of the group
+            (``None`` where it is structurally zero, or no relation leads).
+
+        Raises
+        ------
+        CompilationError, TypeError, ValueError
+            As for a call of a learner.
+        """
+        return self._solved(args)[0]
+
+    def solve_h2w_h2h_l2h_jacobian(self, *args: Any) -> tuple[Any, ...]:
+        """Like :meth:`solve_h2w_h2h_jacobian`, with the pull-back to the hidden states.
+
+        Returns
+        -------
+        out, hidden, other, h2w, h2h, l2h
+            ``l2h(out_bar)`` gives, for a cotangent like ``out``, the learning signals ``l`` [*V, S]
+            by number of the group.
+        """
+        solved, pull = self._solved(args)
+
+        def l2h(out_bar: Any) -> dict[int, jax.Array]:
+            signals = self.compiled.signals(pull(out_bar)[0])
+            return {g: jnp.moveaxis(signal, 0, -1) for g, signal in enumerate(signals)}
+
+        return (*solved, l2h)
+
+    def _solved(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any]]:
+        step, info = self.compiled, self.graph.module_info
+        check_states(self.model, info)
+        leaves = checked_args(info, args)
+        states = {slot.path: slot.state.value for slot in info.slots}
+
+        def run(perturb: Any) -> tuple[Any, Any]:
+            out, *further = step.run(leaves, states, perturb)
+            return out, further
+
+        zeros = self.graph.perturbed.init_perturb_data()
+        out, pull, (new, inputs_of_jacobians) = jax.vjp(run, zeros, has_aux=True)
+        x, f, transition = step.jacobians_at(inputs_of_jacobians)
+        hidden, other = (
+            {slot.path: new[slot.path] for slot in info.slots_of(kind)}
+            for kind in (StateKind.HIDDEN, StateKind.OTHER)
+        )
+        h2w = tuple(
+            HiddenToWeight(
+                link.relation.parameter_paths,
+                link.group.index,
+                x[link.relation.index],
+                jnp.moveaxis(of_link, 0, -1),
+            )
+            for link, of_link in zip(step.links, f, strict=True)
+        )
+        h2h = {
+            g: None if d is None else jnp.moveaxis(d, (0, 1), (-2, -1))
+            for g, d in enumerate(transition)
+        }
+        return (out, hidden, other, h2w, h2h), pull
+
+
+class ETraceVjpGraphExecutor(ETraceGraphExecutor):
+    """An executor by the name under which published code asks for the Jacobians of a step.
+
+    Parameters
+    ----------
+    model
+        A ``brainstate.nn.Module`` with initialised states.
+    vjp_method
+        ``'single-step'``.
+    **options
+        See :class:`ETraceGraphExecutor`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`ETraceGraphExecutor`, and for another ``vjp_method``.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> executor = braintrace.ETraceVjpGraphExecutor(cell)
+    >>> executor.compile_graph(jnp.ones((2, 3)))
+    >>> out, hidden, other, h2w, h2h = executor.solve_h2w_h2h_jacobian(jnp.ones((2, 3)))
+    >>> h2w[0].paths, h2w[0].f.shape, h2h[0].shape
+    ((('Wz', 'weight'),), (2, 4, 1), (2, 4, 1, 1))
+    """
+
+    def __init__(
+        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
+    ) -> None:
+        if vjp_method != "single-step":
+            raise ValueError(
+                f"vjp_method must be 'single-step', got {vjp_method!r}; the Jacobians of a window "
+                "are those of its steps"
+            )
+        super().__init__(model, **options)
+
+
+def compile_options() -> frozenset[str]:
+    """Names of the options of compiling."""
+    parameters = inspect.signature(compile_etrace_graph).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
