@@ -30,8 +30,8 @@ from .compiler.relation import HiddenParamOpRelation as HiddenParamOpRelation
 from .compiler.tracing.extract import extract_module_info as extract_module_info
 from .drivers.step_data import MultiStepData as MultiStepData
 from .drivers.step_data import SingleStepData as SingleStepData
-from .executor.by_name import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
-from .executor.step import ETraceGraphExecutor as ETraceGraphExecutor
+from .executor.graph_executor import ETraceGraphExecutor as ETraceGraphExecutor
+from .executor.graph_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
 from .learners.compile import compile as compile
 from .learners.dni import DNI as DNI
 from .learners.e_prop import EProp as EProp
