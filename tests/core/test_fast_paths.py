@@ -293,7 +293,7 @@ def test_jacobians_have_the_types_that_are_told(name: str, whole: bool) -> None:
     inputs = [v.aval for v in executor.inputs_of_jacobians]
     types = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs]
     found = jax.eval_shape(executor.jacobians_at, types)
-    told = executor.jacobian_types()
+    told = executor.jacobian_types
     assert jax.tree.structure(found) == jax.tree.structure(told)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(told), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)

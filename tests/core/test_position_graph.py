@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.executor.position_graph import position_graph
 
 N = 6
 RING = np.roll(np.eye(N, dtype=bool), 1, axis=0)
@@ -56,7 +57,7 @@ class Masked(brainstate.nn.Module):
 def test_masks_count_and_momentary_zeros_do_not(activation: str) -> None:
     model = Masked(ACTIVATIONS[activation], RING.astype(float))
     learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=3)
-    graph = learner.rule.executor.position_graph(0)
+    graph = graph_in(learner)
     np.testing.assert_array_equal(graph, RING.T | np.eye(N, dtype=bool))
     (mask,) = learner.rule.masks
     np.testing.assert_array_equal(mask.sum(0), np.full((2, N), 3))
@@ -76,7 +77,12 @@ def test_an_index_that_moves_leaves_every_edge() -> None:
 
 def graph_of(model: brainstate.nn.Module) -> Any:
     learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=2)
-    return learner.rule.executor.position_graph(0)
+    return graph_in(learner)
+
+
+def graph_in(learner: Any) -> Any:
+    executor = learner.rule.executor
+    return position_graph(executor.graph, executor.groups[0])
 
 
 def test_a_weight_that_is_cut_off_at_zero_has_its_edges() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ..executor.step import Executor
 from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
 from .lagged import LaggedDRTRLRule, may_lag
-from .pp_prop import IODimRule, decays_of
+from .pp_prop import IODimRule
 from .rule import LearningRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
 from .snap import SnApRule
@@ -130,9 +131,10 @@ class ETraceConfig:
         if self.decay is not None:
             decays_of(self.decay)
         if self.kappa is not None:
-            check_kappa(self.kappa)
+            _number(self.kappa, "kappa must be a number in [0, 1)", numbers.Real, 0, 1)
         if self.sparse_n is not None:
-            check_order(self.sparse_n)
+            legal = "n must be an integer from 1"
+            _number(self.sparse_n, legal, numbers.Integral, 1, math.inf)
         check_seed(self.seed)
 
     def _check_combination(self) -> None:
@@ -174,7 +176,8 @@ class ETraceConfig:
         self, model: brainstate.nn.Module, jacobians: str | None = None, **options: Any
     ) -> ETraceGraphExecutor:
         """An executor that gives the Jacobians of the recurrence scope, or those asked for."""
-        jacobians = jacobians or self.jacobians
+        if jacobians in (None, "near"):
+            jacobians = self.jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
         return ETraceGraphExecutor(model, jacobians=jacobians, recurrence_scope=scope, **options)
@@ -243,22 +246,47 @@ def preset(own: ETraceConfig, options: dict[str, Any], shared: str | None = None
     return given
 
 
-def check_kappa(kappa: Any) -> float:
-    """``kappa``, if it is a number in [0, 1)."""
-    if isinstance(kappa, bool) or not isinstance(kappa, numbers.Real):
-        raise TypeError(f"kappa must be a number in [0, 1), got {kappa!r}")
-    if not 0 <= float(kappa) < 1:
-        raise ValueError(f"kappa must be a number in [0, 1), got {kappa!r}")
-    return float(kappa)
+def decays_of(decay_or_rank: Any) -> tuple[float, float]:
+    """``a_x`` and ``a_f`` of the option ``decay_or_rank``: one value for both, or a pair.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something else than a float in [0, 1), an integer from 1, or two of these.
+
+    Examples
+    --------
+    >>> decays_of(0.9), decays_of(3), decays_of((0.0, 0.9))
+    ((0.9, 0.9), (0.5, 0.5), (0.0, 0.9))
+    """
+    if not isinstance(decay_or_rank, tuple | list):
+        return (_decay(decay_or_rank),) * 2
+    if len(decay_or_rank) != 2:
+        raise ValueError(
+            "decay_or_rank must be one value or a pair, for x and for f; got "
+            f"{len(decay_or_rank)} values"
+        )
+    of_x, of_f = map(_decay, decay_or_rank)
+    return of_x, of_f
 
 
-def check_order(n: Any) -> int:
-    """``n``, if it is an integer from 1."""
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral):
-        raise TypeError(f"n must be an integer from 1, got {n!r}")
-    if n < 1:
-        raise ValueError(f"n must be an integer from 1, got {n!r}")
-    return int(n)
+def _decay(value: Any) -> float:
+    legal = "decay_or_rank must be a decay (a float in [0, 1)) or a rank (an integer from 1)"
+    if not isinstance(value, numbers.Integral):
+        return float(_number(value, legal, numbers.Real, 0, 1))
+    rank = int(_number(value, legal, numbers.Integral, -math.inf, math.inf))
+    if rank < 1:
+        raise ValueError(f"{legal}, got the integer {rank}; no memory at all is 0.0")
+    return (rank - 1) / (rank + 1)
+
+
+def _number(value: Any, legal: str, kind: Any, least: float, below: float) -> Any:
+    """``value``, if it is a number of a kind in a range."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{legal}, got {value!r}")
+    if not least <= value < below:
+        raise ValueError(f"{legal}, got {value!r}")
+    return value
 
 
 def check_seed(seed: Any) -> None:

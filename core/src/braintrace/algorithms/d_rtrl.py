@@ -7,7 +7,7 @@ Schmidhuber, Neural Computation 4:243, 1992.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -107,21 +107,6 @@ class ParamDimRule(ParameterTraces):
     def _driving(self, i: int) -> tuple[bool, ...] | None:
         return self.executor.driving(i) if self.of_model else None
 
-    def with_entries(
-        self,
-        found: Sequence[Arrays],
-        traces: Traces,
-        entries: Mapping[int, jax.Array | None],
-        operands: Operands,
-    ) -> list[Arrays]:
-        """``found`` plus what signals [S, *V] by group find in traces."""
-        return [
-            one
-            if (entry := entries.get(link.group.index)) is None
-            else add(one, rules.solve(link.to_y(entry, 1), trace, operands[link.relation.index]))
-            for one, link, rules, trace in zip(found, self.links, self.rules, traces, strict=True)
-        ]
-
     def solve_at_start(
         self, traces: Traces, signal: OldSignals, operands: Operands
     ) -> list[Arrays]:
@@ -130,14 +115,6 @@ class ParamDimRule(ParameterTraces):
         return self.summed(
             self.with_entries(self.nothing(operands), traces, entries, operands), operands
         )
-
-    def nothing(self, operands: Operands) -> list[Arrays]:
-        """Cotangents of zero, per link."""
-        operations = [(link.operation, operands[link.relation.index]) for link in self.links]
-        return [
-            {key: jnp.zeros_like(held[op.positions[key]]) for key in op.traced}
-            for op, held in operations
-        ]
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands

@@ -125,7 +125,7 @@ class LaggedDRTRLRule(ParameterTraces):
             {} if rules is None else self.stored(i, rules.init())
             for i, rules in enumerate(self.kept)
         )
-        types = self._once(self.executor.jacobian_types())
+        types = self._once(self.executor.jacobian_types)
         return (*eps, jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), types))
 
     def _once(self, step: StepJacobians) -> StepJacobians:
@@ -154,7 +154,7 @@ class LaggedDRTRLRule(ParameterTraces):
         found = self.rule.contracted(block, by_group, operands)
         if traces is not None:
             entries = {g: a.entry for g, a in by_group.items()}
-            found = self._with_entries(found, traces, entries, operands)
+            found = self._with_all(found, traces, entries, operands)
         return self.summed(found, operands)
 
     def solve_at_start(
@@ -162,7 +162,7 @@ class LaggedDRTRLRule(ParameterTraces):
     ) -> list[Arrays]:
         """Cotangents of the traced operands from a signal at the start of a window."""
         zeros, entries = self.rule.nothing(operands), dict(enumerate(signal))
-        return self.summed(self._with_entries(zeros, traces, entries, operands), operands)
+        return self.summed(self._with_all(zeros, traces, entries, operands), operands)
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
@@ -181,21 +181,19 @@ class LaggedDRTRLRule(ParameterTraces):
     def _with_kept(
         self,
         found: Sequence[Arrays],
-        eps: Sequence[Arrays],
+        traces: Traces,
         by_group: Mapping[int, Accumulated],
         operands: Operands,
     ) -> list[Arrays]:
         """``found`` plus what enters the first step of a block finds in the kept traces."""
-        total = list(found)
-        for i, (link, rules) in enumerate(zip(self.links, self.kept, strict=True)):
-            g = link.group.index
-            entry = by_group[g].entry
-            if rules is not None and entry is not None:
-                signal = link.to_y(self._read(g, entry, 0), 1)
-                total[i] = add(total[i], rules.solve(signal, eps[i], operands[link.relation.index]))
-        return total
+        entries = {
+            g: self._read(g, a.entry, 0)
+            for g, a in by_group.items()
+            if a.entry is not None and remembered(self.executor, g)
+        }
+        return self.with_entries(found, traces, entries, operands, self.kept)
 
-    def _with_entries(
+    def _with_all(
         self,
         found: Sequence[Arrays],
         traces: Traces,

@@ -34,8 +34,6 @@ then takes one product per relation and group over all its steps.
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -46,7 +44,6 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.arrays import bytes_of, sum_dtype
 from ..base.errors import NotSupportedError
-from ..compiler.relation import HiddenParamOpRelation
 from ..executor.layout import Link
 from ..executor.step import Executor
 from ..ops.operation import Arrays
@@ -107,7 +104,7 @@ class IODimRule(LearningRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for relation in self._relations:
+        for relation in self.executor.graph.hidden_param_op_relations:
             x = relation.x_var
             if x is not None and self.decay_x and not versions.is_float(x.aval):
                 raise NotSupportedError(
@@ -116,10 +113,6 @@ class IODimRule(LearningRule):
                     "convert it to floating point in front of the operation, or leave it "
                     "unfiltered with decay_or_rank=(0.0, decay)"
                 )
-
-    @property
-    def _relations(self) -> tuple[HiddenParamOpRelation, ...]:
-        return self.executor.graph.hidden_param_op_relations
 
     # --- traces ------------------------------------------------------------------------------
 
@@ -141,9 +134,10 @@ class IODimRule(LearningRule):
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
             return jax.ShapeDtypeStruct(shape, own or sum_dtype(dtype))
 
-        inputs = {s: self._relations[s].x_var.aval for s in self.executor.sources.values()}  # type: ignore[union-attr]
+        relations, sources = self.executor.graph.hidden_param_op_relations, self.executor.sources
+        inputs = {s: relations[s].x_var for s in sources.values()}
         return Filters(
-            {s: kept(x.shape, x.dtype) for s, x in inputs.items()},
+            {s: kept(x.aval.shape, x.aval.dtype) for s, x in inputs.items() if x is not None},
             tuple(
                 kept(
                     (link.group.num_state, *link.extra, *link.operation.y_aval.shape),
@@ -219,35 +213,31 @@ class IODimRule(LearningRule):
     ) -> tuple[list[Arrays], Traces]:
         """Gradients and new traces, from one run of the filters."""
         history, new = self._filtered(traces, block)
-        drives = [self._contracted(i, traces, history, block) for i in range(len(self.links))]
-        return self._products(drives, operands), new
+        found = [
+            self._of_block(i, traces, history, block, operands) for i in range(len(self.links))
+        ]
+        return self.summed(found, operands), new
 
     def solve_at_start(
         self, traces: Traces, signal: OldSignals, operands: Operands
     ) -> list[Arrays]:
         """Cotangents of the traced operands from a signal at the start of a window."""
         steps, held_x, held_f = traces
-        drives = []
+        found = []
         for i, link in enumerate(self.links):
-            found, source = signal[link.group.index], self.executor.sources.get(link.relation.index)
-            if found is None:
-                found = jnp.zeros((link.group.num_state, *link.group.varshape))
+            group, source = link.group, self.executor.sources.get(link.relation.index)
+            own = signal[group.index]
+            own = jnp.zeros((group.num_state, *group.varshape)) if own is None else own
             x = None if source is None else held_x[source][None]
-            drives.append(self._drive(link, x, held_f[i][None], found[None], steps[None]))
-        return self._products(drives, operands)
-
-    def _products(self, drives: Sequence[Any], operands: Operands) -> list[Arrays]:
-        """Per relation, the sum of ``xy_to_dw(eps_x, u)`` over what every link passes on."""
-        found = [
-            link.operation.contract(x, dy, operands[link.relation.index])
-            for link, (x, dy) in zip(self.links, drives, strict=True)
-        ]
+            found.append(
+                self._contracted(link, x, held_f[i][None], own[None], steps[None], operands)
+            )
         return self.summed(found, operands)
 
-    def _contracted(
-        self, i: int, traces: Traces | None, history: Filters, block: Block
-    ) -> tuple[jax.Array | None, jax.Array]:
-        """What a link passes on to ``xy_to_dw``: ``eps_x`` [K, *X] and ``u`` [K, *Y].
+    def _of_block(
+        self, i: int, traces: Traces | None, history: Filters, block: Block, operands: Operands
+    ) -> Arrays:
+        """Cotangents of a link over a block.
 
         Where there is a signal at the first old values, the traces that enter the block come first.
         """
@@ -264,22 +254,26 @@ class IODimRule(LearningRule):
                 count = _after(steps, count)
                 if source is not None and x is not None:
                     x = _after(jnp.where(steps > 0, held_x[source].astype(x.dtype), x[0]), x)
-        return self._drive(link, x, f, signal, count)
+        return self._contracted(link, x, f, signal, count, operands)
 
-    def _drive(
+    def _contracted(
         self,
         link: Link,
         x: jax.Array | None,
         f: jax.Array,
         signal: jax.Array,
         count: jax.Array,
-    ) -> tuple[jax.Array | None, jax.Array]:
-        """``eps_x`` and ``u`` [K, *Y] of steps with these traces, signals and numbers."""
+        operands: Operands,
+    ) -> Arrays:
+        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these traces, signals and numbers."""
+        operation = link.operation
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
         dy = dy * self._correction(count).astype(dy.dtype).reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:
-            x = x.astype(link.operation.x_aval.dtype)  # type: ignore[union-attr]
-        return x, dy.astype(link.operation.y_aval.dtype)
+            x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
+        return operation.contract(
+            x, dy.astype(operation.y_aval.dtype), operands[link.relation.index]
+        )
 
     def _correction(self, count: jax.Array) -> jax.Array:
         """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
@@ -296,44 +290,3 @@ def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:
     """``rest`` [K, ..] with one more step in front."""
     return jnp.concatenate([first[None].astype(rest.dtype), rest])
-
-
-# --- options ----------------------------------------------------------------------------------
-
-
-def decays_of(decay_or_rank: Any) -> tuple[float, float]:
-    """``a_x`` and ``a_f`` of the option ``decay_or_rank``: one value for both, or a pair.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For something else than a float in [0, 1), an integer from 1, or two of these.
-
-    Examples
-    --------
-    >>> decays_of(0.9), decays_of(3), decays_of((0.0, 0.9))
-    ((0.9, 0.9), (0.5, 0.5), (0.0, 0.9))
-    """
-    if not isinstance(decay_or_rank, tuple | list):
-        return (_decay(decay_or_rank),) * 2
-    if len(decay_or_rank) != 2:
-        raise ValueError(
-            "decay_or_rank must be one value or a pair, for x and for f; got "
-            f"{len(decay_or_rank)} values"
-        )
-    of_x, of_f = map(_decay, decay_or_rank)
-    return of_x, of_f
-
-
-def _decay(value: Any) -> float:
-    legal = "decay_or_rank must be a decay (a float in [0, 1)) or a rank (an integer from 1)"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{legal}, got {value!r}")
-    if isinstance(value, numbers.Integral):
-        if value < 1:
-            raise ValueError(f"{legal}, got the integer {value}; no memory at all is 0.0")
-        return (int(value) - 1) / (int(value) + 1)
-    decay = float(value)
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"{legal}, got {value!r}")
-    return decay

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, NamedTuple
@@ -193,6 +193,14 @@ class LearningRule(ABC):
             total[r] = add(total[r], cast) if r in total else cast
         return [total[r] for r in sorted(total)]
 
+    def nothing(self, operands: Operands) -> list[Arrays]:
+        """Cotangents of zero, per link."""
+        pairs = [(link.operation, operands[link.relation.index]) for link in self.links]
+        return [
+            {key: jnp.zeros_like(held[operation.positions[key]]) for key in operation.traced}
+            for operation, held in pairs
+        ]
+
     @property
     def bytes_per_step(self) -> int:
         """Memory that a gradient takes for each step of a block, besides the block itself."""
@@ -235,6 +243,26 @@ class ParameterTraces(LearningRule):
     def rules(self) -> tuple[TraceRules, ...]:
         """Per link, the rules of its trace."""
         return tuple(trace_rules(k.operation, k.extra, self.states_of(k)) for k in self.links)
+
+    def with_entries(
+        self,
+        found: Sequence[Arrays],
+        traces: Sequence[Arrays],
+        entries: Mapping[int, jax.Array | None],
+        operands: Operands,
+        rules: Sequence[TraceRules | None] | None = None,
+    ) -> list[Arrays]:
+        """Cotangents ``found`` per link plus what signals [S, *V] by group find in traces.
+
+        ``rules`` are those of the traces, ``None`` for a link without one; default: :attr:`rules`.
+        """
+        total = list(found)
+        for i, (link, own) in enumerate(zip(self.links, rules or self.rules, strict=True)):
+            entry = entries.get(link.group.index)
+            if entry is not None and own is not None:
+                met = own.solve(link.to_y(entry, 1), traces[i], operands[link.relation.index])
+                total[i] = add(total[i], met)
+        return total
 
     def states_of(self, link: Link) -> int:
         """How many states a trace of the link has."""

@@ -237,11 +237,7 @@ class TracelessRule(LearningRule):
         self, traces: Traces, signal: OldSignals, operands: Operands
     ) -> list[Arrays]:
         """Zeros."""
-        relations = self.executor.graph.hidden_param_op_relations
-        return [
-            {t.key: jnp.zeros_like(operands[r.index][t.position]) for t in r.trainables}
-            for r in relations
-        ]
+        return self.summed(self.nothing(operands), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Nothing."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..executor.position_graph import places_of_y, position_graph
 from ..ops.operation import Arrays
 from .block_algebra import apply
 from .d_rtrl import ParamDimRule
@@ -71,11 +72,11 @@ class SnApRule(ParamDimRule):
         return tuple(self._mask(i) for i in range(len(self.links)))
 
     def _mask(self, index: int) -> np.ndarray | None:
-        group, places = self.links[index].group, self.executor.places_of_y(index)
+        group, places = self.links[index].group, places_of_y(self.links[index])
         if places is None:
             return None
         reached = np.eye(group.num_mixed, dtype=bool)
-        near = self.executor.position_graph(group.index) | reached
+        near = position_graph(self.executor.graph, group) | reached
         for _ in range(self.order - 1):
             wider = (near.astype(float) @ reached) > 0
             if np.array_equal(wider, reached):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
 from ..compiler.cones import Cone
-from ..compiler.graph import ETraceGraph
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.sites import holds
 from .layout import Link, Positions
@@ -43,22 +42,6 @@ class StepJacobians(NamedTuple):
     x: tuple[Any, ...]
     f: tuple[jax.Array, ...]
     transition: tuple[jax.Array | None, ...]
-
-
-def inputs_of_jacobians(graph: ETraceGraph) -> tuple[Var, ...]:
-    """Variables whose values determine the Jacobians of a step."""
-    relations = graph.hidden_param_op_relations
-    driven = {g for r in relations for g in r.group_alignments}
-    produced = {var for eqn in graph.module_info.eqns for var in eqn.outvars}
-    known = produced | set(graph.module_info.jaxpr.invars)
-    wanted: dict[Any, None] = {}
-    for group, cone in zip(graph.hidden_groups, graph.cones, strict=True):
-        if group.index in driven:
-            held = () if cone.transition is None else cone.transition.free
-            wanted.update(dict.fromkeys((*group.hidden_invars, *cone.free, *held)))
-    for relation in relations:
-        wanted.update(dict.fromkeys((relation.y_var, relation.x_var)))
-    return tuple(var for var in wanted if versions.is_var(var) and var in known)
 
 
 def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool:
@@ -165,33 +148,3 @@ def _zeros(link: Link) -> jax.Array:
     """Zeros like the ``y`` of a link."""
     y = link.operation.y_aval
     return jnp.zeros(y.shape, y.dtype)
-
-
-def types_of_jacobians(
-    graph: ETraceGraph, groups: Sequence[Positions], links: Sequence[Link]
-) -> StepJacobians:
-    """Types of the Jacobians of a step, without tracing it."""
-
-    def array(shape: tuple[int, ...], *avals: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(*(aval.dtype for aval in avals)))
-
-    def factor(link: Link) -> Any:
-        y, cone = link.operation.y_aval, graph.cones[link.group.index]
-        forward = takes_forward_mode(graph.module_info.eqns, cone, link)
-        states = [var.aval for var in link.group.group.hidden_outvars]
-        shape = (link.group.num_state, *link.extra, *y.shape)
-        return array(shape, *(states if forward else [y]))
-
-    def transition(group: Positions, cone: Cone) -> Any:
-        if group not in driven or cone.transition is None:
-            return None
-        shape = (group.num_state, group.num_state, *group.varshape)
-        return array(shape, *(var.aval for var in group.group.hidden_invars))
-
-    driven = {link.group for link in links}
-    xs = (r.x_var for r in graph.hidden_param_op_relations)
-    return StepJacobians(
-        tuple(None if x is None else array(x.aval.shape, x.aval) for x in xs),
-        tuple(map(factor, links)),
-        tuple(map(transition, groups, graph.cones)),
-    )

@@ -209,14 +209,3 @@ def join_states(group: HiddenGroup, members: Sequence[Any]) -> jax.Array:
             for array in members
         ]
     )
-
-
-def split_states(group: HiddenGroup, joined: jax.Array) -> list[jax.Array]:
-    """The inverse of :func:`join_states`."""
-    parts, start = [], 0
-    for var, count in zip(group.hidden_outvars, group.state_counts, strict=True):
-        part = joined[start : start + count]
-        whole = var.aval.shape == group.varshape
-        parts.append(part[0] if whole else jnp.moveaxis(part, 0, -1))
-        start += count
-    return parts

@@ -22,10 +22,11 @@ import numpy as np
 from ..base import versions
 from ..base.types import show_path
 from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import ModuleInfo
 from ..compiler.program import StateKind
 from ..compiler.transitions import Transition
-from .layout import Positions, join_states
+from .layout import Link, Positions, join_states
 from .pullback import Pullback
 
 #: Linear in one operand, and selecting by the size of another.
@@ -44,18 +45,33 @@ class Traced(NamedTuple):
     moving: bool = False
 
 
-def position_graph(
-    info: ModuleInfo, transition: Transition | None, positions: Positions
-) -> np.ndarray:
-    """``[p, q]`` of a group [M, M], for the new mixed position ``p`` and the old one ``q``.
+def places_of_y(link: Link) -> np.ndarray | None:
+    """For each element of a link's ``y``, the mixed position that it drives.
 
-    Every edge is kept, with a warning, when the structure cannot be told.
+    ``None`` when it drives several.
     """
+    group, alignment = link.group, link.relation.group_alignments[link.group.index]
+    if {*alignment.extra} & {*group.mixed}:
+        return None
+    near = Link(link.relation, Positions(group.group), alignment)
+    with jax.ensure_compile_time_eval():
+        laid = np.asarray(near.to_y(jnp.asarray(group.places())))
+    return laid[(0,) * len(near.extra)]
+
+
+def position_graph(graph: ETraceGraph, positions: Positions) -> np.ndarray:
+    """Which mixed positions of a group depend on which from one step to the next: [M, M].
+
+    ``[p, q]`` says whether the derivative of a new value at ``p`` in an old one at ``q`` can be
+    other than zero, in some state and example. Every edge is kept, with a warning, when that cannot
+    be told.
+    """
+    transition = graph.cones[positions.index].transition
     if transition is None or not positions.mixed:
         return np.eye(positions.num_mixed, dtype=bool)
     try:
         with jax.ensure_compile_time_eval():
-            signs = (values_of_parameters(info, sign) for sign in (1, -1))
+            signs = (values_of_parameters(graph.module_info, sign) for sign in (1, -1))
             one, other = (structure_of(transition, positions, fixed) for fixed in signs)
             return one | other
     except Unknown:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layout import Link, Positions, join_states, split_states
+from .layout import Link, Positions, join_states
 
 #: How many positions are pulled back together where positions are mixed.
 TOGETHER = 32
@@ -34,13 +34,15 @@ class Pullback:
 
     def rows(self, mask: jax.Array) -> list[Any]:
         """Per state, what is pulled back from ``mask`` [*V of the group] at that state."""
-        group = self.positions.group
-        zeros, states = jnp.zeros_like(mask), range(group.num_state)
-        found = []
-        for i in states:
-            parts = split_states(group, jnp.stack([mask if i == j else zeros for j in states]))
-            cast = [part.astype(new.dtype) for part, new in zip(parts, self.news, strict=True)]
-            found.append(self.pull(cast))
+        found, zeros = [], jnp.zeros_like(mask)
+        for member, new in enumerate(self.news):
+            count = self.positions.group.state_counts[member]
+            for k in range(count):
+                own = [mask if j == k else zeros for j in range(count)]
+                cotangents = [jnp.zeros(v.shape, v.dtype) for v in self.news]
+                whole = mask if new.shape == mask.shape else jnp.stack(own, -1)
+                cotangents[member] = whole.astype(new.dtype)
+                found.append(self.pull(cotangents))
         return found
 
     @cached_property

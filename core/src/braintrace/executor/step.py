@@ -9,18 +9,17 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from ..base import versions
 from ..base.types import Path
-from ..base.versions import Var
-from ..compiler.cones import Pattern
+from ..base.versions import Atom, Var
+from ..compiler.cones import Cone, Pattern
 from ..compiler.graph import ETraceGraph
 from ..compiler.program import StateKind
 from ..jaxprs.run import read, run_equations
-from .jacobians import GroupAtStep, StepJacobians, inputs_of_jacobians, types_of_jacobians
+from .jacobians import GroupAtStep, StepJacobians, takes_forward_mode
 from .layout import Link, Positions
-from .position_graph import position_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,15 @@ class Executor:
     @cached_property
     def inputs_of_jacobians(self) -> tuple[Var, ...]:
         """Variables whose values determine the Jacobians of a step."""
-        return inputs_of_jacobians(self.graph)
+        info, relations = self.graph.module_info, self.graph.hidden_param_op_relations
+        wanted: list[Any] = []
+        for group, cone in zip(self.groups, self.graph.cones, strict=True):
+            if group in self.driven:
+                held = () if cone.transition is None else cone.transition.free
+                wanted += [*group.group.hidden_invars, *cone.free, *held]
+        wanted += [atom for relation in relations for atom in (relation.y_var, relation.x_var)]
+        known = {*info.producers, *info.jaxpr.invars}
+        return tuple(dict.fromkeys(v for v in wanted if versions.is_var(v) and v in known))
 
     @cached_property
     def sources(self) -> dict[int, int]:
@@ -170,9 +177,31 @@ class Executor:
             tuple(transitions),
         )
 
+    @cached_property
     def jacobian_types(self) -> StepJacobians:
         """Types of what :meth:`jacobians_at` gives, without tracing it."""
-        return types_of_jacobians(self.graph, self.groups, self.links)
+
+        def array(shape: tuple[int, ...], atoms: Sequence[Atom]) -> Any:
+            return jax.ShapeDtypeStruct(shape, jnp.result_type(*(a.aval.dtype for a in atoms)))
+
+        def factor(link: Link) -> Any:
+            group, y = link.group, link.relation.y_var
+            cone = self.graph.cones[group.index]
+            forward = takes_forward_mode(self.graph.module_info.eqns, cone, link)
+            shape = (group.num_state, *link.extra, *y.aval.shape)
+            return array(shape, group.group.hidden_outvars if forward else [y])
+
+        def transition(group: Positions, cone: Cone) -> Any:
+            shape = (group.num_state, group.num_state, *group.varshape)
+            known = group in self.driven and cone.transition is not None
+            return array(shape, group.group.hidden_invars) if known else None
+
+        xs = (r.x_var for r in self.graph.hidden_param_op_relations)
+        return StepJacobians(
+            tuple(None if x is None else array(x.aval.shape, [x]) for x in xs),
+            tuple(map(factor, self.links)),
+            tuple(map(transition, self.groups, self.graph.cones)),
+        )
 
     def signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
         """Gradients of the perturbations, per group: ``l`` [S, *V]."""
@@ -231,30 +260,3 @@ class Executor:
         traced = dict.fromkeys(path for r in relations for path in r.parameter_paths)
         _, pull = jax.vjp(operands, {path: params[path] for path in traced})
         return pull([dict(c) for c in cotangents])[0]
-
-    # --- which position depends on which -----------------------------------------------------
-
-    def places_of_y(self, index: int) -> np.ndarray | None:
-        """For each element of a link's ``y``, the mixed position that it drives.
-
-        ``None`` when it drives several.
-        """
-        link = self.links[index]
-        group = link.group
-        near = Link(
-            link.relation, Positions(group.group), link.relation.group_alignments[group.index]
-        )
-        if {*near.alignment.extra} & {*group.mixed}:
-            return None
-        with jax.ensure_compile_time_eval():
-            laid = np.asarray(near.to_y(jax.numpy.asarray(group.places())))
-        return laid[(0,) * len(near.extra)]
-
-    def position_graph(self, index: int) -> np.ndarray:
-        """Which mixed positions of a group depend on which from one step to the next: [M, M].
-
-        ``[p, q]`` says whether the derivative of a new value at ``p`` in an old one at ``q`` can be
-        other than zero, in some state and example.
-        """
-        transition = self.graph.cones[index].transition
-        return position_graph(self.graph.module_info, transition, self.groups[index])

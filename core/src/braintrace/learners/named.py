@@ -7,8 +7,7 @@ from typing import Any
 
 import brainstate
 
-from ..algorithms.config import ETraceConfig, preset
-from ..algorithms.pp_prop import decays_of
+from ..algorithms.config import ETraceConfig, decays_of, preset
 from ..compiler.transitions import check_scope
 from .vjp import ETraceVjpAlgorithm
 
