@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set up the project and run it: ``python3 dev.py COMMAND [options]``; the commands are
+"""Set up the project and run it: ``python3 dev.py COMMAND [options]``.
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
 test    run the whole test suite; options and paths are passed on to pytest; --changed[=COMMIT]
         runs what the changes since a commit (default: the last one) need, in a minute or two
 bench   measure speed and memory against BPTT and the peer library; options are passed on
+gpu     make build/gpu, with which a machine with a GPU and without a network measures the same
 check   lint, formatting and types, and the lines of each folder of core
 stubs   write the type stubs of the public names anew
 docs    build the documentation site, without a network; --open shows it in a browser
@@ -161,6 +162,12 @@ def demo(options: Sequence[str]) -> int:
 def bench(options: Sequence[str]) -> int:
     """Run the benchmark program."""
     return subprocess.call([environment(), ROOT / "benchmarks" / "bench.py", *options])
+
+
+def gpu(options: Sequence[str]) -> int:
+    """Make the folder for a machine with a GPU, and say what to run there."""
+    refuse("gpu", options)
+    return subprocess.call([environment(), "-m", "_gpu.bundle"], cwd=ROOT / "benchmarks")
 
 
 @dataclass(frozen=True)
@@ -506,6 +513,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "bench": bench,
+    "gpu": gpu,
     "check": check,
     "stubs": stubs,
     "docs": docs,
@@ -521,7 +529,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *options = arguments
     if name not in COMMANDS:
-        print(f"dev.py: unknown command {name!r}; commands are {', '.join(COMMANDS)}")
+        known = ", ".join(command for command in COMMANDS if command != "newest")
+        print(f"dev.py: unknown command {name!r}; commands are {known}")
         return 2
     return COMMANDS[name](options)
 

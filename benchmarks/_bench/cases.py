@@ -55,6 +55,7 @@ MODELS = {
     "lif": Model(layers.lif),
     "alif": Model(layers.alif),
     "stack": Model(layers.lif, depth=3),
+    "forward": Model(layers.forward, depth=3),
     "conv": Model(layers.conv, image=True),
     "sparse": Model(layers.sparse),
     "lora": Model(layers.low_rank),

@@ -135,6 +135,10 @@ def lif(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
     return LIF((units,), make.nn.Linear(num_in, units), _recurrent(make, units))
 
 
+def forward(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), make.nn.Linear(num_in, units), jnp.zeros_like)
+
+
 def alif(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
     return ALIF((units,), make.nn.Linear(num_in, units), _recurrent(make, units))
 

@@ -22,13 +22,13 @@ def variables(**more: str) -> dict[str, str]:
 
 
 class Process:
-    """A worker process, asked through pipes."""
+    """A worker process, asked through pipes; ``env`` adds to :func:`variables`."""
 
-    def __init__(self, python: Path, module: str, *arguments: Any) -> None:
+    def __init__(self, python: Path, module: str, *arguments: Any, **env: str) -> None:
         self.process = subprocess.Popen(
             [python, "-m", module, json.dumps(arguments)],
             cwd=FOLDER,
-            env=variables(),
+            env=variables(**env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -38,7 +38,8 @@ class Program:
         start = time.perf_counter()
         lowered = self.lower(data)
         traced = time.perf_counter()
-        stats = lowered.compile().memory_analysis()
+        self.compiled = lowered.compile()
+        stats = self.compiled.memory_analysis()
         return {
             "trace_s": traced - start,
             "compile_s": time.perf_counter() - traced,

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure this library on a GPU, beside BPTT and the peer, within a given time.
+
+First gradients are compared with the CPU's float64. Then D-RTRL, pp_prop and an update at every
+step are timed in turn with BPTT: time, memory, kernels per step. What is most important comes
+first; after each part the results are written, and it ends before the time is up. ``dev.py gpu``
+makes the folder that this program needs on a machine without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from _gpu import plan, table
+from _gpu.measure import measure
+from _gpu.workers import installed
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="where results.json and .md go")
+    add("--seconds", type=float, default=420, help="that it takes at most; default: %(default)s")
+    add("--quick", action="store_true", help="try the program with tiny sizes")
+    add("--no-peer", action="store_true", help="leave out the peer library")
+    add("--no-checks", action="store_true", help="leave out the comparison with float64")
+    cases = [case.name for case in plan.CASES]
+    add("--case", nargs="+", choices=cases, metavar="CASE", help=f"cases: {', '.join(cases)}")
+    return parser.parse_args(arguments)
+
+
+def chosen_cases(chosen: argparse.Namespace) -> list[plan.Case]:
+    """The cases to measure, the most important first."""
+    cases = [case for case in plan.CASES if chosen.case is None or case.name in chosen.case]
+    return plan.quick(cases) if chosen.quick else cases
+
+
+def new_run(chosen: argparse.Namespace) -> dict[str, Any]:
+    """A run in which nothing was measured yet."""
+    parts: dict[str, Any] = {"checks": {}, "versions": {}, "cases": {}, "profiles": {}}
+    facts = {"format": plan.FORMAT, "quick": chosen.quick, "seconds": 0.0, "left_out": []}
+    return {**facts, **parts}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and return the exit status: 1 when gradients are wrong."""
+    chosen = options(arguments)
+    budget = plan.Budget(chosen.seconds)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    run = new_run(chosen)
+
+    def flush(done: str) -> None:
+        run["seconds"] = budget.spent
+        (chosen.out / "results.json").write_text(json.dumps(run, indent=1) + "\n")
+        (chosen.out / "results.md").write_text(table.text(run))
+        print(f"{budget.spent:5.0f} s: {done}", flush=True)
+
+    with TemporaryDirectory() as folder:
+        packages = installed(Path(folder))
+        if chosen.no_peer:
+            packages.pop("peer", None)
+        flush(f"installed {', '.join(packages)}")
+        cases, effort = chosen_cases(chosen), plan.QUICK_EFFORT if chosen.quick else plan.EFFORT
+        measure(run, cases, packages, effort, budget, flush, checks=not chosen.no_checks)
+    flush("the end")
+    print(f"\n{table.text(run)}")
+    problems = table.disagreements(run["checks"])
+    print("\n".join(problems), file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(f"gpu: {error}")
