@@ -27,7 +27,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="where results.json and .md go")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where results.json and .md go, and XLA's programs",
+    )
     add("--seconds", type=float, default=420, help="that it takes at most; default: %(default)s")
     add("--quick", action="store_true", help="try the program with tiny sizes")
     add("--no-peer", action="store_true", help="leave out the peer library")
@@ -69,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             packages.pop("peer", None)
         flush(f"installed {', '.join(packages)}")
         cases, effort = chosen_cases(chosen), plan.QUICK_EFFORT if chosen.quick else plan.EFFORT
-        measure(run, cases, packages, effort, budget, flush, checks=not chosen.no_checks)
+        archive = chosen.out / "programs.zip"
+        archive.unlink(missing_ok=True)
+        measure(run, cases, packages, effort, budget, flush, archive, checks=not chosen.no_checks)
     flush("the end")
     print(f"\n{table.text(run)}")
     problems = table.disagreements(run["checks"])

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from _bench.race import Arrays, distances
@@ -108,28 +109,39 @@ def prepared(
 
 
 def time_case(
-    case: Case, workers: Mapping[bool, Guarded], effort: Effort, budget: Budget
+    case: Case, workers: Mapping[bool, Guarded], effort: Effort, budget: Budget, archive: Path
 ) -> Results:
     """Compile a team, compare results of the same rule, and run it in turn.
 
     ``workers`` has this library's process, and under ``True`` that of the peer if it takes part.
+    The compiled programs go into ``archive``.
     """
     arrays: dict[str, Arrays] = {}
     results: Results = {}
-    with TemporaryDirectory() as folder:
-        for peer, worker in workers.items():
-            team = [one for one in case.team if one.peer == peer]
-            if team:
+    for peer, worker in workers.items():
+        team = [one for one in case.team if one.peer == peer]
+        if team:
+            with TemporaryDirectory() as folder:
                 start = (case.name, case.sizes, ONLINE_STEPS, case.precision, RATE)
                 more, found = prepared(team, worker, start, Path(folder), budget)
-                arrays |= more
-                results |= found
+                keep_programs(case, team, Path(folder), archive)
+            arrays |= more
+            results |= found
     for one in case.team:
         other = reference(one, case.name)
         if one.name in arrays and other is not None and other.name in arrays:
             results[one.name]["distances"] = distances(arrays[one.name], arrays[other.name])
     take_turns([one for one in case.team if one.name in arrays], workers, results, effort, budget)
     return {"sizes": case.sizes._asdict(), "precision": case.precision, "results": results}
+
+
+def keep_programs(case: Case, team: Sequence[Contender], folder: Path, archive: Path) -> None:
+    """Add the programs that :func:`prepared` left in a folder to an archive."""
+    with ZipFile(archive, "a", ZIP_DEFLATED) as found:
+        for number, one in enumerate(team):
+            path = folder / f"{number}.txt"
+            if path.exists():
+                found.write(path, f"{case.name}/{one.name}.txt")
 
 
 def take_turns(
@@ -183,6 +195,7 @@ def measure(
     effort: Effort,
     budget: Budget,
     flush: Callable[[str], None],
+    archive: Path,
     checks: bool = True,
 ) -> None:
     """Fill in a run, the most important first, and ``flush`` after every part."""
@@ -200,7 +213,7 @@ def measure(
             if case.kind == "profile":
                 run["profiles"][case.name] = profile_case(chosen, packages["ours"], budget)
             else:
-                run["cases"][case.name] = time_case(chosen, workers, effort, budget)
+                run["cases"][case.name] = time_case(chosen, workers, effort, budget, archive)
             flush(case.name)
 
 

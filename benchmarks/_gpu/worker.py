@@ -77,7 +77,7 @@ class Worker:
 
     def prepare(self, contender: list[Any], path: str) -> Answer:
         """Compile a contender, run it once and write its results (online: how far the weights
-        moved) to a file."""
+        moved) to a file, and XLA's program to one beside it."""
         chosen = Contender(*contender)
         try:
             return self._prepared(chosen, path)
@@ -114,7 +114,9 @@ class Worker:
         save(found, path)
         self.programs[chosen.name] = work, program
         grown = memory("peak_bytes_in_use")
-        counts = launches(program.compiled.as_text())
+        text = program.compiled.as_text()
+        Path(path).with_suffix(".txt").write_text(text)
+        counts = launches(text)
         return {
             **compiled,
             "bytes": compiled["bytes"] - sum(part.nbytes for part in data),
