@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 OK, REFUSED, USAGE = 0, 1, 2
 LISTED = 30  # names, where none is like the one that was given
@@ -40,6 +42,11 @@ def hint(name: str, known: Iterable[str], what: str) -> str:
         return f"; there are no {what}"
     more = ", ..." if len(known) > LISTED else ""
     return f"; {what}: {', '.join(known[:LISTED])}{more}"
+
+
+def as_json(data: Any) -> str:
+    """Data as the option ``--json`` prints them."""
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def core_version() -> str:

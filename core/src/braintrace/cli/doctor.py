@@ -7,14 +7,12 @@ Each plugin is loaded in a process of its own. A check that fails itself becomes
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .common import OK, REFUSED, Command, UsageError, core_version, hint, official
+from .common import OK, REFUSED, Command, UsageError, as_json, core_version, hint, official
 
 if TYPE_CHECKING:
     from ..plugins.metadata import Candidate
@@ -40,17 +38,11 @@ class Found:
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="only this plugin, by family or distribution"
-    )
-    parser.add_argument("--json", action="store_true", help="print data instead of a report")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long a plugin may take to load (default: 60)",
-    )
+    add = parser.add_argument
+    add("name", nargs="?", metavar="NAME", help="only this plugin, by family or distribution")
+    add("--json", action="store_true", help="print data instead of a report")
+    add("--timeout", type=float, default=60.0, metavar="SECONDS",
+        help="how long a plugin may take to load (default: 60)")  # fmt: skip
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -61,27 +53,45 @@ def doctor(options: argparse.Namespace) -> int:
     if not options.timeout > 0:
         raise UsageError(f"--timeout must be positive, got {options.timeout:g}")
     metadata.use_backport()
-    found = list(_safely(CORE, _core))
     candidates = host().candidates()
     absent = sorted(official() - {c.distribution for c in candidates})
     chosen = _chosen(options.name, candidates, absent)
     reports = {c.distribution: _examined(c, options.timeout) for c in chosen}
+    found = _safely(CORE, _core())
     for candidate in chosen:
-        report = reports[candidate.distribution]
-        found += _safely(candidate.distribution, partial(_plugin, candidate, report))
-    found += [f for c in chosen for f in _shared_primitives(c.distribution, reports)]
+        found += _safely(candidate.distribution, _plugin(candidate, reports))
     if options.name and not chosen:
-        found.append(_not_installed(options.name, absent))
-    print(_as_json(chosen, reports, found, absent) if options.json
-          else _as_text(chosen, reports, found, absent))  # fmt: skip
-    return REFUSED if any(f.level == "error" for f in found) else OK
+        name = _official_name(options.name)
+        fix = f"Run: pip install {name}"
+        found.append(Found(name, "not_installed", "error", "is not installed.", fix))
+    bad = any(f.level == "error" for f in found)
+    plugins = [
+        {"family": c.family, "distribution": c.distribution, "version": c.version,
+         "origin": c.origin, "exports": [name for _, name in c.exports],
+         **asdict(reports[c.distribution])}
+        for c in chosen
+    ]  # fmt: skip
+    if options.json:
+        print(as_json({
+            "core": core_version(), "python": platform.python_version(), "ok": not bad,
+            "plugins": plugins, "not_installed": absent, "findings": [asdict(f) for f in found],
+        }))  # fmt: skip
+    else:
+        print(f"{CORE} {core_version()}, Python {platform.python_version()}")
+        for plugin in plugins:
+            time = f" ({plugin['seconds']:.1f} s)" if plugin["seconds"] else ""
+            print(f"{plugin['distribution']} {plugin['version']}: {plugin['state']}{time}")
+        if absent:
+            print(f"not installed: {', '.join(absent)}")
+        print("", *found, sep="\n") if found else print("no problem was found")
+    return REFUSED if bad else OK
 
 
-def _safely(subject: str, check: Callable[[], Iterator[Found]]) -> list[Found]:
+def _safely(subject: str, check: Iterator[Found]) -> list[Found]:
     """What a check finds; when it fails, that is what was found."""
     found: list[Found] = []
     try:
-        found.extend(check())
+        found.extend(check)
     except Exception as error:
         text = f"could not be examined ({type(error).__name__}: {error})"
         found.append(Found(subject, "check_failed", "error", text))
@@ -98,29 +108,24 @@ def _chosen(
         return list(candidates)
     wanted = normalised(name)
     found = [c for c in candidates if wanted in (normalised(c.family), c.distribution)]
-    if not found and _official_name(wanted) not in absent:
+    if not found and _official_name(name) not in absent:
         known = {c.family for c in candidates} | {n.removeprefix("braintrace-") for n in absent}
         raise UsageError(f"no plugin is called {name!r}{hint(name, known, 'plugins')}")
     return found
 
 
 def _official_name(name: str) -> str:
-    return f"braintrace-{name.removeprefix('braintrace-')}"
-
-
-def _not_installed(name: str, absent: Sequence[str]) -> Found:
     from ..plugins.settings import normalised
 
-    distribution = _official_name(normalised(name))
-    fix = f"Run: pip install {distribution}"
-    return Found(distribution, "not_installed", "error", "is not installed.", fix)
+    return f"braintrace-{normalised(name).removeprefix('braintrace-')}"
 
 
 # --- core -----------------------------------------------------------------------------------------
 
 
 def _core() -> Iterator[Found]:
-    """Whether the package is core's own, and has what it needs."""
+    """Whether the package is core's own, has what it needs, and what must have its version."""
+    from ..names import DISTRIBUTED
     from ..plugins import metadata
 
     owners = metadata.owners(PACKAGE)
@@ -133,15 +138,19 @@ def _core() -> Iterator[Found]:
     if not own:
         text = "is imported, but no distribution of that name is installed"
         yield Found(CORE, "no_metadata", "warning", text, REINSTALL)
-    elif own[0].version != core_version():
-        text = (
-            f"{own[0].version} is installed, but the package that is imported is {core_version()}"
-        )
+    elif (known := own[0].version) != core_version():
+        text = f"{known} is installed, but the package that is imported is {core_version()}"
         yield Found(CORE, "wrong_package", "error", text, REINSTALL)
     if len(own) > 1:
         places = " and ".join(f"{o.version} in {o.origin}" for o in own)
         yield Found(CORE, "installed_twice", "warning", f"is installed more than once: {places}")
-    yield from _requirements(CORE) if own else ()
+    for distribution, _ in DISTRIBUTED.values():
+        if (version := metadata.version_of(distribution)) not in (None, core_version()):
+            text = f"{version} is installed, but it must have the version of {CORE}: "
+            fix = f"Run: pip install {distribution}=={core_version()}"
+            yield Found(distribution, "other_version", "error", text + core_version(), fix)
+    if own:
+        yield from _requirements(CORE)
 
 
 def _requirements(distribution: str) -> Iterator[Found]:
@@ -162,15 +171,15 @@ def _examined(candidate: Candidate, timeout: float) -> Report:
     from ..plugins.probe import Report, probe
     from ..plugins.process import host
 
-    records = {record.distribution: record for record in host().records()}
-    record = records[candidate.distribution]
+    record = host().record(candidate)
     if str(record.state) != "discovered":
         return Report(str(record.state), record.reason)
     return probe(candidate.distribution, timeout)
 
 
-def _plugin(candidate: Candidate, report: Report) -> Iterator[Found]:
+def _plugin(candidate: Candidate, reports: dict[str, Report]) -> Iterator[Found]:
     subject = candidate.distribution
+    report = reports[subject]
     if report.state == "disabled":
         yield Found(subject, "disabled", "info", report.reason)
         return
@@ -182,84 +191,33 @@ def _plugin(candidate: Candidate, report: Report) -> Iterator[Found]:
         yield Found(subject, **own)
     yield from _requirements(subject)
     yield from _names(candidate)
+    for other, its in reports.items():  # each loads alone, the second of both fails
+        shared = ", ".join(sorted({*report.primitives} & {*its.primitives}))
+        if other != subject and shared:
+            text = f"and {other!r} both define {shared}; only one can be used"
+            yield Found(subject, "primitive_collision", "error", text)
 
 
 def _names(candidate: Candidate) -> Iterator[Found]:
     """Exported names that core, an official distribution or another plugin has."""
-    from ..names import CORE as CORE_NAMES
-    from ..names import OFFICIAL, SUBMODULES
-
-    for kind, name in candidate.exports:
-        owner = OFFICIAL[kind].get(name, candidate.distribution)
-        if kind == "ops" and (name in CORE_NAMES or name in SUBMODULES):
-            text = f"exports {name!r}, which is a name of {CORE}: core's is used"
-            yield Found(candidate.distribution, "name_of_core", "warning", text)
-        elif owner != candidate.distribution:
-            text = f"exports {name!r}, which belongs to {owner!r}: this one is not used"
-            yield Found(candidate.distribution, "official_name", "warning", text)
-        elif rivals := _rivals(candidate, kind, name):
-            text = f"exports {name!r}, as {rivals} does: none of them is used"
-            fix = "Uninstall all but one, or disable the others with BRAINTRACE_DISABLE_PLUGINS"
-            yield Found(candidate.distribution, "name_collision", "error", text, fix)
-
-
-def _rivals(candidate: Candidate, kind: str, name: str) -> str:
+    from .. import names
     from ..plugins.process import host
     from ..plugins.resolution import enabled_providers
 
-    others = (c for c in enabled_providers(host(), kind, name) if c is not candidate)
-    return " and ".join(c.title for c in others)
-
-
-def _shared_primitives(distribution: str, reports: dict[str, Report]) -> Iterator[Found]:
-    """Primitives of one name in two plugins; each loads alone, the second of both fails."""
-    for other, report in reports.items():
-        shared = set(report.primitives) & set(reports[distribution].primitives)
-        if other != distribution and shared:
-            text = f"and {other!r} both define {', '.join(sorted(shared))}; only one can be used"
-            yield Found(distribution, "primitive_collision", "error", text)
-
-
-# --- output ---------------------------------------------------------------------------------------
-
-
-def _as_json(
-    chosen: Sequence[Candidate],
-    reports: dict[str, Report],
-    found: Sequence[Found],
-    absent: Sequence[str],
-) -> str:
-    plugins = [
-        {"family": c.family, "distribution": c.distribution, "version": c.version,
-         "origin": c.origin, "exports": [name for _, name in c.exports],
-         **asdict(reports[c.distribution])}
-        for c in chosen
-    ]  # fmt: skip
-    data: dict[str, Any] = {
-        "core": core_version(),
-        "python": platform.python_version(),
-        "ok": not any(f.level == "error" for f in found),
-        "plugins": plugins,
-        "not_installed": list(absent),
-        "findings": [asdict(f) for f in found],
-    }
-    return json.dumps(data, indent=2, ensure_ascii=False)
-
-
-def _as_text(
-    chosen: Sequence[Candidate],
-    reports: dict[str, Report],
-    found: Sequence[Found],
-    absent: Sequence[str],
-) -> str:
-    lines = [f"{CORE} {core_version()}, Python {platform.python_version()}"]
-    for candidate in chosen:
-        report = reports[candidate.distribution]
-        time = f" ({report.seconds:.1f} s)" if report.seconds else ""
-        lines.append(f"{candidate.distribution} {candidate.version}: {report.state}{time}")
-    lines += [f"not installed: {', '.join(absent)}"] if absent else []
-    lines += ["", *map(str, found)] if found else ["no problem was found"]
-    return "\n".join(lines)
+    subject = candidate.distribution
+    for kind, name in candidate.exports:
+        owner = names.OFFICIAL[kind].get(name, subject)
+        rivals = [c.title for c in enabled_providers(host(), kind, name) if c is not candidate]
+        if kind == "ops" and name in {*names.CORE, *names.SUBMODULES}:
+            text = f"exports {name!r}, which is a name of {CORE}: core's is used"
+            yield Found(subject, "name_of_core", "warning", text)
+        elif owner != subject:
+            text = f"exports {name!r}, which belongs to {owner!r}: this one is not used"
+            yield Found(subject, "official_name", "warning", text)
+        elif rivals:
+            text = f"exports {name!r}, as {' and '.join(rivals)} does: none of them is used"
+            fix = "Uninstall all but one, or disable the others with BRAINTRACE_DISABLE_PLUGINS"
+            yield Found(subject, "name_collision", "error", text, fix)
 
 
 COMMAND = Command(

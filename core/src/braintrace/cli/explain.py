@@ -4,80 +4,59 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, Command, Refusal, UsageError, hint
+from .common import OK, Command, Refusal, UsageError, as_json, hint
 from .model import arguments, build, file_and_name, import_file, parse_shape, told
 
 if TYPE_CHECKING:
     from ..base.diagnostics import CompilationRecord
     from ..base.types import Path as StatePath
-    from ..compiler.control.policy import ControlFlowPolicy
     from ..compiler.graph import ETraceGraph
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="FILE:MODEL",
+    add = parser.add_argument
+    add("model", metavar="FILE:MODEL",
         help="a Python file and the name of a model in it: an instance, a Module class without "
         "required arguments, or a function without required arguments that returns model or "
-        "(model, *example_args)",
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="initialise the states with it")
-    parser.add_argument(
-        "--input",
-        action="append",
-        metavar="SHAPE[:DTYPE]",
-        help="an argument of one step, e.g. 64,10:float32; repeat it for more arguments",
-    )
-    parser.add_argument(
-        "--frozen",
-        action="append",
-        metavar="NAME",
-        help="a parameter that may have no gradient; repeat it for more",
-    )
-    parser.add_argument(
-        "--recurrence-scope",
-        choices=("diagonal", "coupled"),
-        default="diagonal",
-        help="which paths are in the transition (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--scan-unroll-limit",
-        type=int,
-        metavar="N",
-        help="the longest loop with an operation inside that is written out",
-    )
-    parser.add_argument("--draw", metavar="OUT.svg", help="write the drawing")
-    parser.add_argument("--html", metavar="OUT.html", help="write drawing and tables")
-    parser.add_argument("--json", action="store_true", help="print data instead of a report")
-    parser.add_argument("--weight", metavar="PATH", help="only diagnostics about this parameter")
-    parser.add_argument("--hidden", metavar="PATH", help="only diagnostics about this hidden state")
-    parser.add_argument("--kind", metavar="KIND", help="only diagnostics of this kind")
+        "(model, *example_args)")  # fmt: skip
+    add("--batch-size", type=int, metavar="N", help="initialise the states with it")
+    add("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
+        help="an argument of one step, e.g. 64,10:float32; repeat it for more")  # fmt: skip
+    add("--frozen", action="append", default=[], metavar="NAME",
+        help="a parameter that may have no gradient; repeat it for more")  # fmt: skip
+    add("--recurrence-scope", choices=("diagonal", "coupled"), default="diagonal",
+        help="which paths are in the transition (default: %(default)s)")  # fmt: skip
+    add("--scan-unroll-limit", type=int, metavar="N",
+        help="the longest loop with an operation inside that is written out")  # fmt: skip
+    add("--draw", metavar="OUT.svg", help="write the drawing")
+    add("--html", metavar="OUT.html", help="write drawing and tables")
+    add("--json", action="store_true", help="print data instead of a report")
+    add("--weight", metavar="PATH", help="only diagnostics about this parameter")
+    add("--hidden", metavar="PATH", help="only diagnostics about this hidden state")
+    add("--kind", metavar="KIND", help="only diagnostics of this kind")
 
 
 def explain(options: argparse.Namespace) -> int:
     """Compile a model and show what the compiler found."""
     file, name = file_and_name(options.model)
-    shapes = [parse_shape(text) for text in options.input or ()]
+    shapes = [parse_shape(text) for text in options.input]
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
-    if options.scan_unroll_limit is not None and options.scan_unroll_limit < 0:
-        raise UsageError(
-            f"--scan-unroll-limit must not be negative, got {options.scan_unroll_limit}"
-        )
+    limit = options.scan_unroll_limit
+    if limit is not None and limit < 0:
+        raise UsageError(f"--scan-unroll-limit must not be negative, got {limit}")
     module = import_file(file)
     model, args = build(module, file, name)
     graph = _compile(model, arguments(model, args, shapes, options.batch_size), options, file)
     _write(graph, options)
     records = _selected(graph, options)
-    print(_as_json(graph, records) if options.json else _as_text(graph, records))
+    print(as_json(_as_data(graph, records)) if options.json else _as_text(graph, records))
     return OK
 
 
@@ -89,7 +68,10 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
 
     from ..base.errors import CompilationError
     from ..compiler.compile import compile_etrace_graph
+    from ..compiler.control.policy import ControlFlowPolicy
 
+    limit = options.scan_unroll_limit
+    policy = ControlFlowPolicy(**({} if limit is None else {"scan_unroll_limit": limit}))
     fresh = not brainstate.graph.states(model, brainstate.HiddenState)
     try:
         if options.batch_size is not None or fresh:
@@ -99,26 +81,16 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
             return compile_etrace_graph(
                 model,
                 *args,
-                frozen=options.frozen or (),
+                frozen=options.frozen,
                 recurrence_scope=options.recurrence_scope,
-                control_flow=_policy(options.scan_unroll_limit),
+                control_flow=policy,
             )
     except CompilationError as error:
-        raise Refusal(f"{_place_of(model, file)}: {error}") from error
+        code = getattr(type(model).update, "__code__", None)
+        where = f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)
+        raise Refusal(f"{where}: {error}") from error
     except Exception as error:
         raise Refusal(told(error, file)) from error
-
-
-def _policy(limit: int | None) -> ControlFlowPolicy:
-    from ..compiler.control.policy import ControlFlowPolicy
-
-    return ControlFlowPolicy() if limit is None else ControlFlowPolicy(scan_unroll_limit=limit)
-
-
-def _place_of(model: Any, file: Path) -> str:
-    """Where the step of a model is written."""
-    code = getattr(type(model).update, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)
 
 
 # --- output ---------------------------------------------------------------------------------------
@@ -174,43 +146,36 @@ def _dotted(text: str) -> str:
     return re.sub(r"\[(\d+)\]", r".\1", text).removeprefix(".")
 
 
-def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
-    if records is None:
-        said = [f"advice of {by}: {text}" for _, by, text in _advised(graph.diagnostics)]
-        return "\n".join([graph.report(), *dict.fromkeys(said)])
-    lines = []
-    for record in records:
-        lines.append(str(record))
-        lines += [f"  advice of {by}: {text}" for _, by, text in _advised([record])]
-    return "\n".join(lines) or "no diagnostic fits"
-
-
-def _advised(records: Iterable[CompilationRecord]) -> list[tuple[CompilationRecord, str, str]]:
-    """The diagnostics that a plugin has advice for: record, family, sentence."""
+def _advice(record: CompilationRecord) -> dict[str, str] | None:
+    """What a plugin has to say about a diagnostic, if one has."""
     from ..plugins import services
     from ..plugins.process import host
 
-    found = ((record, services.advice(host(), record)) for record in records)
-    return [(record, *said) for record, said in found if said]
+    said = services.advice(host(), record)
+    return said and {"family": said[0], "text": said[1]}
 
 
-def _as_json(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
-    from ..compiler.summary import summarize
-    from ..show.facts import to_data
-
-    if records is not None:
-        data: Any = [_data(record) for record in records]
+def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
+    spoken = [
+        (str(record), (said := _advice(record)) and "advice of {family}: {text}".format(**said))
+        for record in (graph.diagnostics if records is None else records)
+    ]
+    if records is None:
+        lines = [graph.report(), *dict.fromkeys(said for _, said in spoken)]
     else:
-        data = to_data(summarize(graph))
-        data |= {"diagnostics": [_data(record) for record in graph.diagnostics]}
-    return json.dumps(data, indent=2, ensure_ascii=False)
+        lines = [line for text, said in spoken for line in (text, said and f"  {said}")]
+    return "\n".join(filter(None, lines)) or "no diagnostic fits"
 
 
-def _data(record: CompilationRecord) -> dict[str, Any]:
-    from ..show.facts import record_data
+def _as_data(graph: ETraceGraph, records: list[CompilationRecord] | None) -> Any:
+    from ..compiler.summary import summarize
+    from ..show.facts import record_data, to_data
 
-    said = [{"family": by, "text": text} for _, by, text in _advised([record])]
-    return record_data(record) | ({"advice": said[0]} if said else {})
+    data = [
+        record_data(record) | ({"advice": said} if (said := _advice(record)) else {})
+        for record in (graph.diagnostics if records is None else records)
+    ]
+    return {**to_data(summarize(graph)), "diagnostics": data} if records is None else data
 
 
 COMMAND = Command(

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -56,31 +57,27 @@ def build(module: ModuleType, file: Path, name: str | None) -> tuple[Any, tuple[
     """The model, and its example arguments if it comes with them."""
     import brainstate
 
-    if name is None:
-        raise UsageError(f"name a model: {file}:MODEL{hint('', _names(module), 'models there')}")
-    if not hasattr(module, name):
-        near = hint(name, _names(module), "models there")
-        raise UsageError(f"{str(file)!r} has no {name!r}{near}")
+    if name is None or not hasattr(module, name):
+        near = hint(name or "", _names(module), "models there")
+        what = f"{str(file)!r} has no {name!r}" if name else f"name a model: {file}:MODEL"
+        raise UsageError(what + near)
     found = getattr(module, name)
     if callable(found) and not isinstance(found, brainstate.nn.Module):
         found = _called(found, file, name)
     model, *args = found if isinstance(found, tuple) and found else (found,)
     if not isinstance(model, brainstate.nn.Module):
+        kind = type(found).__name__
+        article = "an" if kind[0].lower() in "aeiou" else "a"
         raise UsageError(
-            f"{name!r} in {str(file)!r} is {_article(type(found).__name__)}; it must be a "
+            f"{name!r} in {str(file)!r} is {article} {kind}; it must be a "
             "brainstate.nn.Module, a class of one, or a function that returns model or "
             "(model, *example_args)"
         )
     return model, tuple(args) if isinstance(found, tuple) else None
 
 
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
-
-
 def _called(found: Callable[[], Any], file: Path, name: str) -> Any:
-    needed = _required(found)
-    if needed:
+    if needed := _required(found):
         raise UsageError(
             f"{name!r} in {str(file)!r} takes arguments ({', '.join(needed)}); name a function "
             "without required arguments that makes the model"
@@ -110,11 +107,9 @@ def _names(module: ModuleType) -> list[str]:
     def fits(value: Any) -> bool:
         if isinstance(value, brainstate.nn.Module):
             return True
+        made = inspect.isclass(value) and issubclass(value, brainstate.nn.Module)
         own = getattr(value, "__module__", None) == module.__name__
-        model = inspect.isfunction(value) or (
-            inspect.isclass(value) and issubclass(value, brainstate.nn.Module)
-        )
-        return own and model and not _required(value)
+        return own and (made or inspect.isfunction(value)) and not _required(value)
 
     return [name for name, value in vars(module).items() if name[:1] != "_" and fits(value)]
 
@@ -144,17 +139,17 @@ def arguments(
         return tuple(_zeros(shape, dtype) for shape, dtype in shapes)
     if args is not None:
         return args
-    if not _required(model.update):
+    needed = _required(model.update)
+    if not needed:
         return ()
     size = getattr(model, "in_size", None)
-    if size is None or len(_required(model.update)) != 1:
-        needed = ", ".join(_required(model.update))
+    if size is None or len(needed) != 1:
         raise UsageError(
-            f"a step of {type(model).__name__} takes {needed}: give --input SHAPE[:DTYPE] for each "
-            "argument, or name a function that returns (model, *example_args)"
+            f"a step of {type(model).__name__} takes {', '.join(needed)}: give "
+            "--input SHAPE[:DTYPE] for each argument, or name a function that returns (model, *example_args)"
         )
-    size = (size,) if isinstance(size, int) else tuple(size)
-    return (_zeros((*(() if batch_size is None else (batch_size,)), *size), None),)
+    batch = () if batch_size is None else (batch_size,)
+    return (_zeros((*batch, *((size,) if isinstance(size, int) else size)), None),)
 
 
 def _zeros(shape: tuple[int, ...], name: str | None) -> Any:
@@ -177,10 +172,9 @@ def told(error: BaseException, file: Path) -> str:
     """An error of the user's code in one line, with the last place beside the file."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
-    folder, where, trace = str(file.resolve().parent), str(file), error.__traceback__
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
+    folder, where = str(file.resolve().parent), str(file)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
         if path.startswith(folder) and "site-packages" not in path:
-            where = f"{path}:{trace.tb_lineno}"
-        trace = trace.tb_next
+            where = f"{path}:{line}"
     return f"{where}: {type(error).__name__}: {error}"

@@ -6,18 +6,16 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from .common import OK, Command, UsageError, core_version, official
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", metavar="NAME", help="name of the family and of its operation, such as 'gain'"
-    )
-    parser.add_argument(
-        "--directory", metavar="DIR", help="where to write it (default: ./braintrace-NAME)"
-    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help="name of the family and of its operation, such as 'gain'")
+    add("--directory", metavar="DIR", help="where to write it (default: ./braintrace-NAME)")
 
 
 def new_plugin(options: argparse.Namespace) -> int:
@@ -61,20 +59,18 @@ def bounds(version: str) -> str:
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
 
 
-def write(folder: Path, values: dict[str, str]) -> None:
-    """Write the template with the placeholders filled in."""
-    from .template import FILES
-
-    for path, text in FILES.items():
-        filled = folder / _filled(path, values)
+def write(folder: Path, values: Mapping[str, str]) -> None:
+    """Write the files of ``template`` with the placeholders filled in, in paths and texts."""
+    template = Path(__file__).with_name("template")
+    for file in template.rglob("*.txt"):
+        target = file.relative_to(template).with_suffix("").as_posix()
+        filled = folder / _filled(target, values)
         filled.parent.mkdir(parents=True, exist_ok=True)
-        filled.write_text(_filled(text, values), encoding="utf-8")
+        filled.write_text(_filled(file.read_text(encoding="utf-8"), values), encoding="utf-8")
 
 
-def _filled(text: str, values: dict[str, str]) -> str:
-    for placeholder, value in values.items():
-        text = text.replace(placeholder, value)
-    return text
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
 
 
 COMMAND = Command(

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .common import OK, REFUSED, Command, official
+from .common import OK, REFUSED, Command, as_json, official
 
 if TYPE_CHECKING:
     from ..plugins.records import PluginRecord
@@ -29,30 +28,32 @@ def plugins(options: argparse.Namespace) -> int:
     metadata.use_backport()
     records = host().load_all(strict=False) if options.load else host().records()
     absent = sorted(official() - {record.distribution for record in records})
-    print(_as_json(records, absent) if options.json else _as_text(records, absent))
+    if options.json:
+        data = [
+            {**vars(r), "exception": r.exception and f"{type(r.exception).__name__}: {r.exception}"}
+            for r in records
+        ]
+        print(as_json({"plugins": data, "not_installed": absent}))
+    else:
+        _print_table(records)
+        if absent:
+            print(f"not installed: {', '.join(absent)}")
     broken = {"failed", "incompatible", "conflict"}
     return REFUSED if options.load and any(str(r.state) in broken for r in records) else OK
 
 
-def _as_json(records: Iterable[PluginRecord], absent: Sequence[str]) -> str:
-    data = {"plugins": [_data(record) for record in records], "not_installed": list(absent)}
-    return json.dumps(data, indent=2, ensure_ascii=False)
-
-
-def _data(record: PluginRecord) -> dict[str, Any]:
-    """A record without the objects that JSON cannot hold."""
-    exception = record.exception and f"{type(record.exception).__name__}: {record.exception}"
-    return {**vars(record), "state": str(record.state), "exception": exception}
-
-
-def _as_text(records: Sequence[PluginRecord], absent: Sequence[str]) -> str:
+def _print_table(records: Sequence[PluginRecord]) -> None:
     rows = [COLUMNS] + [_row(record) for record in records]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if records else []
-    lines = lines or ["no plugin is installed"]
-    lines += [f"{r.distribution!r} {r.reason}" for r in records if r.reason]
-    lines += [f"{r.distribution!r}: {problem}" for r in records for problem in r.problems]
-    return "\n".join([*lines, *([f"not installed: {', '.join(absent)}"] if absent else [])])
+    for row in rows if records else ():
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    if not records:
+        print("no plugin is installed")
+    for record in records:
+        if record.reason:
+            print(f"{record.distribution!r} {record.reason}")
+        for problem in record.problems:
+            print(f"{record.distribution!r}: {problem}")
 
 
 def _row(record: PluginRecord) -> tuple[str, ...]:

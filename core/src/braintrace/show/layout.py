@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .cards import Card, Item, home, text_height, text_width
 from .facts import Flow, Node
@@ -255,7 +255,8 @@ class _Placement:
         self.first["bottom", k] = bottom + 8
 
     def layout(self) -> Layout:
-        rights = [placed.x + placed.width for placed in (*self.boxes.values(), *self.frames)]
+        placed: list[Placed[Any]] = [*self.boxes.values(), *self.frames]
+        rights = [one.x + one.width for one in placed]
         rights += [
             self._along(corridor, net)
             for corridor, nets in self.tracks.items()
