@@ -166,6 +166,15 @@ def test_a_foreign_distribution_that_owns_the_import_name(how, site, command):
     assert found["fix"].startswith(f"Run: pip uninstall {name}. Run: pip install --force-reinst")
 
 
+def test_a_testing_kit_of_another_version(site, command):
+    site.add("braintrace-testing", "unused", "", version="0.0.9")
+    status, data = command("doctor", "--json", env={"BRAINTRACE_PLUGINS": ""})
+    assert status == 1
+    found = findings(data, "braintrace-testing")["braintrace-testing", "other_version"]
+    assert found["text"].startswith("0.0.9 is installed, but it must have the version of braint")
+    assert found["fix"] == "Run: pip install braintrace-testing==0.1.0"
+
+
 def test_names(site, command):
     site.hide("braintrace-lora", "importlib_metadata")
     status, text = command("doctor", "lora")

@@ -139,3 +139,53 @@ def test_the_former_name_of_the_algorithms_says_so(run):
         out([texts, LearningRule is same])
     """
     assert run(code) == [["braintrace.rules is called braintrace.algorithms now"], True]
+
+
+# --- braintrace.testing is a distribution of its own -------------------------------------------
+
+
+def test_testing_is_the_package_itself_under_two_names(run):
+    code = """
+        import braintrace.testing, braintrace.testing.oracle, braintrace
+        from braintrace.testing import ConformanceCase, oracle
+        from braintrace.testing.conformance.case import ConformanceCase as Case
+        import braintrace_testing, braintrace_testing.conformance, braintrace_testing.oracle
+        assert braintrace.testing is braintrace_testing is sys.modules["braintrace.testing"]
+        assert oracle is braintrace_testing.oracle is sys.modules["braintrace.testing.oracle"]
+        assert ConformanceCase is Case is braintrace_testing.conformance.ConformanceCase
+        assert Case.__module__ == "braintrace_testing.conformance.case"
+        assert braintrace_testing.__spec__.name == "braintrace_testing"
+        import importlib
+        try:
+            importlib.import_module("braintrace.testing.no_such_module")
+        except ModuleNotFoundError as error:
+            out([error.name, hasattr(braintrace, "testing"), "testing" in dir(braintrace)])
+    """
+    assert run(code) == ["braintrace.testing.no_such_module", True, True]
+
+
+def test_without_braintrace_testing_all_ways_say_what_to_install(run):
+    code = """
+        import importlib.machinery
+        find = importlib.machinery.PathFinder.find_spec
+        importlib.machinery.PathFinder.find_spec = classmethod(
+            lambda cls, name, *a: None if name == "braintrace_testing" else find(name, *a)
+        )
+        sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+        import braintrace
+        said = []
+        for statement in (
+            "braintrace.testing", "from braintrace import testing", "import braintrace.testing",
+            "from braintrace.testing import bptt", "import braintrace.testing.oracle",
+        ):
+            try:
+                exec(statement)
+            except (AttributeError, ImportError) as error:
+                said.append([type(error).__name__, str(error)])
+        out([said, hasattr(braintrace, "testing"), "testing" in dir(braintrace)])
+    """
+    said, has, listed = run(code)
+    text = "braintrace.testing is provided by 'braintrace-testing', which is not installed. "
+    text += "Run: pip install braintrace-testing"
+    assert said == [["PluginAttributeError", text], *[["PluginImportError", text]] * 4]
+    assert not has and not listed

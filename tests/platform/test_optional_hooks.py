@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import brainstate
 import jax.numpy as jnp
 import pytest
@@ -17,6 +19,9 @@ from braintrace.plugin_api import (
     hookimpl,
 )
 from braintrace.plugins import PluginError, isolated, process, services
+from braintrace.plugins.hooks import HookSpecs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def scale(x, w):
@@ -41,6 +46,14 @@ def plugin_with(family="extra", **hooks):
 
 def raises(*_):
     raise OSError("no disk")
+
+
+def test_every_hook_has_a_user_in_the_repository():
+    sources = [*ROOT.glob("plugins/*/src/*/*.py"), *ROOT.glob("examples/*/src/*/*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in sources)
+    hooks = [name for name in vars(HookSpecs) if name.startswith("braintrace_")]
+    assert len(hooks) == 6
+    assert [name for name in hooks if f"def {name}(" not in text] == []
 
 
 # --- algorithms ----------------------------------------------------------------------------------
@@ -97,6 +110,36 @@ def test_algorithms_are_checked(answer, text):
         assert type(compiled("ok")) is Mine
         with pytest.raises(ValueError, match=text):
             compiled("mine")
+
+
+def test_core_goes_through_its_own_hook_and_cannot_be_switched_off(run):
+    code = """
+        import brainstate, braintrace, jax.numpy as jnp
+        from braintrace.plugins import process, services
+        names = services.answer(services.plugin_of_core().manager, "braintrace_algorithms", api=1)
+        found = services.algorithm(process.host(), "d_rtrl", braintrace.ETraceAlgorithm)
+        states = {str(record.state) for record in braintrace.plugins.records()}
+        out([sorted(names), found is braintrace.D_RTRL, sorted(states)])
+    """
+    names, same, states = run(code)
+    assert same and {"d_rtrl", "pp_prop", "eprop", "dni"} <= {*names}
+    assert states == ["discovered"]  # none of the plugins was loaded for it
+    for variable in ({"BRAINTRACE_DISABLE_PLUGINS": "*"}, {"BRAINTRACE_PLUGINS": ""}):
+        assert run(code, env=variable) == [names, True, ["disabled"]]
+
+
+def test_a_plugin_may_offer_nothing_but_an_algorithm():
+    class Plugin:
+        @hookimpl
+        def braintrace_plugin_info(self):
+            return PluginInfo("lone")
+
+        @hookimpl
+        def braintrace_algorithms(self, api):
+            return {"mine": Mine}
+
+    with isolated([Plugin(), plugin_with()]):
+        assert type(compiled("mine")) is Mine
 
 
 def test_a_name_of_two_algorithms_is_refused_to_both():

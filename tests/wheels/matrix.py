@@ -5,8 +5,8 @@
 an environment that has core, its dependencies, pytest and hatchling. For each subset: what is
 present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin in a
 process of its own and therefore takes long: it is asked with none, one and all of the plugins, and
-in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with core
-and that plugin alone. The tests of the plugin host are run with the oldest pluggy and
+in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with core,
+that plugin and ``braintrace-testing`` alone. The tests of the plugin host are run with the oldest pluggy and
 the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a foreign distribution
 that writes over the package is found.
 """
@@ -28,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 HOST_TESTS = [f"tests/platform/test_{name}.py" for name in ("host", "optional_hooks")]
+TESTING = "braintrace-testing"
 OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
@@ -72,9 +73,15 @@ def change(wheels: dict[str, Path], before: Sequence[str], after: Sequence[str])
         pip("install", "--no-deps", "--no-index", *new)
 
 
-def try_subsets(wheels: dict[str, Path], own_tests: bool, every_doctor: bool) -> None:
-    """The check of ``subset.py`` for every subset, and the own tests of each plugin alone."""
+def try_subsets(
+    wheels: dict[str, Path], testing: Path, own_tests: bool, every_doctor: bool
+) -> None:
+    """The check of ``subset.py`` for every subset, and the own tests of each plugin alone.
+
+    ``braintrace-testing`` is installed for the tests of the plugins only.
+    """
     installed: tuple[str, ...] = tuple(wheels)
+    pip("uninstall", "--yes", TESTING)
     for subset in subsets(tuple(wheels)):
         start = time.monotonic()
         change(wheels, installed, subset)
@@ -83,11 +90,14 @@ def try_subsets(wheels: dict[str, Path], own_tests: bool, every_doctor: bool) ->
         run("-I", HERE / "subset.py", *(["--doctor"] if ask else []), *subset)
         tests = ""
         if own_tests and len(subset) == 1:
+            pip("install", "--no-deps", "--no-index", testing)
             said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
             tests = f"; own tests: {said.splitlines()[-1].strip('= ')}"
+            pip("uninstall", "--yes", TESTING)
         names = " + ".join(("core", *subset))
         print(f"ok  {names} ({time.monotonic() - start:.0f} s){tests}", flush=True)
     change(wheels, installed, tuple(wheels))
+    pip("install", "--no-deps", "--no-index", testing)
 
 
 def try_pluggy() -> None:
@@ -148,9 +158,9 @@ def main(folder: str, *options: str) -> int:
     """Try everything; the exit status."""
     plugins = sorted(Path(folder).glob("braintrace_*.whl"))
     named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
-    wheels = {family: file for family, file in named.items() if family != "core"}
+    wheels = {name: file for name, file in named.items() if name not in ("core", "testing")}
     try:
-        try_subsets(wheels, "own-tests" in options, "every-doctor" in options)
+        try_subsets(wheels, named["testing"], "own-tests" in options, "every-doctor" in options)
         try_pluggy()
         try_new_plugin()
         try_foreign()

@@ -145,6 +145,7 @@ def check_absent(kind: str, name: str, distribution: str) -> None:
 
 def check_names(families: set[str]) -> None:
     """What is installed resolves, and the rest says what to install."""
+    check_absent("ops", "testing", "braintrace-testing")
     for kind, names in OFFICIAL.items():
         for name, distribution in names.items():
             if distribution.removeprefix("braintrace-") not in families:

@@ -62,7 +62,7 @@ def test_it_depends_on_released_names_alone(wheel):
     text = zipfile.ZipFile(wheel).read(metadata).decode()
     required = [line for line in text.splitlines() if line.startswith("Requires-Dist:")]
     names = {line.split()[1].partition(">")[0].partition("<")[0] for line in required}
-    assert names == {"braintrace-core", "jax", "pytest"}
+    assert names == {"braintrace-core", "braintrace-testing", "jax", "pytest"}
     core = tomllib.loads((EXAMPLE.parents[1] / "core" / "pyproject.toml").read_text())["project"]
     minor = core["version"].rpartition(".")[0]
     assert any(f"braintrace-core<0.2,>={minor}" in line for line in required)

@@ -57,7 +57,9 @@ def provided(kind: str, name: str) -> object:
 
 def names_of_core() -> list[str]:
     """What ``dir(braintrace)`` lists: everything that resolves."""
-    return sorted({*vars(sys.modules[_PACKAGE]), *CORE, *SUBMODULES, *_available("ops")})
+    absent = {name for name, (_, package) in DISTRIBUTED.items() if _spec_of(package) is None}
+    known = {*CORE, *SUBMODULES} - absent
+    return sorted({*vars(sys.modules[_PACKAGE]), *known, *_available("ops")})
 
 
 def names_of_nn() -> list[str]:

@@ -62,13 +62,15 @@ from .plugins.process import host
 
 if TYPE_CHECKING:
     from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
+    from .learners.vjp import ETraceVjpAlgorithm as ETraceVjpAlgorithm
 else:
 
     def __getattr__(name: str) -> Any:
-        """The base of learning rules, which most plugins do without."""
-        if name != "ETraceAlgorithm":
+        """The bases of learners, which most plugins do without."""
+        where = {"ETraceAlgorithm": "learner", "ETraceVjpAlgorithm": "vjp"}
+        if name not in where:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(f"{__package__}.learners.learner").ETraceAlgorithm
+        return getattr(import_module(f"{__package__}.learners.{where[name]}"), name)
 
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "CompilationError",
     "DoctorContext",
     "ETraceAlgorithm",
+    "ETraceVjpAlgorithm",
     "ETPPrimitiveSpec",
     "Finding",
     "HostInfo",

@@ -5,6 +5,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import pytest
+from grouped_products._plugin import plugin
 
 import braintrace
 
@@ -60,6 +61,49 @@ def test_the_model_is_trained(xs):
 
     losses = [float(update()) for _ in range(60)]
     assert losses[-1] < 0.3 * losses[0], losses
+
+
+class Groups(brainstate.nn.Module):
+    """Leaky groups alone, or grouped products of which no state depends."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        weight = jax.random.normal(jax.random.key(0), (GROUPS, IN, OUT))
+        self.weight, self.recurrent = brainstate.ParamState(weight), recurrent
+
+    def init_state(self, batch_size=None):
+        self.g = brainstate.HiddenState(jnp.zeros((batch_size, GROUPS, OUT)))
+
+    def update(self, x):
+        y = braintrace.grouped_matmul(x, self.weight.value)
+        self.g.value = 0.5 * self.g.value + (y if self.recurrent else x.mean())
+        return self.g.value if self.recurrent else y
+
+
+def test_the_rule_of_the_plugin_is_exact_where_all_states_decay_alike(xs):
+    def gradient(name, **options):
+        learner = braintrace.compile(Groups(True), name, xs[0], batch_size=BATCH, **options)
+        return learner.etrace_grad(xs, step_fn=lambda x: jnp.mean(learner(x) ** 2))["weight",]
+
+    expected = gradient("d_rtrl")
+    assert jnp.allclose(gradient("leaky_trace", decay=0.5), expected, rtol=1e-4)
+    assert not jnp.allclose(gradient("leaky_trace", decay=0.9), expected, rtol=1e-2)
+
+
+def test_the_plugin_finds_products_of_low_precision():
+    assert plugin.braintrace_doctor(None) == ()
+    with jax.default_matmul_precision("bfloat16"):
+        (found,) = plugin.braintrace_doctor(None)
+    assert found.id == "matmul_precision" and "bfloat16" in found.text
+
+
+def test_the_plugin_explains_its_readouts(xs):
+    model = Groups(False)
+    brainstate.nn.init_all_states(model, batch_size=BATCH)
+    with pytest.warns(UserWarning, match="reaches no hidden state"):
+        graph = braintrace.compile_etrace_graph(model, xs[0])
+    said = [plugin.braintrace_explain(record) for record in graph.diagnostics]
+    assert "grouped_mm is a readout here, which needs no trace: all is well" in said
 
 
 def test_wrong_arguments():

@@ -146,7 +146,8 @@ def arguments(
     if size is None or len(needed) != 1:
         raise UsageError(
             f"a step of {type(model).__name__} takes {', '.join(needed)}: give "
-            "--input SHAPE[:DTYPE] for each argument, or name a function that returns (model, *example_args)"
+            "--input SHAPE[:DTYPE] for each argument, or name a function that returns "
+            "(model, *example_args)"
         )
     batch = () if batch_size is None else (batch_size,)
     return (_zeros((*batch, *((size,) if isinstance(size, int) else size)), None),)

@@ -72,7 +72,8 @@ class PluginSubject:
 @plugin_check("packaging.declaration")
 def declaration(subject: PluginSubject) -> None:
     """The host accepts what the hooks return."""
-    require(subject.offer.specs, "braintrace_primitives returns no primitive")
+    learners = subject.offer.manager.hook.braintrace_algorithms.get_hookimpls()
+    require(subject.offer.specs or learners, "braintrace_primitives returns no primitive")
 
 
 @plugin_check("packaging.every_primitive_has_a_case")
@@ -147,13 +148,13 @@ def loads(subject: PluginSubject) -> None:
 
 @plugin_check("packaging.imports_the_plugin_api_alone")
 def imports_the_plugin_api_alone(subject: PluginSubject) -> None:
-    """Of ``braintrace``, the package imports ``braintrace.plugin_api`` (and ``testing``) alone."""
+    """Of ``braintrace``, it imports ``plugin_api``, ``algorithms`` and ``testing`` alone."""
     wrong = sorted({f"{file.name}: {name}" for file, name in _braintrace_imports(subject.package)})
     require(not wrong, f"these are not part of the plugin interface: {', '.join(wrong)}")
 
 
 def _braintrace_imports(package: str) -> Iterator[tuple[Path, str]]:
-    allowed = ("braintrace.plugin_api", "braintrace.testing")
+    allowed = ("braintrace.plugin_api", "braintrace.algorithms", "braintrace.testing")
     for file in _files_of(package):
         for name in _imported(ast.parse(file.read_text(encoding="utf-8"))):
             ours = name == "braintrace" or name.startswith("braintrace.")
