@@ -64,16 +64,12 @@ def _cone(
 
     Without any of them, no transition is needed.
     """
-    member = member_of(groups)
-    sources = {*group.hidden_invars, *ys}
-    passes_near = near_paths(minfo)
-
-    def cut(var: Var) -> bool:
-        return member.get(var, group.index) != group.index
+    near, member = near_paths(minfo), member_of(groups)
 
     def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
         atom = eqn.invars[operand]
-        return passes_near(i, eqn, operand) and not (versions.is_var(atom) and cut(atom))
+        g = member.get(atom, group.index) if versions.is_var(atom) else group.index
+        return g == group.index and near(i, eqn, operand)
 
     behind = slice_to(minfo.eqns, group.hidden_outvars, enters, Along.DERIVATIVES)
     marks = depends(
@@ -88,7 +84,7 @@ def _cone(
         for i in behind
         if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
     )
-    inner = {var for i in eqns for var in minfo.eqns[i].outvars} | sources
+    inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in minfo.eqns[i].outvars)}
     read = [atom for i in eqns for atom in minfo.eqns[i].invars if versions.is_var(atom)]
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
     behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import brainstate
@@ -105,7 +106,7 @@ class HiddenGroup:
         ValueError
             When the number of values or a shape is not that of the members.
         """
-        self._check_values(values)
+        self._check("member", values, self.hidden_outvars)
         columns = [
             jnp.reshape(value, (*self.varshape, count))
             for value, count in zip(values, self.state_counts, strict=True)
@@ -125,12 +126,11 @@ class HiddenGroup:
                 f"expected an array of shape {(*self.varshape, self.num_state)} for group "
                 f"{self.index}, got {jnp.shape(array)}"
             )
-        values, start = [], 0
-        for var, count in zip(self.hidden_outvars, self.state_counts, strict=True):
-            part = jnp.asarray(array)[..., start : start + count]
-            values.append(part.reshape(var.aval.shape).astype(var.aval.dtype))
-            start += count
-        return values
+        parts = jnp.split(jnp.asarray(array), [*accumulate(self.state_counts)][:-1], axis=-1)
+        return [
+            part.reshape(var.aval.shape).astype(var.aval.dtype)
+            for part, var in zip(parts, self.hidden_outvars, strict=True)
+        ]
 
     def transition(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> list[Any]:
         """New values of the members from their old ones.
@@ -147,8 +147,8 @@ class HiddenGroup:
         ValueError
             When the number of values or a shape does not fit.
         """
-        self._check_values(old_values)
-        self._check_free(free_values)
+        self._check("member", old_values, self.hidden_outvars)
+        self._check("free variable", free_values, self.transition_slice.free)
         return self.transition_slice.run(*free_values, *old_values)
 
     def diagonal_jacobian(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> jax.Array:
@@ -167,63 +167,44 @@ class HiddenGroup:
         ValueError
             When the number of values or a shape does not fit.
         """
-        self._check_free(free_values)
+        self._check("free variable", free_values, self.transition_slice.free)
 
         def step(old: jax.Array) -> jax.Array:
             values = [*free_values, *self.split_hidden(old)]
             return self.concat_hidden(self.transition_slice.run(*values, cut=is_barrier))
 
         old = self.concat_hidden(old_values)
-        if self._stays_in_place():
-            return _blocks_at_once(step, old)
-        return _blocks_one_by_one(step, old)
+        zeros, num_state = jnp.zeros_like(old), self.num_state
+        _, pull = jax.vjp(step, old)
+        if self._stays_in_place():  # a reverse sweep per state, from all positions
+            rows = [pull(zeros.at[..., i].set(1))[0] for i in range(num_state)]
+            return jnp.stack(rows, axis=-2)
+
+        def row(k: jax.Array) -> jax.Array:  # a reverse sweep per position and state
+            (moved,) = pull(zeros.reshape(-1).at[k].set(1).reshape(old.shape))
+            return moved.reshape(-1, num_state)[k // num_state]
+
+        return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
 
     def _stays_in_place(self) -> bool:
         """Whether every position of the new values depends on the same one of the old ones."""
         eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
-        found = [
-            align(eqns, old, self.hidden_outvars, self.ndim, self.ndim)
-            for old in self.hidden_invars
-        ]
+        news, ndim = self.hidden_outvars, self.ndim
+        found = (align(eqns, old, news, ndim, ndim) for old in self.hidden_invars)
         return all(alignment is None or alignment.is_identity for alignment in found)
 
-    def _check_values(self, values: Sequence[Any]) -> None:
-        _check_shapes(f"group {self.index}", "member", values, self.hidden_outvars)
-
-    def _check_free(self, values: Sequence[Any]) -> None:
-        _check_shapes(f"group {self.index}", "free variable", values, self.transition_slice.free)
-
-
-def _check_shapes(owner: str, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
-    if len(values) != len(variables):
-        raise ValueError(
-            f"{owner} takes one value per {what} ({len(variables)}), got {len(values)}"
-        )
-    for k, (value, var) in enumerate(zip(values, variables, strict=True)):
-        if jnp.shape(value) != var.aval.shape:
+    def _check(self, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
+        if len(values) != len(variables):
             raise ValueError(
-                f"the value of {what} {k} of {owner} has shape {jnp.shape(value)}; expected "
-                f"{var.aval.shape}"
+                f"group {self.index} takes one value per {what} ({len(variables)}), "
+                f"got {len(values)}"
             )
-
-
-def _blocks_at_once(step: Callable[[jax.Array], jax.Array], old: jax.Array) -> jax.Array:
-    """The blocks of a position-wise step: a reverse sweep per state, from all positions."""
-    _, pull = jax.vjp(step, old)
-    rows = [pull(jnp.zeros_like(old).at[..., i].set(1))[0] for i in range(old.shape[-1])]
-    return jnp.stack(rows, axis=-2)
-
-
-def _blocks_one_by_one(step: Callable[[jax.Array], jax.Array], old: jax.Array) -> jax.Array:
-    """The blocks of a step that mixes positions: a reverse sweep per position and state."""
-    _, pull = jax.vjp(step, old)
-    num_state = old.shape[-1]
-
-    def row(k: jax.Array) -> jax.Array:
-        (moved,) = pull(jnp.zeros_like(old).reshape(-1).at[k].set(1).reshape(old.shape))
-        return moved.reshape(-1, num_state)[k // num_state]
-
-    return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
+        for k, (value, var) in enumerate(zip(values, variables, strict=True)):
+            if jnp.shape(value) != var.aval.shape:
+                raise ValueError(
+                    f"the value of {what} {k} of group {self.index} has shape "
+                    f"{jnp.shape(value)}; expected {var.aval.shape}"
+                )
 
 
 def find_hidden_groups_from_minfo(
@@ -299,30 +280,25 @@ def find_hidden_groups_from_module(
 
 
 def _group(minfo: ModuleInfo, index: int, members: list[StateSlot]) -> HiddenGroup:
-    states = tuple(slot.state for slot in members)
+    states: tuple[Any, ...] = tuple(slot.state for slot in members)
     return HiddenGroup(
         index=index,
         hidden_paths=tuple(slot.path for slot in members),
-        hidden_states=states,  # type: ignore[arg-type]
+        hidden_states=states,
         hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
         hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
-        varshape=tuple(states[0].varshape),  # type: ignore[attr-defined]
-        state_counts=tuple(state.num_state for state in states),  # type: ignore[attr-defined]
+        varshape=tuple(states[0].varshape),
+        state_counts=tuple(state.num_state for state in states),
         module_info=minfo,
     )
 
 
-def _compatible(a: StateSlot, b: StateSlot) -> bool:
-    same_shape = tuple(a.state.varshape) == tuple(b.state.varshape)  # type: ignore[attr-defined]
-    return same_shape and same_layer(a.path, b.path)
-
-
-def same_layer(a: Path, b: Path) -> bool:
-    """Whether two state paths belong to one layer: they do not first differ in an integer."""
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            return not (isinstance(x, int) and isinstance(y, int))
-    return True
+def _compatible(a: Any, b: Any) -> bool:
+    """Whether two states are of one layer, their paths not first differing in an integer."""
+    if tuple(a.state.varshape) != tuple(b.state.varshape):
+        return False
+    pair = next((pair for pair in zip(a.path, b.path, strict=False) if pair[0] != pair[1]), ())
+    return not pair or not all(isinstance(part, int) for part in pair)
 
 
 def member_of(groups: Sequence[HiddenGroup]) -> dict[Var, int]:

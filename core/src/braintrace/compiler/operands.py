@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ETP equations as records: relations, and operands with the parameters behind them."""
+"""Operands of ETP operations, and the parameters behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path
 from ..base.versions import Atom, JaxprEqn
+from ..jaxprs.depends import equations_behind
 from .module_info import ModuleInfo
 from .program import DYNAMIC
 
@@ -19,7 +20,7 @@ Leaf = tuple[Path, int]
 
 @dataclass(frozen=True, eq=False)
 class TrainableOperand:
-    """A trainable operand of an ETP equation and the parameter leaves it is made from.
+    """An operand of an ETP equation but ``x``, and the parameter leaves it is made from.
 
     ``leaves`` are those that it has a derivative of; ``held`` are the other ones, which are behind
     ``stop_gradient`` or of integers. ``chain`` holds the indices of the parameter-only equations
@@ -46,34 +47,23 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
             f"trainable, but at {versions.source_of(eqn)} it is bound with {len(eqn.invars)} "
             "operands; give it a trainable_invars_fn that says where its trainable operands stand"
         )
-    operands = []
-    for position, atom in enumerate(eqn.invars):
-        if position == spec.x_invar_index:
-            continue
-        behind = minfo.behind(atom)
-        made_of = [leaf for leaf in minfo.parameter_leaves if leaf in behind]
-        known = made_of if position in keys else []
-        trained = minfo.trained_by(atom) if known else frozenset()
-        leaves = tuple(leaf for leaf in known if leaf in trained)
-        held = tuple(leaf for leaf in known if leaf not in trained)
-        chain = () if DYNAMIC in behind else _equations_behind(minfo, atom)
-        operands.append(
-            TrainableOperand(keys.get(position, ""), position, atom, leaves, chain, held)
-        )
-    return operands
+    return [
+        _operand(minfo, keys.get(position, ""), position, atom)
+        for position, atom in enumerate(eqn.invars)
+        if position != spec.x_invar_index
+    ]
 
 
-def _equations_behind(minfo: ModuleInfo, atom: Atom) -> tuple[int, ...]:
-    """Indices of the equations that lead to an operand."""
-    found: set[int] = set()
-    waiting = [atom]
-    while waiting:
-        atom = waiting.pop()
-        i = minfo.producers.get(atom) if versions.is_var(atom) else None
-        if i is not None and i not in found:
-            found.add(i)
-            waiting.extend(minfo.eqns[i].invars)
-    return tuple(sorted(found))
+def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> TrainableOperand:
+    behind, trained = minfo.behind(atom), minfo.trained_by(atom)
+    known: Iterable[Leaf] = behind - {DYNAMIC} if key else ()
+    if len(behind) > 1:
+        known = [leaf for leaf in minfo.parameter_leaves if leaf in known]
+    leaves = tuple(leaf for leaf in known if leaf in trained)
+    held = tuple(leaf for leaf in known if leaf not in trained)
+    computed = versions.is_var(atom) and atom in minfo.producers and DYNAMIC not in behind
+    chain = equations_behind(minfo.eqns[: minfo.producers[atom] + 1], [atom]) if computed else ()
+    return TrainableOperand(key, position, atom, leaves, tuple(chain), held)
 
 
 def refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:

@@ -47,21 +47,6 @@ from .tracing.extract import extract_module_info
 MOST_COPIES = 50
 
 
-def perturb_hidden(
-    minfo: ModuleInfo,
-    groups: Sequence[HiddenGroup],
-    relations: Sequence[HiddenParamOpRelation],
-) -> HiddenPerturbation:
-    """The perturbed step of a compiled model.
-
-    Parameters
-    ----------
-    minfo, groups, relations
-        Results of the earlier passes.
-    """
-    return _Planner(minfo, groups, relations).plan()
-
-
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     """The perturbed step of a traced model.
 
@@ -121,7 +106,7 @@ class _Context(NamedTuple):
     near: int | None
 
 
-class _Planner:
+class _Reads:
     """How operands are read in the contexts of a perturbed step."""
 
     def __init__(
@@ -130,7 +115,7 @@ class _Planner:
         groups: Sequence[HiddenGroup],
         relations: Sequence[HiddenParamOpRelation],
     ) -> None:
-        self.minfo, self.groups, self.member = minfo, tuple(groups), member_of(groups)
+        self.minfo, self.member = minfo, member_of(groups)
         self.traced = {
             r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
             for r in relations
@@ -184,41 +169,39 @@ class _Planner:
             for k, atom in enumerate(eqn.invars)
         )
 
-    def plan(self) -> HiddenPerturbation:
-        """Sweep backward from the outputs, collecting the contexts each equation needs."""
-        minfo = self.minfo
-        outputs = tuple(self.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
-        backward: list[Instruction] = []
-        for step in plan_backward(minfo.eqns, outputs, self.operands):
-            backward.append(step)
-            self._refuse_explosion(len(backward))
-        instructions = tuple(reversed(backward))
-        live = _live(minfo, instructions, outputs)
-        return HiddenPerturbation(
-            minfo=minfo,
-            groups=self.groups,
-            instructions=instructions,
-            outputs=outputs,
-            anywhere={
-                v: Read(v, step.context)
-                for step in instructions
-                for v in minfo.eqns[step.eqn].outvars
-            },
-            late_reads=frozenset(g for v, g in self.old.items() if v in live),
-            direct_leaves=live.intersection(minfo.invar_to_weight_path),
-        )
 
-    def _refuse_explosion(self, count: int) -> None:
-        if count > MOST_COPIES * len(self.minfo.eqns):
+def perturb_hidden(
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    relations: Sequence[HiddenParamOpRelation],
+) -> HiddenPerturbation:
+    """The perturbed step of a compiled model, from the results of the earlier passes."""
+    reads = _Reads(minfo, groups, relations)
+    outputs = tuple(reads.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
+    backward: list[Instruction] = []
+    for step in plan_backward(minfo.eqns, outputs, reads.operands):
+        backward.append(step)
+        if len(backward) > MOST_COPIES * len(minfo.eqns):
             raise NotSupportedError(
-                f"the {len(self.groups)} hidden groups of the model read one another's old values "
+                f"the {len(groups)} hidden groups of the model read one another's old values "
                 f"in so many ways that its step would be written out more than {MOST_COPIES} "
                 "times. Let fewer layers read the old states of others"
             )
+    live = _live(minfo, backward, outputs)
+    made = ((step.context, minfo.eqns[step.eqn].outvars) for step in reversed(backward))
+    return HiddenPerturbation(
+        minfo=minfo,
+        groups=tuple(groups),
+        instructions=tuple(reversed(backward)),
+        outputs=outputs,
+        anywhere={var: Read(var, context) for context, results in made for var in results},
+        late_reads=frozenset(g for var, g in reads.old.items() if var in live),
+        direct_leaves=live.intersection(minfo.parameter_leaves.values()),
+    )
 
 
 def _live(
-    minfo: ModuleInfo, instructions: Sequence[Instruction], outputs: Sequence[Read]
+    minfo: ModuleInfo, backward: Sequence[Instruction], outputs: Sequence[Read]
 ) -> frozenset[Var]:
     """Input variables with a differentiable path to the result or to a state but a parameter."""
     reached: set[tuple[Atom, Any]] = set()
@@ -231,7 +214,7 @@ def _live(
     for k, ref in enumerate(outputs):
         if k not in params:
             follow(ref)
-    for step in reversed(instructions):
+    for step in backward:
         eqn = minfo.eqns[step.eqn]
         results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
         for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():

@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
-from .record import INFO, Finding, Kind
+from .record import Kind, info
 
-IN_CALL = Finding(
+IN_CALL = info(
     Kind.PRIMITIVE_INSIDE_NESTED_JIT,
-    INFO,
     "{primitive} stood inside a nested jit or checkpoint, which is inlined",
     "Nothing to do",
 )
-REWRITTEN = Finding(
+REWRITTEN = info(
     Kind.CONTROL_FLOW_REWRITTEN,
-    INFO,
     "{primitive}: {how}",
     "ControlFlowPolicy says what is rewritten, and up to which length",
 )
-INSIDE = Finding(
+INSIDE = info(
     Kind.PRIMITIVE_INSIDE_CONTROL_FLOW,
-    INFO,
     "{primitive} stood inside {outer!r} at {place}",
     "Call the operation outside of the branch or loop to have it run, and traced, once",
 )
-WEIGHT_INSIDE = Finding(
+WEIGHT_INSIDE = info(
     Kind.WEIGHT_IN_CONTROL_FLOW,
-    INFO,
     "{primitive} reads the parameter {parameter} other than by an ETP operation; that part of its "
     "gradient is that of the current step",
     "Use the parameter through an ETP operation to have it traced",

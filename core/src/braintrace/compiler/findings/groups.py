@@ -17,47 +17,41 @@ from ..groups import HiddenGroup, member_of
 from ..near import is_barrier, near_paths
 from ..program import Marks
 from ..transitions import near_transition
-from .record import INFO, WARNING, Finding, Kind, described
+from .record import Finding, Kind, described, info, warning
 
-SEVERAL_RESULTS = Finding(
+SEVERAL_RESULTS = info(
     Kind.MULTI_OUTPUT_PRIMITIVE_DETECTED,
-    INFO,
     "{primitive!r} on the way to group {group} ({states}) has {results} results, and each is "
     "followed by itself",
     "Nothing to do, unless positions are reported as mixed there",
 )
-MERGED = Finding(
+MERGED = info(
     Kind.HIDDEN_GROUP_MERGED,
-    INFO,
     "{states} recur together as group {group}",
     "Nothing to do; states of different items of a list stay apart",
 )
-MIXING = Finding(
+MIXING = warning(
     Kind.TRANSITION_NOT_POSITION_WISE,
-    WARNING,
     "the transition of group {group} ({states}) mixes positions at {at}: D is the true diagonal of "
     "its Jacobian, and credit between positions is left out",
     "Make a recurrent product an ETP operation, which leaves it out by choice, or keep the path "
     "from old to new values element-wise",
 )
-STRUCTURALLY_ZERO = Finding(
+STRUCTURALLY_ZERO = warning(
     Kind.TRANSITION_STRUCTURALLY_ZERO,
-    WARNING,
     "D is structurally zero for group {group} ({states}): its old value reaches its new value only "
     "through ETP operations, so D-RTRL is truncated BPTT of one step there",
     "A leak or a gate on the state gives the trace something to carry, and "
     "recurrence_scope='coupled' keeps the diagonal of the ETP operations",
 )
-BOUNDED = Finding(
+BOUNDED = info(
     Kind.TRANSITION_TAIL_BOUNDED,
-    INFO,
     "the transition of group {group} ({states}) ends at {ends}: what its old value does to its new "
     "one through them is left out of D",
     "recurrence_scope='coupled' keeps its diagonal",
 )
-CROSSES = Finding(
+CROSSES = warning(
     Kind.CROSS_GROUP_DEPENDENCE,
-    WARNING,
     "group {to} ({reader}) reads group {from} ({read}) without an ETP operation between them; "
     "traces do not carry credit from one group to another over time",
     "Put an ETP operation between the layers, or keep states that belong together in one layer and "

@@ -16,38 +16,33 @@ from ...ops.primitive import is_etp_primitive
 from ..coverage import why_uncovered
 from ..found import Found
 from ..program import Marks, StateKind
-from .record import INFO, WARNING, Finding, Kind
+from .record import Kind, info, warning
 
-OUTSIDE = Finding(
+OUTSIDE = warning(
     Kind.PARAMETER_OUTSIDE_OPERATION,
-    WARNING,
     "the parameter {parameter} reaches a hidden state other than as the weight of an ETP "
     "operation: that part of its gradient covers the current step only",
     "Use braintrace.matmul for a product (its bias included) and braintrace.element_wise for a "
     "factor or an offset",
 )
-CARRIER = Finding(
+CARRIER = warning(
     Kind.CREDIT_THROUGH_OTHER_STATE,
-    WARNING,
     "the state {states} takes up hidden values and is read by the next step, but it is not a "
     "brainstate.HiddenState: no credit passes through it",
     "Make it a HiddenState if it should",
 )
-UNUSED = Finding(
+UNUSED = info(
     Kind.PARAMETER_UNUSED,
-    INFO,
     "the frozen parameter {parameter} has no gradient: {why}",
     "Nothing to do; take it out of frozen to make that an error",
 )
-IDLE = Finding(
+IDLE = warning(
     Kind.STATE_MISMATCH,
-    WARNING,
     "the step neither reads nor writes the hidden state {states} of the model",
     "Call the layer it belongs to, or take that layer out of the model",
 )
-STRANGE = Finding(
+STRANGE = warning(
     Kind.STATE_MISMATCH,
-    WARNING,
     "the step uses a {type} ({name}) that is not reachable from the model; it is carried along, "
     "but resetting the model leaves it as it is",
     "Make the module that owns it an attribute of the model",

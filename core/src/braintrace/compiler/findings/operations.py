@@ -11,71 +11,60 @@ from ...base.types import show_path
 from ..found import Found
 from ..near import is_barrier
 from ..reach import Reach
-from .record import INFO, WARNING, Finding, Kind
+from .record import Kind, info, warning
 
 FROZEN = "Nothing to do if it is meant to be frozen"
 
-NO_PARAMETER = Finding(
+NO_PARAMETER = info(
     Kind.RELATION_EXCLUDED_NO_PARAMSTATE,
-    INFO,
     "{primitive} has no trainable parameter, so nothing is traced through it{cut}",
     "Use a plain JAX operation, or keep its weight in a brainstate.ParamState",
 )
-HELD_PARAMETER = Finding(
+HELD_PARAMETER = info(
     Kind.RELATION_EXCLUDED_NO_PARAMSTATE,
-    INFO,
     "{primitive} has no trainable parameter ({parameter} is held: stop_gradient, integers), so "
     "nothing is traced through it{cut}",
     FROZEN,
 )
-WEIGHT_TO_WEIGHT = Finding(
+WEIGHT_TO_WEIGHT = info(
     Kind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT,
-    INFO,
     "{primitive}({parameter}) reaches a hidden state only through another ETP operation; its "
     "gradient is that of the current step",
     "Let it drive a state of its own if its credit over time matters",
 )
-NON_TEMPORAL = Finding(
+NON_TEMPORAL = warning(
     Kind.RELATION_EXCLUDED_NON_TEMPORAL,
-    WARNING,
     "{primitive}({parameter}) reaches no hidden state; its gradient is that of the current step, "
     "which is exact",
     "Nothing to do for a readout",
 )
-OPERAND_IS_NO_PARAMETER = Finding(
+OPERAND_IS_NO_PARAMETER = info(
     Kind.TRAINABLE_INVAR_NOT_PARAMSTATE,
-    INFO,
     "the operand {key!r} of {primitive!r} is not a parameter",
     "Keep its value in a brainstate.ParamState if it should be learned",
 )
-OPERAND_IS_HELD = Finding(
+OPERAND_IS_HELD = info(
     Kind.TRAINABLE_INVAR_NOT_PARAMSTATE,
-    INFO,
     "the operand {key!r} of {primitive!r} has no derivative of {parameter}, which is held there "
     "(stop_gradient, integers)",
     FROZEN,
 )
-SEVERAL_LEAVES = Finding(
+SEVERAL_LEAVES = info(
     Kind.PYTREE_WEIGHT_LEAF_AMBIGUOUS,
-    INFO,
     "the operand {key!r} of {primitive!r} is computed from the leaves {leaves} of {parameter}: the "
     "trace is that of the computed operand, and its gradient is pulled back to each of them, which "
     "is exact",
     "Keep the leaves in parameters of their own to have a name for each",
 )
-INCLUDED = Finding(
-    Kind.RELATION_INCLUDED, INFO, "{primitive}({parameter}) -> {hidden_group_indices}", ""
-)
-PARTIAL_PATH = Finding(
+INCLUDED = info(Kind.RELATION_INCLUDED, "{primitive}({parameter}) -> {hidden_group_indices}", "")
+PARTIAL_PATH = info(
     Kind.RELATION_PARTIAL_PATH,
-    INFO,
     "{primitive}({parameter}) also reaches {states} through another ETP operation; that part of "
     "its gradient is that of the current step",
     "Let the other operation read the value of the step before if its credit matters",
 )
-MIXING_TAIL = Finding(
+MIXING_TAIL = warning(
     Kind.TAIL_NOT_POSITION_WISE,
-    WARNING,
     "between {operation}({parameter}) and {state}, positions are mixed at {at}: the gradient is "
     "right, but the trace is {factor} times as large",
     "Put a normalisation, a pooling or a dense product in front of the operation",

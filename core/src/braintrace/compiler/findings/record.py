@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from ...base import versions
@@ -13,7 +15,6 @@ from ...base.types import Path, show_path
 from ...base.versions import JaxprEqn
 
 Kind = DiagnosticKind
-INFO, WARNING = DiagnosticLevel.INFO, DiagnosticLevel.WARNING
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Finding:
     is that equation with its place in the user's source.
     """
 
-    kind: DiagnosticKind
     level: DiagnosticLevel
+    kind: DiagnosticKind
     message: str
     remedy: str
 
@@ -35,26 +36,25 @@ class Finding:
         eqn: JaxprEqn | None = None,
         weight_path: Path | None = None,
         hidden_paths: tuple[Path, ...] = (),
-        context: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] = MappingProxyType({}),
         **told: Any,
     ) -> CompilationRecord:
-        facts = {"states": ", ".join(map(show_path, hidden_paths)), **(context or {})}
-        about: dict[str, Any] = {}
-        if weight_path is not None:
-            facts["parameter"] = show_path(weight_path)
-        if eqn is not None:
-            about = {"primitive": eqn.primitive.name, "source": versions.source_of(eqn)}
-            facts |= {"primitive": eqn.primitive.name, "at": described(eqn)}
-        return CompilationRecord(
-            self.kind,
-            self.level,
-            self.message.format(**facts | told),
-            weight_path=weight_path,
-            hidden_paths=hidden_paths,
-            context=dict(context or {}),
-            remedy=self.remedy,
-            **about,
+        name = None if eqn is None else eqn.primitive.name
+        source = None if eqn is None else versions.source_of(eqn)
+        message = self.message.format(
+            **context,
+            **told,
+            primitive=name,
+            at=f"{name!r} ({source})",
+            parameter=show_path(weight_path or ()),
+            states=", ".join(map(show_path, hidden_paths)),
         )
+        about = (name, weight_path, hidden_paths, dict(context), source)
+        return CompilationRecord(self.kind, self.level, message, *about, self.remedy)
+
+
+info = partial(Finding, DiagnosticLevel.INFO)
+warning = partial(Finding, DiagnosticLevel.WARNING)
 
 
 def described(eqn: JaxprEqn) -> str:
