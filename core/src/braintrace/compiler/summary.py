@@ -10,7 +10,7 @@ import saiunit
 
 from ..base import versions
 from ..base.diagnostics import DiagnosticKind, DiagnosticLevel
-from ..base.types import Path, show_path
+from ..base.types import show_path
 from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment
@@ -32,7 +32,7 @@ def summarize(graph: Found) -> Summary:
         groups=tuple(_group(graph, group) for group in graph.hidden_groups),
         operations=tuple(_operations(graph)),
         parameters=tuple(_parameters(graph)),
-        paths=_paths(graph),
+        paths={node: slot.path for node, slot in _stores(graph).items()},
         flows=_flows(graph),
         warnings=tuple(r for r in graph.diagnostics if r.level is DiagnosticLevel.WARNING),
     )
@@ -135,18 +135,15 @@ def _units(slot: StateSlot) -> tuple[str, ...]:
 # --- flows ------------------------------------------------------------------------------------
 
 
-def _carriers(graph: Found) -> list[tuple[int, StateSlot]]:
-    """States that carry hidden values to the next step without being hidden states."""
+def _stores(graph: Found) -> dict[Node, StateSlot]:
+    """Parameters, and states that carry hidden values to the next step without being hidden."""
+    info = graph.module_info
     records = graph.explain(kind=DiagnosticKind.CREDIT_THROUGH_OTHER_STATE)
-    paths = {path for record in records for path in record.hidden_paths}
-    slots = graph.module_info.slots
-    return [(k, s) for k, s in enumerate(slots) if s.path in paths and s.kind is StateKind.OTHER]
-
-
-def _paths(graph: Found) -> dict[Node, Path]:
-    plain = enumerate(graph.module_info.slots_of(StateKind.PARAM))
-    named: dict[Node, Path] = {("plain", k): slot.path for k, slot in plain}
-    return named | {("state", k): slot.path for k, slot in _carriers(graph)}
+    carriers = {path for record in records for path in record.hidden_paths}
+    stores: dict[Node, StateSlot] = {
+        ("plain", k): slot for k, slot in enumerate(info.slots_of(StateKind.PARAM))
+    }
+    return stores | {("state", k): s for k, s in enumerate(info.slots) if s.path in carriers}
 
 
 def _flows(graph: Found) -> tuple[Flow, ...]:
@@ -190,8 +187,9 @@ def _inflows(graph: Found, along: Along) -> dict[Node, frozenset[Node]]:
         found["op", reach.eqn_index] = behind(others) | computed
     for group in graph.hidden_groups:
         found["group", group.index] = frozenset().union(*map(into, group.hidden_outvars))
-    for k, slot in _carriers(graph):
-        found["state", k] = behind(minfo.outvars_of(slot)) - {("state", k)}
+    for node, slot in _stores(graph).items():
+        if node[0] == "state":
+            found[node] = behind(minfo.outvars_of(slot)) - {node}
     found["output", 0] = behind(minfo.jaxpr.outvars[: minfo.num_out])
     return found
 
@@ -201,8 +199,6 @@ def _sources(graph: Found) -> dict[Var, frozenset[Node]]:
     minfo = graph.module_info
     seeds: dict[Var, Node] = dict.fromkeys(minfo.jaxpr.invars[: minfo.num_args], ("input", 0))
     seeds |= {v: ("old", g.index) for g in graph.hidden_groups for v in g.hidden_invars}
-    for k, slot in enumerate(minfo.slots_of(StateKind.PARAM)):
-        seeds |= dict.fromkeys(minfo.invars_of(slot), ("plain", k))
-    for k, slot in _carriers(graph):
-        seeds |= dict.fromkeys(minfo.invars_of(slot), ("state", k))
+    for node, slot in _stores(graph).items():
+        seeds |= dict.fromkeys(minfo.invars_of(slot), node)
     return {var: frozenset({node}) for var, node in seeds.items()}

@@ -112,10 +112,8 @@ def _crossed_by_transitions(found: Found) -> Mapping[int, Sequence[JaxprEqn]]:
 
     olds = {v: frozenset({(g.index, -1)}) for g in groups for v in g.hidden_invars}
     marks = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
-    crossed: dict[int, set[int]] = {g.index: set() for g in groups}
-    for var, g in member.items():
-        crossed[g].update(i for owner, i in marks.get(var, ()) if owner == g)
-    return {g: [eqns[i] for i in sorted(every - {-1})] for g, every in crossed.items()}
+    reach = {g.index: {i for v in g.hidden_outvars for _, i in marks.get(v, ())} for g in groups}
+    return {g: [eqns[i] for i in sorted(crossed - {-1})] for g, crossed in reach.items()}
 
 
 def _readers(found: Found) -> Iterator[CompilationRecord]:
