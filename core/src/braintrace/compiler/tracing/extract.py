@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..control.rewrite import canonicalise
 from ..environment import moving_now, moving_values, recorded_settings
 from ..findings.control import IN_CALL, WEIGHT_INSIDE
 from ..module_info import ModuleInfo
-from ..program import DYNAMIC, StateKind, StateSlot
+from ..program import DYNAMIC, Program, StateKind, StateSlot
 from .batch import arguments_of_one, in_batch
 
 CONTROL_PRIMITIVES = frozenset({versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p})
@@ -99,18 +98,60 @@ def _trace(
     model: brainstate.nn.Module, args: tuple[Any, ...], policy: ControlFlowPolicy
 ) -> ModuleInfo:
     """Trace a step; settings that move and that it reads are its last argument, in a dict."""
-    moving = moving_values(moving_now())
 
     def step(*inputs: Any) -> Any:
         with brainstate.environ.context(**inputs[-1]):
             return model(*inputs[:-1])
 
-    stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
-    before = {state: state.value for state in brainstate.graph.states(model).values()}
+    moving = moving_values(moving_now())
     given = (*args, moving)
+    stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
+    settings = _run(model, stateful, given)
+    states = dict(brainstate.graph.states(model))
+    jaxpr = stateful.get_jaxpr(*given)
+    out, new_values = stateful.get_out_shapes(*given)
+    order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
+    first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves(given))
+    environment, places = _settings_read(moving, jaxpr, first)
+    if environment:
+        args = (*args, {name: moving[name] for name in environment})
+    num_args, num_out = first + len(places), len(jax.tree.leaves(out))
+    own = [num_out + i for s in slots if s.kind is StateKind.HIDDEN for i in s.leaves]
+    records: list[CompilationRecord] = []
+    flat = flatten(
+        jaxpr,
+        inputs=[*range(first), *places, *(end + i for i in order)],
+        outputs=[*range(num_out), *(num_out + i for i in order)],
+        own=own,
+        note=lambda eqn: records.append(IN_CALL(eqn)),
+    )
+    fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
+    opened = canonicalise(flat, fixed, policy, records.append)
+    if opened is not flat:  # what was the result of a branch may now be an input of the step
+        flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
+    program = Program(flat, slots, num_args, num_out)
+    _check_states(program)
+    _check_loops(program)
+    return ModuleInfo(
+        flat,
+        slots,
+        num_args,
+        num_out,
+        arg_treedef=jax.tree.structure(args),
+        out_treedef=jax.tree.structure(out),
+        retrieved_model_states=states,
+        rewrites=(*records, *_weights_in_control_flow(program)),
+        environment=environment,
+        settings={k: v for k, v in settings.items() if k not in environment},
+    )
+
+
+def _run(model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Trace a step of the model; the settings of the environment that it reads as constants."""
+    before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         with recorded_settings() as settings:
-            stateful.make_jaxpr(*given)
+            stateful.make_jaxpr(*inputs)
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
         restore_values(before)
@@ -124,45 +165,13 @@ def _trace(
             "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
             "braintrace.compile(...)"
         ) from error
-    states = dict(brainstate.graph.states(model))
-    _refuse_new_states(states, before)
-    jaxpr = stateful.get_jaxpr(*given)
-    out, new_values = stateful.get_out_shapes(*given)
-    order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
-    first = len(jax.tree.leaves(args))
-    environment, places = _settings_read(moving, jaxpr, first)
-    if environment:
-        args = (*args, {name: moving[name] for name in environment})
-    states_from = first + len(jax.tree.leaves(moving))
-    num_args, num_out = first + len(places), len(jax.tree.leaves(out))
-    hidden = [s for s in slots if s.kind is StateKind.HIDDEN]
-    own = [num_out + i for slot in hidden for i in slot.leaves]
-    records: list[CompilationRecord] = []
-    flat = flatten(
-        jaxpr,
-        inputs=[*range(first), *places, *(states_from + i for i in order)],
-        outputs=[*range(num_out), *(num_out + i for i in order)],
-        own=own,
-        note=lambda eqn: records.append(IN_CALL(eqn)),
-    )
-    fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
-    opened = canonicalise(flat, fixed, policy, records.append)
-    if opened is not flat:  # what was the result of a branch may now be an input of the step
-        flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    info = ModuleInfo(
-        flat,
-        slots,
-        num_args,
-        num_out,
-        jax.tree.structure(args),
-        jax.tree.structure(out),
-        states,
-        environment=environment,
-        settings={k: v for k, v in settings.items() if k not in environment},
-    )
-    _check_states(info)
-    _check_loops(info)
-    return replace(info, rewrites=(*records, *_weights_in_control_flow(info)))
+    made = [path for path, s in brainstate.graph.states(model).items() if s not in before]
+    if made:
+        raise CompilationError(
+            f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
+            "step. Make it in __init__ or init_state, and assign to its .value in the step"
+        )
+    return settings
 
 
 def _check_arguments(args: tuple[Any, ...]) -> None:
@@ -184,16 +193,6 @@ def _settings_read(
     read = {name for name, var in zip(names, jaxpr.invars[first:], strict=False) if var in used}
     places = [place for place, name in enumerate(names, first) if name in read]
     return tuple(name for name in moving if name in read), places
-
-
-def _refuse_new_states(states: Mapping[Path, Any], before: Mapping[Any, Any]) -> None:
-    """A state that the step makes holds nothing from step to step."""
-    made = [path for path, state in states.items() if state not in before]
-    if made:
-        raise CompilationError(
-            f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
-            "step. Make it in __init__ or init_state, and assign to its .value in the step"
-        )
 
 
 def _same_structure(path: Path, before: Any, after: Any) -> None:
@@ -246,40 +245,40 @@ def _kind(state: Any, inside: bool) -> StateKind:
     return kind
 
 
-def _check_states(info: ModuleInfo) -> None:
-    for slot in info.slots:
-        old, new = info.invars_of(slot), info.outvars_of(slot)
+def _check_states(program: Program) -> None:
+    for slot in program.slots:
+        old, new = program.invars_of(slot), program.outvars_of(slot)
         if slot.kind is StateKind.PARAM and any(a is not b for a, b in zip(old, new, strict=True)):
             raise CompilationError(
                 f"the model writes its parameter {show_path(slot.path)} during a step"
-                f"{_computed_at(info, *new)}. Keep values that change by themselves in a "
+                f"{_computed_at(program, *new)}. Keep values that change by themselves in a "
                 "brainstate.State of another kind"
             )
-        if slot.kind is StateKind.HIDDEN and len(slot.leaves) != 1:
-            raise CompilationError(
-                f"the hidden state {show_path(slot.path)} holds {len(slot.leaves)} arrays; it must "
-                "hold one (use a HiddenTreeState for several)"
-            )
         if slot.kind is StateKind.HIDDEN:
-            _check_hidden(slot.path, old[0].aval)
+            _check_hidden(slot.path, *(var.aval for var in old))
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
                 raise CompilationError(
                     f"the state {show_path(slot.path)} is {a.aval.str_short()} before a step and "
-                    f"{b.aval.str_short()} after it{_computed_at(info, b)}; both must be the same. "
-                    "Initialise it with the shape (batch included) and dtype that the model "
+                    f"{b.aval.str_short()} after it{_computed_at(program, b)}; both must be the "
+                    "same. Initialise it with the shape (batch included) and dtype that the model "
                     "computes"
                 )
 
 
-def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
+def _computed_at(program: Program, *atoms: Any) -> str:
     """Where in the user's source the first of these is computed, if it is."""
-    made = next(filter(None, map(info.producer, atoms)), None)
+    made = next(filter(None, map(program.producer, atoms)), None)
     return f" (computed at {versions.source_of(made)})" if made else ""
 
 
-def _check_hidden(path: Path, aval: Any) -> None:
-    """A hidden state has positions, and its derivatives are real numbers."""
+def _check_hidden(path: Path, aval: Any, *others: Any) -> None:
+    """A hidden state is one array that has positions, and its derivatives are real numbers."""
+    if others:
+        raise CompilationError(
+            f"the hidden state {show_path(path)} holds {1 + len(others)} arrays; it must hold one "
+            "(use a HiddenTreeState for several)"
+        )
     if 0 in aval.shape:
         raise CompilationError(
             f"the hidden state {show_path(path)} has shape {aval.shape}, which holds no elements. "
@@ -292,8 +291,8 @@ def _check_hidden(path: Path, aval: Any) -> None:
         )
 
 
-def _check_loops(info: ModuleInfo) -> None:
-    for eqn in loops_without_derivative(info.jaxpr):
+def _check_loops(program: Program) -> None:
+    for eqn in loops_without_derivative(program.jaxpr):
         raise NotSupportedError(
             f"a derivative would have to pass through {eqn.primitive.name!r} at "
             f"{versions.source_of(eqn)}, and JAX has no reverse mode for a loop whose number of "
@@ -303,11 +302,11 @@ def _check_loops(info: ModuleInfo) -> None:
         )
 
 
-def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
+def _weights_in_control_flow(program: Program) -> Iterator[CompilationRecord]:
     """Parameters that a branch or loop reads."""
-    for eqn in info.eqns:
+    for eqn in program.eqns:
         if eqn.primitive not in CONTROL_PRIMITIVES:
             continue
-        read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
+        read = [marks for marks in map(program.behind, eqn.invars) if DYNAMIC not in marks]
         for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
             yield WEIGHT_INSIDE(eqn, path)
