@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import brainstate
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.executor.graph_executor import compile_options
 from braintrace.testing import assert_tree_close
 
 from . import zoo
@@ -214,3 +216,64 @@ def test_an_argument_of_another_shape_says_what_to_do() -> None:
         compiled("d_rtrl")(jnp.ones((5, zoo.IN)))
     with pytest.raises(ValueError, match=r"wrap arguments .* in braintrace\.MultiStepData"):
         grads(compiled("d_rtrl", vjp_method="multi-step"), chunk_size=2)
+
+
+# --- signatures, options and reports ------------------------------------------------------------
+
+
+LEARNERS = [
+    getattr(bt, name)
+    for name in "D_RTRL pp_prop EProp OSTLRecurrent OSTLFeedforward SnAp RTRL UORO ThreeFactor DNI "
+    "ETraceVjpAlgorithm ETraceAlgorithm".split()
+]
+
+
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.__name__)
+def test_a_signature_shows_every_option(learner: type) -> None:
+    shown = inspect.signature(learner).parameters
+    kinds = {p.kind for p in shown.values()}
+    assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    assert {"model", "name"} | compile_options() - {"recurrence_scope"} <= {*shown}
+    assert learner is bt.ETraceAlgorithm or "vjp_method" in shown
+
+
+def test_a_signature_of_a_subclass_and_of_a_learner() -> None:
+    class Own(bt.D_RTRL):
+        def __init__(self, model: Any, depth: int, **options: Any) -> None:
+            super().__init__(model, **options)
+
+    names = [*inspect.signature(Own).parameters]
+    assert names[:2] == ["model", "depth"] and "recurrence_scope" in names
+    assert [*inspect.signature(compiled("d_rtrl")).parameters] == ["args", "kwargs"]
+
+
+def test_options_by_position_are_deprecated() -> None:
+    with pytest.warns(DeprecationWarning, match="by name: vjp_method='multi-step'"):
+        assert bt.SnAp(zoo.Leaky(), 1, "multi-step").vjp_method == "multi-step"
+    with pytest.raises(TypeError, match="options of D_RTRL are given by name, got 3"):
+        bt.D_RTRL(zoo.Leaky(), "single-step", 3)
+
+
+def test_a_seed_may_be_a_key() -> None:
+    def drawn(seed: Any) -> Any:
+        (state,) = bt.compile(Drawn(), "d_rtrl", X, batch_size=2, seed=seed).hidden_states.values()
+        return state.value
+
+    assert jnp.array_equal(drawn(jax.random.PRNGKey(3)), drawn(3))
+
+
+def test_a_report_can_be_called_shown_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    report = compiled("d_rtrl").report
+    assert report() == str(report) == report and "learning rule" in report
+    assert report.splitlines()[-1].startswith("block_size='auto'")
+    report.show()
+    assert capsys.readouterr().out == f"{report}\n"
+    report.show(2)
+    assert "relation_included" in capsys.readouterr().out
+    assert report.counts["hidden_groups"] == report.counts["etrace_weights"] == 1
+    assert report.counts["errors"] == 0
+
+
+def test_a_call_with_what_a_learner_does_not_take() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'modulator'"):
+        compiled("d_rtrl")(X, modulator=1.0)

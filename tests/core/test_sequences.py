@@ -16,7 +16,7 @@ import saiunit
 import saiunit as u
 
 import braintrace as bt
-from braintrace.learners.feedback import feed_back, feedback_matrix
+from braintrace.learners.e_prop import feed_back, feedback_matrix
 from braintrace.testing import assert_tree_close, bptt
 
 T, B, IN, HIDDEN = 7, 3, 2, 3
@@ -581,7 +581,7 @@ def test_signals_that_have_a_learner_of_their_own(options: Any, learner: str) ->
     config = bt.ETraceConfig(**options)
     method = "multi-step" if config.needs_windows else "single-step"
     with pytest.raises(ValueError, match=rf"is that of braintrace\.{learner}"):
-        bt.ETraceVjpAlgorithm(Net(), method, config=config)
+        bt.ETraceVjpAlgorithm(Net(), vjp_method=method, config=config)
     assert type(made(config)).__name__ == learner
 
 
@@ -642,7 +642,7 @@ def test_an_error_is_fed_back_in_the_dtype_of_the_output() -> None:
 
 def test_an_error_is_fed_back_to_the_output(data: Any) -> None:
     """The gradient is that of the output's product with the error times a fixed matrix."""
-    from braintrace.learners.feedback import feedback_matrix
+    from braintrace.learners.e_prop import feedback_matrix
 
     xs, ys = data
     random = {"feedback": "random", "random_feedback_key": 5}

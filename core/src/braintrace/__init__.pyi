@@ -36,6 +36,7 @@ from .learners.compile import compile as compile
 from .learners.dni import DNI as DNI
 from .learners.e_prop import EProp as EProp
 from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
+from .learners.learner import EligibilityTrace as EligibilityTrace
 from .learners.named import D_RTRL as D_RTRL
 from .learners.named import ES_D_RTRL as ES_D_RTRL
 from .learners.named import IODimVjpAlgorithm as IODimVjpAlgorithm
@@ -47,7 +48,6 @@ from .learners.named import SnAp as SnAp
 from .learners.named import UORO as UORO
 from .learners.named import pp_prop as pp_prop
 from .learners.optimizers import OptaxOptimizer as OptaxOptimizer
-from .learners.stepping import EligibilityTrace as EligibilityTrace
 from .learners.three_factor import ThreeFactor as ThreeFactor
 from .learners.vjp import ETraceVjpAlgorithm as ETraceVjpAlgorithm
 from .ops.primitive import ETPPrimitive as ETPPrimitive

@@ -28,13 +28,12 @@ _DEFINED_IN = {
     "learners.compile": "compile",
     "learners.dni": "DNI",
     "learners.e_prop": "EProp",
-    "learners.learner": "ETraceAlgorithm",
+    "learners.learner": "EligibilityTrace ETraceAlgorithm",
     "learners.named": (
         "D_RTRL ES_D_RTRL IODimVjpAlgorithm OSTLFeedforward OSTLRecurrent ParamDimVjpAlgorithm "
         "RTRL SnAp UORO pp_prop"
     ),
     "learners.optimizers": "OptaxOptimizer",
-    "learners.stepping": "EligibilityTrace",
     "learners.three_factor": "ThreeFactor",
     "learners.vjp": "ETraceVjpAlgorithm",
     "ops.primitive": (

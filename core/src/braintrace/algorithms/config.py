@@ -207,45 +207,6 @@ class ETraceConfig:
         return ParamDimRule(executor, dtype, of_model=True)
 
 
-def preset(own: ETraceConfig, options: dict[str, Any], shared: str | None = None) -> ETraceConfig:
-    """The configuration of a learner with a name, or its option ``config`` in place of it.
-
-    Parameters
-    ----------
-    own
-        The learner's configuration.
-    options
-        Options of the learner; ``config`` is taken out.
-    shared
-        The coordinate in which ``config`` must agree with ``own``; ``None`` for a learner whose
-        name says all of its rule.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When ``config`` is none, or one of another learner.
-    """
-    given = options.pop("config", None)
-    if given is None:
-        return own
-    elsewhere = "ETraceVjpAlgorithm(model, config=...) and compile(model, config, ...) take any"
-    if shared is None:
-        raise TypeError(f"config is no option of a learner whose name says its rule; {elsewhere}")
-    if not isinstance(given, ETraceConfig):
-        raise TypeError(f"config must be an ETraceConfig, got {type(given).__name__}")
-    if getattr(given, shared) != getattr(own, shared):
-        raise ValueError(
-            f"config must have {shared}={getattr(own, shared)!r}, got "
-            f"{getattr(given, shared)!r}; {elsewhere}"
-        )
-    if own.recurrence_scope not in ("diagonal", given.recurrence_scope):
-        raise ValueError(
-            f"recurrence_scope={own.recurrence_scope!r} contradicts the one of config, "
-            f"{given.recurrence_scope!r}; pass one of them"
-        )
-    return given
-
-
 def decays_of(decay_or_rank: Any) -> tuple[float, float]:
     """``a_x`` and ``a_f`` of the option ``decay_or_rank``: one value for both, or a pair.
 

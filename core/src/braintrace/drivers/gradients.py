@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,89 +13,90 @@ from ..base.types import State, show_path
 from ..compiler.program import StateKind
 from ..compiler.requirements import check_states
 from . import guards
-from .block import BlockRunner
 from .block_size import auto_block_size
-from .in_windows import windowed_gradient
-from .leaves import common_length, flat_states, write_states
+from .blocks import BlockRunner, in_blocks
+from .cotangents import add_gradients, not_differentiable
+from .in_windows import in_windows
 from .losses import masked_step, scale_of
-from .online_step import add_gradients, not_differentiable
-from .options import GradOptions, Outcome, Running
-from .sweep import Extras, sweep
-from .traced import trace_step
+from .options import GradOptions, Outcome, common_length
+from .progress import Progress
+from .running import Running
+from .traced import TracedStep, trace_step
 
 
 def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
     """Gradients of a sequence, inside a compiled program."""
-    if options.chunk_size is not None:
-        return windowed_gradient(learner, options, sequences, mask)
-    return _blocked(learner, options, sequences, mask)
-
-
-def _blocked(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
-    rule, steps = learner.rule, common_length(sequences)
-    check_states(learner.model, learner.graph.module_info)
     weights = [state for _, state in options.weights]
-    inputs = (mask, *sequences)
+    values = [state.value for state in (*learner.states_of(StateKind.PARAM).values(), *weights)]
+    run = _in_blocks if options.chunk_size is None else in_windows
+    *found, flags = run(learner, options, sequences, mask)
+    grads, losses, aux = not_differentiable(tuple(found), (values, sequences, mask))
+    return Outcome(grads, losses, aux, flags)
+
+
+def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
+    rule, steps, inputs = learner.rule, common_length(sequences), (mask, *sequences)
+    check_states(learner.model, learner.graph.module_info)
+    weights = tuple(state for _, state in options.weights)
     first = jax.tree.map(lambda v: v[0], inputs)
-    step_fn = masked_step(options.step_fn, options.has_aux)
-    traced = trace_step(learner.rule.executor, step_fn, learner.attach, first, weights)
-    runner = BlockRunner(rule, traced, tuple(weights))
+    traced = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, weights)
     size = options.block_size
     if isinstance(size, str):
-        recorded = traced.direct.bytes_per_step
-        size = auto_block_size(rule, steps, options.carry_trace, recorded)
+        size = auto_block_size(rule, steps, options.carry_trace, traced.direct.bytes_per_step)
+    progress = Progress(-(-steps // size)) if options.progress else None
+    names = _names(learner, weights, traced)
+
+    def after(number: Any, block: Any, found: Any, traces: Any, direct: Any, losses: Any) -> Any:
+        if progress is not None:
+            progress.advance(number, losses)
+        if options.check:
+            named = {names[i]: value for i, value in direct.items()}
+            return guards.flags_of(rule, block, found, traces, named, losses)
+        return None
+
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
-    names = {i: name for name, i in _direct_names(learner, runner).items()}
-    extras = Extras(
-        flags=partial(guards.flags_of, rule) if options.check else None,
-        names=names,
-        progress=options.progress,
-    )
-    result = sweep(
-        runner,
-        flat_states(traced.states),
-        tuple(t.value for t in learner.traces) if options.carry_trace else None,
+    (leaves, traces, direct, operands), (_, (losses, aux), flags) = in_blocks(
+        BlockRunner(rule, traced, weights),
+        (traced.read(), learner.read_traces() if options.carry_trace else None),
         inputs,
-        learner.rule.executor.operand_values(params),
+        rule.executor.operand_values(params),
         size,
         keep_trace=options.carry_trace or options.check,
         scale=scale_of(options.reduction, mask, steps),
-        extras=extras,
+        after=after,
     )
-    by_path = learner.rule.executor.param_gradients(params, result.operands)
-    grads = tuple(_total(learner, w, traced, result.direct, by_path) for w in weights)
-    parameters = list(learner.states_of(StateKind.PARAM).values())
-    write_states(traced.states, result.leaves, skip=[*parameters, *weights])
-    kept = options.carry_trace and result.traces is not None
-    learner.write_traces(result.traces if kept else rule.init(), steps)
-    losses, aux = result.aux
-    fixed = not_differentiable((grads, losses, aux), (params, sequences, mask))
-    grads, losses, aux = fixed
-    return Outcome(grads, losses, aux, result.flags)
+    by_path = rule.executor.param_gradients(params, operands)
+    grads = tuple(_total(learner, w, traced, direct, by_path) for w in weights)
+    traced.write(leaves)
+    learner.write_traces(traces if options.carry_trace else rule.init(), steps)
+    return Outcome(grads, losses, aux, flags)
 
 
-def _direct_names(learner: Running, runner: BlockRunner) -> dict[str, int]:
-    """Leaves of the parameters that have direct gradients, by their path."""
-    paths = {state: path for path, state in learner.param_states.items()}
+def _names(learner: Running, weights: Sequence[State], traced: TracedStep) -> dict[int, str]:
+    """What the leaves of the wanted parameters are called, by their place in a step."""
+    paths = {state: show_path(path) for path, state in learner.param_states.items()}
     return {
-        _leaf_name(paths.get(state), state, k): i
-        for state in runner.targets
-        for k, i in enumerate(runner.step.leaves_of(state) or ())
-        if i in runner.step.live
+        i: f"{paths.get(state, 'a parameter')}{jax.tree_util.keystr(place)}"
+        for state in weights
+        for i, (place, _) in zip(
+            traced.leaves.get(state, ()),
+            jax.tree_util.tree_leaves_with_path(state.value),
+            strict=False,
+        )
     }
 
 
 def _total(
     learner: Running,
     state: State,
-    traced: Any,
+    traced: TracedStep,
     direct: Mapping[int, Any],
     by_path: Mapping[Any, Any],
 ) -> Any:
     """Direct plus traced gradient of one parameter, zero where neither exists."""
     leaves, treedef = jax.tree.flatten(state.value)
     total = [jnp.zeros_like(leaf) for leaf in leaves]
-    for k, i in enumerate(traced.leaves_of(state) or ()):
+    for k, i in enumerate(traced.leaves.get(state, ())):
         if i in direct:
             total[k] = add_gradients(total[k], direct[i])
     for path, other in learner.states_of(StateKind.PARAM).items():
@@ -104,10 +104,3 @@ def _total(
             found = jax.tree.leaves(by_path[path])
             total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
     return jax.tree.unflatten(treedef, total)
-
-
-def _leaf_name(path: Any, state: State, index: int) -> str:
-    """The name of a leaf of a parameter."""
-    (place, _) = jax.tree_util.tree_leaves_with_path(state.value)[index]
-    name = "a parameter" if path is None else show_path(path)
-    return f"{name}{jax.tree_util.keystr(place)}"

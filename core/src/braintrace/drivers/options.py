@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import brainstate
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..algorithms.rule import LearningRule
 from ..base.types import State
-from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
-from .tape import Tape
 
 
 def require_callable(step_fn: Any) -> None:
@@ -73,33 +71,31 @@ class GradOptions:
             check_count("chunk_size", self.chunk_size, "None or ")
 
 
-class Running(Protocol):
-    """What a driver asks of a learner."""
+def common_length(sequences: tuple[Any, ...]) -> int:
+    """The common length T of sequences.
 
-    model: brainstate.nn.Module
-    traces: tuple[Any, ...]
-    calls: int
-
-    @property
-    def rule(self) -> LearningRule:
-        """The learning rule."""
-
-    @property
-    def graph(self) -> ETraceGraph:
-        """What the compiler found."""
-
-    @property
-    def param_states(self) -> Mapping[Any, State]:
-        """The parameters, by path."""
-
-    def states_of(self, kind: StateKind) -> Mapping[Any, State]:
-        """The states of a kind, by path."""
-
-    def attach(self, tape: Tape | None) -> None:
-        """Record the next call on a tape, or (``None``) run steps again."""
-
-    def write_traces(self, traces: Any, steps: int) -> None:
-        """Take the traces after some steps."""
+    Raises
+    ------
+    ValueError
+        When there is none, or it is zero.
+    """
+    lengths = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(sequences):
+        name = f"sequences{jax.tree_util.keystr(path)}"
+        number = np.isscalar(leaf) and not isinstance(leaf, str | bytes)
+        if number or getattr(leaf, "shape", 0) == ():
+            raise ValueError(f"{name} is a scalar; expected an array [T, ...]")
+        if not isinstance(leaf, np.ndarray | jax.Array):
+            raise TypeError(f"{name} is a {type(leaf).__name__}; expected an array [T, ...]")
+        lengths[name] = jnp.shape(leaf)[0]
+    if not lengths:
+        raise ValueError("at least one sequence is needed, for example inputs [T, ...]")
+    if len({*lengths.values()}) > 1:
+        raise ValueError(f"all sequences must have one length T; got {lengths}")
+    steps = next(iter(lengths.values()))
+    if steps == 0:
+        raise ValueError("the sequences have length zero; at least one step is needed")
+    return steps
 
 
 class Outcome(NamedTuple):

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import brainstate
 import jax
 
 from ..base.types import State, show_path
-from ..compiler.program import StateKind
-from ..executor.step import Executor
 from ..jaxprs.depends import reaches
 from .direct import DirectProducts, direct_products
+from .running import Running
 from .tape import Tape
 
 
@@ -25,14 +25,12 @@ class TracedStep:
     Attributes
     ----------
     run
-        ``run(perturb, inputs, state_leaves, shifts) -> (loss, aux, boundary, new_state_leaves,
-        recorded)``, with the boundary of :class:`Tape`, and the shifts and records of ``direct``.
+        ``run(perturb, inputs, state_leaves, shifts) -> (loss, aux, recorded, new_state_leaves,
+        moving)``, with the record of :class:`Tape`, and the shifts and records of ``direct``.
     direct, first
         The products of the step with parameters; its inputs from ``first`` are the state leaves.
-    states
-        Every state the step reads or writes.
-    leaf_ranges
-        Where each state's leaves stand among the state leaves.
+    leaves
+        Every state the step reads or writes, and where its leaves stand among the state leaves.
     live
         State leaves (by index) with a differentiable path to the loss.
     """
@@ -40,8 +38,7 @@ class TracedStep:
     run: Callable[..., tuple[Any, Any, tuple[Any, ...], list[Any], Any]]
     direct: DirectProducts
     first: int
-    states: tuple[State, ...]
-    leaf_ranges: tuple[range, ...]
+    leaves: Mapping[State, range]
     live: frozenset[int]
 
     def is_step_by_step(self, leaf: int) -> bool:
@@ -56,33 +53,31 @@ class TracedStep:
         found = self.direct.gradients(values, recorded, dys)
         return {i - self.first: value for i, value in found.items()}
 
-    def leaves_of(self, state: State) -> range | None:
-        """Indices of a state's leaves, or ``None`` when the step does not use it."""
-        for other, leaves in zip(self.states, self.leaf_ranges, strict=True):
-            if other is state:
-                return leaves
-        return None
-
     def live_leaves(self, state: State) -> list[int]:
         """Indices of those leaves of a state on which the loss depends directly."""
-        return [i for i in self.leaves_of(state) or () if i in self.live]
+        return [i for i in self.leaves.get(state, ()) if i in self.live]
+
+    def read(self) -> list[Any]:
+        """The state leaves as they are."""
+        return [leaf for state in self.leaves for leaf in jax.tree.leaves(state.value)]
+
+    def write(self, leaves: Sequence[Any]) -> None:
+        """Take the leaves of all states but parameters, which a step does not change."""
+        for state, where in self.leaves.items():
+            if not _is_parameter(state):
+                tree = jax.tree.structure(state.value)
+                state.value = jax.tree.unflatten(tree, leaves[where.start : where.stop])
 
 
 def trace_step(
-    executor: Executor,
-    step_fn: Callable[..., Any],
-    attach: Callable[[Tape | None], None],
-    inputs: Any,
-    targets: Sequence[State],
+    learner: Running, step_fn: Callable[..., Any], inputs: Any, targets: Sequence[State]
 ) -> TracedStep:
-    """Trace ``step_fn`` with the learner in recording mode.
+    """Trace ``step_fn`` with a tape that takes the learner's call.
 
     Parameters
     ----------
     step_fn
         ``step_fn(*inputs) -> (loss, aux)`` with a scalar loss.
-    attach
-        Gives the learner its tape, and takes it away again with ``None``.
     inputs
         Inputs of one step.
     targets
@@ -96,45 +91,35 @@ def trace_step(
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
-        tape = Tape(perturb, hidden)
-        attach(tape)
-        try:
+        tape = Tape(learner, perturb)
+        with learner.stepping_by(tape):
             loss, aux = step_fn(*inputs)
-        finally:
-            attach(None)
-        boundary = tape.boundary()
-        tape.check_hidden()
-        return loss, aux, boundary
+        return loss, aux, tape.step()
 
-    slots = executor.graph.module_info.slots_of(StateKind.HIDDEN)
-    hidden = {slot.path: slot.state for slot in slots}
-    perturb = executor.graph.perturbed.init_perturb_data()
+    perturb = learner.graph.perturbed.init_perturb_data()
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
     jaxpr = stateful.get_jaxpr(perturb, inputs)
-    states = tuple(stateful.get_state_trace(perturb, inputs).states)
+    states = stateful.get_state_trace(perturb, inputs).states
     tree = jax.tree.structure(stateful.get_out_shapes(perturb, inputs))
-    ranges, count = [], 0
-    for state in states:
-        size = len(jax.tree.leaves(state.value))
-        ranges.append(range(count, count + size))
-        count += size
+    ends = [*accumulate((len(jax.tree.leaves(s.value)) for s in states), initial=0)]
+    leaves = {s: range(*ends[i : i + 2]) for i, s in enumerate(states)}
     first = len(jax.tree.leaves((perturb, inputs)))
-    _check_kept(executor, states, ranges, jaxpr.invars[first:], jaxpr.outvars[-count:])
-    live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
-    params = [(s, r) for s, r in zip(states, ranges, strict=True) if _is_parameter(s)]
+    _check_kept(learner, leaves, jaxpr.invars[first:], jaxpr.outvars[-ends[-1] :])
+    params = {first + i for s, where in leaves.items() if _is_parameter(s) for i in where}
     direct = direct_products(
         jaxpr,
-        parameters=frozenset(first + i for _, leaves in params for i in leaves),
-        wanted=frozenset(first + i for s, r in params if any(s is t for t in targets) for i in r),
+        parameters=frozenset(params),
+        wanted=frozenset(first + i for target in targets for i in leaves.get(target, ())),
     )
 
     def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any], shifts: Any) -> Any:
-        flat, recorded = direct.run([*jax.tree.leaves((perturb, inputs)), *leaves], shifts)
-        (loss, aux, boundary), new = jax.tree.unflatten(tree, flat)
-        return loss, aux, boundary, jax.tree.leaves(new), recorded
+        flat, moving = direct.run([*jax.tree.leaves((perturb, inputs)), *leaves], shifts)
+        (loss, aux, recorded), new = jax.tree.unflatten(tree, flat)
+        return loss, aux, recorded, jax.tree.leaves(new), moving
 
-    return TracedStep(run, direct, first, states, tuple(ranges), live)
+    live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
+    return TracedStep(run, direct, first, leaves, live)
 
 
 def _is_parameter(state: State) -> bool:
@@ -142,28 +127,21 @@ def _is_parameter(state: State) -> bool:
 
 
 def _check_kept(
-    executor: Executor,
-    states: Sequence[State],
-    ranges: Sequence[range],
-    old: Sequence[Any],
-    new: Sequence[Any],
+    learner: Running, leaves: Mapping[State, range], old: Sequence[Any], new: Sequence[Any]
 ) -> None:
     """A step may not change the type of a state, nor write a parameter."""
-    names = {
-        state: show_path(path)
-        for path, state in executor.graph.module_info.compiled_model_states.items()
-    }
-    for state, leaves in zip(states, ranges, strict=True):
+    states = learner.graph.module_info.compiled_model_states
+    names = {state: show_path(path) for path, state in states.items()}
+    for state, i in ((state, i) for state, where in leaves.items() for i in where):
         name = names.get(state) or state.name or type(state).__name__
-        for i in leaves:
-            a, b = old[i].aval, new[i].aval
-            if (a.shape, a.dtype) != (b.shape, b.dtype):
-                raise ValueError(
-                    f"step_fn leaves the state {name} with shape {b.shape} and dtype {b.dtype}; it "
-                    f"was {a.shape} and {a.dtype}, and a sequence needs it to stay so"
-                )
-            if _is_parameter(state) and old[i] is not new[i]:
-                raise ValueError(
-                    f"step_fn writes the parameter {name}; weights stay as they are during a "
-                    "sequence gradient, so change them between calls"
-                )
+        a, b = old[i].aval, new[i].aval
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            raise ValueError(
+                f"step_fn leaves the state {name} with shape {b.shape} and dtype {b.dtype}; it "
+                f"was {a.shape} and {a.dtype}, and a sequence needs it to stay so"
+            )
+        if _is_parameter(state) and old[i] is not new[i]:
+            raise ValueError(
+                f"step_fn writes the parameter {name}; weights stay as they are during a "
+                "sequence gradient, so change them between calls"
+            )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from ..algorithms.rule import Block, LearningRule, Traces
 from ..base import versions
 from ..compiler.program import StateKind
-from .online_step import add_gradients, guarded
+from .cotangents import add_traced, guarded
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
 
@@ -55,8 +55,7 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
 
         (out, new), pull, jacobians = jax.vjp(program, params, args, states, has_aux=True)
         jacobians = jax.tree.map(jax.lax.stop_gradient, jacobians)
-        operands = executor.operand_values(params)
-        after = rule.update(traces, Block(jacobians, (), ()), operands)
+        after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
         return (out, new, after), (pull, params, predictor, states, new, traces)
 
     @jax.custom_vjp
@@ -76,11 +75,7 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         found = rule.solve_at_start(
             traces, executor.old_signals(olds, groups), executor.operand_values(params)
         )
-        traced = executor.param_gradients(params, found)
-        params_bar = {
-            path: add_tree(value, traced[path]) if path in traced else value
-            for path, value in params_bar.items()
-        }
+        params_bar = add_traced(params_bar, executor.param_gradients(params, found))
         predictor_bar = _regression(predict, predictor, _arrays(states, hidden), olds)
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces))
         guards = guarded((params_bar, predictor_bar, args_bar), params)
@@ -88,11 +83,6 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
 
     step.defvjp(forward, backward)
     return step
-
-
-def add_tree(a: Any, b: Any) -> Any:
-    """The sum of two cotangents of one value."""
-    return jax.tree.map(add_gradients, a, b)
 
 
 def _arrays(values: Mapping[Any, Any], paths: tuple[Any, ...]) -> dict[Any, Any]:

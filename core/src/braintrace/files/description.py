@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import brainstate
@@ -14,44 +14,40 @@ import jax
 import numpy as np
 import saiunit
 
-import braintrace
-
-from ..base.types import show_path
+from ..base.types import Path, show_path
 from . import storage
-from .held import Learner, is_opened, named_leaves, parts_of, unit_of
-
-# --- what is described ---------------------------------------------------------------------------
+from .leaves import is_opened, named, parts_of, unit_of
 
 
-def description_of(learner: Learner, optimizer: Any) -> dict[str, str]:
+def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
     """What decides about how the states of a learner go on, besides their values, in text."""
-    graph = learner.graph
-    options = {**learner.executor.options, **learner.own_options}
-    config = _fields(getattr(learner, "config", None))
-    groups = enumerate(graph.hidden_groups)
+    graph, rule = learner.graph, learner.rule
+    groups = {g.index: ", ".join(map(show_path, g.hidden_paths)) for g in graph.hidden_groups}
+    holders = [] if optimizer is None else [one for one in parts_of(optimizer) if _holds(one[1])]
     return {
         "learner": type(learner).__name__,
-        **{f"option {k}": _text(v) for k, v in options.items()},
-        **{f"config {k}": _text(v) for k, v in config.items()},
-        "learning rule": _name(learner.rule),
-        **{f"learning rule {k}": _text(v) for k, v in _fields(learner.rule).items()},
-        **_classes(learner.model),
-        **{f"setting {k}": _text(v) for k, v in graph.module_info.settings.items()},
-        **{f"hidden group {i}": ", ".join(map(show_path, g.hidden_paths)) for i, g in groups},
-        **{f"link {i}": _link(link) for i, link in enumerate(learner.rule.links)},
-        **({} if optimizer is None else _classes_of_optimizer(optimizer)),
+        **_texts("option", {**learner.executor.options, **learner.own_options}),
+        **_texts("config", _fields(getattr(learner, "config", None))),
+        "learning rule": _name(rule),
+        **_texts("learning rule", _fields(rule)),
+        **_classes("model", brainstate.graph.nodes(learner.model).items()),
+        **_texts("setting", graph.module_info.settings),
+        **{f"hidden group {i}": paths for i, paths in groups.items()},
+        **{f"link {i}": _link(link) for i, link in enumerate(rule.links)},
+        **({} if optimizer is None else _classes("optimizer", [((), optimizer), *holders])),
     }
+
+
+def _texts(what: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{what} {name}": _text(value) for name, value in values.items()}
 
 
 def _fields(record: Any) -> dict[str, Any]:
     """What a dataclass was made with; what a learning rule runs on does not belong to it."""
     if not dataclasses.is_dataclass(record):
         return {}
-    return {
-        field.name: getattr(record, field.name)
-        for field in dataclasses.fields(record)
-        if field.init and field.repr and field.name != "executor"
-    }
+    made_with = [f.name for f in dataclasses.fields(record) if f.init and f.repr]
+    return {name: getattr(record, name) for name in made_with if name != "executor"}
 
 
 def _name(record: Any) -> str:
@@ -59,20 +55,14 @@ def _name(record: Any) -> str:
     return str(getattr(record, "saved_as", type(record).__name__))
 
 
-def _classes(model: brainstate.nn.Module) -> dict[str, str]:
-    """Classes of a model and of the modules inside of it, by path."""
-    nodes = brainstate.graph.nodes(model).items()
-    return {named_leaves("model", path): type(node).__name__ for path, node in nodes}
+def _classes(owner: str, parts: Iterable[tuple[Path, Any]]) -> dict[str, str]:
+    """Classes of objects, by path."""
+    return {named(owner, path): type(part).__name__ for path, part in parts}
 
 
-def _classes_of_optimizer(optimizer: Any) -> dict[str, str]:
-    """Classes of an optimizer and of what holds states inside of it, by path."""
-    inside = {
-        named_leaves("optimizer", path): type(part).__name__
-        for path, part in parts_of(optimizer)
-        if is_opened(part) and any(isinstance(v, brainstate.State) for v in vars(part).values())
-    }
-    return {"optimizer": type(optimizer).__name__, **inside}
+def _holds(part: Any) -> bool:
+    """Whether an object has states as attributes."""
+    return is_opened(part) and any(isinstance(v, brainstate.State) for v in vars(part).values())
 
 
 def _link(link: Any) -> str:
@@ -110,7 +100,3 @@ def _digest(array: Any) -> str:
     if raw.shape == () and raw.dtype.name == found.dtype:
         return repr(raw.item())
     return f"{found.dtype}{list(found.shape)} {hashlib.sha256(raw.tobytes()).hexdigest()[:16]}"
-
-
-def version_of() -> str:
-    return str(braintrace.__version__)

@@ -19,8 +19,8 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import IO, Any
@@ -103,16 +103,7 @@ def encoded(value: Any) -> np.ndarray:
 
 
 def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
-    """The array that :func:`encoded` was given.
-
-    Parameters
-    ----------
-    raw
-        What was stored.
-    stored
-        Its type.
-    like
-        An array of the same shape and dtype, in the place of which it comes.
+    """The array that :func:`encoded` was given, in the place of one of the same shape and dtype.
 
     Raises
     ------
@@ -120,34 +111,28 @@ def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
         When what was stored is not of its type.
     """
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    if not _is_key(like):
+        dtype = np.dtype(jax.typeof(like).dtype)  # type: ignore[attr-defined]
+        raw = raw if dtype.kind in "biufc" else raw.view(dtype)
+    value: Any = raw
     if stored.held_as == "python":
         value = raw[()].item()
-    elif stored.held_as == "numpy":
-        value = raw if _native(like) else raw.view(_dtype(like))
-    else:
-        value = _on_device(raw, stored, like)
+    elif stored.held_as != "numpy":
+        value = _on_device(raw, stored.weak_type, like)
     found = type_of(value)
     if found != stored:
         raise ValueError(f"it holds {found}, and the manifest says {stored}")
     return value
 
 
-def _on_device(raw: np.ndarray, stored: ArrayType, like: Any) -> jax.Array:
+def _on_device(raw: np.ndarray, weak_type: bool, like: Any) -> jax.Array:
     """An array of JAX, where ``like`` is if that was put somewhere on purpose."""
     if _is_key(like):
-        return _placed(
-            jax.random.wrap_key_data(jnp.array(raw), impl=jax.random.key_impl(like)), like
-        )
-    dtype = _dtype(like)
-    host = raw if _native(like) else raw.view(dtype)
-    with versions.types_of([jax.ShapeDtypeStruct(host.shape, host.dtype)]):
-        array = jnp.array(host)
-        return _placed(
-            _weakly_typed(array.shape, dtype)(array) if stored.weak_type else array, like
-        )
-
-
-def _placed(array: jax.Array, like: Any) -> jax.Array:
+        array = jax.random.wrap_key_data(jnp.array(raw), impl=jax.random.key_impl(like))
+    else:
+        with versions.types_of([jax.ShapeDtypeStruct(raw.shape, raw.dtype)]):
+            array = jnp.array(raw)
+            array = _weakly_typed(array.shape, array.dtype)(array) if weak_type else array
     committed = isinstance(like, jax.Array) and like.committed
     return jax.device_put(array, like.sharding) if committed else array
 
@@ -167,14 +152,6 @@ def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _dtype(like: Any) -> np.dtype:
-    return np.dtype(jax.typeof(like).dtype)  # type: ignore[attr-defined]
-
-
-def _native(like: Any) -> bool:
-    return _dtype(like).kind in "biufc"
-
-
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -189,14 +166,8 @@ def write(
     the place of the old one in one step. A process that is killed can leave a file
     ``.braintrace-*.tmp`` behind.
 
-    Parameters
-    ----------
-    path
-        Of the file. A symbolic link stays, and the file it leads to is replaced.
-    manifest
-        What to say about the file, of strings, numbers, lists and dicts.
-    arrays
-        Names, types and what :func:`encoded` gave.
+    A symbolic link stays, and the file it leads to is replaced. ``manifest`` is of strings,
+    numbers, lists and dicts, and arrays are as :func:`encoded` gave them.
 
     Raises
     ------
@@ -297,17 +268,16 @@ def read(path: str | os.PathLike[str]) -> Content:
         When it was not written by :func:`write`, or by that of a newer format, or is damaged.
     """
     name = file_name(path)
-    with open(name, "rb") as file, _refusing_damage(name), zipfile.ZipFile(file) as archive:
-        manifest = _manifest(archive)
-        types = {key: _array_type(entry) for key, entry in manifest["arrays"].items()}
-        return Content(manifest, types, {key: _array(archive.read(f"{key}.npy")) for key in types})
-
-
-@contextmanager
-def _refusing_damage(name: str) -> Iterator[None]:
-    """Turn what a damaged archive, array or manifest raises into one error."""
     try:
-        yield
+        with open(name, "rb") as file, zipfile.ZipFile(file) as archive:
+            manifest = _manifest(archive)
+            types = {key: _array_type(entry) for key, entry in manifest["arrays"].items()}
+            members = {key: io.BytesIO(archive.read(f"{key}.npy")) for key in types}
+            arrays = {
+                key: np.lib.format.read_array(member, allow_pickle=False)
+                for key, member in members.items()
+            }
+            return Content(manifest, types, arrays)
     except _Foreign as error:
         raise ValueError(f"{name} {error}") from None
     except (*_DAMAGE, OSError) as error:
@@ -340,11 +310,6 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 def _array_type(entry: Any) -> ArrayType:
     try:
-        stored = ArrayType(**{**entry, "shape": tuple(entry["shape"])})
+        return ArrayType(**{**entry, "shape": tuple(entry["shape"])})
     except TypeError as error:
         raise ValueError(f"its {MANIFEST} does not describe an array: {error}") from None
-    return stored
-
-
-def _array(member: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(member), allow_pickle=False)

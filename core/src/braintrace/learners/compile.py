@@ -25,7 +25,7 @@ def compile(
     *example_inputs: Any,
     batch_size: int | None = None,
     vmap: bool = False,
-    seed: int | None = None,
+    seed: Any = None,
     verbose: int = 0,
     **options: Any,
 ) -> ETraceAlgorithm:
@@ -49,8 +49,9 @@ def compile(
         results and all states of the model but its parameters. The gradient is the sum over the
         examples, as of a model with the batch inside. Each example draws its own random numbers.
     seed
-        Of the random numbers with which states are initialised; what is drawn from
-        ``brainstate.random`` later does not change. The model has its parameters already.
+        An integer or a JAX key, for the random numbers with which states are initialised; what is
+        drawn from ``brainstate.random`` later does not change. The model has its parameters
+        already.
     verbose
         0: print nothing; 1 or 2: print :attr:`ETraceAlgorithm.report`.
     **options

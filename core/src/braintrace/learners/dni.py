@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learners beside D-RTRL and pp_prop: e-prop, OSTL, SnAp, RTRL, UORO, three-factor, DNI."""
+"""DNI as a learner: a learned prediction of the gradient of later losses at hidden states."""
 
 from __future__ import annotations
 
@@ -7,12 +7,59 @@ from collections.abc import Mapping
 from typing import Any
 
 import brainstate
+import jax
+import jax.numpy as jnp
 
-from ..algorithms.config import ETraceConfig, preset
-from ..algorithms.rule import LearningRule
-from ..drivers.window_step import window_step
-from .synthesizer import SyntheticGradient
-from .vjp import ETraceVjpAlgorithm
+from ..algorithms.config import ETraceConfig
+from ..base.types import Path
+from .vjp import ETraceVjpAlgorithm, preset
+
+
+class SyntheticGradient(brainstate.nn.Module):
+    """One affine map per hidden state [.., n], over its last axis: ``g(h) = h W + b``.
+
+    ``W`` [n, n] and ``b`` [n] start at zero: before it has learned, nothing is predicted.
+
+    Parameters
+    ----------
+    hidden_states
+        The hidden states, by path.
+    """
+
+    def __init__(self, hidden_states: Mapping[Path, brainstate.State[Any]]) -> None:
+        super().__init__()
+        self.maps = {
+            path: brainstate.ParamState(self._zeros(jax.tree.leaves(state.value)[0]))
+            for path, state in hidden_states.items()
+        }
+
+    @staticmethod
+    def _zeros(hidden: jax.Array) -> dict[str, jax.Array]:
+        size = hidden.shape[-1] if hidden.ndim else 1
+        return {
+            "weight": jnp.zeros((size, size), hidden.dtype),
+            "bias": jnp.zeros((size,), hidden.dtype),
+        }
+
+    @property
+    def states_by_path(self) -> dict[Path, brainstate.State[Any]]:
+        """The parameters, by ``('synthesizer', *path)`` of the hidden state."""
+        return {("synthesizer", *path): state for path, state in self.maps.items()}
+
+    def values(self) -> dict[Path, Any]:
+        """Values of the parameters, by path of the hidden state."""
+        return {path: state.value for path, state in self.maps.items()}
+
+    @staticmethod
+    def predict(values: Mapping[Path, Any], hidden: Mapping[Path, Any]) -> dict[Path, Any]:
+        """Predicted cotangents of hidden values."""
+
+        def one(path: Path, h: jax.Array) -> jax.Array:
+            wide = h if h.ndim else h[None]
+            found = wide @ values[path]["weight"] + values[path]["bias"]
+            return found.reshape(h.shape)
+
+        return {path: one(path, h) for path, h in hidden.items()}
 
 
 class DNI(ETraceVjpAlgorithm):
@@ -34,38 +81,21 @@ class DNI(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.DNI(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.DNI, x, batch_size=2)
     >>> learner(braintrace.MultiStepData(jnp.ones((5, 2, 3)))).shape
     (5, 2, 4)
     """
 
+    synthesizer_of = SyntheticGradient
+
     def __init__(
-        self, model: brainstate.nn.Module, vjp_method: str = "multi-step", **options: Any
+        self,
+        model: brainstate.nn.Module,
+        *_late: Any,
+        vjp_method: str = "multi-step",
+        **options: Any,
     ) -> None:
-        config = preset(
-            ETraceConfig(trace_factorization="none", learning_signal="bootstrapped"), options
-        )
-        super().__init__(model, vjp_method, config=config, **options)
-        self.synthesizer: SyntheticGradient | None = None
-
-    def compile_graph(self, *args: Any) -> None:
-        """Compile the model and start with predictions of zero; see the base class."""
-        super().compile_graph(*args)
-        self.synthesizer = SyntheticGradient(self.hidden_states)
-
-    def make_step(self, rule: LearningRule) -> Any:
-        """A window with a prediction at its end."""
-        return window_step(rule, SyntheticGradient.predict)
-
-    def _predictor(self) -> Any:
-        return {} if self.synthesizer is None else self.synthesizer.values()
-
-    @property
-    def param_states(self) -> dict[Any, brainstate.State[Any]]:
-        """All parameters of the model, and those of the predictions, by path."""
-        own: Mapping[Any, Any] = {} if self.synthesizer is None else self.synthesizer.states_by_path
-        return {**super().param_states, **own}
+        config = ETraceConfig(trace_factorization="none", learning_signal="bootstrapped")
+        super().__init__(model, *_late, vjp_method=vjp_method, **preset(config, options))

@@ -1,15 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""e-prop as a learner, with an error that is fed back."""
+"""e-prop as a learner, with an error that is fed back through a fixed random matrix."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import brainstate
+import jax
+import jax.numpy as jnp
 
-from ..algorithms.config import ETraceConfig, preset
-from .feedback import feed_back, feedback_matrix
-from .vjp import ETraceVjpAlgorithm
+from ..algorithms.config import ETraceConfig
+from ..base import versions
+from .vjp import ETraceVjpAlgorithm, preset
+
+
+def feedback_matrix(seed: Any, out: Any, error: Any) -> jax.Array:
+    """A fixed matrix [m, n] for an output [.., n] and an error [.., m], of variance ``1 / m``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the output is not one floating-point array, or the axes in front differ.
+    """
+    if len(jax.tree.leaves(out)) != 1 or not versions.is_float(jnp.asarray(out)):
+        raise TypeError(
+            "an error is fed back to a model that returns one floating-point array; this one "
+            f"returns {jax.tree.map(lambda v: (jnp.shape(v), jnp.result_type(v)), out)}"
+        )
+    shapes = jnp.shape(out), jnp.shape(error)
+    if any(len(s) == 0 for s in shapes) or shapes[0][:-1] != shapes[1][:-1]:
+        raise ValueError(
+            f"error has shape {shapes[1]} and the model's output {shapes[0]}; they must be [.., m] "
+            "and [.., n] with the same axes in front"
+        )
+    rows, columns = shapes[1][-1], shapes[0][-1]
+    key = jax.random.fold_in(versions.random_bits_of(seed), rows)
+    return jax.random.normal(key, (rows, columns), jnp.result_type(out)) / math.sqrt(rows)
+
+
+@jax.custom_vjp
+def feed_back(out: jax.Array, error: jax.Array, matrix: jax.Array) -> jax.Array:
+    """``out``, whose cotangent is ``error @ matrix`` whatever the loss is."""
+    return out
+
+
+def _fed_back(kept: Any, _: jax.Array) -> Any:
+    error, matrix = kept
+    fed = (jnp.asarray(error) @ matrix).astype(matrix.dtype)
+    return fed, jax.tree.map(versions.zero_cotangent, error), jnp.zeros_like(matrix)
+
+
+feed_back.defvjp(lambda out, error, matrix: (out, (error, matrix)), _fed_back)
+
+
+class FedBackError:
+    """What calls of e-prop take: with random feedback, an error in place of the loss's gradient."""
+
+    def call(self, learner: EProp, args: tuple[Any, ...], error: Any = None) -> Any:
+        """Run the learner's stepper, and feed an error [.., m] back to its output [.., n]."""
+        if error is None:
+            return learner.run(args)
+        if learner.feedback != "random":
+            raise ValueError("an error is fed back by feedback='random' only")
+        if learner.vjp_method != "single-step":
+            raise ValueError("an error is fed back with vjp_method='single-step' only")
+        out = learner.run(args, given=True)
+        return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
 
 
 class EProp(ETraceVjpAlgorithm):
@@ -43,14 +100,14 @@ class EProp(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.EProp(cell, kappa_filter_decay=0.9)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> learner(jnp.ones((2, 3))).shape
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, "eprop", x, batch_size=2, kappa_filter_decay=0.9)
+    >>> learner(x).shape
     (2, 4)
     """
+
+    takes = FedBackError()
 
     def __init__(
         self,
@@ -58,7 +115,7 @@ class EProp(ETraceVjpAlgorithm):
         feedback: str = "symmetric",
         kappa_filter_decay: float = 0.0,
         random_feedback_key: Any = None,
-        vjp_method: str = "single-step",
+        *_late: Any,
         **options: Any,
     ) -> None:
         if feedback not in ("symmetric", "random"):
@@ -72,25 +129,4 @@ class EProp(ETraceVjpAlgorithm):
             learning_signal="random_feedback" if feedback == "random" else "symmetric",
             seed=0 if random_feedback_key is None else random_feedback_key,
         )
-        config = preset(config, options)
-        super().__init__(model, vjp_method, config=config, **options)
-
-    def update(self, *args: Any, error: Any = None) -> Any:
-        """Run the model and the traces; see :meth:`ETraceAlgorithm.update`.
-
-        Parameters
-        ----------
-        *args
-            Arguments like those the learner was compiled for.
-        error
-            With random feedback, what is fed back to the model's output in place of the gradient of
-            the loss: [.., m] for an output [.., n].
-        """
-        if error is None:
-            return super().update(*args)
-        if self.feedback != "random":
-            raise ValueError("an error is fed back by feedback='random' only")
-        if self.vjp_method != "single-step":
-            raise ValueError("an error is fed back with vjp_method='single-step' only")
-        out = self._run(args, given=True)
-        return feed_back(out, error, feedback_matrix(self.config.seed, out, error))
+        super().__init__(model, *_late, **preset(config, options))

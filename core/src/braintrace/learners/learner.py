@@ -1,38 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learners: a model with traces, and the drivers that run whole sequences."""
+"""Learners: a model with traces, compiled, called, reset, and run over sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.rule import LearningRule
-from ..base import versions
-from ..base.types import State
-from ..compiler.requirements import check_states
-from ..drivers import guards
+from ..algorithms.rule import LearningRule, check_jacobians
+from ..base.errors import CompilationError
+from ..base.types import Path, show_path
+from ..compiler.batch_states import repeated_like
+from ..compiler.graph import ETraceGraph
+from ..compiler.program import StateKind
+from ..compiler.requirements import check_same_states
 from ..drivers.compiled import Drivers
-from ..drivers.gradients import gradient
-from ..drivers.in_windows import in_parts
-from ..drivers.leaves import common_length
-from ..drivers.losses import checked_mask, shown_losses
-from ..drivers.options import GradOptions, check_count, checked_weights, require_callable
-from ..drivers.progress import Progress
+from ..drivers.online_step import online_step
+from ..drivers.running import Stepper
+from ..drivers.step_data import one_step_of
+from ..drivers.window_step import window_step
 from ..executor.graph_executor import ETraceGraphExecutor
+from ..executor.step import Executor
 from ..files.save import restore_learner, save_learner
-from .optimizers import OptaxOptimizer, as_optimizer, is_transformation
-from .stepping import SteppingLearner
+from . import sequences
+from .calls import ModelArguments, Steps, Windows
+from .optimizers import OptaxOptimizer, optimizer, with_states
+from .options import Signature, checked_options, options_of
+from .report import Report, report_of
+from .resets import reset_model
 
-LOSS_OUTPUTS = ("per_step", "masked", "scalar")
+
+class EligibilityTrace(brainstate.ShortTermState):
+    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> x = jnp.ones((2, 3))
+    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
+    >>> all(isinstance(trace, braintrace.EligibilityTrace) for trace in learner.traces)
+    True
+    """
 
 
-class ETraceAlgorithm(SteppingLearner):
+class ETraceAlgorithm(brainstate.nn.Module):
     """Base of the learners: a model with eligibility traces.
 
     A learner is called like the model it wraps. Differentiating a loss of its result with
@@ -66,340 +81,342 @@ class ETraceAlgorithm(SteppingLearner):
     (7, 4)
     """
 
+    __signature__ = Signature()
+
+    #: ``'single-step'``, or ``'multi-step'`` for a learner that learns in windows.
+    vjp_method = "single-step"
+
+    #: What calls take, and what they do with it.
+    takes: ClassVar[Any] = ModelArguments()
+
+    #: What predicts the gradients of later losses from the hidden states, if anything does.
+    synthesizer_of: ClassVar[Any] = None
+
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
-        super().__init__(model, **options)
+        named: dict[str, Any] = {"name": options.pop("name", None)}
+        super().__init__(**named)
+        if not isinstance(model, brainstate.nn.Module):
+            raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
+        if isinstance(model, ETraceAlgorithm):
+            raise TypeError(
+                f"model is a learner already ({type(model).__name__}); pass the model that it wraps"
+            )
+        self.model = model
+        self._executor = self.make_executor(model, **checked_options(type(self), options))
+        self._rule: LearningRule | None = None
+        self._stepper: Any = None
         self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
+        self.traces: tuple[EligibilityTrace, ...] = ()
+        self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+        self.synthesizer: Any = None
 
-    def _adopt(self, executor: ETraceGraphExecutor) -> LearningRule:
-        self._drivers = Drivers()
-        return super()._adopt(executor)
+    def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
+        """What runs and differentiates the steps of a model."""
+        return ETraceGraphExecutor(model, **options)
 
-    # --- gradients -----------------------------------------------------------------------------
+    def make_rule(self, executor: Executor) -> LearningRule:
+        """The learning rule for a compiled model."""
+        raise NotImplementedError(f"{type(self).__name__} does not define make_rule")
 
-    def etrace_grad(
-        self,
-        *sequences: Any,
-        step_fn: Callable[..., Any],
-        mask: Any = None,
-        weights: Mapping[Any, State] | None = None,
-        reduction: str = "mean",
-        loss_output: str = "per_step",
-        has_aux: bool = False,
-        return_value: bool = False,
-        chunk_size: int | None = None,
-        block_size: int | str = "auto",
-        carry_trace: bool = True,
-        check: bool = False,
-        progress: bool = False,
-    ) -> Any:
-        """Gradients of the losses of a sequence, in memory that does not grow with its length.
+    # --- compiling ---------------------------------------------------------------------------
 
-        States, traces and ``running_index`` move on by the length of the sequence.
+    def compile_graph(self, *args: Any) -> None:
+        """Compile the model for arguments like ``args`` and start with traces of zeros.
 
         Parameters
         ----------
-        *sequences
-            Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
-        step_fn
-            Calls the learner once and returns the scalar loss of a step (and auxiliary data). It
-            may read hidden states, but not write them.
-        mask
-            Weights of the losses, [T], or [T, B] for sequences of several lengths: ``step_fn`` then
-            returns a loss for each example, [B]. States and traces move on at masked steps, too.
-        weights
-            Parameter states whose gradients are wanted, by any key; default: all of the learner.
-        reduction
-            ``'mean'`` (weighted by the mask; zero when all is masked) or ``'sum'`` of the losses is
-            what is differentiated.
-        loss_output
-            Which losses ``return_value`` gives: ``'per_step'``, as ``step_fn`` returned them;
-            ``'masked'``, times the mask; ``'scalar'``, what is differentiated.
-        has_aux
-            ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too.
-        return_value
-            Return the losses too.
-        chunk_size
-            Learn in windows of ``k`` steps, for a learner with ``vjp_method='multi-step'`` (the
-            last window may be shorter): ``step_fn`` gets slices [k, ...], wraps the arguments of
-            the learner in :class:`braintrace.MultiStepData` and returns ``k`` losses. Another
-            ``chunk_size`` is another learning rule. For other learners, 1 is ``None``.
-        block_size
-            Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
-            round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
-        carry_trace
-            ``False``: credit does not cross the borders of this call; traces are taken as zero
-            before it and are zero after it, and with one block no trace is computed at all.
-        check
-            Look for NaN and infinity in losses, gradients and traces, and (outside of windows) for
-            a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step.
-        progress
-            Show a progress bar on standard error.
+        *args
+            Example arguments of a call; only shapes and dtypes matter. Those in a
+            :class:`braintrace.MultiStepData` hold several steps, of which one is looked at.
+
+        Raises
+        ------
+        CompilationError, NotSupportedError
+            See :func:`braintrace.compile_etrace_graph`.
+        """
+        executor = self._executor.for_model(self.model, compiled=False)
+        executor.compile_graph(*one_step_of(args))
+        self._adopt(executor)
+        self.traces = tuple(EligibilityTrace(trace) for trace in self.rule.init())
+        if self.synthesizer_of is not None:
+            self.synthesizer = self.synthesizer_of(self.hidden_states)
+
+    def _adopt(self, executor: ETraceGraphExecutor) -> None:
+        """Learn by the learner's rule with a compiled executor from now on."""
+        self._drivers = Drivers()
+        rule = self.make_rule(executor.compiled)
+        check_jacobians(rule)
+        # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
+        if self.vjp_method != "multi-step":
+            self._stepper = Steps(jax.jit(online_step(rule)))
+        else:
+            predict = getattr(self.synthesizer_of, "predict", None)
+            self._stepper = Windows(jax.jit(window_step(rule, predict)))
+        self._executor, self._rule = executor, rule
+
+    @property
+    def executor(self) -> ETraceGraphExecutor:
+        """What runs and differentiates a step of the model.
+
+        A learner that was copied with its model is compiled anew for the copy here.
+        """
+        if self._executor.model is not self.model:
+            executor = self._executor.for_model(self.model)
+            if executor.is_compiled:
+                self._adopt(executor)
+            self._executor = executor
+        return self._executor
+
+    @property
+    def rule(self) -> LearningRule:
+        """The learning rule of the compiled model."""
+        self.graph  # noqa: B018  raises before compile_graph
+        if self._rule is None:
+            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
+        return self._rule
+
+    @property
+    def graph(self) -> ETraceGraph:
+        """What the compiler found."""
+        return self.executor.graph
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled, because brainstate states cannot be "
+            "pickled; make the model and the learner where they are needed, and carry their "
+            "values over with learner.save(path) and learner.restore(path). copy.deepcopy copies "
+            "a learner"
+        )
+
+    # --- what there is -------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report:
+        """What the compiler found and what the traces take, as text.
+
+        It is a ``str`` that can also be called, and has ``show(level)``, which prints it (and from
+        level 2 on all findings), and ``counts`` of groups, weights and findings.
+        """
+        return report_of(self.graph, self.rule, self.vjp_method)
+
+    def show_graph(self, verbose: bool = True, return_msg: bool = False) -> str | None:
+        """Print (``verbose``) or return :attr:`report`."""
+        if verbose:
+            self.report.show()
+        return self.report if return_msg else None
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """What the learner was made with besides its configuration, by name."""
+        named = options_of(type(self)).keys() - {"config"}
+        return {name: value for name, value in vars(self).items() if name in named}
+
+    def states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
+        """States of the compiled step of a kind, by path."""
+        return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}
+
+    @property
+    def param_states(self) -> dict[Path, brainstate.State[Any]]:
+        """All parameters of the model, and those of predictions, by path."""
+        own = {} if self.synthesizer is None else self.synthesizer.states_by_path
+        return {**brainstate.graph.states(self.model, brainstate.ParamState), **own}
+
+    @property
+    def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
+        """Hidden states of the compiled step, by path."""
+        return self.states_of(StateKind.HIDDEN)
+
+    @property
+    def other_states(self) -> dict[Path, brainstate.State[Any]]:
+        """Further states of the compiled step, by path."""
+        return self.states_of(StateKind.OTHER)
+
+    def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
+        """The traces of a parameter, one dict per relation and hidden group it takes part in.
+
+        D-RTRL: an array for each trainable key, with a trailing state axis: [B, in, out, S] for a
+        dense product of a batch. pp_prop: the filtered input ``"x"``, [B, in] (absent for an
+        operation without one), and the filtered factor ``"f"``, [B, out, S].
+
+        Parameters
+        ----------
+        weight
+            The parameter or its path.
+
+        Raises
+        ------
+        KeyError
+            When the parameter has no trace.
+        """
+        path = weight
+        if isinstance(weight, brainstate.State):
+            path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
+        paths = [link.relation.parameter_paths for link in self.rule.links]
+        traces = self.read_traces()
+        found = [self.rule.of_link(traces, i) for i, own in enumerate(paths) if path in own]
+        if not found:
+            known = sorted({show_path(p) for own in paths for p in own})
+            name = show_path(path) if isinstance(path, tuple) else repr(path)
+            raise KeyError(f"{name} has no trace; parameters with one are {known}")
+        return found
+
+    def read_traces(self) -> tuple[Any, ...]:
+        """The traces as they are, in the form of the rule."""
+        return tuple(trace.value for trace in self.traces)
+
+    def write_traces(self, traces: Any, steps: int) -> None:
+        """Take the traces after some more steps."""
+        for state, trace in zip(self.traces, traces, strict=True):
+            state.value = trace
+        self.running_index.value = self.running_index.value + steps
+
+    def reset_state(
+        self, batch_size: int | None = None, *, model_states: bool = False, **kwargs: Any
+    ) -> None:
+        """Set the traces (and with ``model_states=True`` those of the model) to their start.
+
+        Parameters
+        ----------
+        batch_size
+            Passed on to the model's ``reset_state``, so that it has an effect with
+            ``model_states=True`` only. When the model's states come out for another batch
+            than before, the model is compiled for it, which takes as long as compiling it did. The
+            batch of an argument is then its first axis, or else its only one, that is as long as
+            the old batch.
+        model_states
+            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
+            module without a ``reset_state`` of its own keeps its states.
+
+        Raises
+        ------
+        ValueError
+            When the model's states come out with other shapes than those of another batch, or
+            the model cannot be compiled for it; the states then stay as they were.
+        """
+        check_same_states(self.model, self.graph.module_info)
+        before = self.executor
+        executor = reset_model(before, batch_size, **kwargs) if model_states else before
+        if executor is not before:
+            self._adopt(executor)
+        for trace, zero in zip(self.traces, self.rule.init(), strict=True):
+            # the traces of a learner that was compiled under vmap have an axis of examples
+            trace.value = repeated_like(zero, trace.value) if executor is before else zero
+        self.running_index.value = jnp.zeros((), jnp.int32)
+
+    def init_etrace_state(self) -> None:
+        """Set the traces to zero: :meth:`reset_state` by its name in version 0.2."""
+        self.reset_state()
+
+    def update(self, *args: Any, **given: Any) -> Any:
+        """Run the model and the traces for one step, or for those of a window.
+
+        Parameters
+        ----------
+        *args
+            Arguments like those the learner was compiled for. Arguments in a
+            :class:`braintrace.MultiStepData` [k, ...] are those of ``k`` steps.
+        **given
+            What the learner takes besides, if anything: ``error`` of :class:`braintrace.EProp`,
+            ``modulator`` of :class:`braintrace.ThreeFactor`.
 
         Returns
         -------
-        ``grads``, or ``(grads, losses)``, ``(grads, aux)``, ``(grads, losses, aux)``. ``grads`` has
-        the keys of ``weights`` and values like those of the parameters.
+        The model's result, [k, ...] for ``k`` steps. Its gradient with respect to the parameters
+        is the online gradient; with respect to the arguments it is that of the current step (or
+        window), and with respect to states zero: credit for the past is in the traces.
 
         Raises
         ------
         CompilationError
-            Before ``compile_graph``.
-        TypeError, ValueError
-            For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
-            not return a scalar loss or does not call the learner exactly once.
-        FloatingPointError
-            With ``check=True``, when a number is not finite; it names the parameter and the step.
+            Before :meth:`compile_graph`, or when the model's states were made anew since.
+        ValueError
+            When an argument or a state has another shape, dtype or structure than the compiled one.
+        NotSupportedError
+            When the gradient is differentiated once more.
         """
-        if loss_output not in LOSS_OUTPUTS:
-            raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
-        steps = common_length(sequences)
-        mask = checked_mask(mask, steps)
-        options = GradOptions(
-            step_fn,
-            self._chosen(weights),
-            reduction,
-            has_aux,
-            chunk_size,
-            block_size,
-            carry_trace,
-            check,
-            progress,
-        )
-        options = self._prepared(options, steps)
-        driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
-        outcome = driver(sequences, mask)
-        if check:
-            report(outcome.flags, options, steps)
-        losses = shown_losses(outcome.losses, mask, loss_output, reduction)
-        grads = options.by_key(outcome.grads)
-        parts = (grads, *([losses] if return_value else []))
-        parts = (*parts, *([outcome.aux] if has_aux else []))
-        return parts if len(parts) > 1 else grads
+        return self.takes.call(self, args, **given)
 
-    def _chosen(self, weights: Mapping[Any, State] | None) -> tuple[tuple[Any, State], ...]:
-        chosen = self.param_states if weights is None else checked_weights(weights)
-        return tuple(chosen.items())
+    def run(self, args: tuple[Any, ...], given: Any = None) -> Any:
+        """A call with what the rule is given besides the model's arguments."""
+        return self.stepper.call(self, args, given)
 
-    def _prepared(self, options: GradOptions, steps: int) -> GradOptions:
-        """Options for a sequence of that length, if they fit the learner."""
-        check_states(self.model, self.graph.module_info)
-        if options.chunk_size == 1 and self.vjp_method == "single-step":
-            options = replace(options, chunk_size=None)
-        self._check_windows(options.chunk_size)
-        if options.chunk_size is not None:
-            return replace(options, chunk_size=min(int(options.chunk_size), steps), block_size=1)
-        if options.block_size == "auto":  # without a check, it depends on step_fn
-            return replace(options, block_size=1) if options.check else options
-        return replace(options, block_size=min(int(options.block_size), steps))
+    @property
+    def stepper(self) -> Stepper:
+        """What a call does: a step or a window, unless a driver brings another stepper."""
+        self.rule  # noqa: B018  raises before compile_graph
+        return self._stepper
 
-    def _check_windows(self, chunk_size: int | None) -> None:
-        if chunk_size is not None and self.vjp_method != "multi-step":
-            raise ValueError(
-                f"chunk_size={chunk_size} needs a learner with vjp_method='multi-step', this "
-                f"{type(self).__name__} has {self.vjp_method!r}"
-            )
-        if chunk_size is None and self.vjp_method == "multi-step":
-            raise ValueError(
-                f"this {type(self).__name__} learns in windows (vjp_method='multi-step'): pass "
-                "their length as chunk_size"
-            )
+    @contextmanager
+    def stepping_by(self, stepper: Stepper) -> Iterator[None]:
+        """Calls go to another stepper meanwhile."""
+        before, self._stepper = self.stepper, stepper
+        try:
+            yield
+        finally:
+            self._stepper = before
 
-    # --- weights that change on the way --------------------------------------------------------
+    # --- sequences, and files ------------------------------------------------------------------
 
-    def etrace_update(
-        self,
-        *sequences: Any,
-        step_fn: Callable[..., Any],
-        optimizer: Any,
-        update_every: int = 1,
-        mask: Any = None,
-        weights: Mapping[Any, State] | None = None,
-        reduction: str = "mean",
-        has_aux: bool = False,
-        chunk_size: int | None = None,
-        block_size: int | str = "auto",
-        check: bool = False,
-        progress: bool = False,
-    ) -> Any:
-        """Online learning: the weights change during the sequence, every ``update_every`` steps.
-
-        Each update follows the gradient of the steps since the last one, with the credit for
-        earlier ones that is in the traces. (Traces made with other weights are kept as they are, as
-        in every online rule.)
-
-        Parameters
-        ----------
-        *sequences, step_fn, mask, weights, has_aux, chunk_size, block_size, check, progress
-            See :meth:`etrace_grad`.
-        optimizer
-            An ``optax.GradientTransformation``, whose state the learner keeps (see
-            :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
-            itself, such as an optimizer of ``braintools`` with registered weights. Gradients come
-            with the keys of ``weights``.
-        update_every
-            Number of steps between updates; the last one may come after fewer.
-        reduction
-            ``'mean'`` or ``'sum'`` over the losses of an update.
-
-        Returns
-        -------
-        The losses of every step, as ``step_fn`` returned them, or ``(losses, aux)``.
-
-        Raises
-        ------
-        CompilationError, TypeError, ValueError, FloatingPointError
-            As for :meth:`etrace_grad`, and for an optimizer that is none.
-        """
-        steps = common_length(sequences)
-        mask = checked_mask(mask, steps)
-        every = min(check_count("update_every", update_every), steps)
-        options = GradOptions(
-            step_fn,
-            self._chosen(weights),
-            reduction,
-            has_aux,
-            chunk_size,
-            block_size,
-            check=check,
-            progress=progress,
-        )
-        options = self._prepared(options, every)
-        update = as_optimizer(self.optimizer, optimizer, dict(options.weights))
-        key = (step_fn, "update", options, every, update)
-        driver = self._drivers.get(key, partial(self._updated, options, every, update))
-        losses, aux, flags = driver(sequences, mask)
-        if check:
-            report(flags, options, steps, every)
-        return (losses, aux) if has_aux else losses
-
-    def optimizer(
-        self, transformation: Any, weights: Mapping[Any, State] | None = None
-    ) -> OptaxOptimizer:
-        """The optimizer with which an optax transformation changes the learner's weights.
-
-        It is made at the first call, which must not be inside ``jit``, and holds the state of the
-        transformation in a brainstate state.
-
-        Parameters
-        ----------
-        transformation
-            An ``optax.GradientTransformation``.
-        weights
-            The weights, by any key; default: all of the learner.
-        """
-        chosen = dict(self._chosen(weights))
-        for known in self._optimizers:
-            if known.fits(transformation, chosen):
-                return known
-        if sum(known.weights.keys() == chosen.keys() for known in self._optimizers) == 3:
-            versions.warn(
-                "optimizer is a new optax transformation at each call, whose state starts anew; "
-                "make it once, outside of the loop"
-            )
-        self._optimizers.append(OptaxOptimizer(transformation, chosen))
-        return self._optimizers[-1]
-
-    def _updated(
-        self,
-        options: GradOptions,
-        every: int,
-        update: Callable[[Any], None],
-        sequences: Any,
-        mask: Any,
-    ) -> Any:
-        progress = Progress(-(-common_length(sequences) // every)) if options.progress else None
-        inner = replace(options, progress=False)
-
-        def one(carry: None, numbered: Any) -> tuple[None, Any]:
-            number, (mask, *now) = numbered
-            found = gradient(self, inner, tuple(now), mask)
-            update(inner.by_key(found.grads))
-            if progress is not None:
-                progress.advance(number, found.losses)
-            return carry, (found.losses, (found.aux, found.flags), None)
-
-        _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
-        return losses, aux, flags
-
-    # --- moving on -----------------------------------------------------------------------------
-
-    def etrace_evolve(
-        self,
-        *sequences: Any,
-        step_fn: Callable[..., Any] | None = None,
-        return_outputs: bool = False,
-        progress: bool = False,
-    ) -> Any:
-        """Let states and traces move on over a sequence, without gradients.
-
-        Parameters
-        ----------
-        *sequences
-            Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
-        step_fn
-            Calls the learner once per step; default: the learner itself.
-        return_outputs
-            Return what ``step_fn`` returned, stacked.
-        progress
-            Show a progress bar on standard error.
-
-        Raises
-        ------
-        CompilationError, ValueError
-            As for :meth:`etrace_grad`.
-        """
-        steps = common_length(sequences)
-        self.graph  # noqa: B018  raises before compile_graph
-        run = self if step_fn is None else step_fn
-        require_callable(run)
-        shown = Progress(steps) if progress else None
-
-        def evolve(sequences: tuple[Any, ...]) -> Any:
-            def body(number: Any, *inputs: Any) -> Any:
-                out = run(*inputs)
-                if shown is not None:
-                    shown.advance(number, self.running_index.value)
-                return out if return_outputs else None
-
-            return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
-
-        return self._drivers.get((run, "evolve", return_outputs, steps, progress), evolve)(
-            sequences
-        )
-
-    # --- stopping and going on ---------------------------------------------------------------
+    etrace_grad = sequences.etrace_grad
+    etrace_update = sequences.etrace_update
+    etrace_evolve = sequences.etrace_evolve
+    optimizer = optimizer
 
     def save(self, path: Any, optimizer: Any = None) -> None:
-        """Write parameters, states, traces and the optimizer to a file.
+        """Save where the learner stands, to go on from there in another process.
 
-        The file before is there until the new one is complete; see
-        :func:`braintrace.files.save.save_learner`.
+        Saved are all states of the model, the traces, the learner's own states such as
+        ``running_index``, the random state of ``brainstate.random``, and the states of the
+        optimizer: values, shapes, dtypes and units. The program is not; it is made anew by
+        :meth:`compile_graph`.
 
         Parameters
         ----------
         path
-            The file.
+            Of the file, a zip archive that ``numpy.load`` opens. One that is there is replaced, and
+            stays as it is when saving fails or the process ends in the middle of it.
         optimizer
-            What was passed to :meth:`etrace_update`, or any object with brainstate states. What
-            optax transformations have done to the learner's weights is saved in any case.
+            What was passed to :meth:`etrace_update`, or anything with brainstate states: a module,
+            an optimizer of ``braintools``, a state, or a dict, list or tuple of these. What optax
+            transformations have done to the learner's weights is saved in any case.
 
         Raises
         ------
         CompilationError
-            Before ``compile_graph``.
+            Before :meth:`compile_graph`, or when states of the model were made anew since.
+        TypeError
+            When a state holds something else than arrays and numbers, or for another optimizer.
         OSError
-            When the file cannot be written.
+            When the folder does not exist or the file cannot be written.
+        RuntimeError
+            Inside ``jit`` or another transformation.
+
+        Examples
+        --------
+        >>> import braintrace, jax.numpy as jnp, os, tempfile
+        >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+        >>> learner = braintrace.compile(cell, "d_rtrl", x, batch_size=2)
+        >>> path = os.path.join(tempfile.mkdtemp(), "learner.npz")
+        >>> learner.save(path)
+        >>> first = learner(x)
+        >>> learner.restore(path)
+        >>> bool((learner(x) == first).all())
+        True
         """
-        save_learner(self, path, self._with_states(optimizer))
+        save_learner(self, path, with_states(self, optimizer))
 
     def restore(self, path: Any, optimizer: Any = None) -> None:
-        """Go on from a file of :meth:`save`, bit for bit.
+        """Go on from where a saved learner stood, bit for bit.
+
+        The learner, its model and the optimizer are made and compiled as for the one that was
+        saved; then their states take the saved values, and so does the random state of
+        ``brainstate.random``. Either all of them do, or, when anything does not fit, none.
 
         Parameters
         ----------
         path
-            The file.
+            Of a file of :meth:`save`.
         optimizer
             As it was when the file was written. If an optax transformation changed some of the
             weights only, call :meth:`optimizer` with these first.
@@ -407,24 +424,11 @@ class ETraceAlgorithm(SteppingLearner):
         Raises
         ------
         ValueError
-            When the file is not of such a learner; all differences are listed and nothing is
-            changed.
+            When the file is that of another learner, model, series of versions (0.1, 0.2) or shape,
+            with all the differences; or when it is damaged or none that was saved here.
+        CompilationError, TypeError, RuntimeError
+            As for :meth:`save`.
+        OSError
+            When the file cannot be read.
         """
-        restore_learner(self, path, self._with_states(optimizer))
-
-    def _with_states(self, optimizer: Any) -> Any:
-        """An optimizer that holds its states: the learner's own, for an optax transformation."""
-        if not is_transformation(optimizer):
-            return optimizer
-        known = [one for one in self._optimizers if one.transformation is optimizer]
-        return known if len(known) > 1 else (known or [self.optimizer(optimizer)])[0]
-
-
-def report(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
-    """Say what the flags of a checked call mean, at once or when the program runs."""
-    size = options.chunk_size or int(options.block_size)
-    say = partial(guards.report, block_size=size, steps=steps, every=every or steps)
-    if any(versions.is_traced(v) for v in jax.tree.leaves(flags)):
-        jax.debug.callback(say, flags)
-    else:
-        say(flags)
+        restore_learner(self, path, with_states(self, optimizer))

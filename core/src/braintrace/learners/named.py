@@ -7,9 +7,9 @@ from typing import Any
 
 import brainstate
 
-from ..algorithms.config import ETraceConfig, decays_of, preset
+from ..algorithms.config import ETraceConfig, decays_of
 from ..compiler.transitions import check_scope
-from .vjp import ETraceVjpAlgorithm
+from .vjp import ETraceVjpAlgorithm, preset
 
 
 class D_RTRL(ETraceVjpAlgorithm):
@@ -33,26 +33,22 @@ class D_RTRL(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.D_RTRL(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> learner(jnp.ones((2, 3))).shape
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2)
+    >>> learner(x).shape
     (2, 4)
     """
 
     def __init__(
         self,
         model: brainstate.nn.Module,
-        vjp_method: str = "single-step",
-        *,
+        *_late: Any,
         recurrence_scope: str = "diagonal",
         **options: Any,
     ) -> None:
         config = ETraceConfig(recurrence_scope=check_scope(recurrence_scope))
-        config = preset(config, options, "trace_factorization")
-        super().__init__(model, vjp_method, config=config, **options)
+        super().__init__(model, *_late, **preset(config, options, "trace_factorization"))
 
 
 class pp_prop(ETraceVjpAlgorithm):
@@ -94,12 +90,10 @@ class pp_prop(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.pp_prop(cell, decay_or_rank=0.9)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> learner(jnp.ones((2, 3))).shape
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.pp_prop, x, batch_size=2, decay_or_rank=0.9)
+    >>> learner(x).shape
     (2, 4)
     >>> {name: part.shape for name, part in learner.get_etrace_of(("Wz", "weight"))[0].items()}
     {'x': (2, 7), 'f': (2, 4, 1)}
@@ -109,8 +103,7 @@ class pp_prop(ETraceVjpAlgorithm):
         self,
         model: brainstate.nn.Module,
         decay_or_rank: float | int | tuple[float | int, float | int],
-        vjp_method: str = "single-step",
-        *,
+        *_late: Any,
         recurrence_scope: str = "diagonal",
         **options: Any,
     ) -> None:
@@ -120,8 +113,7 @@ class pp_prop(ETraceVjpAlgorithm):
             decay=decay_or_rank,
             recurrence_scope=check_scope(recurrence_scope),
         )
-        config = preset(config, options, "trace_factorization")
-        super().__init__(model, vjp_method, config=config, **options)
+        super().__init__(model, *_late, **preset(config, options, "trace_factorization"))
 
 
 ParamDimVjpAlgorithm = D_RTRL
@@ -141,20 +133,15 @@ class OSTLRecurrent(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.OSTLRecurrent(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.OSTLRecurrent, x, batch_size=2)
     >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
     (2, 7, 4, 1)
     """
 
-    def __init__(
-        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
-    ) -> None:
-        config = preset(ETraceConfig(recurrence_scope="coupled"), options)
-        super().__init__(model, vjp_method, config=config, **options)
+    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+        super().__init__(model, *_late, **preset(ETraceConfig(recurrence_scope="coupled"), options))
 
 
 class OSTLFeedforward(ETraceVjpAlgorithm):
@@ -167,20 +154,19 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.OSTLFeedforward(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.OSTLFeedforward, x, batch_size=2)
     >>> learner.get_etrace_of(("Wz", "weight"))[0]["x"].shape
     (2, 7)
     """
 
-    def __init__(
-        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
-    ) -> None:
-        config = preset(ETraceConfig(trace_factorization="io_factorized", decay=0.0), options)
-        super().__init__(model, vjp_method, config=config, **options)
+    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+        super().__init__(
+            model,
+            *_late,
+            **preset(ETraceConfig(trace_factorization="io_factorized", decay=0.0), options),
+        )
 
 
 class SnAp(ETraceVjpAlgorithm):
@@ -206,11 +192,9 @@ class SnAp(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.SnAp(cell, n=1)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.SnAp, x, batch_size=2, n=1)
     >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
     (2, 7, 4, 1)
     """
@@ -219,11 +203,12 @@ class SnAp(ETraceVjpAlgorithm):
         self,
         model: brainstate.nn.Module,
         n: int = 2,
-        vjp_method: str = "single-step",
+        *_late: Any,
         **options: Any,
     ) -> None:
-        config = preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
-        super().__init__(model, vjp_method, config=config, **options)
+        super().__init__(
+            model, *_late, **preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
+        )
 
 
 class RTRL(ETraceVjpAlgorithm):
@@ -241,20 +226,15 @@ class RTRL(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.RTRL(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.RTRL, x, batch_size=2)
     >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
     (2, 7, 4, 4)
     """
 
-    def __init__(
-        self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
-    ) -> None:
-        config = preset(ETraceConfig(recurrence_scope="full"), options)
-        super().__init__(model, vjp_method, config=config, **options)
+    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+        super().__init__(model, *_late, **preset(ETraceConfig(recurrence_scope="full"), options))
 
 
 class UORO(ETraceVjpAlgorithm):
@@ -282,11 +262,9 @@ class UORO(ETraceVjpAlgorithm):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.UORO(cell, projection_key=0)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.UORO, x, batch_size=2, projection_key=0)
     >>> sorted(learner.get_etrace_of(("Wz", "weight"))[0])
     ['bias', 's', 'weight']
     """
@@ -295,11 +273,10 @@ class UORO(ETraceVjpAlgorithm):
         self,
         model: brainstate.nn.Module,
         projection_key: Any = 42,
-        vjp_method: str = "single-step",
+        *_late: Any,
         **options: Any,
     ) -> None:
         config = ETraceConfig(
             trace_factorization="random_projection", recurrence_scope="full", seed=projection_key
         )
-        config = preset(config, options)
-        super().__init__(model, vjp_method, config=config, **options)
+        super().__init__(model, *_late, **preset(config, options))

@@ -11,6 +11,8 @@ import jax
 
 from ..base import versions
 from ..base.types import State
+from ..drivers.options import checked_weights
+from ..drivers.running import Running
 
 
 class OptaxOptimizer(brainstate.nn.Module):
@@ -75,29 +77,57 @@ def is_transformation(optimizer: Any) -> bool:
     return pair and hasattr(optimizer, "init") and hasattr(optimizer, "update")
 
 
-def as_optimizer(
-    own: Callable[[Any, Mapping[Any, State]], OptaxOptimizer],
-    optimizer: Any,
-    weights: Mapping[Any, State],
-) -> Callable[[Any], Any]:
-    """The call that changes the weights.
+def optimizer(
+    self: Running, transformation: Any, weights: Mapping[Any, State] | None = None
+) -> OptaxOptimizer:
+    """The optimizer with which an optax transformation changes the learner's weights.
+
+    It is made at the first call, which must not be inside ``jit``, and holds the state of the
+    transformation in a brainstate state.
 
     Parameters
     ----------
-    own
-        Gives the learner's optimizer for an optax transformation.
+    transformation
+        An ``optax.GradientTransformation``.
+    weights
+        The weights, by any key; default: all of the learner.
+    """
+    chosen = dict(self.param_states if weights is None else checked_weights(weights))
+    for known in self._optimizers:
+        if known.fits(transformation, chosen):
+            return known
+    if sum(known.weights.keys() == chosen.keys() for known in self._optimizers) == 3:
+        versions.warn(
+            "optimizer is a new optax transformation at each call, whose state starts anew; "
+            "make it once, outside of the loop"
+        )
+    self._optimizers.append(OptaxOptimizer(transformation, chosen))
+    return self._optimizers[-1]
+
+
+def with_states(learner: Running, given: Any) -> Any:
+    """An optimizer that holds its states: the learner's own, for an optax transformation."""
+    if not is_transformation(given):
+        return given
+    known = [one for one in learner._optimizers if one.transformation is given]
+    return known if len(known) > 1 else (known or [optimizer(learner, given)])[0]
+
+
+def as_optimizer(
+    learner: Running, given: Any, weights: Mapping[Any, State]
+) -> Callable[[Any], Any]:
+    """The call that changes the weights, for an optax transformation that of the learner's own.
 
     Raises
     ------
     TypeError
         For something that is no optimizer, or one that holds other weights.
     """
-    if is_transformation(optimizer):
-        return own(optimizer, weights).update
-    update = getattr(optimizer, "update", None)
-    if isinstance(optimizer, type) or not callable(update):
+    found = optimizer(learner, given, weights) if is_transformation(given) else given
+    update = getattr(found, "update", None)
+    if isinstance(found, type) or not callable(update):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation or an object with a method "
-            f"update(grads), got {optimizer!r:.80}"
+            f"update(grads), got {given!r:.80}"
         )
     return update

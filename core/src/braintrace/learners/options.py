@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a learner requires of what it is given: as it was when the model was compiled."""
+"""The options of learners: which there are, and which have none or no more effect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 import brainstate
 
 from ..base import versions
+from ..compiler.compile import compile_etrace_graph
 from ..executor.graph_executor import compile_options
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 OBSOLETE = {
     "fast_solve": "the fast way is always taken where there is one, with the same numbers",
@@ -19,56 +22,54 @@ OBSOLETE = {
 }
 
 
+class Signature:
+    """The signature of a class of learners, with every option by name."""
+
+    def __get__(self, learner: Any, kind: type) -> inspect.Signature:
+        if learner is not None:
+            raise AttributeError("__signature__")
+        own = [*inspect.signature(kind.__init__).parameters.values()][1:]  # type: ignore[misc]
+        if all(p.kind is not p.VAR_KEYWORD for p in own):
+            return inspect.Signature(own)
+        shown = {p.name: p for p in own if p.kind in NAMED}
+        compiling = inspect.signature(compile_etrace_graph).parameters
+        others = {name: compiling[name] for name in compiling.keys() & compile_options()}
+        del others["recurrence_scope"]  # which learners take by themselves, or not at all
+        for name, parameter in {**options_of(kind), **others}.items():
+            shown.setdefault(name, parameter.replace(kind=parameter.KEYWORD_ONLY))
+        return inspect.Signature([*shown.values()])
+
+
 def options_of(learner: type) -> dict[str, inspect.Parameter]:
     """Options of a class of learners and of its bases, by name."""
     found: dict[str, inspect.Parameter] = {}
-    for base in reversed(learner.__mro__):
+    for base in learner.__mro__:
         if issubclass(base, brainstate.nn.Module) and "__init__" in vars(base):
-            found.update(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {
-        name: p for name, p in found.items() if p.kind in named and name not in ("self", "model")
-    }
+            for name, p in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+                if p.kind in NAMED and name not in ("self", "model"):
+                    found.setdefault(name, p)
+    return found
 
 
-def check_options(learner: type, options: Collection[str]) -> None:
-    """Names of options that no base of a learner has taken must be those of compiling.
+def checked_options(learner: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that no base of a learner has taken; ``TypeError`` for one that compiling has not.
 
-    Raises
-    ------
-    TypeError
-        When one is not.
+    Those of version 0.2 that say how to compute, not what, are left out with a warning.
     """
-    unknown, known = sorted({*options} - compile_options()), {*options_of(learner)} - {"name"}
-    if unknown:
+    known = {*options_of(learner)} - {"name"}
+    obsolete = {*OBSOLETE} & {*options} - known
+    for name in sorted(obsolete):
+        versions.warn(f"the option {name} of braintrace 0.2 has no effect: {OBSOLETE[name]}")
+    if unknown := sorted({*options} - obsolete - compile_options()):
         raise TypeError(
             f"unknown option {unknown[0]!r}; options of {learner.__name__} are "
             f"{sorted({*known, *compile_options()})}"
         )
-
-
-def without_obsolete(learner: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those of version 0.2 that say how to compute, not what; a warning for each.
-
-    Parameters
-    ----------
-    learner
-        The class of the learner, whose own options are left in.
-    """
-    obsolete = {*OBSOLETE} & {*options} - {*options_of(learner)}
-    for name in sorted(obsolete):
-        versions.warn(f"the option {name} of braintrace 0.2 has no effect: {OBSOLETE[name]}")
     return {name: value for name, value in options.items() if name not in obsolete}
 
 
 def check_required(learner: type, options: Collection[str]) -> None:
-    """Options of a class of learners that have no default must be there.
-
-    Raises
-    ------
-    TypeError
-        When one is missing.
-    """
+    """Raise ``TypeError`` when an option of a class of learners without a default is missing."""
     required = {k for k, p in options_of(learner).items() if p.default is p.empty}
     if missing := sorted(required - {*options}):
         raise TypeError(

@@ -28,11 +28,8 @@ class CorePlugin:
         """Learner classes by the names that ``braintrace.compile`` takes."""
         return {
             "d_rtrl": D_RTRL,
-            "pp_prop": pp_prop,
-            "es_d_rtrl": pp_prop,
-            "esd_rtrl": pp_prop,
-            "eprop": EProp,
-            "e_prop": EProp,
+            **dict.fromkeys(("pp_prop", "es_d_rtrl", "esd_rtrl"), pp_prop),
+            **dict.fromkeys(("eprop", "e_prop"), EProp),
             "ostl_recurrent": OSTLRecurrent,
             "ostl_feedforward": OSTLFeedforward,
             "snap": SnAp,

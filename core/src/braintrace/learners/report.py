@@ -1,19 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a learner's traces take, as text."""
+"""What the compiler found, and what a learner's traces take."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 
 from ..algorithms.rule import LearningRule
 from ..base.arrays import bytes_of
+from ..base.diagnostics import DiagnosticLevel
 from ..base.types import show_path
+from ..compiler.graph import ETraceGraph
 from ..drivers.block_size import auto_block_size
 
 EXAMPLE_LENGTH = 100
 
 
-def trace_report(rule: LearningRule, vjp_method: str) -> str:
+class Report(str):
+    """A report as text, and what published code asks of it."""
+
+    graph: ETraceGraph
+
+    def __call__(self) -> str:
+        """The text."""
+        return str(self)
+
+    def show(self, level: int = 1, *, file: Any = None) -> None:
+        """Print the report, and from level 2 on everything that the compiler has to say."""
+        records = self.graph.diagnostics if level > 1 else ()
+        print("\n".join([self, *map(str, records)]), file=file)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of hidden groups, weights with and without a trace, warnings and errors."""
+        graph = self.graph
+        paths = [path for r in graph.hidden_param_op_relations for path in r.parameter_paths]
+        levels = [record.level for record in graph.diagnostics]
+        return {
+            "hidden_groups": len(graph.hidden_groups),
+            "etrace_weights": len(paths),
+            "excluded_weights": len({*graph.coverage()} - {*paths}),
+            "warnings": levels.count(DiagnosticLevel.WARNING),
+            "errors": 0,  # they are raised
+        }
+
+
+def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> Report:
+    """What ``learner.report`` is."""
+    report = Report(f"{graph.report()}\n\n{_traces(rule, vjp_method)}")
+    report.graph = graph
+    return report
+
+
+def _traces(rule: LearningRule, vjp_method: str) -> str:
     """The rule, the memory of every trace, and the steps that a gradient evaluates together."""
     traces = jax.eval_shape(rule.init)
     lines = [
@@ -21,13 +61,12 @@ def trace_report(rule: LearningRule, vjp_method: str) -> str:
         f"traces: {len(rule.links) if traces else 0}, {shown_bytes(bytes_of(traces))}",
     ]
     for i, link in enumerate(rule.links):
-        own = jax.eval_shape(lambda held, i=i: rule.held_by(held, i), traces)
-        if not own:
-            continue
-        names = ", ".join(show_path(p) for p in link.relation.parameter_paths)
-        shapes = ", ".join(f"{key} {[*leaf.shape]}" for key, leaf in own.items())
-        size = shown_bytes(bytes_of(own))
-        lines.append(f"  {names} -> group {link.group.index}: {size} ({shapes})")
+        own = jax.eval_shape(lambda traces, i=i: rule.held_by(traces, i), traces)
+        if own:
+            names = ", ".join(map(show_path, link.relation.parameter_paths))
+            shapes = ", ".join(f"{key} {[*leaf.shape]}" for key, leaf in own.items())
+            size = shown_bytes(bytes_of(own))
+            lines.append(f"  {names} -> group {link.group.index}: {size} ({shapes})")
     if vjp_method == "multi-step":
         return "\n".join([*lines, "windows: as long as chunk_size, with reverse mode inside"])
     block = auto_block_size(rule, EXAMPLE_LENGTH)

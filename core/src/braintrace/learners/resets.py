@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -18,25 +19,13 @@ from ..compiler.program import StateKind
 from ..compiler.requirements import state_lookup
 from ..executor.graph_executor import ETraceGraphExecutor
 
-Shape = tuple[int, ...]
-
 
 def reset_model(
     executor: ETraceGraphExecutor, batch_size: int | None, **kwargs: Any
 ) -> ETraceGraphExecutor:
-    """Reset the states of a compiled model.
+    """Reset the states of a compiled model, by ``brainstate.nn.reset_all_states``.
 
-    Parameters
-    ----------
-    executor
-        A compiled executor.
-    batch_size, **kwargs
-        Passed on to ``brainstate.nn.reset_all_states``.
-
-    Returns
-    -------
-    ETraceGraphExecutor
-        ``executor``, or, if the states came out for another batch, one that is compiled for it.
+    Returns ``executor``, or, if the states came out for another batch, one that is compiled for it.
 
     Raises
     ------
@@ -51,7 +40,7 @@ def reset_model(
             reset_batched_states(model, batch_size, **kwargs)
         else:
             brainstate.nn.reset_all_states(model, batch_size=batch_size, **kwargs)
-        warn_of_unreset(model, info, before)
+        _warn_of_unreset(model, info, before)
         change = _batch_change(info, before, batch_size)
         return executor if change is None else _for_batch(executor, *change)
     except Exception:
@@ -66,45 +55,33 @@ def _batch_change(
 
     All of them must have changed in one axis, of one length before and one after.
     """
-    shapes = {s.path: (_shape(before[s.state]), _shape(s.state.value)) for s in _hidden(info)}
-    changes = {path: _one_change(*both) for path, both in shapes.items()}
-    found = set(changes.values())
-    if found == {()}:
+    changes: set[Any] = set()
+    first = None
+    for slot in info.slots_of(StateKind.HIDDEN):
+        old, new = (
+            jnp.shape(jax.tree.leaves(v)[0]) for v in (before[slot.state], slot.state.value)
+        )
+        differing: list[Any] = [(a, b) for a, b in zip(old, new, strict=False) if a != b] or [()]
+        changes.add(differing[0] if len(old) == len(new) and len(differing) == 1 else None)
+        if first is None and old != new:
+            first = show_path(slot.path), old, new
+    if first is None:
         return None
-    if len(found) == 1 and None not in found:
-        return next(iter(found))  # type: ignore[return-value]
-    path = next(p for p, change in changes.items() if change != ())
+    if len(changes) == 1 and None not in changes:
+        return changes.pop()
+    path, old, new = first
     raise ValueError(
-        f"batch_size={batch_size} resets {show_path(path)} to shape {shapes[path][1]}, but the "
-        f"learner was compiled for {shapes[path][0]}; to go on with another batch, all hidden "
-        "states must come out with another length of one axis. Otherwise initialise the model and "
-        "compile again"
+        f"batch_size={batch_size} resets {path} to shape {new}, but the learner was compiled for "
+        f"{old}; to go on with another batch, all hidden states must come out with another length "
+        "of one axis. Otherwise initialise the model and compile again"
     )
-
-
-def _hidden(info: ModuleInfo) -> tuple[Any, ...]:
-    return info.slots_of(StateKind.HIDDEN)
-
-
-def _shape(value: Any) -> Shape:
-    return jnp.shape(jax.tree.leaves(value)[0])
-
-
-def _one_change(old: Shape, new: Shape) -> tuple[int, int] | tuple[()] | None:
-    """The lengths of the only axis that differs; ``()`` without any, ``None`` if several do."""
-    if len(old) != len(new):
-        return None
-    differing = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
-    if len(differing) > 1:
-        return None
-    return differing[0] if differing else ()
 
 
 def _for_batch(executor: ETraceGraphExecutor, old: int, new: int) -> ETraceGraphExecutor:
     """An executor of the same model for another batch."""
     other = executor.for_model(executor.model, compiled=False)
     with executor.graph.module_info.as_when_traced() as args:
-        resized = _resized(args, old, new)
+        resized = jax.tree.map(partial(_resized, old=old, new=new), args)
         try:
             other.compile_graph(*resized)
         except Exception as error:
@@ -117,50 +94,35 @@ def _for_batch(executor: ETraceGraphExecutor, old: int, new: int) -> ETraceGraph
     return other
 
 
-def _resized(args: tuple[Any, ...], old: int, new: int) -> tuple[Any, ...]:
-    """Types of the arguments for another batch.
+def _resized(leaf: Any, old: int, new: int) -> Any:
+    """The type of an argument for another batch.
 
     The batch of an array is its first axis, or else the only one, that is as long as the old batch.
     An array without such an axis stays as it is. Where that is not what the caller means, the next
     call is refused: arguments must have the shapes that were compiled.
     """
-
-    def resize(leaf: Any) -> Any:
-        found = [k for k, length in enumerate(leaf.shape) if length == old]
-        if not found or (found[0] and len(found) > 1):
-            return leaf
-        shape = (*leaf.shape[: found[0]], new, *leaf.shape[found[0] + 1 :])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-    return tuple(jax.tree.map(resize, args))
+    found = [k for k, length in enumerate(leaf.shape) if length == old]
+    if not found or (found[0] and len(found) > 1):
+        return leaf
+    shape = (*leaf.shape[: found[0]], new, *leaf.shape[found[0] + 1 :])
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
 
-def warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) -> None:
-    """Say so when hidden states were left as they were, as their module resets nothing.
-
-    Parameters
-    ----------
-    before
-        Values of the states before the model was reset.
-    """
-    kept = [
-        slot.path
-        for slot in info.slots_of(StateKind.HIDDEN)
-        if slot.state.value is before[slot.state] and not _resets(_owner(model, slot.path))
-    ]
-    if kept:
-        owner = type(_owner(model, kept[0])).__name__
-        versions.warn(
-            f"model_states=True leaves the hidden state {show_path(kept[0])} as it is, because "
-            f"{owner} has no reset_state. Define reset_state(batch_size=None) beside init_state"
-        )
+def _warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) -> None:
+    """Say so when hidden states were left as they were, as their module resets nothing."""
+    for slot in info.slots_of(StateKind.HIDDEN):
+        owner = _owner(model, slot.path)
+        resets = type(owner).reset_state is not brainstate.nn.Module.reset_state
+        if slot.state.value is before[slot.state] and not resets:
+            versions.warn(
+                f"model_states=True leaves the hidden state {show_path(slot.path)} as it is, "
+                f"because {type(owner).__name__} has no reset_state. Define "
+                "reset_state(batch_size=None) beside init_state"
+            )
+            return
 
 
 def _owner(model: Any, path: Path) -> Any:
     """The innermost module that holds the state at a path."""
     along = (state_lookup(model, path[:k]) for k in reversed(range(len(path))))
     return next((found for found in along if isinstance(found, brainstate.nn.Module)), model)
-
-
-def _resets(module: Any) -> bool:
-    return type(module).reset_state is not brainstate.nn.Module.reset_state

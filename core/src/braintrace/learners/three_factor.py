@@ -6,21 +6,62 @@ from __future__ import annotations
 from typing import Any
 
 import brainstate
-import jax
 import jax.numpy as jnp
 
-from ..algorithms.config import ETraceConfig, preset
+from ..algorithms.config import ETraceConfig
 from ..base import versions
-from .vjp import ETraceVjpAlgorithm
+from .vjp import ETraceVjpAlgorithm, preset
 
 
 class StandingModulator(brainstate.ShortTermState):
     """The modulator that was assigned to a learner as a number or an array."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return jnp.shape(self.value)
+
+class Modulator:
+    """What calls of three-factor learning take: a modulator, or that of the learner."""
+
+    def of(self, learner: Any) -> Any:
+        """The modulator of calls that are given none; it can be assigned between calls."""
+        standing = learner._modulator
+        return standing.value if isinstance(standing, StandingModulator) else standing
+
+    def assign(self, learner: Any, value: Any) -> None:
+        """Take a number, an array, or a state, which is read at every call."""
+        if value is not None and not isinstance(value, brainstate.State):
+            value, standing = jnp.asarray(value, float), learner._modulator
+            own = isinstance(standing, StandingModulator)
+            if own and jnp.shape(standing.value) == value.shape:
+                standing.value = value  # compiled programs read it from there
+                return
+            if versions.is_traced(value):
+                raise ValueError(
+                    f"modulator of shape {value.shape} is assigned for the first time inside of a "
+                    "transformation; pass it to the call, learner(x, modulator=...), or assign an "
+                    "array of this shape before"
+                )
+            value = StandingModulator(value)
+        if value is not learner._modulator:
+            learner._modulator = value
+            learner._drivers.clear()
+
+    def call(self, learner: Any, args: tuple[Any, ...], modulator: Any = None) -> Any:
+        """Run the learner's stepper with a modulator for the positions of every hidden group."""
+        standing = learner._modulator if modulator is None else modulator
+        if isinstance(standing, brainstate.State):
+            standing = standing.value
+        if standing is None:
+            raise ValueError("ThreeFactor needs a modulator: learner(x, modulator=...)")
+        standing = jnp.asarray(standing, float)
+        given = []
+        for shape in (group.varshape for group in learner.graph.hidden_groups):
+            try:
+                given.append(jnp.broadcast_to(standing, shape))
+            except ValueError:
+                raise ValueError(
+                    f"modulator has shape {standing.shape}, which does not broadcast to the "
+                    f"positions {shape} of every hidden group"
+                ) from None
+        return learner.run(args, given=tuple(given))
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -37,92 +78,32 @@ class ThreeFactor(ETraceVjpAlgorithm):
         A ``brainstate.nn.Module`` with initialised states.
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
-        is read at every call. ``learner.modulator = ...`` changes it.
+        is read at every call. ``learner.modulator = ...`` changes it. Calls take another one,
+        ``learner(x, modulator=...)``: a number, or an array that broadcasts to the positions of
+        every hidden group.
     vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.ThreeFactor(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
-    >>> learner(jnp.ones((2, 3)), modulator=0.5).shape
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.ThreeFactor, x, batch_size=2)
+    >>> learner(x, modulator=0.5).shape
     (2, 4)
     """
+
+    takes = Modulator()
+    modulator = property(takes.of, takes.assign, doc=takes.of.__doc__)
 
     def __init__(
         self,
         model: brainstate.nn.Module,
-        vjp_method: str = "single-step",
+        *_late: Any,
         modulator: Any = None,
         **options: Any,
     ) -> None:
         config = ETraceConfig(learning_signal="modulatory")
-        config = preset(config, options, "learning_signal")
-        super().__init__(model, vjp_method, config=config, **options)
+        super().__init__(model, *_late, **preset(config, options, "learning_signal"))
         self._modulator: brainstate.State[Any] | None = None
         self.modulator = modulator
-
-    @property
-    def modulator(self) -> Any:
-        """The modulator of calls that are given none; it can be assigned between calls."""
-        own = isinstance(self._modulator, StandingModulator)
-        return self._modulator.value if own and self._modulator is not None else self._modulator
-
-    @modulator.setter
-    def modulator(self, value: Any) -> None:
-        if value is not None and not isinstance(value, brainstate.State):
-            value, standing = jnp.asarray(value, float), self._modulator
-            same = isinstance(standing, StandingModulator) and standing.shape == value.shape
-            if standing is not None and same:
-                standing.value = value  # compiled programs read it from there
-                return
-            if versions.is_traced(value):
-                raise ValueError(
-                    f"modulator of shape {value.shape} is assigned for the first time inside of a "
-                    "transformation; pass it to the call, learner(x, modulator=...), or assign an "
-                    "array of this shape before"
-                )
-            value = StandingModulator(value)
-        if value is not self._modulator:
-            self._modulator = value
-            self._drivers.clear()
-
-    def update(self, *args: Any, modulator: Any = None) -> Any:
-        """Run the model and the traces for one step; see :meth:`ETraceAlgorithm.update`.
-
-        Parameters
-        ----------
-        *args
-            Arguments like those the learner was compiled for.
-        modulator
-            A number, or an array that broadcasts to the positions of every hidden group; default:
-            the learner's own.
-
-        Raises
-        ------
-        ValueError
-            When there is no modulator, or it does not fit a group.
-        """
-        standing = self._modulator if modulator is None else modulator
-        if isinstance(standing, brainstate.State):
-            standing = standing.value
-        if standing is None:
-            raise ValueError("ThreeFactor needs a modulator: learner(x, modulator=...)")
-        return self._run(args, given=tuple(self._for_groups(jnp.asarray(standing, float))))
-
-    def _for_groups(self, modulator: jax.Array) -> list[jax.Array]:
-        shapes = [group.varshape for group in self.graph.hidden_groups]
-        for shape in shapes:
-            try:
-                fits = jnp.broadcast_shapes(modulator.shape, shape) == shape
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"modulator has shape {modulator.shape}, which does not broadcast to the "
-                    f"positions {shape} of every hidden group"
-                )
-        return [jnp.broadcast_to(modulator, shape) for shape in shapes]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from ..algorithms.config import ETraceConfig
 from ..algorithms.rule import LearningRule
+from ..base import versions
 from ..executor.graph_executor import ETraceGraphExecutor
 from ..executor.step import Executor
 from .learner import ETraceAlgorithm
@@ -66,16 +68,16 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     def __init__(
         self,
         model: brainstate.nn.Module,
+        *_late: Any,
         vjp_method: str = "single-step",
-        *,
         config: ETraceConfig | None = None,
         trace_dtype: Any = None,
         random_feedback_key: Any = None,
         **options: Any,
     ) -> None:
-        config = ETraceConfig() if config is None else config
-        if not isinstance(config, ETraceConfig):
-            raise TypeError(f"config must be an ETraceConfig, got {type(config).__name__}")
+        if _late:
+            vjp_method = by_name(type(self), *_late)
+        config = _checked(ETraceConfig() if config is None else config)
         if "recurrence_scope" in options:
             raise TypeError(
                 f"recurrence_scope is no option of {type(self).__name__}; pass "
@@ -101,6 +103,51 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     def make_rule(self, executor: Executor) -> LearningRule:
         """The rule of the configuration."""
         return self.config.rule(executor, self.trace_dtype)
+
+
+def by_name(learner: type, vjp_method: str, *more: Any) -> str:
+    """``vjp_method`` from where it stood before; raises ``TypeError`` for anything behind it."""
+    if more:
+        raise TypeError(f"options of {learner.__name__} are given by name, got {more[0]!r}")
+    versions.warn(
+        f"options of {learner.__name__} are given by name: vjp_method={vjp_method!r}; by position "
+        "they will be refused",
+        DeprecationWarning,
+    )
+    return vjp_method
+
+
+def preset(
+    own: ETraceConfig, options: Mapping[str, Any], shared: str | None = None
+) -> dict[str, Any]:
+    """Options of a learner with a name, with its own configuration or the one given in its place.
+
+    That must agree with it in one coordinate; ``shared`` is ``None`` for a learner whose name says
+    all of its rule. Raises ``TypeError`` or ``ValueError`` for another one.
+    """
+    given = options.get("config")
+    if given is None:
+        return {**options, "config": own}
+    elsewhere = "ETraceVjpAlgorithm(model, config=...) and compile(model, config, ...) take any"
+    if shared is None:
+        raise TypeError(f"config is no option of a learner whose name says its rule; {elsewhere}")
+    if getattr(_checked(given), shared) != getattr(own, shared):
+        raise ValueError(
+            f"config must have {shared}={getattr(own, shared)!r}, got "
+            f"{getattr(given, shared)!r}; {elsewhere}"
+        )
+    if own.recurrence_scope not in ("diagonal", given.recurrence_scope):
+        raise ValueError(
+            f"recurrence_scope={own.recurrence_scope!r} contradicts the one of config, "
+            f"{given.recurrence_scope!r}; pass one of them"
+        )
+    return dict(options)
+
+
+def _checked(config: Any) -> ETraceConfig:
+    if not isinstance(config, ETraceConfig):
+        raise TypeError(f"config must be an ETraceConfig, got {type(config).__name__}")
+    return config
 
 
 def check_method(vjp_method: str, config: ETraceConfig) -> None:

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole sequences: the methods of a learner in front of the drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.types import State
+from ..compiler.requirements import check_states
+from ..drivers import guards
+from ..drivers.gradients import gradient
+from ..drivers.in_parts import in_parts
+from ..drivers.losses import checked_mask, shown_losses
+from ..drivers.options import (
+    GradOptions,
+    check_count,
+    checked_weights,
+    common_length,
+    require_callable,
+)
+from ..drivers.progress import Progress
+from ..drivers.running import Running
+from .optimizers import as_optimizer
+
+LOSS_OUTPUTS = ("per_step", "masked", "scalar")
+
+
+def etrace_grad(
+    self: Running,
+    *sequences: Any,
+    step_fn: Callable[..., Any],
+    mask: Any = None,
+    weights: Mapping[Any, State] | None = None,
+    reduction: str = "mean",
+    loss_output: str = "per_step",
+    has_aux: bool = False,
+    return_value: bool = False,
+    chunk_size: int | None = None,
+    block_size: int | str = "auto",
+    carry_trace: bool = True,
+    check: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Gradients of the losses of a sequence, in memory that does not grow with its length.
+
+    States, traces and ``running_index`` move on by the length of the sequence.
+
+    Parameters
+    ----------
+    *sequences
+        Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
+    step_fn
+        Calls the learner once and returns the scalar loss of a step (and auxiliary data). It
+        may read hidden states, but not write them.
+    mask
+        Weights of the losses, [T], or [T, B] for sequences of several lengths: ``step_fn`` then
+        returns a loss for each example, [B]. States and traces move on at masked steps, too.
+    weights
+        Parameter states whose gradients are wanted, by any key; default: all of the learner.
+    reduction
+        ``'mean'`` (weighted by the mask; zero when all is masked) or ``'sum'`` of the losses is
+        what is differentiated.
+    loss_output
+        Which losses ``return_value`` gives: ``'per_step'``, as ``step_fn`` returned them;
+        ``'masked'``, times the mask; ``'scalar'``, what is differentiated.
+    has_aux
+        ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too.
+    return_value
+        Return the losses too.
+    chunk_size
+        Learn in windows of ``k`` steps, for a learner with ``vjp_method='multi-step'`` (the
+        last window may be shorter): ``step_fn`` gets slices [k, ...], wraps the arguments of
+        the learner in :class:`braintrace.MultiStepData` and returns ``k`` losses. Another
+        ``chunk_size`` is another learning rule. For other learners, 1 is ``None``.
+    block_size
+        Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
+        round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
+    carry_trace
+        ``False``: credit does not cross the borders of this call; traces are taken as zero
+        before it and are zero after it, and with one block no trace is computed at all.
+    check
+        Look for NaN and infinity in losses, gradients and traces, and (outside of windows) for
+        a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step.
+    progress
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    ``grads``, or ``(grads, losses)``, ``(grads, aux)``, ``(grads, losses, aux)``. ``grads`` has
+    the keys of ``weights`` and values like those of the parameters.
+
+    Raises
+    ------
+    CompilationError
+        Before ``compile_graph``.
+    TypeError, ValueError
+        For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
+        not return a scalar loss or does not call the learner exactly once.
+    FloatingPointError
+        With ``check=True``, when a number is not finite; it names the parameter and the step.
+    """
+    if loss_output not in LOSS_OUTPUTS:
+        raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
+    steps = common_length(sequences)
+    mask = checked_mask(mask, steps)
+    options = _options(
+        self,
+        steps,
+        step_fn,
+        weights,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        carry_trace=carry_trace,
+        check=check,
+        progress=progress,
+    )
+    driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
+    outcome = driver(sequences, mask)
+    if check:
+        _say(outcome.flags, options, steps)
+    parts = [options.by_key(outcome.grads)]
+    if return_value:
+        parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))
+    if has_aux:
+        parts.append(outcome.aux)
+    return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+def _options(
+    learner: Running,
+    steps: int,
+    step_fn: Callable[..., Any],
+    weights: Mapping[Any, State] | None,
+    **others: Any,
+) -> GradOptions:
+    """Options for a sequence of that length, if they fit the learner."""
+    chosen = learner.param_states if weights is None else checked_weights(weights)
+    options = GradOptions(step_fn, tuple(chosen.items()), **others)
+    check_states(learner.model, learner.graph.module_info)
+    windows, size = learner.vjp_method == "multi-step", options.chunk_size
+    if size == 1 and not windows:
+        size = None
+    if size is not None and not windows:
+        raise ValueError(
+            f"chunk_size={size} needs a learner with vjp_method='multi-step', this "
+            f"{type(learner).__name__} has {learner.vjp_method!r}"
+        )
+    if size is None and windows:
+        raise ValueError(
+            f"this {type(learner).__name__} learns in windows (vjp_method='multi-step'): pass "
+            "their length as chunk_size"
+        )
+    if size is not None:
+        return replace(options, chunk_size=min(int(size), steps), block_size=1)
+    block = options.block_size
+    if block == "auto":  # without a check, it depends on step_fn
+        block = 1 if options.check else block
+    else:
+        block = min(int(block), steps)
+    return replace(options, chunk_size=None, block_size=block)
+
+
+def etrace_update(
+    self: Running,
+    *sequences: Any,
+    step_fn: Callable[..., Any],
+    optimizer: Any,
+    update_every: int = 1,
+    mask: Any = None,
+    weights: Mapping[Any, State] | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+    block_size: int | str = "auto",
+    check: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Online learning: the weights change during the sequence, every ``update_every`` steps.
+
+    Each update follows the gradient of the steps since the last one, with the credit for
+    earlier ones that is in the traces. (Traces made with other weights are kept as they are, as
+    in every online rule.)
+
+    Parameters
+    ----------
+    *sequences, step_fn, mask, weights, has_aux, chunk_size, block_size, check, progress
+        See :meth:`etrace_grad`.
+    optimizer
+        An ``optax.GradientTransformation``, whose state the learner keeps (see
+        :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
+        itself, such as an optimizer of ``braintools`` with registered weights. Gradients come
+        with the keys of ``weights``.
+    update_every
+        Number of steps between updates; the last one may come after fewer.
+    reduction
+        ``'mean'`` or ``'sum'`` over the losses of an update.
+
+    Returns
+    -------
+    The losses of every step, as ``step_fn`` returned them, or ``(losses, aux)``.
+
+    Raises
+    ------
+    CompilationError, TypeError, ValueError, FloatingPointError
+        As for :meth:`etrace_grad`, and for an optimizer that is none.
+    """
+    steps = common_length(sequences)
+    mask = checked_mask(mask, steps)
+    every = min(check_count("update_every", update_every), steps)
+    options = _options(
+        self,
+        every,
+        step_fn,
+        weights,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        check=check,
+    )
+    update = as_optimizer(self, optimizer, dict(options.weights))
+    bar = Progress(-(-steps // every)) if progress else None
+
+    def run(sequences: Any, mask: Any) -> Any:
+        def one(carry: None, numbered: Any) -> tuple[None, Any]:
+            number, (mask, *now) = numbered
+            found = gradient(self, options, tuple(now), mask)
+            update(options.by_key(found.grads))
+            if bar is not None:
+                bar.advance(number, found.losses)
+            return carry, (found.losses, (found.aux, found.flags), None)
+
+        _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
+        return losses, aux, flags
+
+    key = (step_fn, "update", options, every, update, bar)
+    losses, aux, flags = self._drivers.get(key, run)(sequences, mask)
+    if check:
+        _say(flags, options, steps, every)
+    return (losses, aux) if has_aux else losses
+
+
+def etrace_evolve(
+    self: Running,
+    *sequences: Any,
+    step_fn: Callable[..., Any] | None = None,
+    return_outputs: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Let states and traces move on over a sequence, without gradients.
+
+    Parameters
+    ----------
+    *sequences
+        Pytrees of arrays [T, ...]; slice ``t`` of each is an argument of ``step_fn``.
+    step_fn
+        Calls the learner once per step; default: the learner itself.
+    return_outputs
+        Return what ``step_fn`` returned, stacked.
+    progress
+        Show a progress bar on standard error.
+
+    Raises
+    ------
+    CompilationError, ValueError
+        As for :meth:`etrace_grad`.
+    """
+    steps = common_length(sequences)
+    self.graph  # noqa: B018  raises before compile_graph
+    run: Any = self if step_fn is None else step_fn
+    require_callable(run)
+    bar = Progress(steps) if progress else None
+
+    def evolve(sequences: tuple[Any, ...]) -> Any:
+        def body(number: Any, *inputs: Any) -> Any:
+            out = run(*inputs)
+            if bar is not None:
+                bar.advance(number, self.running_index.value)
+            return out if return_outputs else None
+
+        return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
+
+    return self._drivers.get((run, "evolve", return_outputs, steps, bar), evolve)(sequences)
+
+
+def _say(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
+    """Say what the flags of a checked call mean, at once or when the program runs."""
+    size = options.chunk_size or int(options.block_size)
+    say = partial(guards.report, block_size=size, steps=steps, every=every or steps)
+    if any(versions.is_traced(v) for v in jax.tree.leaves(flags)):
+        jax.debug.callback(say, flags)
+    else:
+        say(flags)
