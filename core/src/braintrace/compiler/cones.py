@@ -10,8 +10,7 @@ from typing import TypeVar
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, program_influences, slice_to
-from .groups import HiddenGroup, member_of
-from .module_info import ModuleInfo
+from .groups import Groups, HiddenGroup, member_of
 from .near import is_barrier, near_paths
 from .reach import Reach
 from .transitions import Transition, coupled_transition, near_transition
@@ -45,26 +44,19 @@ class Cone:
     driving: Mapping[Var, tuple[bool, ...]]
 
 
-def find_cones(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup], reach: Sequence[Reach], scope: str
-) -> tuple[Cone, ...]:
+def find_cones(groups: Groups, reach: Sequence[Reach], scope: str) -> tuple[Cone, ...]:
     """The cones of all groups, within a recurrence scope."""
     ys = [[r.eqn.outvars[0] for r in reach if r.traced and g.index in r.near] for g in groups]
-    return tuple(_cone(minfo, groups, *pair, scope) for pair in zip(groups, ys, strict=True))
+    return tuple(_cone(groups, *pair, scope) for pair in zip(groups, ys, strict=True))
 
 
-def _cone(
-    minfo: ModuleInfo,
-    groups: Sequence[HiddenGroup],
-    group: HiddenGroup,
-    ys: Sequence[Var],
-    scope: str,
-) -> Cone:
+def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> Cone:
     """The cone of a group that is driven by the operations with outputs ``ys``.
 
     Without any of them, no transition is needed.
     """
-    near, member = near_paths(minfo), member_of(groups)
+    minfo, member = group.module_info, member_of(groups)
+    near = near_paths(minfo)
 
     def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
         atom = eqn.invars[operand]
@@ -91,7 +83,7 @@ def _cone(
     old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
     transition = None
     if ys and scope == "coupled":
-        transition = coupled_transition(minfo, groups, group)
+        transition = coupled_transition(groups, group)
     elif ys and old_reaches:
         transition = near_transition(group, [minfo.eqns[i] for i in eqns])
     passing = _passing(group, transition, behind_new)

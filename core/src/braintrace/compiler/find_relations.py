@@ -16,7 +16,7 @@ from ..base.versions import JaxprEqn
 from ..jaxprs.positions.alignment import Alignment, align
 from .cones import Cone, find_cones
 from .findings.record import described
-from .groups import HiddenGroup, find_hidden_groups_from_minfo
+from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import ModuleInfo
 from .operands import refuse_dynamic
 from .reach import Reach, find_reach
@@ -92,8 +92,6 @@ def find_hidden_param_op_relations_from_module(
     return find_hidden_param_op_relations_from_minfo(minfo, groups)
 
 
-# --- the passes ---------------------------------------------------------------------------------
-
 #: How many numbers the factor ``f`` of a relation whose tail mixes positions may take at a step.
 LARGEST_FACTOR = 2**27
 
@@ -106,31 +104,23 @@ class Analysis(NamedTuple):
     relations: tuple[HiddenParamOpRelation, ...]
 
 
-def analyse_operations(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup], recurrence_scope: str = "diagonal"
-) -> Analysis:
+def analyse_operations(minfo: ModuleInfo, groups: Groups, scope: str = "diagonal") -> Analysis:
     """Reach, cones and relations, one after the other.
 
-    Raises
-    ------
-    NotSupportedError
-        When a traced operand depends on both parameters and inputs or states, or a path to a
-        hidden state mixes so many positions that its derivative would not fit.
+    A ``NotSupportedError`` is raised when a traced operand depends on inputs or states, or a path
+    to a hidden state mixes so many positions that its derivative would not fit.
     """
     reach = find_reach(minfo, groups)
-    cones = find_cones(minfo, groups, reach, recurrence_scope)
+    cones = find_cones(groups, reach, scope)
     traced = (r for r in reach if r.traced)
-    relations = (_relation(minfo, groups, cones, k, r) for k, r in enumerate(traced))
+    relations = (_relation(groups, cones, k, r) for k, r in enumerate(traced))
     return Analysis(reach, cones, tuple(relations))
 
 
 def _relation(
-    minfo: ModuleInfo,
-    groups: Sequence[HiddenGroup],
-    cones: Sequence[Cone],
-    index: int,
-    reach: Reach,
+    groups: Groups, cones: Sequence[Cone], index: int, reach: Reach
 ) -> HiddenParamOpRelation:
+    minfo = groups[0].module_info
     refuse_dynamic(minfo, reach.eqn, reach.operands)
     eqn, x_index = reach.eqn, reach.eqn.primitive.spec.x_invar_index
     driven = [groups[g] for g in sorted(reach.near)]

@@ -207,6 +207,9 @@ class HiddenGroup:
                 )
 
 
+Groups = Sequence[HiddenGroup]
+
+
 def find_hidden_groups_from_minfo(
     minfo: ModuleInfo,
 ) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
@@ -301,6 +304,6 @@ def _compatible(a: Any, b: Any) -> bool:
     return not pair or not all(isinstance(part, int) for part in pair)
 
 
-def member_of(groups: Sequence[HiddenGroup]) -> dict[Var, int]:
+def member_of(groups: Groups) -> dict[Var, int]:
     """Which group a new-value variable belongs to."""
     return {var: group.index for group in groups for var in group.hidden_outvars}

@@ -35,12 +35,12 @@ from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from .contexts import Instruction, Read, plan_backward
 from .find_relations import analyse_operations
-from .groups import HiddenGroup, find_hidden_groups_from_minfo, member_of
+from .groups import Groups, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier
 from .perturbation import HiddenPerturbation
 from .program import StateKind
-from .relation import HiddenParamOpRelation
+from .relation import Relations
 from .tracing.extract import extract_module_info
 
 #: How often a step may be written out on average before the model is refused.
@@ -99,8 +99,8 @@ def add_hidden_perturbation_in_module(
     return add_hidden_perturbation_from_minfo(extract_module_info(model, *args))
 
 
-class _Context(NamedTuple):
-    """How a variable is read; see the module's docstring."""
+class Context(NamedTuple):
+    """How a variable is read; the text at the top of the file says what it means."""
 
     hold: frozenset[int]
     near: int | None
@@ -109,12 +109,7 @@ class _Context(NamedTuple):
 class _Reads:
     """How operands are read in the contexts of a perturbed step."""
 
-    def __init__(
-        self,
-        minfo: ModuleInfo,
-        groups: Sequence[HiddenGroup],
-        relations: Sequence[HiddenParamOpRelation],
-    ) -> None:
+    def __init__(self, minfo: ModuleInfo, groups: Groups, relations: Relations) -> None:
         self.minfo, self.member = minfo, member_of(groups)
         self.traced = {
             r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
@@ -153,9 +148,9 @@ class _Reads:
         if g is not None and g != near:
             hold, near, perturb = hold | {g}, g, self.perturbation[atom]
         olds, nears = self.matters[i]
-        return Read(atom, _Context(hold & olds, near if near in nears else None), perturb, stop)
+        return Read(atom, Context(hold & olds, near if near in nears else None), perturb, stop)
 
-    def operands(self, i: int, context: _Context) -> tuple[Read, ...]:
+    def operands(self, i: int, context: Context) -> tuple[Read, ...]:
         """Operands of equation ``i`` in ``context``."""
         eqn, (hold, near) = self.minfo.eqns[i], context
         driven, positions = self.traced.get(i, (frozenset(), ()))
@@ -170,11 +165,7 @@ class _Reads:
         )
 
 
-def perturb_hidden(
-    minfo: ModuleInfo,
-    groups: Sequence[HiddenGroup],
-    relations: Sequence[HiddenParamOpRelation],
-) -> HiddenPerturbation:
+def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> HiddenPerturbation:
     """The perturbed step of a compiled model, from the results of the earlier passes."""
     reads = _Reads(minfo, groups, relations)
     outputs = tuple(reads.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..base.versions import JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, slice_to
 from ..jaxprs.sites import etp_equations
-from .groups import HiddenGroup, member_of
+from .groups import Groups, member_of
 from .module_info import ModuleInfo
 from .near import is_barrier, near_paths
 from .operands import TrainableOperand, weight_operands
@@ -48,7 +48,7 @@ class Reach:
         return bool(self.near) and any(operand.leaves for operand in self.operands)
 
 
-def find_reach(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> tuple[Reach, ...]:
+def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
     """What the ETP equations of a step reach.
 
     Those whose output nothing reads are left out: ``vmap`` over functions with states leaves copies

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -198,3 +198,6 @@ class HiddenParamOpRelation:
             values = tail.run(*(free_values[v] for v in tail.free), y)
             found.append(group.concat_hidden(values) if concat_hidden_vals else values)
         return found
+
+
+Relations = Sequence[HiddenParamOpRelation]

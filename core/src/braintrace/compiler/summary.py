@@ -38,9 +38,6 @@ def summarize(graph: Found) -> Summary:
     )
 
 
-# --- groups, operations, parameters -----------------------------------------------------------
-
-
 def _group(graph: Found, group: HiddenGroup) -> GroupFacts:
     info = graph.module_info
     slots = {slot.path: slot for slot in info.slots_of(StateKind.HIDDEN)}
@@ -74,15 +71,15 @@ def _operations(graph: Found) -> Iterator[OperationFacts]:
         traced = [operand for operand in reach.operands if operand.leaves]
         relation = next(relations) if reach.traced else None
         record = None if relation else next(records)
-        groups = relation.hidden_groups if relation else ()
+        lies = relation.group_alignments if relation else {}
         yield OperationFacts(
             eqn=reach.eqn_index,
             relation=relation.index if relation else None,
             primitive=reach.eqn.primitive.name,
             parameters=tuple(dict.fromkeys(leaf[0] for o in traced for leaf in o.leaves)),
             shapes=tuple(tuple(o.atom.aval.shape) for o in traced),
-            groups=tuple(group.index for group in groups),
-            alignment=tuple(_lies(relation.group_alignments[group.index]) for group in groups),
+            groups=tuple(lies),
+            alignment=tuple(map(_lies, lies.values())),
             source=versions.source_of(reach.eqn),
             kind=record.kind.value if record else "",
             reason=record.message if record else "",
@@ -130,9 +127,6 @@ def _units(slot: StateSlot) -> tuple[str, ...]:
     values = jax.tree.leaves(tree, is_leaf=lambda v: isinstance(v, saiunit.Quantity))
     units = [getattr(value, "unit", None) for value in values]
     return tuple("" if u is None or u.is_unitless else str(u) for u in units)
-
-
-# --- flows ------------------------------------------------------------------------------------
 
 
 def _stores(graph: Found) -> dict[Node, StateSlot]:

@@ -22,12 +22,12 @@ from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
 from .contexts import Read, plan_backward, run_in_contexts
-from .groups import HiddenGroup, member_of
-from .module_info import ModuleInfo
+from .groups import Groups, HiddenGroup, member_of
 from .near import is_barrier
 
 SCOPES = ("diagonal", "coupled")
-NEITHER, BOTH = frozenset[bool](), frozenset({False, True})
+Contexts = frozenset[bool]
+NEITHER, BOTH = Contexts(), Contexts({False, True})
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,36 +78,31 @@ def _classified(
     return Transition(tuple(sorted(mixed)), offence)
 
 
-# --- coupled ------------------------------------------------------------------------------------
-
-
-def coupled_transition(
-    minfo: ModuleInfo, groups: Sequence[HiddenGroup], group: HiddenGroup
-) -> Transition | None:
+def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
     """The transition of a group with its ETP operations; ``None`` when it is structurally zero.
 
     An equation runs in the context ``False``, or ``True`` on paths that have an ETP operation
     still to cross, on which new values of the group are constants. The old values move only some
     variables, in one of the contexts or in both; all others are constants, too.
     """
-    eqns, member = minfo.eqns, member_of(groups)
+    eqns, member = group.module_info.eqns, member_of(groups)
     crossing = {var for eqn in eqns if is_barrier(eqn) for var in eqn.outvars}
 
-    def through(var: Var, contexts: frozenset[bool]) -> frozenset[bool]:
+    def through(var: Var, contexts: Contexts) -> Contexts:
         if var in crossing:
             contexts = BOTH if True in contexts else NEITHER
-        g = member.get(var)
-        return contexts if g is None else contexts - BOTH if g != group.index else contexts - {True}
+        if var in member:
+            return contexts - {True} if member[var] == group.index else NEITHER
+        return contexts
 
-    moving = depends(
-        eqns, dict.fromkeys(group.hidden_invars, BOTH), through=through, along=Along.DERIVATIVES
-    )
+    olds = dict.fromkeys(group.hidden_invars, BOTH)
+    moving = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
 
     def read(atom: Atom, crossed: bool) -> Read:
         moves = versions.is_var(atom) and crossed in moving.get(atom, NEITHER)
-        return Read(
-            atom, (crossed or atom in crossing) if moves and atom in minfo.producers else None
-        )
+        if not moves or atom in olds:
+            return Read(atom)
+        return Read(atom, crossed or atom in crossing)
 
     def operands(i: int, crossed: bool) -> tuple[Read, ...]:
         return tuple(read(atom, crossed) for atom in eqns[i].invars)
@@ -116,10 +111,9 @@ def coupled_transition(
     steps = tuple(plan_backward(eqns, news, operands))[::-1]
     if not steps:
         return None
-    olds = group.hidden_invars
-    read_as_given = (ref.atom for step in steps for ref in step.operands if ref.context is None)
-    constant = (*read_as_given, *(ref.atom for ref in news if ref.context is None))
-    free = tuple(dict.fromkeys(a for a in constant if versions.is_var(a) and a not in olds))
+    reads = [*(ref for step in steps for ref in step.operands), *news]
+    given = [ref.atom for ref in reads if ref.context is None and versions.is_var(ref.atom)]
+    free = tuple(dict.fromkeys(var for var in given if var not in olds))
 
     def run(*values: Any) -> list[Any]:
         return run_in_contexts(eqns, steps, dict(zip((*free, *olds), values, strict=True)), news)
