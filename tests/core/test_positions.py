@@ -98,6 +98,11 @@ def rotated(v: Any) -> Any:
 
 rotated.defjvps(lambda t, ans, v: jnp.flip(t * jnp.cos(v), -1))
 
+
+def windows(computation: Any, start: float, *options: Any) -> Callable[[Any], Any]:
+    return lambda v: jax.lax.reduce_window(v, start, computation, *options)
+
+
 ROW = np.arange(1.0, 4.0)
 MIX = np.array([[0.3, 0.2], [-0.5, 0.7]])
 
@@ -161,6 +166,13 @@ POSITION_WISE: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | No
         lambda v: v * jax.lax.stop_gradient(v.sum(-1, keepdims=True)), (2, 3), None, None, (0, 1),
     ),
     "integer sum": (lambda v: v * (v > 0.5).sum(), (2, 3), None, None, (0, 1)),
+    "halves apart": (
+        lambda v: jnp.concatenate([jnp.sin(v[:, :1]), 2 * v[:, 1:]], -1),
+        (2, 3), None, None, (0, 1),
+    ),
+    "windows of a dilated array": (
+        windows(jax.lax.add, 0.0, (2,), (2,), ((0, 1),), (2,), (1,)), (3,), None, None, (0,),
+    ),
 }  # fmt: skip
 
 
@@ -173,10 +185,6 @@ def test_position_wise(name: str) -> None:
     assert found.axes == axes
     assert found.elements is None
     assert_holds(fun, shape, found)
-
-
-def windows(computation: Any, start: float, *options: Any) -> Callable[[Any], Any]:
-    return lambda v: jax.lax.reduce_window(v, start, computation, *options)
 
 
 #: What axes do not tell, elements do: each of the source reaches one position at most.
@@ -209,18 +217,13 @@ MOVED: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | None]] = {
     "dilated windows": (
         windows(jax.lax.add, 0.0, (2,), (2,), ((1, 0),), (1,), (3,)), (6,), None, None,
     ),
-    "windows of a dilated array": (
-        windows(jax.lax.add, 0.0, (2,), (2,), ((0, 1),), (2,), (1,)), (3,), None, None,
-    ),
     "part of it": (lambda v: jnp.sin(v[1:3]), (4,), None, None),
-    "halves apart": (
-        lambda v: jnp.concatenate([jnp.sin(v[:, :1]), 2 * v[:, 1:]], -1), (2, 3), None, None,
-    ),
     "transposed and folded": (lambda v: v.T.reshape(-1), (2, 3), None, None),
     "folded, with states behind": (
         lambda v: jnp.stack([v, jnp.sin(v)], -1).reshape(2, 3, 2), (6,), 2, None,
     ),
     "tiled, then summed": (lambda v: jnp.stack([v, 2 * v]).sum(0)[::-1], (3,), None, None),
+    "custom_jvp body moves": (rotated, (2, 3), None, None),
     "spikes of gates": (
         lambda v: zoo.spike(v[:2] - 0.5) * zoo.spike_vjp(v[2:] - 0.5) + v[:2], (4,), None, None,
     ),
@@ -274,7 +277,6 @@ MIXED: dict[str, Mixed] = {
         lambda v: jax.lax.scan(lambda c, r: (c + r, c * r), jnp.zeros(2), v)[1], (3, 2), None, None,
         (None, 1),
     ),
-    "custom_jvp body mixes": (rotated, (2, 3), None, None, (0, None)),
     "custom_jvp rule mixes": (centred_slope, (3,), None, None, (None,)),
     "custom_vjp rule mixes": (centred_slope_vjp, (3,), None, None, (None,)),
     "custom_vjp sums an axis": (lambda v: v - row_mean_vjp(v), (2, 3), None, None, (0, None)),

@@ -80,21 +80,24 @@ class Operation:
 
         ``constants`` are the operands that are neither ``x`` nor trainable, in their order.
         """
+        function = self._rule(rule)
+        known = {self.spec.x_invar_index, *self.positions.values()}
+        constants = tuple(value for i, value in enumerate(operands) if i not in known)
+        return partial(function, **_declared(function, constants=constants), **self.params)
+
+    def initial(self, rule: str, num_state: int) -> Any:
+        """What an ``init_*`` rule gives, with ``eqn_params`` and ``group`` if it declares them."""
+        function = self._rule(rule)
+        weight_vars = {key: Operand(self.operand_avals[i]) for key, i in self.positions.items()}
+        x_var = None if self.x_aval is None else Operand(self.x_aval)
+        optional = _declared(function, eqn_params=dict(self.params), group=self.group)
+        return function(x_var, Operand(self.y_aval), weight_vars, num_state, **optional)
+
+    def _rule(self, rule: str) -> Callable[..., Any]:
         function = getattr(self.spec, rule)
         if function is None:
             raise TypeError(f"the rule {rule!r} of {self.spec.name!r} is derived, not written")
-        if not _declares(function, "constants"):
-            return partial(function, **self.params)
-        known = {self.spec.x_invar_index, *self.positions.values()}
-        constants = tuple(value for i, value in enumerate(operands) if i not in known)
-        return partial(function, constants=constants, **self.params)
-
-    def initial(self, rule: Callable[..., Any] | None, num_state: int) -> Any:
-        """What an ``init_*`` rule of the family gives for this operation."""
-        weight_vars = {key: Operand(self.operand_avals[i]) for key, i in self.positions.items()}
-        x_var = None if self.x_aval is None else Operand(self.x_aval)
-        y_var = Operand(self.y_aval)
-        return call_init(rule, x_var, y_var, weight_vars, num_state, self.params, self.group)
+        return function
 
     def xy_to_dw(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
         """The VJP of ``impl`` in its trainable operands: the family's rule, or derived."""
@@ -125,8 +128,8 @@ class Operation:
             found = self.xy_to_dw(None, dy.sum(0), operands)
         elif self.spec.batched:
             found = self.xy_to_dw(_fold(x), _fold(dy), operands)
-        elif (batched := self._batched()) is not None:
-            found = batched.xy_to_dw(x, dy, operands)
+        elif (batched := find_primitive(self.spec.batched_counterpart)) is not None:
+            found = replace(self, spec=batched.spec).xy_to_dw(x, dy, operands)
         elif self.spec.xy_to_dw is None:
             weights = self.weights(operands)
             _, pull = jax.vjp(
@@ -138,47 +141,18 @@ class Operation:
             found = {key: value.sum(0) for key, value in each.items()}
         return {key: found[key] for key in self.traced}
 
-    def _batched(self) -> Operation | None:
-        """The same operation through its declared batched counterpart."""
-        name = self.spec.batched_counterpart
-        primitive = None if name is None else find_primitive(name)
-        if primitive is None:
-            return None
-        return replace(self, spec=primitive.spec)
 
-
-def _declares(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has a keyword-only argument of that name."""
+def _declared(function: Callable[..., Any], **values: Any) -> dict[str, Any]:
+    """The values of those names that a function has as keyword-only arguments."""
     try:
-        declared = inspect.signature(function).parameters.get(name)
+        known = inspect.signature(function).parameters
     except (TypeError, ValueError):  # built in: it does not say
-        return False
-    return declared is not None and declared.kind is declared.KEYWORD_ONLY
+        return {}
+    return {
+        n: v for n, v in values.items() if n in known and known[n].kind is known[n].KEYWORD_ONLY
+    }
 
 
 def _fold(array: jax.Array) -> jax.Array:
     steps, batch, *rest = array.shape
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
-
-
-def _written(rule: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A rule that is known to be there."""
-    if rule is None:
-        raise TypeError("this rule is derived, not written")
-    return rule
-
-
-def call_init(
-    rule: Callable[..., Any] | None,
-    x_var: Any,
-    y_var: Any,
-    weight_vars: Mapping[str, Any],
-    num_state: int,
-    params: Mapping[str, Any],
-    group: Any,
-) -> Any:
-    """Call an ``init_*`` rule, with ``eqn_params`` and ``group`` if it declares them."""
-    rule = _written(rule)
-    known = {"eqn_params": dict(params), "group": group}
-    optional = {name: value for name, value in known.items() if _declares(rule, name)}
-    return rule(x_var, y_var, dict(weight_vars), num_state, **optional)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,20 @@ from ..base import versions
 from .spec import RULES, ETPPrimitiveSpec
 
 Restorer: TypeAlias = Callable[[str, str], "ETPPrimitive"]
+F = TypeVar("F", bound=Callable[..., Any])
 BATCHED = "_batched"  # how the name of a derived batched primitive ends
+
+
+def _register(name: str) -> Callable[[ETPPrimitive, F], F]:
+    """The method of a primitive that sets one of its rules."""
+
+    def register(self: ETPPrimitive, rule: F) -> F:
+        self.register_etp_rules(**{name: rule})
+        return rule
+
+    register.__name__, register.__qualname__ = f"register_{name}", f"ETPPrimitive.register_{name}"
+    register.__doc__ = f"Set the rule ``{name}``; usable as a decorator."
+    return register
 
 
 class ETPPrimitive(versions.Primitive):
@@ -81,25 +94,10 @@ class ETPPrimitive(versions.Primitive):
         self.derived = None
         return self
 
-    def register_yw_to_w(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Set the rule ``yw_to_w``; usable as a decorator."""
-        self.register_etp_rules(yw_to_w=rule)
-        return rule
-
-    def register_xy_to_dw(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Set the rule ``xy_to_dw``; usable as a decorator."""
-        self.register_etp_rules(xy_to_dw=rule)
-        return rule
-
-    def register_init_drtrl(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Set the rule ``init_drtrl``; usable as a decorator."""
-        self.register_etp_rules(init_drtrl=rule)
-        return rule
-
-    def register_init_pp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
-        """Set the rule ``init_pp``; usable as a decorator."""
-        self.register_etp_rules(init_pp=rule)
-        return rule
+    register_yw_to_w = _register("yw_to_w")
+    register_xy_to_dw = _register("xy_to_dw")
+    register_init_drtrl = _register("init_drtrl")
+    register_init_pp = _register("init_pp")
 
     def __reduce__(self) -> tuple[Restorer, tuple[str, str]]:
         return self.restorer, (self.name, self.owner)
@@ -118,9 +116,9 @@ for _known in REGISTRY.values():
     _known.__class__ = ETPPrimitive
 
 
-def find_primitive(name: str) -> ETPPrimitive | None:
+def find_primitive(name: str | None) -> ETPPrimitive | None:
     """The registered primitive of that name, or ``None``."""
-    return REGISTRY.get(name)
+    return None if name is None else REGISTRY.get(name)
 
 
 def restored(name: str, owner: str) -> ETPPrimitive:
@@ -204,14 +202,10 @@ def register_primitive_spec(
                 f"the primitive {spec.name!r} is registered by {known.owner!r}; {owner!r} must "
                 "choose another name"
             )
-        if known.spec is not spec and not _same_fields(known.spec, spec):
+        if known.spec is not spec and vars(known.spec) != vars(spec):
             versions.warn(f"the rules of the primitive {spec.name!r} are replaced")
             known._define(spec)
         return known
-
-
-def _same_fields(a: ETPPrimitiveSpec, b: ETPPrimitiveSpec) -> bool:
-    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(a))
 
 
 def register_primitive(

@@ -14,16 +14,15 @@ decides that from the structure of the program, in two ways:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ...base import versions
 from ...base.versions import JaxprEqn, Var
-from ..depends import differentiable
-from .axes import Labels, labels_of
-from .elements import NOTHING, element_map
+from .numbers import NOTHING, axes_along, flat, merge_axes, own_places
+from .reached import reached
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,40 +103,32 @@ def align(
         How many leading axes of the targets, and of the source, are positions. (The axes behind
         them hold the several states of one position.)
     """
-    labels, offence = _follow(eqns, source, source_ndim)
-    reached = [labels[target][:ndim] for target in targets if target in labels]
-    if not reached:
+    own = {v.aval.shape: own_places(v.aval.shape, ndim) for v in targets}
+    (found,) = reached(eqns, [source], [(v, own[v.aval.shape]) for v in targets])
+    if found is None:
         return None
     shape, result = source.aval.shape[:source_ndim], targets[0].aval.shape[:ndim]
-    axes = tuple(_place(i, reached) for i in range(source_ndim))
-    if not Alignment(shape, result, axes).mixed:
-        return Alignment(shape, result, axes)
-    elements = element_map(eqns, source, targets, ndim, source_ndim)
-    return Alignment(shape, result, axes, offence or eqns[-1], elements)
+    places = tuple(merge_axes(c, range(source_ndim, c.ndim)) for c in found)
+    along = axes_along(places, result, shape)
+    whole = Alignment(shape, result, tuple(map(along.get, range(source_ndim))))
+    if not whole.mixed:
+        return whole
+    offence = _first_loss(eqns, source, source_ndim) or eqns[-1]
+    return replace(whole, offence=offence, elements=flat(places, result))
 
 
-def _place(symbol: int, reached: Sequence[Labels]) -> int | None:
-    """The axis that carries a symbol in every label, if it is the same in all."""
-    places = {label.index(symbol) if symbol in label else None for label in reached}
-    return places.pop() if len(places) == 1 else None
-
-
-def _follow(
-    eqns: Sequence[JaxprEqn], source: Var, source_ndim: int
-) -> tuple[dict[Var, Labels], JaxprEqn | None]:
-    """Labels of every variable behind the source, and the first equation that loses a symbol."""
-    shape = source.aval.shape[:source_ndim]
-    first = tuple(i if n > 1 else None for i, n in enumerate(shape))
-    labels: dict[Var, Labels] = {source: first + (None,) * (source.aval.ndim - source_ndim)}
-    offence = None
+def _first_loss(eqns: Sequence[JaxprEqn], source: Var, ndim: int) -> JaxprEqn | None:
+    """The first equation whose result does not run along all of the source's axes."""
+    shape = source.aval.shape
+    axes = {source: tuple(i for i, n in enumerate(shape[:ndim]) if n > 1)}
     for eqn in eqns:
-        operands = [labels.get(a) if versions.is_var(a) else None for a in eqn.invars]
-        if all(o is None for o in operands) or not differentiable(eqn):
-            continue
-        before = {s for o in operands if o is not None for s in o if s is not None}
-        for var, label in zip(eqn.outvars, labels_of(eqn, operands), strict=True):
-            if label is not None and versions.is_float(var.aval):
-                labels[var] = label
-                if offence is None and before - set(label):
-                    offence = eqn
-    return labels, offence
+        for var in axes.keys() & {a for a in eqn.invars if versions.is_var(a)}:
+            for out in eqn.outvars:
+                result = out.aval.shape
+                (found,) = reached([eqn], [var], [(out, own_places(result, len(result)))])
+                if found is not None:
+                    along = axes_along(found, result, var.aval.shape)
+                    moved = tuple(map(along.get, axes[var]))
+                    if None in moved or axes.setdefault(out, moved) != moved:
+                        return eqn
+    return None

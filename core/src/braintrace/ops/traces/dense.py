@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..operation import Arrays
-from .rules import UNROLL_STATES, TraceRules, sum_over_steps
+from .rules import TraceRules, sum_over_steps
 
 # --- dense ------------------------------------------------------------------------------------
 
@@ -32,22 +32,11 @@ class DenseTrace(TraceRules):
             for key, weight in weights.items()
         }
 
-    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
-        states = range(self.num_state)
+    def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        def scaled(factor: jax.Array, trace: Arrays) -> Arrays:
+            return jax.tree.map(lambda leaf: _outer(factor, leaf, leaf.ndim - factor.ndim), trace)
 
-        def one(leaf: jax.Array) -> jax.Array:
-            wide = transition.reshape(*transition.shape, *(1,) * (leaf.ndim - transition.ndim + 1))
-            if self.num_state > UNROLL_STATES:
-                return jax.lax.map(lambda row: (row * leaf).sum(0), wide)
-            return jnp.stack([sum(wide[i, j] * leaf[j] for j in states) for i in states])
-
-        return {key: one(leaf) for key, leaf in trace.items()}
-
-    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
-        def one(leaf: jax.Array) -> jax.Array:
-            return factor.reshape(*factor.shape, *(1,) * (leaf.ndim - factor.ndim)) * leaf
-
-        return {key: one(leaf) for key, leaf in trace.items()}
+        return scaled
 
     def _jacobian(self, x: Any, operands: Sequence[Any]) -> Arrays:
         """``d y / d w`` [*Y, *W] of one step, example by example when batched."""
@@ -63,17 +52,19 @@ class DenseTrace(TraceRules):
         return {key: value[:, 0] for key, value in single.items()}
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        op, ndim = self.operation, len(self.operation.y_aval.shape)
+
         def one_step(x_k: Any, f_k: jax.Array) -> Arrays:
-            jacobian = self._jacobian(x_k, operands)
-            return {key: self._outer(f_k, jacobian[key]) for key in self.operation.traced}
+            found = self._jacobian(x_k, operands)
+            return {key: _outer(f_k, found[key], found[key].ndim - ndim) for key in op.traced}
 
         return one_step(None, f.sum(0)) if x is None else sum_over_steps(one_step, x, f)
-
-    def _outer(self, f: jax.Array, jacobian: jax.Array) -> jax.Array:
-        """[S, *E, *Y] and [*Y, *W] -> [S, *E, *Y, *W]."""
-        weight_ndim = jacobian.ndim - len(self.operation.y_aval.shape)
-        return f.reshape(*f.shape, *(1,) * weight_ndim) * jacobian
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         axes = tuple(range(signal.ndim))
         return {key: jnp.tensordot(signal, leaf, (axes, axes)) for key, leaf in trace.items()}
+
+
+def _outer(factor: jax.Array, array: jax.Array, weight_ndim: int) -> jax.Array:
+    """[.., *Y] times [.., *Y, *W]."""
+    return factor.reshape(*factor.shape, *(1,) * weight_ndim) * array

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Self
 
 import jax
@@ -35,19 +36,34 @@ class TraceRules(ABC):
 
     def of_states(self, num_state: int) -> Self:
         """The same rules for another number of states."""
-        return type(self)(self.operation, self.extra, num_state)
+        rules = copy(self)
+        rules.num_state = num_state
+        return rules
 
     def init(self) -> Arrays:
         """A trace of zeros."""
         return {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in self.types.items()}
 
     @abstractmethod
+    def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        """``(factor, trace)``: one state of a trace times a factor by position [*E, *Y]."""
+
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``D . eps``."""
+        states, scale = range(self.num_state), self.scale(operands)
+        if self.num_state > UNROLL_STATES:
+            return jax.lax.map(lambda row: sum_of(jax.vmap(scale)(row, trace)), transition)
+        if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
+            return jax.vmap(scale)(transition[0], trace)
 
-    @abstractmethod
+        def row(i: int) -> Arrays:
+            return added([scale(transition[i, j], state_of(trace, j)) for j in states])
+
+        return stacked([row(i) for i in states])
+
     def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """Every state of ``eps`` times its own factor by position: ``factor`` [S, *E, *Y]."""
+        return jax.vmap(self.scale(operands))(factor, trace)
 
     @abstractmethod
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
@@ -60,15 +76,19 @@ class TraceRules(ABC):
 
 def sum_of(trace: Arrays) -> Arrays:
     """The sum over the leading axis of every leaf."""
-    return {key: leaf.sum(0) for key, leaf in trace.items()}
+    return jax.tree.map(lambda leaf: leaf.sum(0), trace)
 
 
 def state_of(trace: Arrays, s: int) -> Arrays:
-    return {key: leaf[s] for key, leaf in trace.items()}
+    return jax.tree.map(lambda leaf: leaf[s], trace)
 
 
-def stack_states(rows: Sequence[Arrays], keys: Sequence[str]) -> Arrays:
-    return {key: jnp.stack([row[key] for row in rows]) for key in keys}
+def stacked(rows: Sequence[Arrays]) -> Arrays:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def added(rows: Sequence[Arrays]) -> Arrays:
+    return jax.tree.map(lambda *leaves: sum(leaves), *rows)
 
 
 def sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array) -> Arrays:

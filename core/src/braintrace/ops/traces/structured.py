@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import product
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ...base.arrays import start_of_sum
 from ..operation import Arrays
-from .rules import UNROLL_STATES, TraceRules, stack_states, state_of, sum_of, sum_over_steps
+from .rules import UNROLL_STATES, TraceRules, added, stacked, state_of, sum_of, sum_over_steps
 
 #: How many examples are added up in one pass over a gradient, on processors.
 EXAMPLES_AT_ONCE = 4
@@ -36,19 +36,13 @@ class StructuredTrace(TraceRules):
 
         return {key: arrange(self._own[key]) for key in self.operation.traced}
 
-    def of_states(self, num_state: int) -> Self:
-        rules = super().of_states(num_state)
-        rules._own = self._own  # without the axis of states they are the same
-        return rules
-
     def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
         """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
         for _ in self.extra:
             rule = jax.vmap(rule, in_axes=axis)
         return rule
 
-    def _scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
-        """``yw_to_w`` for one state."""
+    def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         return self._each(self._on_whole(self.operation.written("yw_to_w", operands)))
 
     def _on_whole(self, rule: Callable[..., Arrays]) -> Callable[[jax.Array, Arrays], Arrays]:
@@ -69,22 +63,7 @@ class StructuredTrace(TraceRules):
     def _own(self) -> Arrays:
         """Types of the family's own leaves, with the state axis last, traced or not."""
         op = self.operation
-        return jax.eval_shape(lambda: op.initial(op.spec.init_drtrl, self.num_state))
-
-    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
-        states, scale = range(self.num_state), self._scale(operands)
-        if self.num_state > UNROLL_STATES:
-            return jax.lax.map(lambda row: sum_of(jax.vmap(scale)(row, trace)), transition)
-        if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
-            return jax.vmap(scale)(transition[0], trace)
-        rows = []
-        for i in states:
-            terms = [scale(transition[i, j], state_of(trace, j)) for j in states]
-            rows.append({key: sum(term[key] for term in terms) for key in trace})
-        return stack_states(rows, self.operation.traced)
-
-    def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
-        return jax.vmap(self._scale(operands))(factor, trace)
+        return jax.eval_shape(lambda: op.initial("init_drtrl", self.num_state))
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         if self.operation.spec.batched and self._takes_blocks(f.shape[0]):
@@ -123,7 +102,7 @@ class StructuredTrace(TraceRules):
         if self.num_state > UNROLL_STATES:
             return jax.vmap(one_state, in_axes=1)(f)
         rows = [one_state(f[:, s]) for s in range(self.num_state)]
-        return stack_states(rows, self.operation.traced)
+        return stacked([{key: row[key] for key in self.operation.traced} for row in rows])
 
     def _increment_rule(
         self, x: Any, steps: int, operands: Sequence[Any]
@@ -156,18 +135,15 @@ class StructuredTrace(TraceRules):
         rule = partial(op.written("instant_drtrl", operands), weights=op.weights(operands))
         return sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
 
-    @property
-    def _apart(self) -> bool:
-        """Whether the second axis of every leaf is that of the examples."""
-        return self.operation.spec.batched and not self.extra
-
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         op, extra = self.operation, len(self.extra)
         if op.spec.solve_drtrl is not None:
             own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
             return self._summed(self._each(self._on_whole(own)), signal, trace, extra)
-        rule, axes = self._scale(operands), extra + op.spec.batched
-        large = _large(trace) if self._apart else ()
+        rule, axes = self.scale(operands), extra + op.spec.batched
+        large: list[str] = []
+        if op.spec.batched and not extra:  # the second axis of every leaf is that of the examples
+            large = [key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE]
         if not large:
             return self._summed(rule, signal, trace, axes)
 
@@ -186,8 +162,7 @@ class StructuredTrace(TraceRules):
         if self.num_state > UNROLL_STATES:
             total = sum_of(jax.vmap(rule)(signal, trace))
         else:
-            rows = [rule(signal[s], state_of(trace, s)) for s in range(self.num_state)]
-            total = {key: sum(row[key] for row in rows) for key in trace}
+            total = added([rule(signal[s], state_of(trace, s)) for s in range(self.num_state)])
         return {key: _sum_leading(leaf, axes) for key, leaf in total.items()}
 
     def _summed_by_example(
@@ -217,11 +192,6 @@ class StructuredTrace(TraceRules):
         total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
         total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
         return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
-
-
-def _large(trace: Arrays) -> tuple[str, ...]:
-    """Keys of the leaves that are added up example by example, where that is faster."""
-    return tuple(key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE)
 
 
 def _one_example(array: jax.Array, state: int, example: Any) -> jax.Array:

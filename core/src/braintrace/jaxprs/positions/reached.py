@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the inputs of a program reach in its results, walking backward from equation to equation.
+
+Calls, branches and loops are programs, which are walked, too. A loop is walked until nothing
+changes: the numbers of an element only go from nothing to one position and on to several. Where a
+rule of differentiation is the user's, or another library's, it decides, and not the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import is_
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...base import versions
+from ...base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
+from ..depends import Along, depends
+from .numbers import Pairs, Places, axes_along, blank, merge, merge_axes, own_places, spread
+from .rules import ALONG, MOVES, elementwise
+
+Found = list[Places | None]
+
+
+def reached(
+    eqns: Sequence[JaxprEqn], sources: Sequence[Var], ends: Iterable[tuple[Atom, Places | None]]
+) -> Found:
+    """What the sources reach, ``None`` for nothing, when that of the ends is known."""
+    start = {v: frozenset({0}) for v in sources if versions.is_float(v.aval)}
+    moving = depends(eqns, start, along=Along.DERIVATIVES)
+    found: dict[Var, Places | None] = {}
+    for atom, places in ends:
+        if versions.is_var(atom) and atom in moving:
+            found[atom] = _merged(found.get(atom), places)
+    for eqn in reversed(eqns):
+        outs = list(map(found.get, eqn.outvars))
+        known = next(filter(None, outs), None)
+        if known is None:
+            continue
+        operands = [k for k, a in enumerate(eqn.invars) if versions.is_var(a) and a in moving]
+        for k, places in zip(operands, _back(eqn, operands, outs, len(known)), strict=True):
+            found[eqn.invars[k]] = _merged(found.get(eqn.invars[k]), places)
+    return [found.get(v) for v in sources]
+
+
+def _merged(a: Places | None, b: Places | None) -> Places | None:
+    """What two readers reach together; ``a`` itself where ``b`` adds nothing."""
+    if a is None or b is None:
+        return b if a is None else a
+    both = tuple(map(merge, a, b))
+    return a if all(map(is_, a, both)) else both
+
+
+def _back(eqn: JaxprEqn, operands: list[int], outs: Found, count: int) -> Found:
+    """What some operands of one equation reach."""
+    primitive = eqn.primitive
+    if primitive in CONTROL:
+        return CONTROL[primitive](eqn, operands, outs)
+    if primitive in MOVES:
+        full = [o or blank(v.aval.shape, count) for v, o in zip(eqn.outvars, outs, strict=True)]
+        columns = list(zip(*full, strict=True))
+        return [tuple(MOVES[primitive](eqn, k, column) for column in columns) for k in operands]
+    if primitive not in ALONG and (program := _tangents(eqn, operands)) is not None:
+        last = len(program.invars)
+        return through(program, range(last - len(operands), last), outs)
+    rule = ALONG.get(primitive, lambda eqn, k: ())
+    return [_spread(eqn, k, rule, outs) for k in operands]
+
+
+def _spread(eqn: JaxprEqn, k: int, rule: Callable[[JaxprEqn, int], Pairs], outs: Found) -> Any:
+    shape = eqn.invars[k].aval.shape
+    if rule is elementwise and shape == eqn.outvars[0].aval.shape:
+        return outs[0]
+    pairs = tuple(rule(eqn, k))
+    return reduce(_merged, [o and tuple(spread(c, pairs, shape) for c in o) for o in outs])
+
+
+# --- calls, branches and loops --------------------------------------------------------------------
+
+
+def through(jaxpr: Jaxpr, inputs: Iterable[int], outs: Found) -> Found:
+    """What some inputs of a program reach."""
+    ends = zip(jaxpr.outvars, outs, strict=True)
+    return reached(jaxpr.eqns, [jaxpr.invars[i] for i in inputs], ends)
+
+
+def _call(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
+    return through(versions.sub_jaxpr(eqn), operands, outs)
+
+
+def _cond(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
+    """Any branch may have run."""
+    inputs = [k - 1 for k in operands]
+    each = [through(versions.close(b), inputs, outs) for b in eqn.params["branches"]]
+    return [reduce(_merged, column) for column in zip(*each, strict=True)]
+
+
+def _scan(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
+    consts, carried = versions.scan_counts(eqn)
+    length, body = eqn.params["length"], versions.sub_jaxpr(eqn)
+    each = [o and tuple(merge_axes(c, (0,)) for c in o) for o in outs[carried:]]
+    start, made = outs[:carried], [None] * len(eqn.invars)
+    if length > 0:
+        start, made = _settled(body, consts, start, each)
+    rows = [
+        o and tuple(np.broadcast_to(c, (length, *c.shape)) for c in o)
+        for o in made[consts + carried :]
+    ]
+    found = [*made[:consts], *start, *rows]
+    return [found[k] for k in operands]
+
+
+def _while(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
+    skipped, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    start, made = _settled(versions.close(eqn.params["body_jaxpr"]), consts, outs, [])
+    found = [*(None,) * skipped, *made[:consts], *start]
+    return [found[k] for k in operands]
+
+
+def _settled(body: Jaxpr, consts: int, ends: Found, each: Found) -> tuple[Found, Found]:
+    """What the carried values reach when no further iteration changes it, and all inputs."""
+    now = ends
+    while True:
+        made = through(body, range(len(body.invars)), [*now, *each])
+        after = list(map(_merged, now, made[consts:]))
+        if all(map(is_, after, now)):
+            return now, made
+        now = after
+
+
+# --- rules of differentiation -------------------------------------------------------------------
+
+
+def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
+    """The program ``operands, tangents of some -> tangents of the results``.
+
+    So is told what becomes of positions in an ETP operation, a function with a JVP rule of its own
+    and a primitive of another library, such as a surrogate spike. ``None`` for a rule that is there
+    to refuse, and where the tangents go through the primitive itself.
+    """
+    custom = eqn.primitive in versions.CUSTOM_CALL_PRIMITIVES
+    if not custom and eqn.primitive not in versions.JVP_RULES:
+        return None
+
+    def tangents(primals: list[Any], dots: list[Any]) -> Any:
+        def call(*values: Any) -> list[Any]:
+            full = list(primals)
+            for i, value in zip(operands, values, strict=True):
+                full[i] = value
+            return versions.bind_equation(eqn, full)
+
+        return jax.jvp(call, [primals[i] for i in operands], dots)[1]
+
+    avals = [v.aval for v in eqn.invars]
+    try:
+        program = versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+    moving = depends(program.eqns, {v: frozenset({0}) for v in program.invars[len(avals) :]})
+    through_itself = any(
+        inner.primitive is eqn.primitive and any(v in moving for v in inner.outvars)
+        for inner in program.eqns
+    )
+    return None if through_itself and not custom else program
+
+
+def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
+    """Along the axes on which every cotangent keeps its position on the way back."""
+
+    def cotangents(primals: list[Any], dots: list[Any]) -> Any:
+        _, pull = jax.vjp(lambda *values: versions.bind_equation(eqn, values), *primals)
+        found = pull(dots)
+        return [found[i] for i in operands]
+
+    avals = [v.aval for v in eqn.invars]
+    program = versions.make_jaxpr(cotangents, avals, [v.aval for v in eqn.outvars])
+    seeds = program.invars[len(avals) :]
+
+    def one(cotangent: Atom, shape: tuple[int, ...]) -> Places | None:
+        def turned(back: Places | None, out: Places | None) -> Places | None:
+            if back is None or out is None:
+                return None
+            pairs = axes_along(back, shape, out[0].shape).items()
+            return tuple(spread(c, [(k, i) for i, k in pairs], shape) for c in out)
+
+        back = reached(program.eqns, seeds, [(cotangent, own_places(shape, len(shape)))])
+        return reduce(_merged, map(turned, back, outs))
+
+    return [one(v, avals[k].shape) for v, k in zip(program.outvars, operands, strict=True)]
+
+
+CONTROL: dict[Any, Callable[[JaxprEqn, list[int], Found], Found]] = {
+    **dict.fromkeys(versions.CALL_PRIMITIVES, _call),
+    jaxp.cond_p: _cond,
+    jaxp.scan_p: _scan,
+    jaxp.while_p: _while,
+    jaxp.custom_vjp_call_p: _custom_vjp,
+}
