@@ -2,13 +2,11 @@
 """Which positions of a result depend on which positions of a source.
 
 The algorithms need derivatives such as ``d h[p] / d y[p]``. One sweep of reverse mode (or of
-forward mode) with all-ones gives them *if and only if* no two of them are added up. This module
-decides that from the structure of the program, in two ways:
-
-- along axes: each axis of the source (of size above one) is a symbol, which is carried from
-  variable to variable and *lost* where an equation mixes positions along it (see
-  ``_position_rules``);
-- element by element, where axes are cut, joined or permuted (see ``_element_map``).
+forward mode) with all-ones gives them *if and only if* no two of them are added up. That is decided
+from the structure of the program: every element of the source has, along each axis of the result,
+the index of the positions that depend on it (see ``elements``). Where that is its own index along
+an axis of the source, the source runs along that axis of the result; where axes are cut, joined or
+permuted, an element may still reach a single position.
 """
 
 from __future__ import annotations
@@ -16,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ...base import versions
 from ...base.versions import JaxprEqn, Var
-from .numbers import NOTHING, axes_along, flat, merge_axes, own_places
-from .reached import reached
+from .elements import reached
+from .places import NOTHING, axes_along, flat, merge_axes, own_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +102,8 @@ def align(
         How many leading axes of the targets, and of the source, are positions. (The axes behind
         them hold the several states of one position.)
     """
-    own = {v.aval.shape: own_places(v.aval.shape, ndim) for v in targets}
-    (found,) = reached(eqns, [source], [(v, own[v.aval.shape]) for v in targets])
+    ends = [(v, own_places(v.aval.shape, ndim)) for v in targets]
+    (found,) = reached(eqns, [source], ends)
     if found is None:
         return None
     shape, result = source.aval.shape[:source_ndim], targets[0].aval.shape[:ndim]
@@ -120,6 +119,7 @@ def align(
 def _first_loss(eqns: Sequence[JaxprEqn], source: Var, ndim: int) -> JaxprEqn | None:
     """The first equation whose result does not run along all of the source's axes."""
     shape = source.aval.shape
+    axes: dict[Var, tuple[Any, ...]]
     axes = {source: tuple(i for i, n in enumerate(shape[:ndim]) if n > 1)}
     for eqn in eqns:
         for var in axes.keys() & {a for a in eqn.invars if versions.is_var(a)}:

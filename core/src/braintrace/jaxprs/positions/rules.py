@@ -17,7 +17,7 @@ import numpy as np
 
 from ...base import versions
 from ...base.versions import JaxprEqn, jaxp
-from .numbers import NOTHING, Numbers, Pairs, join, merge, merge_axes, small
+from .places import NOTHING, Numbers, Pairs, join, merge, merge_axes, small
 
 # --- along which axes a result depends on an operand ---------------------------------------------
 
@@ -64,7 +64,7 @@ def _gather(eqn: JaxprEqn, k: int) -> Pairs:
     """``h[..., i]``: axes taken whole."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = eqn.invars[0].aval.shape
-    if getattr(numbers, "operand_batching_dims", ()):
+    if numbers.operand_batching_dims:
         return ()
     kept = (i for i in range(len(shape)) if i not in numbers.collapsed_slice_dims)
     pairs = zip(kept, numbers.offset_dims, strict=True)
@@ -74,7 +74,7 @@ def _gather(eqn: JaxprEqn, k: int) -> Pairs:
 def _scatter(eqn: JaxprEqn, k: int) -> Pairs:
     """``h.at[..., i].set(v)``: axes written whole; ``h`` itself stays in place."""
     numbers, ndim = eqn.params["dimension_numbers"], eqn.invars[0].aval.ndim
-    if k == 0 or getattr(numbers, "operand_batching_dims", ()):
+    if k == 0 or numbers.operand_batching_dims:
         return ((i, i) for i in range(ndim) if k == 0)
     window = (i for i in range(ndim) if i not in numbers.inserted_window_dims)
     return zip(numbers.update_window_dims, window, strict=True)

@@ -19,7 +19,7 @@ import numpy as np
 from ...base import versions
 from ...base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
 from ..depends import Along, depends
-from .numbers import Pairs, Places, axes_along, blank, merge, merge_axes, own_places, spread
+from .places import Pairs, Places, axes_along, blank, merge, merge_axes, own_places, spread
 from .rules import ALONG, MOVES, elementwise
 
 Found = list[Places | None]
@@ -102,7 +102,8 @@ def _scan(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
     consts, carried = versions.scan_counts(eqn)
     length, body = eqn.params["length"], versions.sub_jaxpr(eqn)
     each = [o and tuple(merge_axes(c, (0,)) for c in o) for o in outs[carried:]]
-    start, made = outs[:carried], [None] * len(eqn.invars)
+    start: Found = outs[:carried]
+    made: Found = [None] * len(eqn.invars)
     if length > 0:
         start, made = _settled(body, consts, start, each)
     rows = [
