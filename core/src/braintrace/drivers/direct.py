@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.arrays import bytes_of
 from ..base.versions import Jaxpr, JaxprEqn, Var
-from ..jaxprs.depends import Along, depends, equations_behind, moving_with, slice_to
+from ..jaxprs.depends import Along, depends, moving_with, slice_to
 from ..jaxprs.run import read, run_equations
 from ..ops.operation import Operation
 from ..ops.primitive import is_etp_primitive
@@ -232,7 +232,10 @@ def direct_products(
     behind = [p.eqn.invars[k] for p in found for k in range(len(p.eqn.invars)) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
     return DirectProducts(
-        jaxpr, tuple(found), tuple(equations_behind(eqns, behind)), tuple(sorted(leaves))
+        jaxpr,
+        tuple(found),
+        tuple(slice_to(eqns, behind, along=Along.EQUATIONS)),
+        tuple(sorted(leaves)),
     )
 
 

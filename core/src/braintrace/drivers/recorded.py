@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..jaxprs.depends import equations_behind, moving_with
+from ..jaxprs.depends import Along, moving_with, slice_to
 from ..jaxprs.run import read, run_equations
 
 
@@ -35,7 +35,7 @@ def recorded_scan(
 
     env = versions.constants(jaxpr)
     fixed = [atom for i, atom in enumerate(outputs) if i not in places]
-    run_equations([jaxpr.eqns[i] for i in equations_behind(jaxpr.eqns, fixed)], env)
+    run_equations([jaxpr.eqns[i] for i in slice_to(jaxpr.eqns, fixed, along=Along.EQUATIONS)], env)
     call = versions.jaxpr_as_fun(jaxpr)
 
     def step(carry: Any, now: Any) -> tuple[Any, list[Any]]:

@@ -13,10 +13,15 @@ from ..base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
 
 
 class Along(enum.Enum):
-    """What is followed from an operand to a result."""
+    """What is followed from an operand to a result.
+
+    Along ``EQUATIONS``, which are run as a whole, all results of one depend on all its operands,
+    even where one of them (of an inner loop, say) does not.
+    """
 
     VALUES = "values"
     DERIVATIVES = "derivatives"
+    EQUATIONS = "equations"
 
 
 def depends(
@@ -99,7 +104,8 @@ def slice_to(
     """Indices of the equations that compute ``targets``.
 
     ``follows(index, eqn, operand_position)``: whether to look behind that operand. With
-    ``DERIVATIVES``, those through which a derivative reaches the targets.
+    ``DERIVATIVES``, those through which a derivative reaches the targets; with ``EQUATIONS``, those
+    that have to be run for the targets to be known.
     """
     wanted = {atom for atom in targets if versions.is_var(atom)}
     kept: list[int] = []
@@ -116,36 +122,23 @@ def slice_to(
     return kept[::-1]
 
 
-# An equation is run as a whole. With one moving operand, all of its results move, therefore, even
-# where one of them (of an inner loop, say) does not depend on that operand.
-
-
-def moving_with(eqns: Iterable[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
+def moving_with(eqns: Sequence[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
     """``variables``, and all results of equations that cannot be run without them.
 
     So are the results of equations with effects, such as a callback, which may differ each time.
     """
-    moving = set(variables)
-    for eqn in eqns:
-        if eqn.effects or any(versions.is_var(atom) and atom in moving for atom in eqn.invars):
-            moving.update(eqn.outvars)
-    return moving
+    mark: frozenset[Any] = frozenset({0})
 
+    def emits(i: int, eqn: JaxprEqn) -> frozenset[Any]:
+        return mark if eqn.effects else frozenset()
 
-def equations_behind(eqns: Sequence[JaxprEqn], targets: Iterable[Atom]) -> list[int]:
-    """Indices of the equations that have to be run for the targets to be known."""
-    wanted = {atom for atom in targets if versions.is_var(atom)}
-    kept = []
-    for i in range(len(eqns) - 1, -1, -1):
-        if wanted.intersection(eqns[i].outvars):
-            kept.append(i)
-            wanted.update(atom for atom in eqns[i].invars if versions.is_var(atom))
-    return kept[::-1]
+    return set(depends(eqns, dict.fromkeys(variables, mark), emits=emits, along=Along.EQUATIONS))
 
 
 # --- which operands a result of one equation depends on -----------------------------------------
 
 Influences = tuple[frozenset[int], ...]
+"""Per result, the positions of the operands it depends on."""
 
 
 def operands_behind(eqn: JaxprEqn, results: Iterable[int], along: Along) -> Iterable[int]:
@@ -170,7 +163,7 @@ def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
     otherwise than their values.
     """
     rule = _INFLUENCES.get(eqn.primitive)
-    return None if rule is None else rule(eqn, along)
+    return None if rule is None or along is Along.EQUATIONS else rule(eqn, along)
 
 
 def program_influences(jaxpr: Jaxpr, along: Along) -> Influences:

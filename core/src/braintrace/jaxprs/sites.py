@@ -10,29 +10,25 @@ from ..base import versions
 from ..base.versions import JaxprEqn
 from ..ops.primitive import is_etp_primitive
 
-# --- ETP operations -----------------------------------------------------------------------------
-
 
 def etp_equations(eqns: Sequence[JaxprEqn]) -> list[int]:
     """Indices of the ETP equations."""
     return [i for i, eqn in enumerate(eqns) if is_etp_primitive(eqn.primitive)]
 
 
+def nested(eqn: JaxprEqn) -> Iterator[JaxprEqn]:
+    """The equations of the programs that an equation holds, at any depth."""
+    for inner in versions.inner_jaxprs(eqn):
+        for sub in inner.eqns:
+            yield sub
+            yield from nested(sub)
+
+
 def holds(eqn: JaxprEqn, primitive: Any) -> bool:
     """Whether an equation is of a primitive, or holds one that is, at any depth."""
-    return eqn.primitive is primitive or any(
-        holds(sub, primitive) for inner in versions.inner_jaxprs(eqn) for sub in inner.eqns
-    )
+    return any(sub.primitive is primitive for sub in (eqn, *nested(eqn)))
 
 
 def first_nested_operation(eqn: JaxprEqn) -> JaxprEqn | None:
     """The first ETP equation inside an equation that holds programs, at any depth."""
-    return next(_nested_etp(eqn), None)
-
-
-def _nested_etp(eqn: JaxprEqn) -> Iterator[JaxprEqn]:
-    for inner in versions.inner_jaxprs(eqn):
-        for sub in inner.eqns:
-            if is_etp_primitive(sub.primitive):
-                yield sub
-            yield from _nested_etp(sub)
+    return next((sub for sub in nested(eqn) if is_etp_primitive(sub.primitive)), None)

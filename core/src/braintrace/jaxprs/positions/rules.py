@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,12 @@ def _matrices(eqn: JaxprEqn, k: int) -> Pairs:
 
 
 def _reshape(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
-    return outs[0].reshape(eqn.invars[0].aval.shape)
+    numbers, shape = outs[0], eqn.invars[0].aval.shape
+    backward = zip(reversed(numbers.shape), reversed(shape), strict=False)
+    tail = sum(1 for _ in takewhile(lambda sizes: sizes[0] == sizes[1], backward))
+    few = small(numbers, range(numbers.ndim - tail))
+    moved = few.reshape(*shape[: len(shape) - tail], *few.shape[few.ndim - tail :])
+    return np.broadcast_to(moved, shape)
 
 
 def _slice(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
@@ -151,14 +157,19 @@ def _window(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
     low, high = zip(*params["padding"], strict=True)
     if len(shape) != numbers.ndim or min(*low, *high) < 0:  # an initial value; a cropped operand
         return np.broadcast_to(merge_axes(numbers, range(numbers.ndim)), shape)
+    window, steps = params["window_dimensions"], params["window_strides"]
     apart, between = params["base_dilation"], params["window_dilation"]
-    sizes = zip(shape, apart, low, high, strict=True)
+    axes = enumerate(zip(window, steps, apart, params["padding"], strict=True))
+    cut = [i for i, axis in axes if axis != (1, 1, 1, (0, 0))]
+    few = small(numbers, cut)
+    own = [n if i in cut else few.shape[i] for i, n in enumerate(shape)]
+    sizes = zip(own, apart, low, high, strict=True)
     padded = np.full([a + (n - 1) * d + 1 + b for n, d, a, b in sizes], NOTHING)
-    for offset in np.ndindex(*params["window_dimensions"]):
+    for offset in np.ndindex(*window):
         start = [i * d for i, d in zip(offset, between, strict=True)]
-        read = _every(start, numbers.shape, params["window_strides"])
-        padded[read] = merge(padded[read], numbers)
-    return padded[_every(low, shape, apart)]
+        read = _every(start, few.shape, steps)
+        padded[read] = merge(padded[read], few)
+    return np.broadcast_to(padded[_every(low, own, apart)], shape)
 
 
 def _every(start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
