@@ -10,7 +10,7 @@ from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path
 from ..base.versions import Atom, JaxprEqn
-from ..jaxprs.depends import equations_behind
+from ..jaxprs.depends import Along, slice_to
 from .module_info import ModuleInfo
 from .program import DYNAMIC
 
@@ -62,7 +62,11 @@ def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> Trainabl
     leaves = tuple(leaf for leaf in known if leaf in trained)
     held = tuple(leaf for leaf in known if leaf not in trained)
     computed = versions.is_var(atom) and atom in minfo.producers and DYNAMIC not in behind
-    chain = equations_behind(minfo.eqns[: minfo.producers[atom] + 1], [atom]) if computed else ()
+    chain = (
+        slice_to(minfo.eqns[: minfo.producers[atom] + 1], [atom], along=Along.EQUATIONS)
+        if computed
+        else ()
+    )
     return TrainableOperand(key, position, atom, leaves, tuple(chain), held)
 
 
