@@ -22,7 +22,7 @@ def unit_change(expected: Any, found: Any) -> str | None:
     expected, found
         Tree structures. Of several units that differ the first is named.
     """
-    (wanted, bare), (got, other) = _units(expected), _units(found)
+    (wanted, bare), (got, other) = units_of(expected), units_of(found)
     if bare != other:
         return None
     changes = (pair for pair in zip(wanted, got, strict=True) if pair[0] != pair[1])
@@ -34,7 +34,7 @@ def in_units_of(expected: Any, tree: Any) -> Any:
 
     A tree of another structure is returned as it is.
     """
-    wanted, bare = _units(expected)
+    wanted, bare = units_of(expected)
     leaves, treedef = _flatten(tree)
     if treedef != bare:
         return tree
@@ -42,7 +42,7 @@ def in_units_of(expected: Any, tree: Any) -> Any:
     return treedef.unflatten([_converted(leaf, unit) for leaf, unit in pairs])
 
 
-def _units(structure: Any) -> tuple[list[saiunit.Unit], Any]:
+def units_of(structure: Any) -> tuple[list[saiunit.Unit], Any]:
     """The unit of every leaf, and the structure without units."""
     leaves, bare = _flatten(structure.unflatten([0.0] * structure.num_leaves))
     return [saiunit.get_unit(leaf) for leaf in leaves], bare

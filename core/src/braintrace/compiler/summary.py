@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import jax
-import saiunit
 
 from ..base import versions
 from ..base.diagnostics import DiagnosticKind, DiagnosticLevel
 from ..base.types import show_path
+from ..base.units import units_of
 from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment
@@ -123,10 +123,7 @@ def _leaves(minfo: ModuleInfo, slot: StateSlot) -> tuple[str, ...]:
 
 def _units(slot: StateSlot) -> tuple[str, ...]:
     """The unit of every leaf of a state; empty for plain numbers."""
-    tree = jax.tree.unflatten(slot.treedef, [0.0] * len(slot.leaves))
-    values = jax.tree.leaves(tree, is_leaf=lambda v: isinstance(v, saiunit.Quantity))
-    units = [getattr(value, "unit", None) for value in values]
-    return tuple("" if u is None or u.is_unitless else str(u) for u in units)
+    return tuple("" if unit.is_unitless else str(unit) for unit in units_of(slot.treedef)[0])
 
 
 def _stores(graph: Found) -> dict[Node, StateSlot]:
