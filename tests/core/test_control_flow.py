@@ -600,7 +600,7 @@ def test_equals_the_model_written_without(model: type, batch: int | None) -> Non
     oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)
     case = built(model, batch, False)
     learner = compiled(case)
-    versions.check_jaxpr(learner.graph.module_info.jaxpr)
+    zoo.check_jaxpr(learner.graph.module_info.jaxpr)
     for block in (1, 3, "auto") if batch else ("auto",):
         case.reset()
         learner.reset_state()
@@ -1015,7 +1015,7 @@ def test_a_loop_written_out_can_hand_on_what_it_got() -> None:
     case = built(Same, 2)
     info = bt.extract_module_info(case.model, case.xs[0])
     assert info.hidden_path_to_outvar[("h",)] is not info.hidden_path_to_invar[("h",)]
-    versions.check_jaxpr(info.jaxpr)
+    zoo.check_jaxpr(info.jaxpr)
 
 
 def test_a_loop_of_no_iterations() -> None:
@@ -1030,7 +1030,7 @@ def test_a_loop_of_no_iterations() -> None:
     case = built(Never, 2)
     info = bt.extract_module_info(case.model, case.xs[0])
     assert [eqn.primitive.name for eqn in info.eqns].count("etp_mm") == 1
-    versions.check_jaxpr(info.jaxpr)
+    zoo.check_jaxpr(info.jaxpr)
 
 
 # --- dependence --------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import braintrace as bt
-from braintrace.base import versions
 from braintrace.testing import assert_tree_close, d_rtrl_oracle
 
 from . import zoo
@@ -112,7 +111,7 @@ def gradients(names: Sequence[str]) -> tuple[Any, Any]:
     case = case_of(names)
     learner = bt.D_RTRL(case.model)
     learner.compile_graph(case.xs[0])
-    versions.check_jaxpr(learner.graph.module_info.jaxpr)
+    zoo.check_jaxpr(learner.graph.module_info.jaxpr)
     grads = learner.etrace_grad(
         case.xs, case.ys, step_fn=lambda x, y: case.loss(learner(x), y), reduction="sum"
     )
@@ -174,7 +173,7 @@ def test_a_jitted_function_that_is_called_twice_has_two_sets_of_variables() -> N
     model = Twice()
     brainstate.nn.init_all_states(model, batch_size=BATCH)
     graph = bt.compile_etrace_graph(model, jnp.ones((BATCH, IN)))
-    versions.check_jaxpr(graph.module_info.jaxpr)
+    zoo.check_jaxpr(graph.module_info.jaxpr)
     assert len(graph.hidden_param_op_relations) == 3
     assert len(graph.module_info.rewrites) == 3
     results = [v for eqn in graph.module_info.eqns for v in eqn.outvars]

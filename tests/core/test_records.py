@@ -485,7 +485,7 @@ def stepped(name: str, batch: int | None) -> Stepped:
 
 
 def assert_closed(jaxpr: Any, inputs: int) -> None:
-    versions.check_jaxpr(jaxpr)
+    zoo.check_jaxpr(jaxpr)
     assert not jaxpr.constvars
     assert len(jaxpr.invars) == inputs
 
@@ -576,8 +576,8 @@ def jacobian(jaxpr: Any, free: list[Any], y: Any) -> np.ndarray:
 def test_the_perturbed_program(name: str, batch: int | None) -> None:
     step = stepped(name, batch)
     plan = step.graph.perturbed
-    versions.check_jaxpr(plan.perturb_jaxpr)
-    versions.check_jaxpr(step.info.jaxpr)
+    zoo.check_jaxpr(plan.perturb_jaxpr)
+    zoo.check_jaxpr(step.info.jaxpr)
     rng = np.random.default_rng(0)
     perturb = [jnp.asarray(rng.normal(size=v.aval.shape)) for v in plan.perturb_vars]
     found = list(versions.jaxpr_as_fun(plan.perturb_jaxpr)(*step.inputs(), *perturb))

@@ -14,12 +14,18 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
 import braintrace as bt
 
 IN, HIDDEN, OUT, STEPS = 3, 4, 2, 7
+
+
+def check_jaxpr(jaxpr: Any) -> None:
+    """A jaxpr is well formed: no unbound variable, and types that fit."""
+    jax.extend.core.check_jaxpr(getattr(jaxpr, "jaxpr", jaxpr))
 
 
 def weight(*shape: int, scale: float = 0.6) -> brainstate.ParamState:

@@ -42,8 +42,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.arrays import bytes_of, sum_dtype
 from ..base.errors import NotSupportedError
+from ..base.types import bytes_of, sum_dtype
 from ..executor.layout import Link
 from ..executor.step import Executor
 from ..ops.operation import Arrays

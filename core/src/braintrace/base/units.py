@@ -25,8 +25,8 @@ def unit_change(expected: Any, found: Any) -> str | None:
     (wanted, bare), (got, other) = units_of(expected), units_of(found)
     if bare != other:
         return None
-    changes = (pair for pair in zip(wanted, got, strict=True) if pair[0] != pair[1])
-    return next((f"{_named(b)} instead of {_named(a)}" for a, b in changes), None)
+    pairs = zip(wanted, got, strict=True)
+    return next((f"{_named(b)} instead of {_named(a)}" for a, b in pairs if a != b), None)
 
 
 def in_units_of(expected: Any, tree: Any) -> Any:
@@ -36,10 +36,7 @@ def in_units_of(expected: Any, tree: Any) -> Any:
     """
     wanted, bare = units_of(expected)
     leaves, treedef = _flatten(tree)
-    if treedef != bare:
-        return tree
-    pairs = zip(leaves, wanted, strict=True)
-    return treedef.unflatten([_converted(leaf, unit) for leaf, unit in pairs])
+    return tree if treedef != bare else treedef.unflatten(map(_converted, leaves, wanted))
 
 
 def units_of(structure: Any) -> tuple[list[saiunit.Unit], Any]:

@@ -35,17 +35,16 @@ if TYPE_CHECKING:  # their attributes are typed too loosely to be of use
 else:
     JaxprEqn = jex_core.JaxprEqn
     Var = jex_core.Var
-ShapedArray = jax.core.ShapedArray
 jaxpr_as_fun = jex_core.jaxpr_as_fun
 
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
 
-#: Differentiation rules supplied by the user; kept as one equation.
-CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p})
-
 #: The differentiation rule of every primitive that has one, those of other libraries included.
 JVP_RULES = ad.primitive_jvps
+
+#: The cotangent zero of a value: zeros, or ``float0`` for integers, booleans and keys.
+zero_cotangent = jax.custom_derivatives.zero_from_primal
 
 #: The primitive behind ``jax.lax.stop_gradient``.
 STOP_GRADIENT = jaxp.stop_gradient_p
@@ -93,12 +92,6 @@ def types_of(avals: Sequence[Any]) -> AbstractContextManager[Any]:
     """A context in which values of these types can be made: with 64 bits if one of them has."""
     wide = any(getattr(aval.dtype, "itemsize", 0) == 8 for aval in avals)
     return jax.enable_x64(True) if wide else nullcontext()
-
-
-def check_jaxpr(jaxpr: Jaxpr) -> None:
-    """Raise when a jaxpr is not well formed: unbound variables, types that do not fit."""
-    open_jaxpr: Any = getattr(jaxpr, "jaxpr", jaxpr)
-    jex_core.check_jaxpr(open_jaxpr)
 
 
 def is_var(atom: Atom) -> bool:
@@ -160,13 +153,8 @@ def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
 
 
 def source_of(eqn: JaxprEqn) -> str:
-    """The user's ``file:line (function)`` that produced an equation."""
+    """The user's ``file:line (function)`` that produced an equation; empty if none is known."""
     return source_info_util.summarize(eqn.source_info)
-
-
-def has_source(eqn: JaxprEqn) -> bool:
-    """Whether any line of the user's is known to have produced an equation."""
-    return bool(source_of(eqn))
 
 
 def written_in(eqn: JaxprEqn, function: str) -> bool:
@@ -184,19 +172,6 @@ def from_another_trace(value: Any, tracer: Any) -> bool:
     return isinstance(value, jax.core.Tracer) and value._trace is not tracer._trace
 
 
-@cache
-def _mapped_type() -> type:
-    """The type of the values that ``vmap`` maps."""
-    found: list[type] = []
-    jax.vmap(lambda v: found.append(type(v)))(jax.numpy.zeros(1))
-    return found[0]
-
-
-def is_mapped(tree: Any) -> bool:
-    """Whether ``vmap`` maps a leaf of a pytree."""
-    return any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(tree))
-
-
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
     return _is_float_dtype(aval.dtype)
@@ -205,13 +180,6 @@ def is_float(aval: Any) -> bool:
 @lru_cache(maxsize=256)
 def _is_float_dtype(dtype: Any) -> bool:
     return bool(jax.numpy.issubdtype(dtype, jax.numpy.inexact))
-
-
-def zero_cotangent(value: Any) -> Any:
-    """The cotangent zero of a value: zeros, or ``float0`` for integers, booleans and keys."""
-    if is_float(value):
-        return jax.numpy.zeros_like(value)
-    return np.zeros(jax.numpy.shape(value), jax.dtypes.float0)
 
 
 # --- JAX rules of a primitive, derived from its implementation -------------------------------
@@ -234,10 +202,9 @@ def install_rules(
             )
         return out
 
-    def abstract_eval(*avals: Any, **params: Any) -> ShapedArray:
-        out = jax.eval_shape(partial(impl, **params), *avals)
-        one_array(out)
-        return ShapedArray(out.shape, out.dtype)
+    def abstract_eval(*avals: Any, **params: Any) -> Any:
+        out = one_array(jax.eval_shape(partial(impl, **params), *avals))
+        return jax.core.ShapedArray(out.shape, out.dtype)
 
     @lru_cache(maxsize=256)
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
@@ -255,23 +222,16 @@ def install_rules(
         y = primitive.bind(*primals, **params)
         if not moving:
             return y, ad.Zero(jax.typeof(y).to_tangent_aval())
-        _, y_dot = jax.jvp(
-            _partial_at(partial(impl, **params), primals, moving),
-            [primals[i] for i in moving],
-            [tangents[i] for i in moving],
-        )
-        return y, y_dot
+        of_moving = _partial_at(partial(impl, **params), primals, moving)
+        x, x_dot = ([values[i] for i in moving] for values in (primals, tangents))
+        return y, jax.jvp(of_moving, x, x_dot)[1]
 
     def transpose(cotangent: Any, *operands: Any, **params: Any) -> list[Any]:
         linear = [i for i, v in enumerate(operands) if ad.is_undefined_primal(v)]
         if type(cotangent) is ad.Zero:
-            return [
-                ad.Zero(operands[i].aval) if i in linear else None for i in range(len(operands))
-            ]
-        pull = jax.linear_transpose(
-            _partial_at(partial(impl, **params), operands, linear),
-            *(jax.ShapeDtypeStruct(operands[i].aval.shape, operands[i].aval.dtype) for i in linear),
-        )
+            return [ad.Zero(v.aval) if ad.is_undefined_primal(v) else None for v in operands]
+        of_linear = _partial_at(partial(impl, **params), operands, linear)
+        pull = jax.linear_transpose(of_linear, *(operands[i].aval for i in linear))
         cotangents = dict(zip(linear, pull(cotangent), strict=True))
         return [cotangents.get(i) for i in range(len(operands))]
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path, restore_values, show_path
 
@@ -118,6 +117,18 @@ def leading_axis(args: tuple[Any, ...], size: int | None, given: str) -> int | N
     return size
 
 
+@cache
+def _mapped_type() -> type:
+    """The type of the values that ``vmap`` maps."""
+    found: list[type] = []
+    jax.vmap(lambda v: found.append(type(v)))(jnp.zeros(1))
+    return found[0]
+
+
+def _is_mapped(tree: Any) -> bool:
+    return any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(tree))
+
+
 def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
     """Refuse a call under ``vmap`` after which a state would have to hold a value per example.
 
@@ -132,7 +143,7 @@ def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> No
         When ``vmap`` maps a new value but not the old one.
     """
     for path, value in new.items():
-        if versions.is_mapped(value) and not versions.is_mapped(old[path]):
+        if _is_mapped(value) and not _is_mapped(old[path]):
             raise NotSupportedError(
                 f"the learner is called under vmap, which maps its inputs but not its states: the "
                 f"state {show_path(path)} would have a value for each example and no place for "

@@ -9,7 +9,7 @@ import jax
 
 from ..algorithms.rule import LearningRule
 from ..base import versions
-from ..base.arrays import bytes_of
+from ..base.types import bytes_of
 
 MIB = 2**20
 #: Records of this size stay close to the processor.

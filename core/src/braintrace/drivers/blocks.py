@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.rule import Block, LearningRule
-from ..base.arrays import start_of_sum
-from ..base.types import State
+from ..base.types import State, start_of_sum
 from .cotangents import end_of_sum
 from .in_parts import in_parts
 from .recorded import recorded_scan

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.arrays import bytes_of
+from ..base.types import bytes_of
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
 from ..jaxprs.run import read, run_equations

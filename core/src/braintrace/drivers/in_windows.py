@@ -11,8 +11,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..base.arrays import start_of_sum
-from ..base.types import show_path
+from ..base.types import show_path, start_of_sum
 from . import guards
 from .cotangents import add_gradients, end_of_sum
 from .in_parts import in_parts

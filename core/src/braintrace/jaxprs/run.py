@@ -47,7 +47,7 @@ def run_inlined(
     for eqn in jaxpr.eqns:
         operands = [read(env, atom) for atom in eqn.invars]
         etp = is_etp_primitive(eqn.primitive)
-        own = versions.has_source(eqn) if etp else not call or versions.written_in(eqn, call)
+        own = bool(versions.source_of(eqn)) if etp else not call or versions.written_in(eqn, call)
         if eqn.primitive in versions.CALL_PRIMITIVES:
             name = str(eqn.params.get("name", call or ""))
             with versions.at_source(eqn) if own else nullcontext():

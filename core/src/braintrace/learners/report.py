@@ -8,9 +8,8 @@ from typing import Any
 import jax
 
 from ..algorithms.rule import LearningRule
-from ..base.arrays import bytes_of
 from ..base.diagnostics import DiagnosticLevel
-from ..base.types import show_path
+from ..base.types import bytes_of, show_path
 from ..compiler.graph import ETraceGraph
 from ..drivers.block_size import auto_block_size
 

@@ -93,7 +93,7 @@ class Segment:
             for atom, masked in zip(eqn.invars, self.masked, strict=True)
         ]
         # a layer that is itself a branch is attributed to the line of the branches
-        results = versions.bind_equation(eqn, operands, own_source=versions.has_source(eqn))
+        results = versions.bind_equation(eqn, operands, own_source=bool(versions.source_of(eqn)))
         env.update(zip(eqn.outvars, results, strict=True))
         env.update(zip(self.handed_on, values, strict=True))
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...base.arrays import start_of_sum
+from ...base.types import start_of_sum
 from ..operation import Arrays
 from .rules import UNROLL_STATES, TraceRules, added, stacked, state_of, sum_of, sum_over_steps
 
