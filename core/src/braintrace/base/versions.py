@@ -40,6 +40,9 @@ jaxpr_as_fun = jex_core.jaxpr_as_fun
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
 
+#: Differentiation rules supplied by the user; kept as one equation.
+CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p})
+
 #: The differentiation rule of every primitive that has one, those of other libraries included.
 JVP_RULES = ad.primitive_jvps
 
