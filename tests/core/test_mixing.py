@@ -452,9 +452,9 @@ def test_a_transposed_transition() -> None:
 
 
 def test_a_tail_whose_derivative_would_not_fit_is_refused(monkeypatch: Any) -> None:
-    from braintrace.compiler import find_relations
+    from braintrace.compiler import relation
 
-    monkeypatch.setattr(find_relations, "LARGEST_FACTOR", 10)
+    monkeypatch.setattr(relation, "LARGEST_FACTOR", 10)
     built = NormOnTail()
     xs, _ = data(built, 2)
     says = r"between 'etp_mm' at .* and the hidden state h, .*takes 32 numbers .*in front of"

@@ -11,17 +11,16 @@ _DEFINED_IN = {
     "base.errors": "CompilationError NotSupportedError",
     "compiler.compile": "compile_etrace_graph",
     "compiler.control.policy": "ControlFlowPolicy",
-    "compiler.find_relations": (
-        "find_hidden_param_op_relations_from_minfo find_hidden_param_op_relations_from_module"
-    ),
     "compiler.graph": "ETraceGraph",
     "compiler.groups": "HiddenGroup find_hidden_groups_from_minfo find_hidden_groups_from_module",
     "compiler.module_info": "ModuleInfo",
-    "compiler.perturbation": "HiddenPerturbation",
-    "compiler.plan_perturbation": (
-        "add_hidden_perturbation_from_minfo add_hidden_perturbation_in_module"
+    "compiler.perturbation": (
+        "HiddenPerturbation add_hidden_perturbation_from_minfo add_hidden_perturbation_in_module"
     ),
-    "compiler.relation": "HiddenParamOpRelation",
+    "compiler.relation": (
+        "HiddenParamOpRelation find_hidden_param_op_relations_from_minfo "
+        "find_hidden_param_op_relations_from_module"
+    ),
     "compiler.tracing.extract": "extract_module_info",
     "drivers.step_data": "MultiStepData SingleStepData",
     "executor.graph_executor": "ETraceGraphExecutor ETraceVjpGraphExecutor",

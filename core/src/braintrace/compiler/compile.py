@@ -13,15 +13,15 @@ from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError
 from .control.policy import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
-from .find_relations import analyse_operations
 from .findings.groups import group_findings
 from .findings.model import model_findings
 from .findings.operations import operation_findings, relation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
 from .module_info import ModuleInfo
-from .plan_perturbation import perturb_hidden
+from .perturbation import perturb_hidden
 from .program import StateKind
+from .relation import analyse_operations
 from .tracing.extract import extract_module_info
 from .transitions import check_scope
 

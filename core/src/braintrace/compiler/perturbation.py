@@ -1,23 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a perturbed step: each reader of a hidden state sees its own perturbation."""
+"""The perturbed step: the program whose ordinary gradients are the learning signals.
+
+Ordinary reverse mode of one step counts every path. The algorithms need the paths sorted:
+
+- ``l_g``: from a new hidden value to the loss, the other members of its group held fixed, the
+  rest of the step varying;
+- ``e_g``: from an old hidden value to the loss, all new values of its group held fixed;
+- the direct part: from a parameter to the loss, without the paths
+  ``w -> y -> h_g`` of a relation, whose credit is in ``f``, ``D`` and the trace.
+
+One program has all three as its gradients with respect to zero perturbations of the new hidden
+values, to the old hidden values, and to the parameters. Each variable is read in a *context*:
+
+- ``hold``: groups whose old values are read as constants, because the variable is computed on
+  the way to one of their new values (which ``e_g`` holds fixed);
+- ``near``: the group towards whose members the variable is computed without crossing an ETP
+  operation. In it, members of that group are read unperturbed (their dependence on one another is
+  in ``f`` and ``D``) and the operands of its relations are constants.
+
+Crossing an ETP operation, or reading a hidden state of another group, leaves ``near``. An equation
+is emitted once per context that makes a difference to it; its value is the same in all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.errors import NotSupportedError
 from ..base.types import Path
-from ..base.versions import Jaxpr, Var
-from .contexts import Instruction, Read, run_in_contexts
-from .groups import HiddenGroup
+from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
+from ..jaxprs.depends import Along, depends, operands_behind
+from .contexts import Instruction, Read, plan_backward, run_in_contexts
+from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo
+from .near import is_barrier
+from .program import StateKind
+from .relation import Relations, analyse_operations
+from .tracing.extract import extract_module_info
+
+#: How often a step may be written out on average before the model is refused.
+MOST_COPIES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,3 +148,169 @@ class HiddenPerturbation:
         wanted = (*self.outputs, *(self.anywhere.get(var, Read(var)) for var in extra))
         values = run_in_contexts(jaxpr.eqns, self.instructions, given, wanted, perturb)
         return values[: len(self.outputs)], values[len(self.outputs) :]
+
+
+def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
+    """The perturbed step of a traced model.
+
+    Parameters
+    ----------
+    minfo
+        A traced model.
+
+    Returns
+    -------
+    HiddenPerturbation
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
+    >>> perturb = braintrace.add_hidden_perturbation_from_minfo(minfo)
+    >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
+    ([('h',)], (2, 4))
+    """
+    groups, _ = find_hidden_groups_from_minfo(minfo)
+    return perturb_hidden(minfo, groups, analyse_operations(minfo, groups).relations)
+
+
+def add_hidden_perturbation_in_module(
+    model: brainstate.nn.Module, *args: Any
+) -> HiddenPerturbation:
+    """The perturbed step of ``extract_module_info(model, *args)``.
+
+    Parameters
+    ----------
+    model, *args
+        As in :func:`extract_module_info`.
+
+    Returns
+    -------
+    HiddenPerturbation
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> perturb = braintrace.add_hidden_perturbation_in_module(cell, jnp.ones((2, 3)))
+    >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
+    ([('h',)], (2, 4))
+    """
+    return add_hidden_perturbation_from_minfo(extract_module_info(model, *args))
+
+
+class Context(NamedTuple):
+    """How a variable is read; the text at the top of the file says what it means."""
+
+    hold: frozenset[int]
+    near: int | None
+
+
+class _Reads:
+    """How operands are read in the contexts of a perturbed step."""
+
+    def __init__(self, minfo: ModuleInfo, groups: Groups, relations: Relations) -> None:
+        self.minfo, self.member = minfo, member_of(groups)
+        self.traced = {
+            r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
+            for r in relations
+        }
+        self.perturbation = {v: k for k, v in enumerate(self.member)}
+        self.old = {v: g.index for g in groups for v in g.hidden_invars}
+        olds = depends(minfo.eqns, {v: frozenset({g}) for v, g in self.old.items()})
+        nears = depends(
+            minfo.eqns,
+            {},
+            lambda i, eqn, operand: not is_barrier(eqn),
+            self._ends_near,
+            lambda v, marks: frozenset({self.member[v]}) if v in self.member else marks,
+        )
+        # what makes a difference to an equation: groups whose old values are behind it, by any
+        # path, and those near which it is read otherwise than elsewhere
+        none: frozenset[int] = frozenset()
+        self.matters = [
+            tuple(none.union(*(found.get(v, none) for v in eqn.outvars)) for found in (olds, nears))
+            for eqn in minfo.eqns
+        ]
+
+    def _ends_near(self, i: int, eqn: JaxprEqn) -> frozenset[int]:
+        members = frozenset(self.member[v] for v in eqn.outvars if v in self.member)
+        return members | self.traced[i][0] if i in self.traced else members
+
+    def read(self, atom: Atom, hold: frozenset[int], near: int | None, stop: bool = False) -> Read:
+        """How ``atom`` is read by an equation that runs with ``hold`` and ``near``."""
+        if not versions.is_var(atom):
+            return Read(atom)
+        i, perturb = self.minfo.producers.get(atom), None
+        if i is None:
+            return Read(atom, stop=stop or self.old.get(atom) in hold)
+        g = self.member.get(atom)
+        if g is not None and g != near:
+            hold, near, perturb = hold | {g}, g, self.perturbation[atom]
+        olds, nears = self.matters[i]
+        return Read(atom, Context(hold & olds, near if near in nears else None), perturb, stop)
+
+    def operands(self, i: int, context: Context) -> tuple[Read, ...]:
+        """Operands of equation ``i`` in ``context``."""
+        eqn, (hold, near) = self.minfo.eqns[i], context
+        driven, positions = self.traced.get(i, (frozenset(), ()))
+        if near is not None:
+            hold |= {near}
+        outside = None if is_barrier(eqn) else near
+        return tuple(
+            self.read(atom, hold, None, near in driven)
+            if k in positions
+            else self.read(atom, hold, outside)
+            for k, atom in enumerate(eqn.invars)
+        )
+
+
+def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> HiddenPerturbation:
+    """The perturbed step of a compiled model, from the results of the earlier passes."""
+    reads = _Reads(minfo, groups, relations)
+    outputs = tuple(reads.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
+    backward: list[Instruction] = []
+    for step in plan_backward(minfo.eqns, outputs, reads.operands):
+        backward.append(step)
+        if len(backward) > MOST_COPIES * len(minfo.eqns):
+            raise NotSupportedError(
+                f"the {len(groups)} hidden groups of the model read one another's old values "
+                f"in so many ways that its step would be written out more than {MOST_COPIES} "
+                "times. Let fewer layers read the old states of others"
+            )
+    live = _live(minfo, backward, outputs)
+    made = ((step.context, minfo.eqns[step.eqn].outvars) for step in reversed(backward))
+    return HiddenPerturbation(
+        minfo=minfo,
+        groups=tuple(groups),
+        instructions=tuple(reversed(backward)),
+        outputs=outputs,
+        anywhere={var: Read(var, context) for context, results in made for var in results},
+        late_reads=frozenset(g for var, g in reads.old.items() if var in live),
+        direct_leaves=live.intersection(minfo.parameter_leaves.values()),
+    )
+
+
+def _live(
+    minfo: ModuleInfo, backward: Sequence[Instruction], outputs: Sequence[Read]
+) -> frozenset[Var]:
+    """Input variables with a differentiable path to the result or to a state but a parameter."""
+    reached: set[tuple[Atom, Any]] = set()
+
+    def follow(ref: Read) -> None:
+        if versions.is_var(ref.atom) and not ref.stop and versions.is_float(ref.atom.aval):
+            reached.add((ref.atom, ref.context))
+
+    params = {minfo.num_out + i for slot in minfo.slots_of(StateKind.PARAM) for i in slot.leaves}
+    for k, ref in enumerate(outputs):
+        if k not in params:
+            follow(ref)
+    for step in backward:
+        eqn = minfo.eqns[step.eqn]
+        results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
+        for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():
+            follow(step.operands[k])
+    return frozenset(atom for atom, context in reached if context is None)
