@@ -5,7 +5,7 @@ to it, and cards of operations that belong to none."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from ..base.types import Path, show_path
@@ -41,9 +41,13 @@ class _Draft:
     """A card in the making; ``rank`` is where in the program its values are complete."""
 
     rank: int
-    layer: Path | None
-    group: GroupFacts | None
-    nodes: list[Node]
+    group: GroupFacts | None = None
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def layer(self) -> Path:
+        """The path of the module that the states of the group belong to."""
+        return _layer(self.group) if self.group else ()
 
 
 def make_cards(summary: Summary) -> tuple[Card, ...]:
@@ -62,13 +66,13 @@ def home(node: Node) -> Node:
 
 
 def _assigned(summary: Summary) -> list[_Draft]:
-    drafts = {("group", g.index): _Draft(g.eqn, _layer(g), g, []) for g in summary.groups}
+    drafts = {("group", g.index): _Draft(g.eqn, g) for g in summary.groups}
     of_node: dict[Node, _Draft] = dict(drafts)
     alone: list[_Draft] = []
 
     def put(node: Node, draft: _Draft | None, rank: int) -> None:
         if draft is None:
-            alone.append(draft := _Draft(rank, None, None, []))
+            alone.append(draft := _Draft(rank))
         of_node[node] = draft
         draft.nodes.append(node)
 
@@ -89,7 +93,7 @@ def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft])
     driven = [of_node["group", g] for g in op.groups]
     if driven:
         return max(
-            driven, key=lambda d: max((_common(d.layer or (), p) for p in op.parameters), default=0)
+            driven, key=lambda d: max((_common(d.layer, p) for p in op.parameters), default=0)
         )
     fed = [f.target for f in summary.flows if f.source == ("op", op.eqn)]
     for target in fed:
@@ -97,7 +101,7 @@ def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft])
         if draft is None or draft.group is None:
             continue
         old = {f.source for f in summary.flows if f.target == ("op", op.eqn)}
-        inside = any(path[: len(draft.layer or ())] == draft.layer for path in op.parameters)
+        inside = any(path[: len(draft.layer)] == draft.layer for path in op.parameters)
         if inside or ("old", draft.group.index) in old or not op.parameters:
             return draft
     return None
@@ -150,7 +154,7 @@ class _Items:
         self.names = Names.of([*self.gradients, *summary.paths.values(), *layers])
 
     def card(self, draft: _Draft) -> Card:
-        layer = draft.layer or ()
+        layer = draft.layer
         items = tuple(self.item(node, layer) for node in draft.nodes)
         if draft.group is None:
             return Card("without a trace", items, None)

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 
-from ..base.diagnostics import CompilationRecord
 from ..base.types import show_path
 from .draw import draw, themed
 from .facts import Summary
@@ -24,17 +22,24 @@ RULES = """
   font: 12px ui-monospace, Menlo, Consolas, monospace;
 }}
 .bt-report th {{ color: {faint}; }}
-.bt-report .kind {{ color: {warn}; font-weight: bold; }}
+.bt-report .warnings td:first-child {{ color: {warn}; font-weight: bold; }}
 """
 
 
 def to_html(summary: Summary) -> str:
     """A fragment for a notebook: the drawing and collapsible tables, in light and dark."""
+    warnings = Table(
+        "Warnings",
+        ("kind", "message", "remedy", "source"),
+        tuple(
+            tuple(map(Cell, (r.kind.value, r.message, r.remedy, r.source or "")))
+            for r in summary.warnings
+        ),
+    )
     parts = [
         f"<style>{themed(RULES)}</style>",
         str(draw(summary)),
-        *(_table(table) for table in tables(summary, fold=False)),
-        _warnings(summary.warnings),
+        *map(_table, (*tables(summary, fold=False), *([warnings] if warnings.rows else []))),
         f"<p>{escape(totals(summary))}</p>",
     ]
     return f'<div class="bt-report">{"".join(parts)}</div>'
@@ -53,32 +58,14 @@ def _table(table: Table) -> str:
     rows = "".join(
         f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in table.rows
     )
-    return _details(
-        f"{table.title} ({len(table.rows)})",
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>",
+    return (
+        f"<details><summary>{table.title} ({len(table.rows)})</summary>"
+        f'<table class="{table.title.split()[0].lower()}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></details>"
     )
 
 
 def _cell(cell: Cell) -> str:
     if cell.paths or cell.items:
-        return "<br>".join(escape(text) for text in (*map(show_path, cell.paths), *cell.items))
+        return "<br>".join(map(escape, (*map(show_path, cell.paths), *cell.items)))
     return escape(numbers(cell.numbers) if cell.numbers else cell.text)
-
-
-def _warnings(records: Sequence[CompilationRecord]) -> str:
-    if not records:
-        return ""
-    return _details(
-        f"Warnings ({len(records)})",
-        f"<table><tbody>{''.join(_warning(record) for record in records)}</tbody></table>",
-    )
-
-
-def _warning(record: CompilationRecord) -> str:
-    cells = (record.message, record.remedy, record.source or "")
-    rest = "".join(f"<td>{escape(text)}</td>" for text in cells)
-    return f'<tr><td class="kind">{escape(record.kind.value)}</td>{rest}</tr>'
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
 from ..base.types import Path
@@ -58,6 +59,13 @@ class Span(int):
 
     last: int
 
+    @classmethod
+    def between(cls, first: Any, last: Any) -> Span:
+        """The integers from ``first`` to ``last``."""
+        span = cls(first)
+        span.last = last
+        return span
+
     def __format__(self, spec: str) -> str:
         return f"{int(self)}-{self.last}"
 
@@ -70,25 +78,8 @@ def why(op: OperationFacts, brief: bool = False) -> str:
 def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
     """Groups, relations, parameters and operations without a trace; empty tables are left out."""
     sources = short_sources(op.source for op in summary.operations)
-    found = (
-        _groups(summary),
-        _relations(summary, sources),
-        _parameters(summary),
-        _excluded(summary, sources),
-    )
-    kept = [_without_empty_columns(table) for table in found if table.rows]
-    return tuple(replace(t, rows=fold_rows(t.rows)) for t in kept) if fold else tuple(kept)
-
-
-def _without_empty_columns(table: Table) -> Table:
-    kept = [k for k in range(len(table.header)) if any(row[k] != Cell() for row in table.rows)]
-    rows = tuple(tuple(row[k] for k in kept) for row in table.rows)
-    return Table(table.title, tuple(table.header[k] for k in kept), rows)
-
-
-def _groups(summary: Summary) -> Table:
     united = any(unit for group in summary.groups for unit in group.units)
-    rows = tuple(
+    groups = [
         (
             Cell(numbers=(group.index,)),
             Cell(paths=group.states),
@@ -98,12 +89,8 @@ def _groups(summary: Summary) -> Table:
             Cell(", ".join(unit or "1" for unit in group.units) if united else ""),
         )
         for group in summary.groups
-    )
-    return Table("Hidden groups", ("#", "states", "positions", "S", "transition", "unit"), rows)
-
-
-def _relations(summary: Summary, sources: dict[str, str]) -> Table:
-    rows = tuple(
+    ]
+    relations = [
         (
             Cell(numbers=(op.relation or 0,)),
             Cell(op.primitive),
@@ -113,13 +100,8 @@ def _relations(summary: Summary, sources: dict[str, str]) -> Table:
             Cell(sources[op.source]),
         )
         for op in summary.relations
-    )
-    header = ("#", "operation", "parameters", "drives", "y in positions", "source")
-    return Table("Relations", header, rows)
-
-
-def _parameters(summary: Summary) -> Table:
-    rows = tuple(
+    ]
+    parameters = [
         (
             Cell(paths=(parameter.path,)),
             Cell(items=parameter.leaves),
@@ -127,17 +109,26 @@ def _parameters(summary: Summary) -> Table:
             Cell(numbers=parameter.relations),
         )
         for parameter in summary.parameters
-    )
-    return Table("Parameters", ("parameter", "leaves", "gradient", "relation"), rows)
-
-
-def _excluded(summary: Summary, sources: dict[str, str]) -> Table:
-    rows = tuple(
+    ]
+    excluded = [
         (Cell(op.primitive), Cell(paths=op.parameters), Cell(why(op)), Cell(sources[op.source]))
         for op in summary.excluded
+    ]
+    found = (
+        ("Hidden groups", "#, states, positions, S, transition, unit", groups),
+        ("Relations", "#, operation, parameters, drives, y in positions, source", relations),
+        ("Parameters", "parameter, leaves, gradient, relation", parameters),
+        ("Operations without a trace", "operation, parameters, why no trace, source", excluded),
     )
-    header = ("operation", "parameters", "why no trace", "source")
-    return Table("Operations without a trace", header, rows)
+    return tuple(_table(title, header, rows, fold) for title, header, rows in found if rows)
+
+
+def _table(title: str, header: str, rows: Sequence[Row], fold: bool) -> Table:
+    """A table without the columns in which nothing stands."""
+    names = header.split(", ")
+    kept = [k for k in range(len(names)) if any(row[k] != Cell() for row in rows)]
+    rows = tuple(tuple(row[k] for k in kept) for row in rows)
+    return Table(title, tuple(names[k] for k in kept), fold_rows(rows) if fold else rows)
 
 
 def totals(summary: Summary) -> str:
@@ -194,7 +185,7 @@ def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     folded = {run[0]: run for run in runs if len(run) >= FOLDED}
     gone = {k for run in folded.values() for k in run[1:]}
     return tuple(
-        _merged([rows[i] for i in folded[k]]) if k in folded else row
+        tuple(map(_merged, zip(*(rows[i] for i in folded[k]), strict=True))) if k in folded else row
         for k, row in enumerate(rows)
         if k not in gone
     )
@@ -203,56 +194,43 @@ def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
 def _template(row: Row) -> object:
     """What rows that can be folded have in common."""
     return tuple(
-        (cell.text, cell.items, len(cell.numbers), tuple(_renumbered(p, None) for p in cell.paths))
+        (cell.text, cell.items, len(cell.numbers), *(_renumbered(p, None) for p in cell.paths))
         for cell in row
     )
 
 
-def _place(path: Path) -> int | None:
-    """Where the number of the layer stands in a path."""
-    return next((k for k, part in enumerate(path) if isinstance(part, int)), None)
+def _number(path: Path) -> int | None:
+    """The number of the layer in a path."""
+    return next((part for part in path if isinstance(part, int)), None)
 
 
 def _renumbered(path: Path, number: object) -> Path:
     """A path with something else in the place of its layer's number."""
-    k = _place(path)
+    k = next((k for k, part in enumerate(path) if isinstance(part, int)), None)
     return path if k is None else (*path[:k], number, *path[k + 1 :])
-
-
-def _layer(row: Row) -> int | None:
-    """The one layer that all paths of a row belong to."""
-    paths = [path for cell in row for path in cell.paths]
-    found = {None if (k := _place(path)) is None else path[k] for path in paths}
-    return found.pop() if len(found) == 1 else None
 
 
 def _evenly(rows: Sequence[Row]) -> bool:
     """Whether the layers of rows follow one another and their numbers advance evenly."""
-    layers = [_layer(row) for row in rows]
-    if None in layers or any(b - a != 1 for a, b in pairwise(layers)):  # type: ignore[operator]
+    layers = [{_number(path) for cell in row for path in cell.paths} for row in rows]
+    if any(len(found) != 1 or None in found for found in layers):
         return False
-    numbers = [[n for cell in row for n in cell.numbers] for row in rows]
+    numbers: list[list[Any]] = [
+        [*layer, *(n for cell in row for n in cell.numbers)]
+        for layer, row in zip(layers, rows, strict=True)
+    ]
     steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(numbers)]
-    return all(step == steps[0] for step in steps)
+    return all(step[0] == 1 and step == steps[0] for step in steps)
 
 
-def _merged(rows: Sequence[Row]) -> Row:
-    return tuple(_merged_cell(column) for column in zip(*rows, strict=True))
-
-
-def _merged_cell(column: Sequence[Cell]) -> Cell:
+def _merged(column: Sequence[Cell]) -> Cell:
+    """The cells of rows that are one row now."""
     first, last = column[0], column[-1]
     return replace(
         first,
         numbers=tuple(n for cell in column for n in cell.numbers),
-        paths=tuple(_spanned(a, b) for a, b in zip(first.paths, last.paths, strict=True)),
+        paths=tuple(
+            a if _number(a) is None else _renumbered(a, Span.between(_number(a), _number(b)))
+            for a, b in zip(first.paths, last.paths, strict=True)
+        ),
     )
-
-
-def _spanned(first: Path, last: Path) -> Path:
-    k = _place(first)
-    if k is None:
-        return first
-    span = Span(first[k])
-    span.last = last[k]
-    return _renumbered(first, span)

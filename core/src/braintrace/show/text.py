@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ..base.types import Path, show_path
 
@@ -45,22 +45,12 @@ def wrap(words: Iterable[str], width: int) -> list[str]:
 def _pieces(word: str, width: int) -> Iterator[str]:
     """A word in pieces of at most ``width`` columns, cut behind a dot where one is near."""
     while columns(word) > width:
-        cut = _prefix(word, width)
+        cut = max(1, sum(taken <= width for taken in accumulate(map(_width, word))))
         dot = max(word.rfind(mark, 0, cut) for mark in "./]_") + 1
         cut = dot if dot > cut // 2 else cut
         yield word[:cut]
         word = word[cut:]
     yield word
-
-
-def _prefix(word: str, width: int) -> int:
-    """How many characters of a word fit into ``width`` columns; at least one."""
-    taken = 0
-    for i, char in enumerate(word):
-        taken += _width(char)
-        if taken > width:
-            return max(i, 1)
-    return len(word)
 
 
 @dataclass(frozen=True)
