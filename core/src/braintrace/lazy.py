@@ -46,33 +46,32 @@ def provided(kind: str, name: str) -> object:
     """What another distribution provides as ``name`` among the ``ops`` or in ``nn``."""
     if not _has_provider(kind, name):
         raise _unknown(kind, name)
-    from .plugins.errors import PluginError, as_attribute_error
+    from .plugins.errors import PluginAttributeError, PluginError
 
     try:
         return _loaded(kind, name)
     except PluginError as error:
         module = sys.modules[_MODULE_OF[kind]]
-        raise as_attribute_error(error, name, module) from error.__cause__
+        raise PluginAttributeError.of(error, name, module) from error.__cause__
 
 
 def names_of_core() -> list[str]:
     """What ``dir(braintrace)`` lists: everything that resolves."""
     absent = {name for name, (_, package) in DISTRIBUTED.items() if _spec_of(package) is None}
-    known = {*CORE, *SUBMODULES} - absent
-    return sorted({*vars(sys.modules[_PACKAGE]), *known, *_available("ops")})
+    return _listed("ops", {*CORE, *SUBMODULES} - absent)
 
 
 def names_of_nn() -> list[str]:
     """What ``dir(braintrace.nn)`` lists: everything that resolves."""
-    forwarded = (n for n in dir(import_module("brainstate.nn")) if not n.startswith("_"))
-    mine = {*forwarded} - OFFICIAL["nn"].keys()
-    return sorted({*vars(sys.modules[_MODULE_OF["nn"]]), *mine, *_available("nn")})
+    forwarded = {n for n in dir(import_module("brainstate.nn")) if not n.startswith("_")}
+    return _listed("nn", forwarded - OFFICIAL["nn"].keys())
 
 
-def _available(kind: str) -> frozenset[str]:
+def _listed(kind: str, names: set[str]) -> list[str]:
     from .plugins import process, resolution
 
-    return resolution.available(process.host(), kind)
+    available = resolution.available(process.host(), kind)
+    return sorted({*vars(sys.modules[_MODULE_OF[kind]]), *names, *available})
 
 
 def _has_provider(kind: str, name: str) -> bool:
@@ -105,7 +104,7 @@ def _unknown(kind: str, name: str) -> AttributeError:
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    from importlib.util import find_spec
+    from importlib.util import find_spec  # slow to import
 
     return find_spec(module)
 
@@ -120,16 +119,14 @@ class _ProviderFinder:
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> None:
         parent, _, name = fullname.rpartition(".")
-        kind = next((kind for kind, module in _MODULE_OF.items() if module == parent), None)
-        if kind is None or (name in SUBMODULES and name not in DISTRIBUTED) or name in CORE:
-            return
-        if _has_provider(kind, name):
-            from .plugins.errors import PluginError, as_import_error
+        kind = next((kind for kind, module in _MODULE_OF.items() if module == parent), "")
+        if kind and name not in {*CORE, *SUBMODULES} - {*DISTRIBUTED} and _has_provider(kind, name):
+            from .plugins.errors import PluginError, PluginImportError
 
             try:
                 _loaded(kind, name)
             except PluginError as error:
-                raise as_import_error(error) from error.__cause__
+                raise PluginImportError.of(error) from error.__cause__
 
 
 class _DistributedFinder:
@@ -169,5 +166,4 @@ def install_finders() -> None:
     known = {type(finder).__qualname__ for finder in sys.meta_path}
     if "_ProviderFinder" not in known:
         sys.meta_path.append(_ProviderFinder())
-    if "_DistributedFinder" not in known:
         sys.meta_path.insert(0, _DistributedFinder())

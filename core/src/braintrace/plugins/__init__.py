@@ -6,15 +6,17 @@ A plugin is loaded on first use of one of its names; nothing here needs to be ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .errors import PluginError as PluginError
+from .host import Host as _Host
+from .process import exchange as _exchange
 from .process import host as _host
-from .process import isolated as _isolated
 from .records import PluginRecord as PluginRecord
 from .records import PluginState as PluginState
+from .settings import Settings as _Settings
 from .settings import names as _names
 
 _UNCHANGED: Any = object()
@@ -154,7 +156,8 @@ def register(plugin: object) -> PluginRecord:
     return _host().register(plugin)
 
 
-def isolated(plugins: Iterable[object] = ()) -> AbstractContextManager[tuple[PluginRecord, ...]]:
+@contextmanager
+def isolated(plugins: Iterable[object] = ()) -> Iterator[tuple[PluginRecord, ...]]:
     """Only these plugin objects for the length of a ``with`` block, none of those installed.
 
     For tests. The whole process sees them. Primitives that the block registers are forgotten
@@ -182,7 +185,17 @@ def isolated(plugins: Iterable[object] = ()) -> AbstractContextManager[tuple[Plu
     ...     print(records, hasattr(braintrace, "matmul"))
     () False
     """
-    return _isolated(tuple(plugins))
+    from ..ops import primitive
+
+    known, here = primitive.snapshot(), _Host(_Settings(), scanned=())
+    before = _exchange(here)
+    try:
+        for plugin in plugins:
+            here.register(plugin)
+        yield here.records()
+    finally:
+        _exchange(before)
+        primitive.restore(known)
 
 
 def conformance_cases(family: str) -> tuple[Any, ...]:

@@ -20,20 +20,20 @@ class PluginError(Exception):
 class PluginAttributeError(PluginError, AttributeError):
     """Raised by attribute access, so that ``hasattr`` is false."""
 
+    @classmethod
+    def of(cls, error: PluginError, name: str, module: Any) -> PluginAttributeError:
+        """The same error for attribute access of ``name`` on ``module``."""
+        found = cls(str(error), error.provider)
+        found.name, found.obj = name, module
+        return found
+
 
 class PluginImportError(PluginError, ModuleNotFoundError):
     """Raised by import statements; its ``name`` is the provider's import package."""
 
-
-def as_attribute_error(error: PluginError, name: str, module: Any) -> PluginAttributeError:
-    """The same error for attribute access of ``name`` on ``module``."""
-    found = PluginAttributeError(str(error), error.provider)
-    found.name, found.obj = name, module
-    return found
-
-
-def as_import_error(error: PluginError) -> PluginImportError:
-    """The same error for an import statement."""
-    found = PluginImportError(str(error), error.provider)
-    found.name = error.provider.replace("-", "_")
-    return found
+    @classmethod
+    def of(cls, error: PluginError) -> PluginImportError:
+        """The same error for an import statement."""
+        found = cls(str(error), error.provider)
+        found.name = error.provider.replace("-", "_")
+        return found

@@ -11,7 +11,8 @@ import importlib
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .errors import PluginError
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
 __version__: str = getattr(sys.modules["braintrace"], "__version__", "0+unknown")
 
 _API_GROUP = f"{PLUGIN_GROUP}1"
-
-
-@dataclass(frozen=True)
-class _InProcess:
-    """The entry point of a plugin object that was handed over directly."""
-
-    name: str
-    value: str
-    plugin: object
-    group: str = _API_GROUP
-
-    def load(self) -> object:
-        return self.plugin
 
 
 class Host:
@@ -218,11 +206,10 @@ class Host:
                 )
         except KeyboardInterrupt:
             raise
-        except hooks.IncompatibleError as exception:
-            state, reason = PluginState.INCOMPATIBLE, _other_api(candidate, str(exception))
-            return replace(record, state=state, reason=reason, exception=exception), None
         except BaseException as exception:
             state, reason = PluginState.FAILED, f"failed to load ({brief(exception)})"
+            if isinstance(exception, hooks.IncompatibleError):
+                state, reason = PluginState.INCOMPATIBLE, _other_api(candidate, str(exception))
             return replace(record, state=state, reason=reason, exception=exception), None
         return replace(record, problems=_problems(candidate, offer)), offer
 
@@ -232,6 +219,7 @@ class Host:
         """Register everything that a plugin declares, or nothing."""
         if offer is None:
             return record
+        from ..base.versions import hide_frames
         from ..ops import primitive as registry
 
         owner = package_of(candidate.plugins[0])
@@ -247,8 +235,8 @@ class Host:
             for spec in offer.specs:
                 self._register(spec, owner)
         self._managers[candidate.distribution] = offer.manager
-        if candidate not in self._in_process:
-            _hide_frames(owner)
+        if getattr(sys.modules.get(owner), "__file__", None) and candidate not in self._in_process:
+            hide_frames(sys.modules[owner])  # diagnostics name the line that uses the plugin
         return replace(record, primitives=tuple(spec.name for spec in offer.specs))
 
     # --- primitives --------------------------------------------------------------------------
@@ -316,18 +304,16 @@ class Host:
         except Exception as exception:
             raise PluginError(f"{plugin!r:.80} is not a plugin: {brief(exception)}") from exception
         module = type(plugin).__module__
-        candidate = Candidate(
-            distribution=info.distribution or info.family,
-            version=info.version,
-            origin=module,
-            plugins=(_InProcess(info.family, f"{module}:{type(plugin).__name__}", plugin),),
-            exports={},
+        value = f"{module}:{type(plugin).__name__}"
+        entry: Any = SimpleNamespace(
+            name=info.family, value=value, group=_API_GROUP, load=lambda: plugin
         )
+        name = info.distribution or info.family
+        candidate = Candidate(name, info.version, module, plugins=(entry,), exports={})
         with self._lock:
-            if any(c.distribution == candidate.distribution for c in self.candidates()):
+            if any(c.distribution == name for c in self.candidates()):
                 raise PluginError(
-                    f"the distribution {candidate.distribution!r} of this plugin is known already",
-                    candidate.distribution,
+                    f"the distribution {name!r} of this plugin is known already", name
                 )
             self._in_process += (candidate,)
         try:
@@ -335,7 +321,7 @@ class Host:
         except PluginError:
             with self._lock:
                 self._in_process = tuple(c for c in self._in_process if c is not candidate)
-                self._outcomes.pop(candidate.distribution, None)
+                self._outcomes.pop(name, None)
             raise
         return self.record(candidate)
 
@@ -361,37 +347,23 @@ class Host:
             print(f"braintrace.plugins: {text}", file=sys.stderr)
 
 
-def _hide_frames(package: str) -> None:
-    """Diagnostics name the line that uses an installed plugin, not a line of the plugin."""
-    from ..base import versions
-
-    module = sys.modules.get(package)
-    if getattr(module, "__file__", None):
-        versions.hide_frames(module)
-
-
 def _why_incompatible(candidate: Candidate) -> str | None:
     if not candidate.core_admitted:
         return (
             f"needs braintrace-core{candidate.needs_core}, but braintrace-core {__version__} is "
-            f"installed. {_upgrade(candidate)}"
+            f"installed. Run: pip install --upgrade braintrace-core {candidate.distribution}"
         )
     groups = {entry.group for entry in candidate.plugins}
     if groups and _API_GROUP not in groups:
-        theirs = ", ".join(sorted(g.removeprefix(PLUGIN_GROUP) for g in groups))
-        return _other_api(candidate, theirs)
+        return _other_api(candidate, ", ".join(sorted(g[len(PLUGIN_GROUP) :] for g in groups)))
     return None
 
 
 def _other_api(candidate: Candidate, theirs: str) -> str:
     return (
         f"is written for plugin API {theirs}, but braintrace-core {__version__} offers 1.0. "
-        f"{_upgrade(candidate)}"
+        f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
     )
-
-
-def _upgrade(candidate: Candidate) -> str:
-    return f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
 
 
 def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any
 
 from .records import PluginRecord, PluginState
 from .settings import normalised
@@ -35,21 +35,6 @@ def use_backport() -> None:
         _library = importlib.import_module("importlib_metadata")
 
 
-class Entry(Protocol):
-    """What the host needs of an entry point."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def value(self) -> str: ...
-
-    @property
-    def group(self) -> str: ...
-
-    def load(self) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Candidate:
     """A distribution that declares plugin entry points; nothing of it is imported.
@@ -62,8 +47,8 @@ class Candidate:
     distribution: str
     version: str
     origin: str
-    plugins: tuple[Entry, ...]
-    exports: dict[tuple[str, str], Entry]
+    plugins: tuple[metadata.EntryPoint, ...]
+    exports: dict[tuple[str, str], metadata.EntryPoint]
     needs_core: str = ""
     core_admitted: bool = True
 
@@ -95,7 +80,7 @@ class Candidate:
         )
 
 
-def package_of(entry: Entry) -> str:
+def package_of(entry: metadata.EntryPoint) -> str:
     """Top-level package that an entry point lives in."""
     return entry.value.partition(":")[0].partition(".")[0].strip()
 
@@ -105,7 +90,11 @@ def scan(core_version: str) -> tuple[Candidate, ...]:
     found: dict[str, Candidate] = {}
     for dist in _library.distributions():
         try:
-            entries = tuple(e for e in dist.entry_points if _is_ours(e))
+            entries = [
+                entry
+                for entry in dist.entry_points
+                if entry.group in EXPORT_GROUPS or entry.group.startswith(PLUGIN_GROUP)
+            ]
             if entries and (name := dist.metadata.get("Name")):
                 # The first on sys.path is the one that gets imported.
                 found.setdefault(normalised(name), _candidate(dist, name, entries, core_version))
@@ -114,18 +103,17 @@ def scan(core_version: str) -> tuple[Candidate, ...]:
     return tuple(sorted(found.values(), key=lambda c: c.distribution))
 
 
-def _is_ours(entry: Entry) -> bool:
-    return entry.group in EXPORT_GROUPS or entry.group.startswith(PLUGIN_GROUP)
-
-
-def _candidate(dist: Any, name: str, entries: tuple[Entry, ...], core_version: str) -> Candidate:
+def _candidate(
+    dist: Any, name: str, entries: list[metadata.EntryPoint], core_version: str
+) -> Candidate:
+    exported = [entry for entry in entries if entry.group in EXPORT_GROUPS]
     needs_core, core_admitted = _bounds_on_core(dist.requires or [], core_version)
     return Candidate(
         distribution=normalised(name),
         version=dist.version,
         origin=_origin(dist),
-        plugins=tuple(e for e in entries if e.group not in EXPORT_GROUPS),
-        exports={(EXPORT_GROUPS[e.group], e.name): e for e in entries if e.group in EXPORT_GROUPS},
+        plugins=tuple(entry for entry in entries if entry not in exported),
+        exports={(EXPORT_GROUPS[entry.group], entry.name): entry for entry in exported},
         needs_core=needs_core,
         core_admitted=core_admitted,
     )

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Report:
     seconds: float | None = None
     primitives: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
-    findings: tuple[dict[str, str], ...] = field(default=())
+    findings: tuple[dict[str, str], ...] = ()
 
 
 def probe(distribution: str, timeout: float) -> Report:
@@ -75,16 +75,11 @@ def _run(command: list[str], stream: Any, timeout: float) -> int | None:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and, where the system knows such groups, those it has started."""
-    with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+            with contextlib.suppress(OSError):  # where the system has groups, all it has started
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
 
 
 def _read(answer: Path, status: int | None, timeout: float) -> Report:
@@ -133,36 +128,36 @@ def _load(distribution: str) -> Report:
     candidate = next(c for c in found.candidates() if c.distribution == distribution)
     with contextlib.suppress(PluginError):
         found.load(candidate)
-    record = next(r for r in found.records() if r.distribution == distribution)
+    record = found.record(candidate)
     usable = str(record.state) == "loaded"
+    broken = _broken_exports(candidate) if usable else []
     return Report(
         str(record.state),
         record.reason,
         record.load_time,
         record.primitives,
-        (*record.problems, *(_broken_exports(found, candidate) if usable else ())),
+        (*record.problems, *broken),
         _own_findings(found, candidate) if usable else (),
     )
 
 
-def _broken_exports(host: Any, candidate: Any) -> tuple[str, ...]:
+def _broken_exports(candidate: Any) -> list[str]:
     """Exported names whose object is not there."""
     broken = []
-    for kind, name in candidate.exports:
-        entry = candidate.exports[kind, name]
+    for (_, name), entry in candidate.exports.items():
         try:
             entry.load()
         except BaseException as exception:
             error = f"{type(exception).__name__}: {exception}"
             broken.append(f"its export {name!r} ({entry.value}) cannot be loaded ({error})")
-    return tuple(broken)
+    return broken
 
 
 def _own_findings(host: Any, candidate: Any) -> tuple[dict[str, str], ...]:
     from . import services
 
     try:
-        return tuple(asdict(finding) for finding in services.findings(host, candidate))
+        return tuple(map(asdict, services.findings(host, candidate)))
     except Exception as exception:
         text = f"its braintrace_doctor cannot be used ({type(exception).__name__}: {exception})"
         return ({"id": "doctor_hook", "level": "error", "text": text, "fix": ""},)

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from .host import Host
-from .records import PluginRecord
 from .settings import Settings
 
 _LOCK = threading.Lock()
@@ -36,18 +33,8 @@ def restored(name: str, owner: str) -> Any:
     return restored(name, owner)
 
 
-@contextmanager
-def isolated(plugins: Iterable[object]) -> Iterator[tuple[PluginRecord, ...]]:
-    """A host of its own with these plugin objects alone; see :mod:`braintrace.plugins`."""
+def exchange(other: Host | None) -> Host | None:
+    """Let another host serve the process; the one that did until now."""
     global _HOST
-    from ..ops import primitive
-
-    before, known = _HOST, primitive.snapshot()
-    _HOST = Host(Settings(), scanned=())
-    try:
-        for plugin in plugins:
-            _HOST.register(plugin)
-        yield _HOST.records()
-    finally:
-        _HOST = before
-        primitive.restore(known)
+    before, _HOST = _HOST, other
+    return before
