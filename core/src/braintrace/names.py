@@ -55,27 +55,21 @@ PLUGIN_OF_CORE = "braintrace.learners.plugin:plugin"
 #: Submodules that are a distribution of their own: its name and its import package.
 DISTRIBUTED = {"testing": ("braintrace-testing", "braintrace_testing")}
 
+#: Of each official distribution, the operation and the layers.
+_PROVIDED_BY = {
+    "braintrace-conv": ("conv", "Conv1d Conv2d Conv3d"),
+    "braintrace-dense": (
+        "matmul",
+        "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell MGUCell "
+        "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell",
+    ),
+    "braintrace-elemwise": ("element_wise", ""),
+    "braintrace-lora": ("lora_matmul", "LoRA"),
+    "braintrace-sparse": ("sparse_matmul", "SparseLinear"),
+}
+
 #: Official names of operations and layers, and the distribution that each belongs to.
 OFFICIAL = {
-    "ops": {
-        "matmul": "braintrace-dense",
-        "element_wise": "braintrace-elemwise",
-        "conv": "braintrace-conv",
-        "sparse_matmul": "braintrace-sparse",
-        "lora_matmul": "braintrace-lora",
-    },
-    "nn": {
-        **dict.fromkeys(
-            (
-                "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell "
-                "MGUCell LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell"
-            ).split(),
-            "braintrace-dense",
-        ),
-        "Conv1d": "braintrace-conv",
-        "Conv2d": "braintrace-conv",
-        "Conv3d": "braintrace-conv",
-        "SparseLinear": "braintrace-sparse",
-        "LoRA": "braintrace-lora",
-    },
+    "ops": {operation: of for of, (operation, _) in _PROVIDED_BY.items()},
+    "nn": {layer: of for of, (_, layers) in _PROVIDED_BY.items() for layer in layers.split()},
 }

@@ -34,35 +34,26 @@ from typing import TYPE_CHECKING, Any
 
 import jax  # noqa: F401  as a whole: threads that enter it by different modules find halves of it
 
-from .base.errors import CompilationError as CompilationError
-from .base.errors import NotSupportedError as NotSupportedError
-from .ops.arguments import ArrayLike as ArrayLike
-from .ops.arguments import ParameterFn as ParameterFn
-from .ops.arguments import bias_in_unit as bias_in_unit
-from .ops.arguments import by_rows as by_rows
-from .ops.arguments import processed as processed
-from .ops.arguments import real_array as real_array
-from .ops.arguments import with_unit as with_unit
-from .ops.layers import Initializer as Initializer
-from .ops.layers import Size as Size
-from .ops.layers import as_count as as_count
-from .ops.layers import as_size as as_size
-from .ops.layers import initial_value as initial_value
-from .ops.layers import keyword_key as keyword_key
-from .ops.layers import seeded as seeded
-from .ops.spec import ETPPrimitiveSpec as ETPPrimitiveSpec
-from .plugins.declared import API as API
-from .plugins.declared import DoctorContext as DoctorContext
-from .plugins.declared import Finding as Finding
-from .plugins.declared import HostInfo as HostInfo
-from .plugins.declared import PluginInfo as PluginInfo
+from .base.errors import CompilationError, NotSupportedError
+from .ops.arguments import (
+    ArrayLike,
+    ParameterFn,
+    bias_in_unit,
+    by_rows,
+    processed,
+    real_array,
+    with_unit,
+)
+from .ops.layers import Initializer, Size, as_count, as_size, initial_value, keyword_key, seeded
+from .ops.spec import ETPPrimitiveSpec
+from .plugins.declared import API, DoctorContext, Finding, HostInfo, PluginInfo
 from .plugins.errors import PluginError
-from .plugins.hooks import hookimpl as hookimpl
+from .plugins.hooks import hookimpl
 from .plugins.process import host
 
 if TYPE_CHECKING:
-    from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
-    from .learners.vjp import ETraceVjpAlgorithm as ETraceVjpAlgorithm
+    from .learners.learner import ETraceAlgorithm
+    from .learners.vjp import ETraceVjpAlgorithm
 else:
 
     def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``braintrace``: one module per sub-command, in a table.
+"""The command ``braintrace``: one module per sub-command.
 
-Nothing but the interpreter's own modules is imported before a sub-command needs it, so ``--help``
-and mistakes in the arguments are answered at once.
+The module is imported when its command is given, so ``--help`` is answered at once.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
-from . import doctor, explain, new_plugin, plugins
-from .common import OK, REFUSED, USAGE, Command, Refusal, UsageError, core_version
+from .common import OK, REFUSED, USAGE, Refusal, UsageError, core_version
 
-COMMANDS: Mapping[str, Command] = {
-    "explain": explain.COMMAND,
-    "plugins": plugins.COMMAND,
-    "doctor": doctor.COMMAND,
-    "new-plugin": new_plugin.COMMAND,
+#: What the sub-commands do; each is the module of its name, with ``declare`` and ``run``.
+COMMANDS = {
+    "explain": "compile a model and print, draw or save what the compiler found",
+    "plugins": "list the plugins that are installed, with their state",
+    "doctor": "examine the installation: every plugin is loaded in a process of its own",
+    "new-plugin": "write a working plugin with one operation, its rules and its tests",
 }
 
 
@@ -40,34 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
-    try:
-        status = COMMANDS[options.command].run(options)
-        sys.stdout.flush()
-        return status
-    except UsageError as error:
-        return _complain(error, USAGE)
-    except Refusal as error:
-        return _complain(error, REFUSED)
-    except BrokenPipeError:  # the reader of the output, such as ``head``, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"braintrace: {error}", file=sys.stderr)
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
+    words = sys.argv[1:] if arguments is None else [*arguments]
     parser = argparse.ArgumentParser(
         prog="braintrace",
         description="Online learning by eligibility traces: tools for models and plugins.",
     )
     parser.add_argument("--version", action="version", version=f"braintrace-core {core_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.arguments(
-            commands.add_parser(name, help=command.help, description=command.help + ".")
-        )
-    return parser
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text}.")
+        if words[:1] == [name]:
+            module = import_module(f".{name.replace('-', '_')}", __name__)
+            module.declare(command)
+    options = parser.parse_args(words)
+    try:
+        status = int(module.run(options))
+        sys.stdout.flush()
+        return status
+    except (UsageError, Refusal) as error:
+        print(f"braintrace: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else REFUSED
+    except BrokenPipeError:  # the reader of the output, such as ``head``, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK

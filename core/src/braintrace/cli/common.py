@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sub-commands share: how they are declared and how they refuse."""
+"""What the sub-commands share: how they refuse and what they print."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
+
+from ..names import OFFICIAL
 
 OK, REFUSED, USAGE = 0, 1, 2
 LISTED = 30  # names, where none is like the one that was given
@@ -21,15 +21,6 @@ class UsageError(Exception):
 
 class Refusal(Exception):
     """What the user gave cannot be used, such as a model that does not compile; exit status 1."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command: one line of help, its arguments, and what it does."""
-
-    help: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 def hint(name: str, known: Iterable[str], what: str) -> str:
@@ -56,6 +47,4 @@ def core_version() -> str:
 
 def official() -> set[str]:
     """The distributions of the official families."""
-    from ..names import OFFICIAL
-
     return {distribution for names in OFFICIAL.values() for distribution in names.values()}

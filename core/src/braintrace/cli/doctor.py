@@ -9,35 +9,28 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
-from .common import OK, REFUSED, Command, UsageError, as_json, core_version, hint, official
-
-if TYPE_CHECKING:
-    from ..plugins.metadata import Candidate
-    from ..plugins.probe import Report
+from .. import names
+from ..plugins import metadata
+from ..plugins.declared import Finding
+from ..plugins.metadata import Candidate
+from ..plugins.probe import Report, probe
+from ..plugins.process import host
+from ..plugins.resolution import enabled_providers
+from ..plugins.settings import normalised
+from .common import OK, REFUSED, UsageError, as_json, core_version, hint, official
 
 CORE, PACKAGE = "braintrace-core", "braintrace"
 REINSTALL = f"Run: pip install --force-reinstall --no-deps {CORE}"
 
 
-@dataclass(frozen=True)
-class Found:
-    """A finding and the distribution that it is about."""
-
-    subject: str
-    id: str
-    level: str
-    text: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        fix = f"\n  {self.fix}" if self.fix else ""
-        return f"{self.level}: {self.id}: {self.subject} {self.text}{fix}"
+Found = tuple[str, Finding]
+"""A finding, and the distribution that it is about."""
 
 
-def _declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="only this plugin, by family or distribution")
     add("--json", action="store_true", help="print data instead of a report")
@@ -45,11 +38,8 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         help="how long a plugin may take to load (default: 60)")  # fmt: skip
 
 
-def doctor(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Examine core and the plugins; the status is 1 when there is an error."""
-    from ..plugins import metadata
-    from ..plugins.process import host
-
     if not options.timeout > 0:
         raise UsageError(f"--timeout must be positive, got {options.timeout:g}")
     metadata.use_backport()
@@ -63,8 +53,8 @@ def doctor(options: argparse.Namespace) -> int:
     if options.name and not chosen:
         name = _official_name(options.name)
         fix = f"Run: pip install {name}"
-        found.append(Found(name, "not_installed", "error", "is not installed.", fix))
-    bad = any(f.level == "error" for f in found)
+        found.append((name, Finding("not_installed", "error", "is not installed.", fix)))
+    bad = any(finding.level == "error" for _, finding in found)
     plugins = [
         {"family": c.family, "distribution": c.distribution, "version": c.version,
          "origin": c.origin, "exports": [name for _, name in c.exports],
@@ -72,9 +62,10 @@ def doctor(options: argparse.Namespace) -> int:
         for c in chosen
     ]  # fmt: skip
     if options.json:
+        findings = [{"subject": about, **asdict(finding)} for about, finding in found]
         print(as_json({
             "core": core_version(), "python": platform.python_version(), "ok": not bad,
-            "plugins": plugins, "not_installed": absent, "findings": [asdict(f) for f in found],
+            "plugins": plugins, "not_installed": absent, "findings": findings,
         }))  # fmt: skip
     else:
         print(f"{CORE} {core_version()}, Python {platform.python_version()}")
@@ -83,7 +74,11 @@ def doctor(options: argparse.Namespace) -> int:
             print(f"{plugin['distribution']} {plugin['version']}: {plugin['state']}{time}")
         if absent:
             print(f"not installed: {', '.join(absent)}")
-        print("", *found, sep="\n") if found else print("no problem was found")
+        print("" if found else "no problem was found")
+        for about, finding in found:
+            print(f"{finding.level}: {finding.id}: {about} {finding.text}")
+            if finding.fix:
+                print(f"  {finding.fix}")
     return REFUSED if bad else OK
 
 
@@ -94,7 +89,7 @@ def _safely(subject: str, check: Iterator[Found]) -> list[Found]:
         found.extend(check)
     except Exception as error:
         text = f"could not be examined ({type(error).__name__}: {error})"
-        found.append(Found(subject, "check_failed", "error", text))
+        found.append((subject, Finding("check_failed", "error", text)))
     return found
 
 
@@ -102,8 +97,6 @@ def _chosen(
     name: str | None, candidates: Sequence[Candidate], absent: Sequence[str]
 ) -> list[Candidate]:
     """The plugins to examine; none for an official one that is not installed."""
-    from ..plugins.settings import normalised
-
     if name is None:
         return list(candidates)
     wanted = normalised(name)
@@ -115,8 +108,6 @@ def _chosen(
 
 
 def _official_name(name: str) -> str:
-    from ..plugins.settings import normalised
-
     return f"braintrace-{normalised(name).removeprefix('braintrace-')}"
 
 
@@ -125,42 +116,37 @@ def _official_name(name: str) -> str:
 
 def _core() -> Iterator[Found]:
     """Whether the package is core's own, has what it needs, and what must have its version."""
-    from ..names import DISTRIBUTED
-    from ..plugins import metadata
-
     owners = metadata.owners(PACKAGE)
     for owner in owners:
         if owner.distribution != CORE:
             text = f"{owner.version} in {owner.origin} owns the import name {PACKAGE!r} too"
             fix = f"Run: pip uninstall {owner.distribution}. {REINSTALL}"
-            yield Found(owner.distribution, "foreign_distribution", "error", text, fix)
+            yield owner.distribution, Finding("foreign_distribution", "error", text, fix)
     own = [owner for owner in owners if owner.distribution == CORE]
     if not own:
         text = "is imported, but no distribution of that name is installed"
-        yield Found(CORE, "no_metadata", "warning", text, REINSTALL)
+        yield CORE, Finding("no_metadata", "warning", text, REINSTALL)
     elif (known := own[0].version) != core_version():
         text = f"{known} is installed, but the package that is imported is {core_version()}"
-        yield Found(CORE, "wrong_package", "error", text, REINSTALL)
+        yield CORE, Finding("wrong_package", "error", text, REINSTALL)
     if len(own) > 1:
         places = " and ".join(f"{o.version} in {o.origin}" for o in own)
-        yield Found(CORE, "installed_twice", "warning", f"is installed more than once: {places}")
-    for distribution, _ in DISTRIBUTED.values():
+        yield CORE, Finding("installed_twice", "warning", f"is installed more than once: {places}")
+    for distribution, _ in names.DISTRIBUTED.values():
         if (version := metadata.version_of(distribution)) not in (None, core_version()):
             text = f"{version} is installed, but it must have the version of {CORE}: "
             fix = f"Run: pip install {distribution}=={core_version()}"
-            yield Found(distribution, "other_version", "error", text + core_version(), fix)
+            yield distribution, Finding("other_version", "error", text + core_version(), fix)
     if own:
         yield from _requirements(CORE)
 
 
 def _requirements(distribution: str) -> Iterator[Found]:
-    from ..plugins import metadata
-
     for requirement, version in metadata.unmet(distribution):
         if not requirement.startswith(CORE):  # core's own bounds are a state of the plugin
             have = f"{version} is installed" if version else "it is not installed"
             fix = f'Run: pip install "{requirement}"'
-            yield Found(distribution, "requirement", "error", f"needs {requirement}; {have}", fix)
+            yield distribution, Finding("requirement", "error", f"needs {requirement}; {have}", fix)
 
 
 # --- plugins --------------------------------------------------------------------------------------
@@ -168,9 +154,6 @@ def _requirements(distribution: str) -> Iterator[Found]:
 
 def _examined(candidate: Candidate, timeout: float) -> Report:
     """The state of a plugin; it is loaded in its own process if it may be."""
-    from ..plugins.probe import Report, probe
-    from ..plugins.process import host
-
     record = host().record(candidate)
     if str(record.state) != "discovered":
         return Report(str(record.state), record.reason)
@@ -181,45 +164,36 @@ def _plugin(candidate: Candidate, reports: dict[str, Report]) -> Iterator[Found]
     subject = candidate.distribution
     report = reports[subject]
     if report.state == "disabled":
-        yield Found(subject, "disabled", "info", report.reason)
+        yield subject, Finding("disabled", "info", report.reason)
         return
     if report.state != "loaded":
-        yield Found(subject, report.state, "error", report.reason)
+        yield subject, Finding(report.state, "error", report.reason)
     for problem in report.problems:
-        yield Found(subject, "exports" if "export" in problem else "account", "error", problem)
+        yield subject, Finding("exports" if "export" in problem else "account", "error", problem)
     for own in report.findings:
-        yield Found(subject, **own)
+        yield subject, Finding(**own)
     yield from _requirements(subject)
     yield from _names(candidate)
     for other, its in reports.items():  # each loads alone, the second of both fails
         shared = ", ".join(sorted({*report.primitives} & {*its.primitives}))
         if other != subject and shared:
             text = f"and {other!r} both define {shared}; only one can be used"
-            yield Found(subject, "primitive_collision", "error", text)
+            yield subject, Finding("primitive_collision", "error", text)
 
 
 def _names(candidate: Candidate) -> Iterator[Found]:
     """Exported names that core, an official distribution or another plugin has."""
-    from .. import names
-    from ..plugins.process import host
-    from ..plugins.resolution import enabled_providers
-
     subject = candidate.distribution
     for kind, name in candidate.exports:
         owner = names.OFFICIAL[kind].get(name, subject)
         rivals = [c.title for c in enabled_providers(host(), kind, name) if c is not candidate]
         if kind == "ops" and name in {*names.CORE, *names.SUBMODULES}:
             text = f"exports {name!r}, which is a name of {CORE}: core's is used"
-            yield Found(subject, "name_of_core", "warning", text)
+            yield subject, Finding("name_of_core", "warning", text)
         elif owner != subject:
             text = f"exports {name!r}, which belongs to {owner!r}: this one is not used"
-            yield Found(subject, "official_name", "warning", text)
+            yield subject, Finding("official_name", "warning", text)
         elif rivals:
             text = f"exports {name!r}, as {' and '.join(rivals)} does: none of them is used"
             fix = "Uninstall all but one, or disable the others with BRAINTRACE_DISABLE_PLUGINS"
-            yield Found(subject, "name_collision", "error", text, fix)
-
-
-COMMAND = Command(
-    "examine the installation: every plugin is loaded in a process of its own", _declare, doctor
-)
+            yield subject, Finding("name_collision", "error", text, fix)

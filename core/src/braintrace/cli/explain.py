@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import OK, Command, Refusal, UsageError, as_json, hint
+from .common import OK, Refusal, UsageError, as_json, hint
 from .model import arguments, build, file_and_name, import_file, parse_shape, told
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ..compiler.graph import ETraceGraph
 
 
-def _declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("model", metavar="FILE:MODEL",
         help="a Python file and the name of a model in it: an instance, a Module class without "
@@ -42,7 +43,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     add("--kind", metavar="KIND", help="only diagnostics of this kind")
 
 
-def explain(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Compile a model and show what the compiler found."""
     file, name = file_and_name(options.model)
     shapes = [parse_shape(text) for text in options.input]
@@ -176,8 +177,3 @@ def _as_data(graph: ETraceGraph, records: list[CompilationRecord] | None) -> Any
         for record in (graph.diagnostics if records is None else records)
     ]
     return {**to_data(summarize(graph)), "diagnostics": data} if records is None else data
-
-
-COMMAND = Command(
-    "compile a model and print, draw or save what the compiler found", _declare, explain
-)

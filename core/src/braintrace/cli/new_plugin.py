@@ -9,16 +9,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .common import OK, Command, UsageError, core_version, official
+from ..names import CORE, OFFICIAL, SUBMODULES
+from .common import OK, UsageError, core_version, official
 
 
-def _declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("name", metavar="NAME", help="name of the family and of its operation, such as 'gain'")
     add("--directory", metavar="DIR", help="where to write it (default: ./braintrace-NAME)")
 
 
-def new_plugin(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Write the files of a plugin with one operation."""
     name = checked_name(options.name)
     dashed = name.replace("_", "-")
@@ -42,8 +44,6 @@ def new_plugin(options: argparse.Namespace) -> int:
 
 def checked_name(text: str) -> str:
     """The family's name as a Python name."""
-    from ..names import CORE, OFFICIAL, SUBMODULES
-
     name = text.removeprefix("braintrace-").removeprefix("braintrace_").replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UsageError(f"{text!r} is not a name for a plugin; write a lower-case Python name")
@@ -71,8 +71,3 @@ def write(folder: Path, values: Mapping[str, str]) -> None:
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
-
-
-COMMAND = Command(
-    "write a working plugin with one operation, its rules and its tests", _declare, new_plugin
-)

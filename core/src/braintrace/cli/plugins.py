@@ -5,26 +5,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from .common import OK, REFUSED, Command, as_json, official
-
-if TYPE_CHECKING:
-    from ..plugins.records import PluginRecord
+from ..plugins import metadata
+from ..plugins.process import host
+from ..plugins.records import PluginRecord
+from .common import OK, REFUSED, as_json, official
 
 COLUMNS = ("family", "distribution", "version", "state", "names")
 
 
-def _declare(parser: argparse.ArgumentParser) -> None:
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     parser.add_argument("--json", action="store_true", help="print data instead of a table")
     parser.add_argument("--load", action="store_true", help="load every plugin that may be used")
 
 
-def plugins(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """List the plugins; with ``--load`` the status is 1 when one of them does not load."""
-    from ..plugins import metadata
-    from ..plugins.process import host
-
     metadata.use_backport()
     records = host().load_all(strict=False) if options.load else host().records()
     absent = sorted(official() - {record.distribution for record in records})
@@ -60,6 +57,3 @@ def _row(record: PluginRecord) -> tuple[str, ...]:
     names = ", ".join(name.removeprefix("braintrace.") for name in record.exports)
     shown = names if len(names) <= 60 else f"{names[:57]}..."
     return record.family, record.distribution, record.version, str(record.state), shown
-
-
-COMMAND = Command("list the plugins that are installed, with their state", _declare, plugins)
