@@ -158,8 +158,9 @@ def _advice(record: CompilationRecord) -> dict[str, str] | None:
 
 def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
     spoken = [
-        (str(record), (said := _advice(record)) and "advice of {family}: {text}".format(**said))
+        (str(record), "advice of {family}: {text}".format(**said) if said else "")
         for record in (graph.diagnostics if records is None else records)
+        for said in [_advice(record)]
     ]
     if records is None:
         lines = [graph.report(), *dict.fromkeys(said for _, said in spoken)]
