@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent
 NUMBERS = {ROOT / "tests" / name for name in ("core", "neurons", "oracle", "conformance")}
+NUMBERS |= {ROOT / "plugins"}
 FEWEST = 4
 
 

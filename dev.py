@@ -2,8 +2,9 @@
 """Set up the project and run it: ``python3 dev.py COMMAND [options]``.
 
 demo    train the digits networks (examples/digits.py); options are passed on, --help included
-test    run the whole test suite; options and paths are passed on to pytest; --changed[=COMMIT]
-        runs what the changes since a commit (default: the last one) need, in a minute or two
+test    run the whole test suite, units first; options and paths are passed on to pytest;
+        --changed[=COMMIT] runs what the changes since a commit (default: the last one) need, in a
+        minute or two; --random[=TIMES] draws that many times as many random cells (default: 20)
 bench   measure speed and memory against BPTT and the peer library; options are passed on
 gpu     make build/gpu, with which a machine with a GPU and without a network measures the same
 check   lint, formatting and types, and the lines of each folder of core
@@ -46,6 +47,7 @@ EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 FILES_PER_PROCESS = 4
 SLOW = ("tests/property", "tests/core", "tests/neurons", "tests/conformance")  # started first
+UNITS, RANDOM = "tests/unit", "tests/truth/property"
 NO_TESTS = 5  # pytest's exit status
 #: With these XLA compiles small programs in half the time; a version may lack some of them.
 XLA_OPTIONS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
@@ -192,12 +194,16 @@ def test(options: Sequence[str]) -> int:
     """Run the suite, or that part of it that is in ``tests`` or ``plugins``, one pytest process
     per group of files; with other paths, pytest as it is."""
     python = environment()
-    since = [option for option in options if option.partition("=")[0] == "--changed"]
-    if since:
-        rest = [option for option in options if option not in since]
-        files = needed_by(changed_files(since[-1].partition("=")[2] or "HEAD"))
-        print("For what has changed:", *(str(file.relative_to(ROOT)) for file in files))
-        return subprocess.call([python, "-m", "pytest", *rest, *files])
+    for option in options:
+        name, _, value = option.partition("=")
+        rest = [other for other in options if other != option]
+        if name == "--changed":
+            files = needed_by(changed_files(value or "HEAD"))
+            print("For what has changed:", *(str(file.relative_to(ROOT)) for file in files))
+            return subprocess.call([python, "-m", "pytest", *rest, *files])
+        if name == "--random":
+            many = {**quick_compilation(python), "BRAINTRACE_PROPERTY_RUNS": value or "20"}
+            return subprocess.call([python, "-m", "pytest", *rest, RANDOM], cwd=ROOT, env=many)
     parts = [option for option in options if option.rstrip("/") in ("tests", "plugins")]
     options = [option for option in options if option not in parts]
     if any(Path(option.partition("::")[0]).exists() for option in options):
@@ -205,16 +211,32 @@ def test(options: Sequence[str]) -> int:
     groups = test_groups(parts or ("tests", "plugins"))
     start = time.monotonic()
     variables = quick_compilation(python)
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        tallies = list(pool.map(partial(run_group, python, options, variables), groups))
+    units = [group for group in groups if group[0].is_relative_to(ROOT / UNITS)]
+    others = [group for group in groups if group not in units]
+    tallies = run_groups(python, options, variables, units)
+    if sum(tallies, Tally()).failed:
+        print("A unit failed: the rest is not run.")
+        others = []
+    tallies += run_groups(python, options, variables, others)
     total = sum(tallies, Tally())
     print(f"\n{'=' * 30} summary ({time.monotonic() - start:.0f} s) {'=' * 30}")
-    for group, tally in zip(groups, tallies, strict=True):
+    for group, tally in zip([*units, *others], tallies, strict=True):
         print(f"{'FAILED' if tally.failed else 'ok':8}{title(group)}: {tally}")
     if total == Tally():
         print("no test ran")
     print(total)
     return 1 if total.failed or total == Tally() else 0
+
+
+def run_groups(
+    python: Path,
+    options: Sequence[str],
+    variables: Mapping[str, str],
+    groups: Sequence[Sequence[Path]],
+) -> list[Tally]:
+    """Run groups of files, two at a time."""
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        return list(pool.map(partial(run_group, python, options, variables), groups))
 
 
 def changed_files(commit: str) -> list[Path]:

@@ -33,6 +33,8 @@ OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
 ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+#: A share of the cells of tests with parameters: the suite runs all of them with another Python.
+SHARE = {"BRAINTRACE_PROPERTY_RUNS": "0.3"}
 
 
 def subsets(families: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -52,7 +54,7 @@ def run(*arguments: str | Path) -> str:
     """
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT, env=ENVIRONMENT, text=True,
+        cwd=ROOT, env=ENVIRONMENT | SHARE, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
