@@ -15,14 +15,6 @@ import pytest
 
 import braintrace as bt
 from braintrace.base import versions
-from braintrace.jaxprs.depends import (
-    Along,
-    depends,
-    influences,
-    program_influences,
-    reaches,
-    slice_to,
-)
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
 
 from . import zoo
@@ -1031,94 +1023,6 @@ def test_a_loop_of_no_iterations() -> None:
     info = bt.extract_module_info(case.model, case.xs[0])
     assert [eqn.primitive.name for eqn in info.eqns].count("etp_mm") == 1
     zoo.check_jaxpr(info.jaxpr)
-
-
-# --- dependence --------------------------------------------------------------------------------
-
-
-def behind(fun: Callable[..., Any], *args: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Per output, the inputs behind its value and behind its derivative."""
-    jaxpr = jax.make_jaxpr(fun)(*args)
-    return tuple(  # type: ignore[return-value]
-        [sorted(found) for found in program_influences(jaxpr, along)] for along in Along
-    )
-
-
-def test_dependence_through_a_branch() -> None:
-    def fun(p: Any, a: Any, b: Any, c: Any) -> Any:
-        return lax.cond(p > 0, lambda: (a + b, a, 1.0), lambda: (a, jnp.sin(c), 2.0))
-
-    values, derivatives = behind(fun, 1.0, 1.0, 2.0, 3.0)
-    assert values == [[0, 1, 2], [0, 1, 3], [0]]
-    assert derivatives == [[1, 2], [1, 3], []]
-
-
-def test_dependence_through_a_scan() -> None:
-    def fun(a: Any, b: Any, c: Any, xs: Any) -> Any:
-        def body(carry: Any, x: Any) -> Any:
-            first, second, third = carry
-            return (second, jnp.sin(c) * second, x), (first * x, third)
-
-        return lax.scan(body, (a, b, 0.0), xs)
-
-    values, derivatives = behind(fun, 1.0, 2.0, 3.0, jnp.ones(3))
-    expected = [[1, 2], [1, 2], [3], [0, 1, 2, 3], [3]]
-    assert values == expected
-    assert derivatives == expected
-
-
-def test_dependence_through_a_while() -> None:
-    def fun(n: Any, a: Any, b: Any) -> Any:
-        return lax.while_loop(
-            lambda c: c[0] < n, lambda c: (c[0] + 1.0, c[1] * b, -c[2]), (0.0, a, a)
-        )
-
-    values, derivatives = behind(fun, 3.0, 1.0, 2.0)
-    assert values == [[0], [0, 1, 2], [0, 1]]
-    assert derivatives == [[], [1, 2], [1]]
-
-
-def test_dependence_through_a_call_and_stopped_gradients() -> None:
-    def fun(a: Any, b: Any) -> Any:
-        order = jnp.argsort(b)
-        return jax.jit(lambda a, b: (a * 2.0, lax.stop_gradient(b) + a))(a, b), b[order], order
-
-    values, derivatives = behind(fun, jnp.ones(3), jnp.arange(3.0))
-    assert values == [[0], [0, 1], [1], [1]]
-    assert derivatives == [[0], [0], [1], []]
-
-
-def test_custom_rules_are_not_looked_into() -> None:
-    @jax.custom_vjp
-    def crossed(a: Any, b: Any) -> Any:
-        return a * 2.0, b * 3.0
-
-    crossed.defvjp(lambda a, b: (crossed(a, b), None), lambda _, g: (g[1], g[0]))
-    assert behind(crossed, 1.0, 2.0)[1] == [[0, 1], [0, 1]]
-
-
-def test_what_stands_behind_an_integer_is_not_on_the_path() -> None:
-    jaxpr = jax.make_jaxpr(lambda v: v + jnp.argsort(v))(jnp.ones(3)).jaxpr
-    inlined = jax.make_jaxpr(lambda v: v + lax.sort((v, lax.iota("int32", 3)), num_keys=1)[1])
-    jaxpr = inlined(jnp.ones(3))
-    names = [jaxpr.eqns[i].primitive.name for i in slice_to(jaxpr.eqns, jaxpr.outvars)]
-    smooth = slice_to(jaxpr.eqns, jaxpr.outvars, along=Along.DERIVATIVES)
-    assert "sort" in names
-    assert "sort" not in [jaxpr.eqns[i].primitive.name for i in smooth]
-    assert reaches(jaxpr, 0) == {0}
-
-
-def test_marks_follow_only_what_reaches_a_result() -> None:
-    def fun(p: Any, a: Any, b: Any) -> Any:
-        return lax.cond(p > 0, lambda: (a, jnp.cos(b)), lambda: (jnp.sin(a), b))
-
-    jaxpr = jax.make_jaxpr(fun)(1.0, 2.0, 3.0)
-    (cond,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond"]
-    assert all(len(found) == 2 for found in influences(cond, Along.VALUES) or ())
-    marks = depends(jaxpr.eqns, {jaxpr.invars[1]: frozenset("a")}, along=Along.DERIVATIVES)
-    first, second = jaxpr.outvars
-    assert marks[first] == {"a"}
-    assert second not in marks
 
 
 class Ranked(Plain):

@@ -511,6 +511,32 @@ def test_unsuitable_uses_are_refused_with_their_line(model: Any, says: str) -> N
     assert place in str(refusal.value)
 
 
+absent_p = bt.register_primitive(
+    "unit_absent", lambda x, w: x @ w, trainable_invars_fn=trainable(w=5)
+)
+last_p = bt.register_primitive("unit_last", lambda w, x: x @ w, x_invar_index=1)
+
+
+@pytest.mark.parametrize("primitive", [absent_p, last_p])
+def test_a_trainable_operand_that_is_not_there_is_an_error(primitive: Any) -> None:
+    """Left alone, the weight would silently have the gradient of the current step only."""
+
+    class Model(zoo.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = weight(IN, HIDDEN)
+
+        def update(self, x: Any) -> Any:
+            operands = (x, self.w.value) if primitive is absent_p else (self.w.value, x)
+            self.h.value = 0.5 * self.h.value + primitive.bind(*operands)
+            return self.h.value
+
+    model = Model()
+    brainstate.nn.init_all_states(model)
+    with pytest.raises((ValueError, bt.CompilationError), match=f"'{primitive.name}'.*operand"):
+        bt.compile_etrace_graph(model, jnp.ones(IN))
+
+
 @pytest.mark.parametrize("model", [MixingTransition, Wide])
 def test_positions_that_do_not_stay_in_place_equal_the_oracle(model: Any) -> None:
     """A transition that mixes has its true diagonal; outputs may outnumber the positions."""

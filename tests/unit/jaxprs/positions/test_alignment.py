@@ -17,8 +17,6 @@ from braintrace.jaxprs.depends import differentiable, slice_to
 from braintrace.jaxprs.positions.alignment import Alignment, align
 from braintrace.jaxprs.run import flatten
 
-from . import zoo
-
 Shape = tuple[int, ...]
 
 
@@ -60,6 +58,24 @@ def assert_holds(fun: Callable[[Any], Any], shape: Shape, found: Alignment) -> N
     off = off_positions(found, matrix.shape[: matrix.ndim - len(shape)], shape)
     assert not matrix[off].any(), "the Jacobian is not zero off the claimed positions"
     assert matrix[~off].any(), "the claim is vacuous"
+
+
+@jax.custom_jvp
+def spike(v: Any) -> Any:
+    return (v > 0.0).astype(v.dtype)
+
+
+spike.defjvps(lambda t, ans, v: t / (1.0 + 4.0 * v**2))
+
+
+@jax.custom_vjp
+def spike_vjp(v: Any) -> Any:
+    return (v > 0.0).astype(v.dtype)
+
+
+spike_vjp.defvjp(
+    lambda v: (spike_vjp(v), v), lambda v, g: (g * 0.7 * jnp.maximum(0.0, 1.0 - jnp.abs(v)),)
+)
 
 
 @jax.custom_jvp
@@ -157,9 +173,9 @@ POSITION_WISE: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | No
     "relu": (jax.nn.relu, (2, 3), None, None, (0, 1)),
     "softplus": (jax.nn.softplus, (2, 3), None, None, (0, 1)),
     "gelu": (jax.nn.gelu, (2, 3), None, None, (0, 1)),
-    "spike": (zoo.spike, (2, 3), None, None, (0, 1)),
-    "spike of custom_vjp": (zoo.spike_vjp, (2, 3), None, None, (0, 1)),
-    "reset": (lambda v: v * (1 - zoo.spike(v - 0.5)), (2, 3), None, None, (0, 1)),
+    "spike": (spike, (2, 3), None, None, (0, 1)),
+    "spike of custom_vjp": (spike_vjp, (2, 3), None, None, (0, 1)),
+    "reset": (lambda v: v * (1 - spike(v - 0.5)), (2, 3), None, None, (0, 1)),
     "jit": (lambda v: jax.jit(jnp.sin)(v), (2, 3), None, None, (0, 1)),
     "checkpoint": (lambda v: jax.checkpoint(jnp.sin)(v), (2, 3), None, None, (0, 1)),
     "stopped sum": (
@@ -225,7 +241,7 @@ MOVED: dict[str, tuple[Callable[[Any], Any], Shape, int | None, int | None]] = {
     "tiled, then summed": (lambda v: jnp.stack([v, 2 * v]).sum(0)[::-1], (3,), None, None),
     "custom_jvp body moves": (rotated, (2, 3), None, None),
     "spikes of gates": (
-        lambda v: zoo.spike(v[:2] - 0.5) * zoo.spike_vjp(v[2:] - 0.5) + v[:2], (4,), None, None,
+        lambda v: spike(v[:2] - 0.5) * spike_vjp(v[2:] - 0.5) + v[:2], (4,), None, None,
     ),
 }  # fmt: skip
 
@@ -281,10 +297,10 @@ MIXED: dict[str, Mixed] = {
     "custom_vjp rule mixes": (centred_slope_vjp, (3,), None, None, (None,)),
     "custom_vjp sums an axis": (lambda v: v - row_mean_vjp(v), (2, 3), None, None, (0, None)),
     "spike, then reversed": (
-        lambda v: v + zoo.spike(v - 0.5)[..., ::-1], (2, 3), None, None, (0, None),
+        lambda v: v + spike(v - 0.5)[..., ::-1], (2, 3), None, None, (0, None),
     ),
     "spike, then a product": (
-        lambda v: v + zoo.spike_vjp(v - 0.5) @ np.ones((3, 3)), (2, 3), None, None, (0, None)),
+        lambda v: v + spike_vjp(v - 0.5) @ np.ones((3, 3)), (2, 3), None, None, (0, None)),
     "states folded into positions": (lambda v: v.reshape(6), (3, 2), 1, 1, (None,)),
     "states become positions": (lambda v: v.T, (2, 2), 1, 1, (None,)),
     "examples apart in a convolution": (
@@ -379,8 +395,8 @@ STEPS: list[Callable[[Any, int], Any]] = [
     lambda v, k: v + jnp.swapaxes(v, 0, -1) if v.shape[0] == v.shape[-1] else v,
     lambda v, k: v.reshape(-1) if v.size <= 8 else v,
     lambda v, k: v.reshape((2, -1)) if v.size % 2 == 0 else v,
-    lambda v, k: v - zoo.spike(v - 0.5),
-    lambda v, k: v + zoo.spike_vjp(v - 0.5)[..., ::-1],
+    lambda v, k: v - spike(v - 0.5),
+    lambda v, k: v + spike_vjp(v - 0.5)[..., ::-1],
     lambda v, k: jnp.roll(v, 1, _axis(v, k)),
     lambda v, k: jnp.broadcast_to(v, (2, *v.shape)) if v.ndim < 4 else v,
     lambda v, k: jax.nn.softmax(v, _axis(v, k)),

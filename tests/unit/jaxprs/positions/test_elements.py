@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk through a program: what its inputs reach, control flow and custom rules included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from braintrace.jaxprs.positions.elements import through
+from braintrace.jaxprs.positions.places import NOTHING, SEVERAL, own_places
+
+lax = jax.lax
+
+
+def reached(fun: Any, *sizes: int) -> list[Any]:
+    """What the elements of each vector reach in the one result, a vector."""
+    jaxpr = jax.make_jaxpr(fun)(*(jnp.ones(n) for n in sizes))
+    (out,) = jaxpr.out_avals
+    found = through(jaxpr, range(len(sizes)), [own_places(out.shape, 1)])
+    return [places and places[0].tolist() for places in found]
+
+
+def rotated(v: Any, turns: int) -> Any:
+    return lax.fori_loop(0, turns, lambda i, c: jnp.roll(c, 1), v)
+
+
+@pytest.mark.parametrize(
+    ("fun", "sizes", "expected"),
+    [
+        (lambda a, b: a * 2.0 + b[0], (3, 2), [[0, 1, 2], [SEVERAL, NOTHING]]),
+        (lambda a, b: a[1:], (3, 2), [[NOTHING, 0, 1], None]),
+        (lambda a, b: lax.stop_gradient(a) + b, (2, 2), [None, [0, 1]]),
+        (lambda a, b: a + (b > 0), (2, 2), [[0, 1], None]),
+        (lambda a: jax.jit(jnp.sin)(a[::-1]), (3,), [[2, 1, 0]]),
+        (lambda a, b: lax.cond(a[0] > 0, lambda: a, lambda: b[::-1]), (2, 2), [[0, 1], [1, 0]]),
+        (lambda a: lax.cond(True, lambda: a, lambda: a[::-1]), (3,), [[SEVERAL, 1, SEVERAL]]),
+        (lambda a: rotated(a, 2), (3,), [[SEVERAL] * 3]),
+        (lambda a: rotated(a, 0), (3,), [[0, 1, 2]]),
+        (lambda a: lax.scan(lambda c, x: (c, x * c), 2.0, a)[1], (3,), [[SEVERAL] * 3]),
+        (lambda a, b: lax.scan(lambda c, x: (c + x, x), b, a[None])[0], (2, 2), [[0, 1], [0, 1]]),
+        (
+            lambda a, b: lax.while_loop(lambda c: c.sum() < 9.0, lambda c: c * (1.0 + b), a),
+            (2, 2),
+            [[0, 1], [0, 1]],
+        ),
+        (lambda a: jax.nn.relu(a[::-1]), (2,), [[1, 0]]),
+        (lambda a: jnp.fft.fft(a).real, (2,), [[SEVERAL] * 2]),
+    ],
+)
+def test_what_inputs_reach(fun: Any, sizes: tuple[int, ...], expected: list[Any]) -> None:
+    assert reached(fun, *sizes) == expected

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an algorithm asks of an operation, from written rules and derived."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.ops.operation import Operation
+from braintrace.testing import assert_tree_close
+
+X, W, SHIFT = (np.random.default_rng(0).normal(size=s) for s in ((3,), (3, 2), (2,)))
+
+
+def dense(x: Any, w: Any, shift: Any) -> Any:
+    return jnp.tanh(x @ w) + shift
+
+
+def operation(batched: bool = False, **rules: Any) -> Operation:
+    spec = bt.ETPPrimitiveSpec("unit_op", dense, batched=batched, **rules)
+    x = jnp.ones((4, 3)) if batched else X
+    types = [jax.typeof(v) for v in (x, W, SHIFT)]
+    y = jax.typeof(dense(x, W, SHIFT))
+    return Operation(spec, {}, tuple(types), y, ("weight",))
+
+
+OPERANDS = (None, W, SHIFT)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_steps_are_added_up(batched: bool) -> None:
+    op = operation(batched)
+    rng = np.random.default_rng(1)
+    xs = jnp.asarray(rng.normal(size=(5, *op.operand_avals[0].shape)))
+    dys = jnp.asarray(rng.normal(size=(5, *op.y_aval.shape)))
+    found = op.contract(xs, dys, OPERANDS)
+    terms = [op.xy_to_dw(x, dy, OPERANDS)["weight"] for x, dy in zip(xs, dys, strict=True)]
+    assert_tree_close(found, {"weight": sum(terms)}, 1e-12)
+
+
+def test_a_rule_gets_the_constants_that_it_declares() -> None:
+    def rule(x: Any, dy: Any, weights: Any, *, constants: Any) -> Any:
+        return {"weight": constants[0]}
+
+    op = operation(xy_to_dw=rule)
+    assert op.xy_to_dw(X, SHIFT, OPERANDS)["weight"] is SHIFT
+    with pytest.raises(TypeError, match="the rule 'yw_to_w' of 'unit_op' is derived, not written"):
+        op.written("yw_to_w", OPERANDS)
+
+
+def test_an_initial_rule_gets_what_it_declares() -> None:
+    def plain(x: Any, y: Any, weights: Any, num_state: int) -> Any:
+        return (x.aval.shape, y.aval.shape, weights["weight"].aval.shape, num_state)
+
+    def asking(x: Any, y: Any, weights: Any, num_state: int, *, group: Any, eqn_params: Any) -> Any:
+        return group, eqn_params
+
+    op = operation(init_drtrl=plain, init_pp=asking)
+    assert op.initial("init_drtrl", 2) == ((3,), (2,), (3, 2), 2)
+    assert op.initial("init_pp", 2) == (None, {})
