@@ -82,12 +82,7 @@ def one_example(model: brainstate.nn.Module) -> Iterator[None]:
 def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
     """How many examples the arguments of a step hold: the leading axis of its arrays.
 
-    Parameters
-    ----------
-    args
-        Arguments of a batch. Scalars say nothing.
-    batch_size
-        What it has to be; needed if no argument is an array.
+    ``batch_size`` is what it has to be; it is needed if no argument is an array.
 
     Raises
     ------
@@ -132,15 +127,7 @@ def _is_mapped(tree: Any) -> bool:
 def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
     """Refuse a call under ``vmap`` after which a state would have to hold a value per example.
 
-    Parameters
-    ----------
-    old, new
-        Values of states by path before and after the call.
-
-    Raises
-    ------
-    NotSupportedError
-        When ``vmap`` maps a new value but not the old one.
+    That is one of which ``vmap`` maps the new value but not the old one.
     """
     for path, value in new.items():
         if _is_mapped(value) and not _is_mapped(old[path]):
@@ -154,13 +141,7 @@ def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> No
 
 
 def repeated_like(value: Any, like: Any) -> Any:
-    """``value`` for each example, where ``like`` has an axis of examples in front and it has none.
-
-    Parameters
-    ----------
-    value, like
-        Pytrees of arrays of one structure.
-    """
+    """``value`` for each example, where ``like`` has an axis of examples and it has none."""
 
     def repeat(leaf: Any, other: Any) -> Any:
         shape, wanted = jnp.shape(leaf), jnp.shape(other)
@@ -256,18 +237,10 @@ def _each(
 ) -> tuple[dict[Path, Any], tuple[Path, ...]]:
     """What a function does to the states of every example, and which it leaves as they are.
 
-    Parameters
-    ----------
-    call
-        Initialises or resets the states of one example; it is run under ``vmap``.
-    values, mapped
-        Values to start from by path, and whether they have an axis of examples.
-
-    Returns
-    -------
-    values, kept
-        New values with an axis of examples, by path. The states of the model hold what they held
-        before, but for those that all examples share, and random states have moved on.
+    ``call`` initialises or resets the states of one example; it is run under ``vmap``. It starts
+    from ``values`` by path, which have an axis of examples if they are ``mapped``. The new values
+    have one. Afterwards, the states of the model hold what they held before, but for those that all
+    examples share, and random states have moved on.
     """
     states = dict(brainstate.graph.states(model))
     generators = _generators(model)

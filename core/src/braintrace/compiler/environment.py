@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
-from ..base.errors import CompilationError
 
 #: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
 MOVING = ("i", "t")
@@ -65,29 +64,16 @@ def recorded_settings() -> Iterator[dict[str, Any]]:
             brainstate.environ.get = original
 
 
-def changed_setting(settings: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting with another value now: its name, the old value and the new one."""
-    for key, value in settings.items():
+def changed_setting(settings: Mapping[str, Any]) -> str | None:
+    """What the model reads of the first setting that has another value now, for an error."""
+    for key, then in settings.items():
         now = brainstate.environ.get(key, UNSET)
-        if not _same(value, now):
-            return key, value, now
+        if not _same(then, now):
+            return (
+                f"{key!r} from brainstate.environ, which was {then} when the learner was compiled "
+                f"and is {now} now"
+            )
     return None
-
-
-def require_settings(settings: Mapping[str, Any], remedy: str) -> None:
-    """Raise when the model would read another value now than when it was compiled.
-
-    Raises
-    ------
-    CompilationError
-        Ends with the remedy.
-    """
-    if changed := changed_setting(settings):
-        key, then, now = changed
-        raise CompilationError(
-            f"the model reads {key!r} from brainstate.environ, which was {then} when the learner "
-            f"was compiled and is {now} now; {remedy}"
-        )
 
 
 def _same(a: Any, b: Any) -> bool:

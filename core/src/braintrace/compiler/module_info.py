@@ -18,7 +18,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, State, show_path
 from ..base.versions import Var
 from ..jaxprs.slices import between
-from .environment import UNSET, moving_values, require_settings
+from .environment import UNSET, changed_setting, moving_values
 from .program import Program, StateKind
 
 
@@ -93,10 +93,11 @@ class ModuleInfo(Program):
             moving = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), moving)
         known = {key: value for key, value in self.settings.items() if value is not UNSET}
         with brainstate.environ.context(**known, **moving):
-            require_settings(
-                self.settings,
-                "use the copy without that setting first, or call compile_graph on it",
-            )
+            if changed := changed_setting(self.settings):
+                raise CompilationError(
+                    f"the model reads {changed}; use the copy without that setting first, or call "
+                    "compile_graph on it"
+                )
             yield tuple(args)
 
     @property

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.units import in_units_of, unit_change
-from .environment import require_settings
+from .environment import changed_setting
 from .module_info import ModuleInfo
 from .program import StateKind
 
@@ -83,15 +83,14 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            pairs = {
-                "shape": (jnp.shape(leaf), var.aval.shape),
-                "dtype": (jnp.result_type(leaf), var.aval.dtype),
-            }
-            for what, (found, wanted) in pairs.items():
-                if found != wanted:
+            for what, now, then in (
+                ("shape", jnp.shape(leaf), var.aval.shape),
+                ("dtype", jnp.result_type(leaf), var.aval.dtype),
+            ):
+                if now != then:
                     raise ValueError(
-                        f"the state {show_path(slot.path)} has {what} {found}, but the learner was "
-                        f"compiled for {wanted}; convert what is assigned to it, or compile again"
+                        f"the state {show_path(slot.path)} has {what} {now}, but the learner was "
+                        f"compiled for {then}; convert what is assigned to it, or compile again"
                     )
 
 
@@ -111,9 +110,11 @@ def check_same_states(model: Any, info: ModuleInfo) -> None:
                 "states or change the batch size, use reset_state(batch_size=..., "
                 "model_states=True) in place of init_all_states"
             )
-    require_settings(
-        info.settings, "call compile_graph again, or call the model itself to evaluate it"
-    )
+    if changed := changed_setting(info.settings):
+        raise CompilationError(
+            f"the model reads {changed}; call compile_graph again, or call the model itself to "
+            "evaluate it"
+        )
 
 
 def state_lookup(model: Any, path: Path) -> Any:

@@ -33,16 +33,8 @@ def canonicalise(
 ) -> Jaxpr:
     """``jaxpr`` with every ETP operation taken out of branches and loops.
 
-    Parameters
-    ----------
-    jaxpr
-        A closed jaxpr without calls.
-    fixed
-        For each input, whether it is made of parameters and constants.
-    policy
-        What to do with control flow.
-    note
-        Called with a record of everything that was rewritten, or found inside.
+    It holds no calls. ``fixed`` says of each input whether it is made of parameters and constants;
+    ``note`` is called with a record of everything that was rewritten, or found inside.
 
     Raises
     ------

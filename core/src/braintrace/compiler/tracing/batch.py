@@ -29,16 +29,7 @@ from ..program import StateKind
 def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
     """Types of the arguments of one example, and which leaves have an axis of examples.
 
-    Parameters
-    ----------
-    args
-        Arguments of a batch. Every array has a leading axis of ``size``; a scalar is the same for
-        all examples.
-
-    Raises
-    ------
-    ValueError
-        When an array has another leading axis.
+    Every array of a batch has a leading axis of ``size``; a scalar is the same for all examples.
     """
     leading_axis(args, size, f"the states of the model hold {size} examples")
 
@@ -50,17 +41,10 @@ def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...],
 
 
 def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
-    """The step of a batch.
+    """The step of a batch of ``size`` examples, from that of one.
 
-    Parameters
-    ----------
-    info
-        The step of one example.
-    args
-        For each leaf of its arguments, whether every example has its own; the same holds for all of
-        what comes from ``brainstate.environ``.
-    size
-        Number of examples.
+    ``args`` says of each leaf of its arguments whether every example has its own. What comes from
+    ``brainstate.environ`` is the same for all.
 
     Raises
     ------
