@@ -11,7 +11,7 @@ from itertools import takewhile
 from ..base.types import Path, show_path
 from .facts import GroupFacts, Node, OperationFacts, Summary
 from .tables import why
-from .text import Names, columns, short_sources, wrap
+from .text import Names, columns, listed, short_sources, wrap
 
 #: Columns of a name, and of the small print under it.
 NAME, FINE = 24, 30
@@ -66,6 +66,7 @@ def home(node: Node) -> Node:
 
 
 def _assigned(summary: Summary) -> list[_Draft]:
+    """The cards in order; neighbours without a group become one."""
     drafts = {("group", g.index): _Draft(g.eqn, g) for g in summary.groups}
     of_node: dict[Node, _Draft] = dict(drafts)
     alone: list[_Draft] = []
@@ -85,7 +86,13 @@ def _assigned(summary: Summary) -> list[_Draft]:
         put(node, beside, last)
     for draft in drafts.values():
         draft.nodes.sort(key=lambda node: (node[0] == "op", node[1]))
-    return _joined([*drafts.values(), *alone])
+    found: list[_Draft] = []
+    for draft in sorted([*drafts.values(), *alone], key=lambda d: (d.rank, d.group is None)):
+        if found and draft.group is None and found[-1].group is None:
+            found[-1].nodes.extend(draft.nodes)
+        else:
+            found.append(draft)
+    return found
 
 
 def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft]) -> _Draft | None:
@@ -95,15 +102,14 @@ def _draft_of(summary: Summary, op: OperationFacts, of_node: dict[Node, _Draft])
         return max(
             driven, key=lambda d: max((_common(d.layer, p) for p in op.parameters), default=0)
         )
-    fed = [f.target for f in summary.flows if f.source == ("op", op.eqn)]
-    for target in fed:
-        draft = of_node.get(target)
-        if draft is None or draft.group is None:
-            continue
-        old = {f.source for f in summary.flows if f.target == ("op", op.eqn)}
-        inside = any(path[: len(draft.layer)] == draft.layer for path in op.parameters)
-        if inside or ("old", draft.group.index) in old or not op.parameters:
-            return draft
+    node = ("op", op.eqn)
+    old = {f.source for f in summary.flows if f.target == node}
+    fed = [of_node.get(f.target) for f in summary.flows if f.source == node]
+    for draft in fed:
+        if draft is not None and draft.group is not None:
+            inside = any(path[: len(draft.layer)] == draft.layer for path in op.parameters)
+            if inside or ("old", draft.group.index) in old or not op.parameters:
+                return draft
     return None
 
 
@@ -126,17 +132,6 @@ def _others(summary: Summary) -> list[Node]:
     shown |= {summary.paths[node] for node in named}
     unused = [("unused", k) for k, p in enumerate(summary.parameters) if p.path not in shown]
     return [*named, *unused]
-
-
-def _joined(drafts: list[_Draft]) -> list[_Draft]:
-    """The drafts in order; neighbours without a group become one card."""
-    found: list[_Draft] = []
-    for draft in sorted(drafts, key=lambda d: (d.rank, d.group is None)):
-        if found and draft.group is None and found[-1].group is None:
-            found[-1].nodes.extend(draft.nodes)
-        else:
-            found.append(draft)
-    return found
 
 
 # --- what is written in a box -----------------------------------------------------------------
@@ -182,51 +177,43 @@ class _Items:
         number = "" if op.relation is None else f"#{op.relation} "
         fine = [f"{number}{op.primitive} {shapes}".strip()]
         gradients = sorted({self.gradients.get(path, "none") for path in op.parameters})
+        look, drives = (
+            "relation",
+            f"relation {op.relation}, drives {', '.join(map(str, op.groups))}",
+        )
         if op.relation is None:
-            fine = fine if op.parameters else []
-            fine.append(why(op, brief=True))
+            look, drives = "excluded", ""
+            fine = [*(fine if op.parameters else []), why(op, brief=True)]
         if gradients not in (["trace"], []):
             fine.append(f"gradient: {', '.join(gradients)}")
-        paths = ", ".join(show_path(path) for path in op.parameters) or "no parameter"
-        tip = [f"{op.primitive}({paths})", op.reason, self.sources[op.source]]
-        if op.relation is not None:
-            tip.insert(1, f"relation {op.relation}, drives {', '.join(map(str, op.groups))}")
-        look = "relation" if op.relation is not None else "excluded"
-        direct = gradients and all(how.startswith("direct") for how in gradients)
-        look += " only-direct" if direct else ""
-        return Item(
-            ("op", op.eqn),
-            look,
-            self.lines(op.parameters or [(op.primitive,)], layer, *fine),
-            "\n".join(filter(None, tip)),
-        )
+        if gradients and all(how.startswith("direct") for how in gradients):
+            look += " only-direct"
+        paths = ", ".join(map(show_path, op.parameters)) or "no parameter"
+        tip = (f"{op.primitive}({paths})", drives, op.reason, self.sources[op.source])
+        lines = self.lines(op.parameters or [(op.primitive,)], layer, *fine)
+        return Item(("op", op.eqn), look, lines, "\n".join(filter(None, tip)))
 
     def group(self, group: GroupFacts, layer: Path) -> Item:
-        zero = group.transition == "zero"
-        fine = [
-            f"group {group.index} {group.positions} S={group.num_state}",
-            "D = 0" if zero else f"D {group.transition}",
-        ]
+        transition = "D = 0" if group.transition == "zero" else f"D {group.transition}"
+        fine = [f"group {group.index} {group.positions} S={group.num_state}", transition]
         units = sorted({unit for unit in group.units if unit})
         fine += [f"unit {', '.join(units)}"] if units else []
-        names = ", ".join(show_path(path) for path in group.states)
+        names = ", ".join(map(show_path, group.states))
         tip = f"hidden group {group.index}: {names}\ntransition D: {group.transition}"
         look = {"zero": "group zero", "not needed": "group idle"}.get(group.transition, "group")
         return Item(("group", group.index), look, self.lines(group.states, layer, *fine), tip)
 
     def lines(self, paths: Sequence[Path], layer: Path, *fine: str) -> tuple[tuple[str, str], ...]:
         """The names inside a layer, and small print."""
-        words = [self.relative(path, layer) for path in paths]
-        words = [f"{word}," for word in words[:-1]] + words[-1:]
+        words = listed(self.relative(path, layer) for path in paths)
         print_ = [line for text in fine for line in wrap(text.split(" "), FINE)]
         return (*(("name", line) for line in wrap(words, NAME)), *(("fine", t) for t in print_))
 
     def relative(self, path: Path, layer: Path) -> str:
         """A path of the card's layer as ``.Wz.weight``, another one in full."""
         if len(path) > len(layer) and path[: len(layer)] == layer:
-            return ("." if layer and isinstance(path[len(layer)], str) else "") + show_path(
-                path[len(layer) :]
-            )
+            own = path[len(layer) :]
+            return ("." if layer and isinstance(own[0], str) else "") + show_path(own)
         return self.names.short(path, NAME)
 
 

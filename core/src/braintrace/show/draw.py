@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
@@ -111,18 +111,13 @@ def draw(summary: Summary, columns: int | None = None) -> Drawing:
     """
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    return Drawing(_svg(_layout(summary, columns), summary))
-
-
-def _layout(summary: Summary, columns: int | None) -> Layout:
     cards = make_cards(summary)
     ends = _end("input", summary.inputs), _end("output", summary.outputs)
-    wanted = [columns] if columns else range(min(len(cards), 8), 0, -1)
-    for number in wanted:
+    for number in [columns] if columns else range(min(len(cards), 8), 0, -1):
         layout = lay_out(cards, ends, summary.flows, number)
         if layout.width <= WIDTH:
             break
-    return layout
+    return Drawing(_svg(layout, summary))
 
 
 def _end(name: str, leaves: Sequence[str]) -> Item:
@@ -144,8 +139,11 @@ def _svg(layout: Layout, summary: Summary) -> str:
     width = max(layout.width, 420)
     head = wrap(totals(summary).split(), int((width - 24) / 6.35))
     top = 14 + 14 * len(head)
-    looks = _looks(layout.wires, {op.eqn for op in summary.relations})
-    legend, below = _legend(_present(layout, looks.values()), width)
+    traced = {op.eqn for op in summary.relations}
+    looks = {flow: _look(flow, traced) for flow in summary.flows}
+    boxes = [box.what.look for box in layout.boxes]
+    present = {word for look in (*boxes, *looks.values()) for word in look.split()}
+    legend, below = _legend(present | ({"loop"} if "group" in boxes else set()), width)
     size = {"width": width, "height": top + layout.height + below + 8}
     parts = [
         _tag("title", "Hidden groups, and the operations that drive them"),
@@ -234,17 +232,13 @@ def _loop(box: Placed[Item]) -> str:
     return line + _head("loop-head", (x + 20, y), (x + 16, y - 7), (x + 24, y - 7))
 
 
-def _looks(wires: Sequence[Wire], traced: set[int]) -> dict[Flow, str]:
-    """Where each wire comes from, and whether it carries credit, as classes of style."""
-
-    def look(flow: Flow) -> str:
-        kind, number = flow.source
-        if kind == "op" and number in traced:
-            kind = "relation"
-        known = kind if kind in ("input", "relation", "new", "old") else "other"
-        return f"from-{known}" + ("" if flow.credit else " no-credit")
-
-    return {wire.flow: look(wire.flow) for wire in wires}
+def _look(flow: Flow, traced: set[int]) -> str:
+    """Where a wire comes from, and whether it carries credit, as classes of style."""
+    kind, number = flow.source
+    if kind == "op":
+        kind = "relation" if number in traced else "other"
+    known = kind if kind in ("input", "relation", "new", "old") else "other"
+    return f"from-{known}" if flow.credit else f"from-{known} no-credit"
 
 
 def _wire(wire: Wire, look: str) -> str:
@@ -334,13 +328,6 @@ def _legend(present: set[str], width: float) -> tuple[list[str], float]:
             parts.append(_sample(look, x, y) + _text(x + 30, y + 9, "fine", text))
             x += room
     return parts, y + 24
-
-
-def _present(layout: Layout, wires: Iterable[str]) -> set[str]:
-    """The looks that occur in a drawing."""
-    boxes = [box.what.look for box in layout.boxes]
-    found = {word for look in (*boxes, *wires) for word in look.split()}
-    return found | ({"loop"} if "group" in boxes else set())
 
 
 def _sample(look: str, x: float, y: float) -> str:

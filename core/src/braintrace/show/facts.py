@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord
@@ -97,19 +97,13 @@ class Summary:
         return tuple(op for op in self.operations if op.relation is None)
 
 
-# --- as data ----------------------------------------------------------------------------------
-
-
 def to_data(summary: Summary) -> dict[str, Any]:
     """The summary as JSON-ready data; paths are written as people write them."""
+    parts = ("groups", "relations", "excluded", "parameters", "flows")
     return {
         "inputs": list(summary.inputs),
         "outputs": list(summary.outputs),
-        "groups": [_plain(group) for group in summary.groups],
-        "relations": [_plain(op) for op in summary.relations],
-        "excluded": [_plain(op) for op in summary.excluded],
-        "parameters": [_plain(parameter) for parameter in summary.parameters],
-        "flows": [_plain(flow) for flow in summary.flows],
+        **{part: [_plain(facts) for facts in getattr(summary, part)] for part in parts},
         "warnings": [record_data(record) for record in summary.warnings],
     }
 
@@ -129,10 +123,7 @@ def record_data(record: CompilationRecord) -> dict[str, Any]:
 
 
 def _plain(facts: Any) -> dict[str, Any]:
-    return {f.name: _value(f.name, getattr(facts, f.name)) for f in fields(facts)}
-
-
-def _value(name: str, value: Any) -> Any:
-    if name in ("states", "parameters"):
-        return [show_path(path) for path in value]
-    return show_path(value) if name == "path" else value
+    data = dict(vars(facts))
+    for name in {"states", "parameters"} & data.keys():
+        data[name] = [show_path(path) for path in data[name]]
+    return data | ({"path": show_path(data["path"])} if "path" in data else {})

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from ..base.diagnostics import CompilationRecord
-from ..base.types import Path
 from .facts import Summary
 from .tables import Cell, Table, alike, fold_rows, tables, totals
-from .text import Names, columns, numbers, pad, wrap
+from .text import Names, columns, listed, numbers, pad, wrap
 
 GAP = "  "
 
@@ -32,11 +31,10 @@ def to_text(summary: Summary, width: int | None = None, fold: bool = True) -> st
     found = tables(summary, fold)
     names = Names.of(path for t in found for row in t.rows for cell in row for path in cell.paths)
     parts = [_table(table, width, names) for table in found]
-    parts += [_warnings(summary.warnings, width, names)] if summary.warnings else []
+    if summary.warnings:
+        warnings = [_warning(same, width, names) for same in alike(summary.warnings)]
+        parts.append("\n".join(["Warnings", *warnings]))
     return "\n\n".join([*parts, "\n".join(wrap(totals(summary).split(), width))])
-
-
-# --- tables -----------------------------------------------------------------------------------
 
 
 def _table(table: Table, width: int, names: Names) -> str:
@@ -73,35 +71,22 @@ def _words(cell: Cell, width: int, names: Names) -> list[str]:
     """What of a cell stays together in one line."""
     if cell.paths or cell.items:
         paths = dict.fromkeys(names.short(path, width - 1) for path in cell.paths)
-        shown = [*paths, *cell.items]
-        return [f"{item}," for item in shown[:-1]] + shown[-1:]
+        return listed([*paths, *cell.items])
     return (numbers(cell.numbers) if cell.numbers else cell.text).split()
 
 
-# --- warnings ---------------------------------------------------------------------------------
-
-
-def _warnings(records: Sequence[CompilationRecord], width: int, names: Names) -> str:
-    blocks = [_warning(same, width, names) for same in alike(records)]
-    return "\n".join(["Warnings", *blocks])
-
-
 def _warning(same: Sequence[CompilationRecord], width: int, names: Names) -> str:
+    """What one or several records say, and which layers the others are about."""
     first = same[0]
     where = f" [{first.source}]" if first.source else ""
     remedy = f". {first.remedy}" if first.remedy else ""
-    text = f"{first.kind.value}: {first.message}{remedy}{where}"
-    lines = wrap(text.split(), max(width - 2, 20))
-    if len(same) > 1:
-        about = [_words(cell, width, names) for cell in _also(same[1:])]
-        more = f"({len(same) - 1} more like this: {', '.join(' '.join(w) for w in about)})"
-        lines += wrap(more.split(), max(width - 2, 20))
-    return "\n".join(("- " if k == 0 else "  ") + line for k, line in enumerate(lines))
-
-
-def _also(records: Sequence[CompilationRecord]) -> list[Cell]:
-    """What the other warnings are about."""
-    paths: list[Path] = [
-        r.weight_path or (r.hidden_paths or ((r.source or "?",),))[0] for r in records
-    ]
-    return [row[0] for row in fold_rows([(Cell(paths=(path,)),) for path in dict.fromkeys(paths)])]
+    texts = [f"{first.kind.value}: {first.message}{remedy}{where}"]
+    paths = dict.fromkeys(
+        r.weight_path or (r.hidden_paths or ((r.source or "?",),))[0] for r in same[1:]
+    )
+    if paths:
+        rows = fold_rows([(Cell(paths=(path,)),) for path in paths])
+        about = ", ".join(" ".join(_words(cell, width, names)) for (cell,) in rows)
+        texts.append(f"({len(same) - 1} more like this: {about})")
+    lines = [line for text in texts for line in wrap(text.split(), max(width - 2, 20))]
+    return "- " + "\n  ".join(lines)

@@ -30,6 +30,12 @@ def pad(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
+def listed(words: Iterable[str]) -> list[str]:
+    """Words with a comma behind each but the last."""
+    *first, last = words
+    return [*(f"{word}," for word in first), last]
+
+
 def wrap(words: Iterable[str], width: int) -> list[str]:
     """Lines of words, each at most ``width`` columns; a longer word is cut into pieces."""
     lines: list[str] = []
