@@ -8,15 +8,8 @@ is ``names.py``, types are in ``__init__.pyi``.
 
 __version__ = "0.1.0"
 
-from . import lazy as _lazy
+from .lazy import install_finders as _install_finders
+from .lazy import names_of_core as __dir__  # noqa: F401
+from .lazy import resolve_in_core as __getattr__  # noqa: F401
 
-
-def __getattr__(name):
-    return _lazy.resolve_in_core(name)
-
-
-def __dir__():
-    return _lazy.names_of_core()
-
-
-_lazy.install_finders()
+_install_finders()

@@ -5,16 +5,9 @@ Layers of the plugins (``Linear``, ``GRUCell``, ...) resolve on first use throug
 provides them; every other name is that of ``brainstate.nn``. Types are in ``nn.pyi``.
 """
 
-from . import lazy as _lazy
+from .lazy import names_of_nn as __dir__  # noqa: F401
+from .lazy import resolve_in_nn as __getattr__  # noqa: F401
 
 # A package to the import statement, so that ``from braintrace.nn import LoRA`` can say which
 # distribution provides it.
 __path__: list[str] = []
-
-
-def __getattr__(name):
-    return _lazy.resolve_in_nn(name)
-
-
-def __dir__():
-    return _lazy.names_of_nn()

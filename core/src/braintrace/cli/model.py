@@ -16,8 +16,6 @@ from typing import Any
 
 from .common import Refusal, UsageError, hint
 
-# --- from FILE:MODEL to a model -------------------------------------------------------------------
-
 
 def file_and_name(text: str) -> tuple[Path, str | None]:
     """``dir/file.py:name``; the name may be missing, and a drive letter is not a file."""
@@ -63,29 +61,24 @@ def build(module: ModuleType, file: Path, name: str | None) -> tuple[Any, tuple[
         raise UsageError(what + near)
     found = getattr(module, name)
     if callable(found) and not isinstance(found, brainstate.nn.Module):
-        found = _called(found, file, name)
+        if needed := _required(found):
+            raise UsageError(
+                f"{name!r} in {str(file)!r} takes arguments ({', '.join(needed)}); name a function "
+                "without required arguments that makes the model"
+            )
+        try:
+            found = found()
+        except Exception as error:
+            raise Refusal(told(error, file)) from error
     model, *args = found if isinstance(found, tuple) and found else (found,)
     if not isinstance(model, brainstate.nn.Module):
         kind = type(found).__name__
         article = "an" if kind[0].lower() in "aeiou" else "a"
         raise UsageError(
-            f"{name!r} in {str(file)!r} is {article} {kind}; it must be a "
-            "brainstate.nn.Module, a class of one, or a function that returns model or "
-            "(model, *example_args)"
+            f"{name!r} in {str(file)!r} is {article} {kind}; it must be a brainstate.nn.Module, a "
+            "class of one, or a function that returns model or (model, *example_args)"
         )
     return model, tuple(args) if isinstance(found, tuple) else None
-
-
-def _called(found: Callable[[], Any], file: Path, name: str) -> Any:
-    if needed := _required(found):
-        raise UsageError(
-            f"{name!r} in {str(file)!r} takes arguments ({', '.join(needed)}); name a function "
-            "without required arguments that makes the model"
-        )
-    try:
-        return found()
-    except Exception as error:
-        raise Refusal(told(error, file)) from error
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -101,20 +94,17 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 
 def _names(module: ModuleType) -> list[str]:
-    """What of a file can be explained."""
+    """What of a file can be explained: models, and what makes one without arguments."""
     import brainstate
 
-    def fits(value: Any) -> bool:
-        if isinstance(value, brainstate.nn.Module):
-            return True
-        made = inspect.isclass(value) and issubclass(value, brainstate.nn.Module)
+    def makes(value: Any) -> bool:
         own = getattr(value, "__module__", None) == module.__name__
+        made = inspect.isclass(value) and issubclass(value, brainstate.nn.Module)
         return own and (made or inspect.isfunction(value)) and not _required(value)
 
-    return [name for name, value in vars(module).items() if name[:1] != "_" and fits(value)]
+    public = [(name, value) for name, value in vars(module).items() if name[:1] != "_"]
+    return [name for name, v in public if isinstance(v, brainstate.nn.Module) or makes(v)]
 
-
-# --- the arguments of one step --------------------------------------------------------------------
 
 Shape = tuple[tuple[int, ...], str | None]
 

@@ -10,7 +10,7 @@ have tracks of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -190,30 +190,35 @@ class _Placement:
             max(text_height(item.lines) + 12, 8 + PORT * max(left, right)),
         )
 
-    def card_size(self, k: int) -> tuple[float, float]:
-        card = self.grid.cards[k]
-        left, middle = self.margins(k)
-        sizes = [self.box_size(item) for item in card.items]
-        width, height = left + _widest(sizes) + middle, _stacked(sizes)
-        if card.group is not None:
-            w, h = self.box_size(card.group)
-            width, height = width + w + PAD, max(height, h + GAP)
-        title = text_width([("name", card.title)]) + 2 * PAD
-        return max(width, title), 34 + height + PAD + self.room("bottom", k)
-
     def margins(self, k: int) -> tuple[float, float]:
-        """Room left of the operations, and between them and the group."""
+        """Room left of the operations of a card, and between them and the group."""
         card = self.grid.cards[k]
         if not card.items:
             return PAD, 0
         wide = 26 if card.group is not None else PAD
         return PAD + 8 + self.room("left", k), wide + self.room("middle", k)
 
+    def stack(self, k: int) -> tuple[float, float]:
+        """Width and height of the operations of a card, under one another."""
+        sizes = [self.box_size(item) for item in self.grid.cards[k].items]
+        height = sum(h for _, h in sizes) + GAP * max(len(sizes) - 1, 0)
+        return max((w for w, _ in sizes), default=0), height
+
+    def card_size(self, k: int) -> tuple[float, float]:
+        card = self.grid.cards[k]
+        width, height = self.stack(k)
+        width += sum(self.margins(k))
+        if card.group is not None:
+            w, h = self.box_size(card.group)
+            width, height = width + w + PAD, max(height, h + GAP)
+        title = text_width([("name", card.title)]) + 2 * PAD
+        return max(width, title), 34 + height + PAD + self.room("bottom", k)
+
     def _place(self, ends: tuple[Item, Item]) -> None:
         """Place every card in its cell, and the input and the output beside them."""
         cards, n = self.grid.cards, self.grid.num_columns
         sizes = [self.card_size(k) for k in range(len(cards))]
-        widths = [_widest(sizes[c::n]) for c in range(n)]
+        widths = [max(w for w, _ in sizes[c::n]) for c in range(n)]
         heights = [max(h for _, h in sizes[k : k + n]) for k in range(0, len(sizes), n)]
         columns, rows = [], []
         x, y = PAD + self.box_size(ends[0])[0], 0.0
@@ -239,13 +244,13 @@ class _Placement:
         card, x, y = self.grid.cards[k], frame.x, frame.y
         self.frames.append(frame)
         left, middle = self.margins(k)
-        sizes = [self.box_size(item) for item in card.items]
-        wide = _widest(sizes)
+        wide, high = self.stack(k)
         top, bottom = y + 34, y + frame.height - PAD - self.room("bottom", k)
-        at = top + (bottom - top - _stacked(sizes)) / 2
-        for item, (_, high) in zip(card.items, sizes, strict=True):
-            self.boxes[item.node] = Placed(item, x + left, at, wide, high)
-            at += high + GAP
+        at = top + (bottom - top - high) / 2
+        for item in card.items:
+            _, h = self.box_size(item)
+            self.boxes[item.node] = Placed(item, x + left, at, wide, h)
+            at += h + GAP
         if card.group is not None:
             w, h = self.box_size(card.group)
             at = (top + bottom + GAP - h) / 2
@@ -292,12 +297,3 @@ class _Placement:
         return Wire(
             route.flow, (*points, (x, end[1]) if corridor[0] in UPRIGHT else (end[0], y), end)
         )
-
-
-def _widest(sizes: Iterable[tuple[float, float]]) -> float:
-    return max((width for width, _ in sizes), default=0)
-
-
-def _stacked(sizes: Sequence[tuple[float, float]]) -> float:
-    """The height of boxes under one another."""
-    return sum(height for _, height in sizes) + GAP * max(len(sizes) - 1, 0)
