@@ -172,32 +172,20 @@ def _origin(dist: Any) -> str:
     return str(dist.locate_file(""))
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A distribution that says an import package is its own."""
-
-    distribution: str
-    version: str
-    origin: str
-
-
-def owners(package: str) -> tuple[Owner, ...]:
+def owners(package: str) -> tuple[Candidate, ...]:
     """The distributions that installed files into an import package, or bear its name."""
-    found: dict[Owner, None] = {}
+    found: dict[object, Candidate] = {}
     for dist in _library.distributions():
         try:
             name = normalised(dist.metadata.get("Name") or "")
-            if name in (package, CORE) or _holds(dist, package):
-                owner = Owner(name, str(dist.version), _origin(dist))
-                found[owner] = None
+            files = dist.read_text("RECORD") or dist.read_text("installed-files.txt") or ""
+            holds = any(line.startswith(f"{package}/") for line in files.splitlines())
+            if holds or name in (package, CORE):
+                who = name, str(dist.version), _origin(dist)
+                found[who] = Candidate(*who, plugins=(), exports={})
         except Exception:
             continue
-    return tuple(found)
-
-
-def _holds(dist: Any, package: str) -> bool:
-    files = (dist.read_text("RECORD") or dist.read_text("installed-files.txt") or "").splitlines()
-    return any(line.startswith(f"{package}/") for line in files)
+    return tuple(found.values())
 
 
 def unmet(distribution: str) -> tuple[tuple[str, str | None], ...]:
