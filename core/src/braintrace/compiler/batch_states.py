@@ -156,16 +156,10 @@ def init_batched_states(
 ) -> None:
     """Initialise a model that is written for one example with the states of a batch.
 
-    Parameters
-    ----------
-    model
-        A ``brainstate.nn.Module`` whose ``init_state`` makes the states of one example.
-    batch_size
-        Number of examples. Afterwards, every state but parameters and random states has a leading
-        axis of that length. What ``init_state`` draws from ``brainstate.random`` is drawn for each
-        example.
-    *args, **kwargs
-        Passed on to ``brainstate.nn.init_all_states``.
+    Its ``init_state``, which ``brainstate.nn.init_all_states`` calls with the further arguments,
+    makes the states of one example. Afterwards, every state but parameters and random states has a
+    leading axis of length ``batch_size``. What ``init_state`` draws from ``brainstate.random`` is
+    drawn for each example.
 
     Raises
     ------
@@ -196,14 +190,8 @@ def reset_batched_states(
 ) -> None:
     """Reset the states of a batched model, each example on its own.
 
-    Parameters
-    ----------
-    model
-        A model initialised by :func:`init_batched_states`.
-    batch_size
-        Number of examples from now on; default: as before.
-    **kwargs
-        Passed on to ``brainstate.nn.reset_all_states``, which is called for one example.
+    ``batch_size`` is the number of examples from now on; default: as before. The further arguments
+    go to ``brainstate.nn.reset_all_states``, which is called for one example.
 
     Raises
     ------

@@ -74,13 +74,9 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
     if not any(versions.is_var(a) and a in own for eqn in needed for a in eqn.invars):
         return "its value reaches neither the result nor a state"
     moving = depends(minfo.eqns, {v: frozenset({0}) for v in leaves}, along=Along.DERIVATIVES)
-    for eqn in needed:
-        arrives = any(versions.is_var(a) and a in moving for a in eqn.invars)
-        if arrives and not any(var in moving for var in eqn.outvars):
-            where = f", at {versions.source_of(eqn)}"
-            break
-    else:
-        where = ""
+    ends = [eqn for eqn in needed if moving.keys().isdisjoint(eqn.outvars)]
+    blocks = [e for e in ends if any(versions.is_var(a) and a in moving for a in e.invars)]
+    where = f", at {versions.source_of(blocks[0])}" if blocks else ""
     return f"it is used only behind stop_gradient or in integers and booleans{where}"
 
 
@@ -111,7 +107,9 @@ def _named(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> list[Pat
     elif isinstance(entry, tuple):
         found = [path for path in states if path[: len(entry)] == entry]
     elif isinstance(entry, str):
-        found = [path for path in states if _is_prefix(entry, show_path(path))]
+        longer = (f"{entry}.", f"{entry}[")
+        shown = {path: show_path(path) for path in states}
+        found = [p for p, name in shown.items() if name == entry or name.startswith(longer)]
     else:
         raise TypeError(
             "an entry of frozen must be a path, the name of one ('out.weight'), a prefix of one or "
@@ -120,10 +118,6 @@ def _named(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> list[Pat
     if not found:
         raise ValueError(_unknown(entry, states))
     return found
-
-
-def _is_prefix(name: str, shown: str) -> bool:
-    return shown == name or shown.startswith((f"{name}.", f"{name}["))
 
 
 def _unknown(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> str:

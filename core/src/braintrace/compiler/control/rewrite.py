@@ -111,32 +111,25 @@ class _Rewriting:
         return run
 
     def refusal(self, eqn: JaxprEqn, operation: JaxprEqn) -> str:
-        name, here = eqn.primitive.name, versions.source_of(eqn)
-        text = (
-            f"the ETP operation {operation.primitive.name!r} at {versions.source_of(operation)} "
-            f"stands inside {name!r} at {here}"
+        length, limit = eqn.params.get("length"), self.policy.scan_unroll_limit
+        why = {
+            jaxp.cond_p: "which ControlFlowPolicy(cond='refuse') does not allow. Use "
+            "control_flow=braintrace.ControlFlowPolicy(cond='convert'), which is the default",
+            jaxp.scan_p: f"which has {length} iterations; loops of up to {limit} are written out, "
+            "with a trace for each iteration. Raise the limit with "
+            f"control_flow=braintrace.ControlFlowPolicy(scan_unroll_limit={length}), move the "
+            "operation out of the loop, or use a plain product in it (the gradient of its weight "
+            "is then that of the current step)",
+            jaxp.while_p: "whose number of iterations is not known before it runs, so there is no "
+            "trace for each. Use jax.lax.scan, or fori_loop with static bounds, or move the "
+            "operation out of the loop",
+        }
+        other = (
+            "where its parameters cannot be traced. Call the operation outside of it, or use a "
+            "plain JAX operation there"
         )
-        if eqn.primitive is jaxp.cond_p:
-            return (
-                f"{text}, which ControlFlowPolicy(cond='refuse') does not allow. Use "
-                "control_flow=braintrace.ControlFlowPolicy(cond='convert'), which is the default"
-            )
-        if eqn.primitive is jaxp.scan_p:
-            length, limit = eqn.params["length"], self.policy.scan_unroll_limit
-            return (
-                f"{text}, which has {length} iterations; loops of up to {limit} are written out, "
-                f"with a trace for each iteration. Raise the limit with "
-                f"control_flow=braintrace.ControlFlowPolicy(scan_unroll_limit={length}), move the "
-                "operation out of the loop, or use a plain product in it (the gradient of its "
-                "weight is then that of the current step)"
-            )
-        if eqn.primitive is jaxp.while_p:
-            return (
-                f"{text}, whose number of iterations is not known before it runs, so there is no "
-                "trace for each. Use jax.lax.scan, or fori_loop with static bounds, or move the "
-                "operation out of the loop"
-            )
         return (
-            f"{text}, where its parameters cannot be traced. Call the operation outside of it, or "
-            "use a plain JAX operation there"
+            f"the ETP operation {operation.primitive.name!r} at {versions.source_of(operation)} "
+            f"stands inside {eqn.primitive.name!r} at {versions.source_of(eqn)}, "
+            + why.get(eqn.primitive, other)
         )
