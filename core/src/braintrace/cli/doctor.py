@@ -111,9 +111,6 @@ def _official_name(name: str) -> str:
     return f"braintrace-{normalised(name).removeprefix('braintrace-')}"
 
 
-# --- core -----------------------------------------------------------------------------------------
-
-
 def _core() -> Iterator[Found]:
     """Whether the package is core's own, has what it needs, and what must have its version."""
     owners = metadata.owners(PACKAGE)
@@ -147,9 +144,6 @@ def _requirements(distribution: str) -> Iterator[Found]:
             have = f"{version} is installed" if version else "it is not installed"
             fix = f'Run: pip install "{requirement}"'
             yield distribution, Finding("requirement", "error", f"needs {requirement}; {have}", fix)
-
-
-# --- plugins --------------------------------------------------------------------------------------
 
 
 def _examined(candidate: Candidate, timeout: float) -> Report:

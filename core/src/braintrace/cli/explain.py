@@ -61,9 +61,6 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-# --- compiling ------------------------------------------------------------------------------------
-
-
 def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETraceGraph:
     import brainstate
 
@@ -92,9 +89,6 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
         raise Refusal(f"{where}: {error}") from error
     except Exception as error:
         raise Refusal(told(error, file)) from error
-
-
-# --- output ---------------------------------------------------------------------------------------
 
 
 def _write(graph: ETraceGraph, options: argparse.Namespace) -> None:

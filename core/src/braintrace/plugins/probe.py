@@ -53,12 +53,18 @@ def probe(distribution: str, timeout: float) -> Report:
         arguments = [json.dumps(sys.path), distribution, str(answer), str(0.8 * timeout)]
         with log.open("wb") as stream:
             status = _run([sys.executable, "-P", "-c", _PROGRAM, *arguments], stream, timeout)
-        if answer.is_file():
-            return _read(answer, status, timeout)
+        data = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
         place = _place(log.read_text(encoding="utf-8", errors="replace"))
-    if status is None:
+    if data is None and status is None:
         return Report("hang", f"does not finish loading within {timeout:g} s{place}")
-    return Report("crash", f"{_ending(status)} while it is loaded{place}")
+    if data is None:
+        return Report("crash", f"{_ending(status or 0)} while it is loaded{place}")
+    if status is None:
+        return Report("hang", f"keeps the interpreter from ending within {timeout:g} s")
+    if status:
+        reason = f"{_ending(status)} when the interpreter ends"
+        return Report("crash", reason, data["seconds"])
+    return Report(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 def _run(command: list[str], stream: Any, timeout: float) -> int | None:
@@ -80,17 +86,6 @@ def _run(command: list[str], stream: Any, timeout: float) -> int | None:
                     os.killpg(process.pid, signal.SIGKILL)
                 else:
                     process.kill()
-
-
-def _read(answer: Path, status: int | None, timeout: float) -> Report:
-    data: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    data |= {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-    report = Report(**data)
-    if status:
-        return Report("crash", f"{_ending(status)} when the interpreter ends", report.seconds)
-    if status is None:
-        return Report("hang", f"keeps the interpreter from ending within {timeout:g} s")
-    return report
 
 
 def _ending(status: int) -> str:

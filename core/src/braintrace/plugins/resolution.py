@@ -37,30 +37,6 @@ def resolve(host: Host, kind: str, name: str) -> Any:
         When no usable plugin provides the name; the text says why.
     """
     public = PUBLIC_PREFIX[kind] + name
-    candidate = _provider(host, kind, name)
-    host.load(candidate, public)
-    if (kind, name) not in host.values:
-        host.values[kind, name] = _value(candidate, kind, name)
-    return host.values[kind, name]
-
-
-def enabled_providers(host: Host, kind: str, name: str) -> list[Candidate]:
-    """Who exports a name and may be used."""
-    return [c for c in _providers(host, kind, name) if not host.why_disabled(c)]
-
-
-def _providers(host: Host, kind: str, name: str) -> list[Candidate]:
-    """Who exports a name; an official name only its official distribution."""
-    official = OFFICIAL[kind].get(name)
-    return [
-        candidate
-        for candidate in host.candidates()
-        if (kind, name) in candidate.exports and official in (None, candidate.distribution)
-    ]
-
-
-def _provider(host: Host, kind: str, name: str) -> Candidate:
-    public = PUBLIC_PREFIX[kind] + name
     found = _providers(host, kind, name)
     if not found:
         raise not_installed(public, OFFICIAL[kind][name])
@@ -72,7 +48,32 @@ def _provider(host: Host, kind: str, name: str) -> Candidate:
             "or disable the others with BRAINTRACE_DISABLE_PLUGINS",
             enabled[0].distribution,
         )
-    return (enabled or found)[0]
+    candidate = (enabled or found)[0]
+    host.load(candidate, public)
+    if (kind, name) not in host.values:
+        entry = candidate.exports[kind, name]
+        try:
+            host.values[kind, name] = entry.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exception:
+            raise PluginError(
+                f"{public} is provided by {candidate.title}, whose entry point {entry.value!r} "
+                f"cannot be loaded ({brief(exception)})",
+                candidate.distribution,
+            ) from exception
+    return host.values[kind, name]
+
+
+def enabled_providers(host: Host, kind: str, name: str) -> list[Candidate]:
+    """Who exports a name and may be used."""
+    return [c for c in _providers(host, kind, name) if not host.why_disabled(c)]
+
+
+def _providers(host: Host, kind: str, name: str) -> list[Candidate]:
+    """Who exports a name; an official name only its official distribution."""
+    known = [c for c in host.candidates() if (kind, name) in c.exports]
+    return [c for c in known if OFFICIAL[kind].get(name) in (None, c.distribution)]
 
 
 def not_installed(public: str, distribution: str) -> PluginError:
@@ -82,17 +83,3 @@ def not_installed(public: str, distribution: str) -> PluginError:
         f"Run: pip install {distribution}",
         distribution,
     )
-
-
-def _value(candidate: Candidate, kind: str, name: str) -> Any:
-    entry = candidate.exports[kind, name]
-    try:
-        return entry.load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exception:
-        raise PluginError(
-            f"{PUBLIC_PREFIX[kind]}{name} is provided by {candidate.title}, whose entry point "
-            f"{entry.value!r} cannot be loaded ({brief(exception)})",
-            candidate.distribution,
-        ) from exception

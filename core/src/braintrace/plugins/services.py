@@ -83,9 +83,6 @@ def advice(host: Host, record: Any) -> tuple[str, str] | None:
     return None
 
 
-# --- algorithms ---------------------------------------------------------------------------------
-
-
 @cache
 def plugin_of_core() -> Offer:
     """Core's own plugin: known without metadata, and no setting switches it off."""

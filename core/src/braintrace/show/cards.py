@@ -62,9 +62,6 @@ def home(node: Node) -> Node:
     return ("group", node[1]) if node[0] in ("new", "old") else node
 
 
-# --- which card -------------------------------------------------------------------------------
-
-
 def _assigned(summary: Summary) -> list[_Draft]:
     """The cards in order; neighbours without a group become one."""
     drafts = {("group", g.index): _Draft(g.eqn, g) for g in summary.groups}
@@ -132,9 +129,6 @@ def _others(summary: Summary) -> list[Node]:
     shown |= {summary.paths[node] for node in named}
     unused = [("unused", k) for k, p in enumerate(summary.parameters) if p.path not in shown]
     return [*named, *unused]
-
-
-# --- what is written in a box -----------------------------------------------------------------
 
 
 class _Items:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
 
 from .cards import HEIGHT, Item, make_cards, text_height, text_width
 from .facts import Flow, Node, Summary
-from .layout import Layout, Placed, Point, Wire, lay_out
+from .layout import Layout, Placed, Point, lay_out
 from .tables import totals
 from .text import wrap
 
@@ -126,9 +126,6 @@ def _end(name: str, leaves: Sequence[str]) -> Item:
     return Item((name, 0), "end", lines, f"{name}: {', '.join(leaves)}")
 
 
-# --- text of the SVG --------------------------------------------------------------------------
-
-
 def themed(rules: str) -> str:
     """Rules of style with the colours of the light theme, and those of the dark one."""
     dark = rules.format(**DARK)
@@ -152,7 +149,7 @@ def _svg(layout: Layout, summary: Summary) -> str:
         *(_text(12, 18 + 14 * k, "fine", line) for k, line in enumerate(head)),
         f'<g transform="translate(0 {top})">',
         *map(_frame, layout.frames),
-        *(_wire(wire, looks[wire.flow]) for wire in layout.wires),
+        *(_wire(flow, points, looks[flow]) for flow, points in layout.wires.items()),
         *_joints(layout.wires, looks),
         *map(_box, layout.boxes),
         "</g>",
@@ -241,14 +238,14 @@ def _look(flow: Flow, traced: set[int]) -> str:
     return f"from-{known}" if flow.credit else f"from-{known} no-credit"
 
 
-def _wire(wire: Wire, look: str) -> str:
-    (fx, fy), (x, y) = wire.points[-2:]
+def _wire(flow: Flow, points: Sequence[Point], look: str) -> str:
+    (fx, fy), (x, y) = points[-2:]
     dx, dy = (x > fx) - (x < fx), (y > fy) - (y < fy)
     left = x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx
     right = x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx
-    line = _rounded([*wire.points[:-1], (x - 5 * dx, y - 5 * dy)])
-    words = f"{_words(wire.flow.source)} enters {_words(wire.flow.target)}"
-    words += "" if wire.flow.credit else " (values only, no gradient)"
+    line = _rounded([*points[:-1], (x - 5 * dx, y - 5 * dy)])
+    words = f"{_words(flow.source)} enters {_words(flow.target)}"
+    words += "" if flow.credit else " (values only, no gradient)"
     parts = _tag("title", words), _tag("path", d=line), _head("head", (x, y), left, right)
     return _tag("g", *parts, class_=f"wire {look}")
 
@@ -277,26 +274,24 @@ def _towards(a: Point, b: Point, step: float) -> Point:
     return a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part
 
 
-def _joints(wires: Sequence[Wire], looks: dict[Flow, str]) -> Iterator[str]:
+def _joints(wires: Mapping[Flow, Sequence[Point]], looks: Mapping[Flow, str]) -> Iterator[str]:
     """Dots where a wire branches, so that a crossing is not taken for one."""
-    nets: dict[Node, list[Wire]] = {}
-    for wire in wires:
-        nets.setdefault(wire.flow.source, []).append(wire)
-    for same in nets.values():
-        lines = [line for wire in same for line in pairwise(wire.points)]
-        corners = sorted({p for wire in same for p in wire.points[1:-1]})
+    nets: dict[Node, list[Flow]] = {}
+    for flow in wires:
+        nets.setdefault(flow.source, []).append(flow)
+    for net in nets.values():
+        lines = [line for flow in net for line in pairwise(wires[flow])]
+        corners = sorted({p for flow in net for p in wires[flow][1:-1]})
         dots = [p for p in corners if any(_within(p, a, b) for a, b in lines)]
         if dots:
             circles = (_tag("circle", class_="head", cx=x, cy=y, r=2.6) for x, y in dots)
-            yield _tag("g", *circles, class_=f"wire {looks[same[0].flow]}")
+            yield _tag("g", *circles, class_=f"wire {looks[net[0]]}")
 
 
 def _within(p: Point, a: Point, b: Point) -> bool:
     """Whether ``p`` is inside a horizontal or vertical line from ``a`` to ``b``."""
     return (p[0] == a[0] == b[0] or p[1] == a[1] == b[1]) and min(a, b) < p < max(a, b)
 
-
-# --- legend -----------------------------------------------------------------------------------
 
 BOXES = {
     "relation": "operation with a trace",

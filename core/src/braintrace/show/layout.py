@@ -39,22 +39,14 @@ class Placed(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Wire:
-    """A way from a box to another, as corners."""
-
-    flow: Flow
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
 class Layout:
-    """Everything with its coordinates; a frame is the border of a card with its title."""
+    """Everything with its coordinates: borders of cards with titles, boxes, corners of wires."""
 
     width: float
     height: float
     frames: tuple[Placed[str], ...]
     boxes: tuple[Placed[Item], ...]
-    wires: tuple[Wire, ...]
+    wires: dict[Flow, tuple[Point, ...]]
 
 
 def lay_out(
@@ -67,9 +59,6 @@ def lay_out(
     grid = _Grid(cards, min(num_columns, len(cards)))
     placement = _Placement(grid, [grid.route(flow) for flow in flows], ends)
     return placement.layout()
-
-
-# --- which way --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,9 +136,6 @@ def _tracks(corridor: Corridor, spans: dict[Node, tuple[int, int]]) -> dict[Node
         ends[track : track + 1] = [high]
         found[net] = track
     return found
-
-
-# --- which coordinates ------------------------------------------------------------------------
 
 
 class _Placement:
@@ -267,7 +253,8 @@ class _Placement:
             for corridor, nets in self.tracks.items()
             for net in (nets if corridor[0] == "gutter" else ())
         ]
-        boxes, wires = tuple(self.boxes.values()), tuple(map(self._wire, self.routes))
+        boxes = tuple(self.boxes.values())
+        wires = {route.flow: self._wire(route) for route in self.routes}
         return Layout(PAD + max(rights), self.height, tuple(self.frames), boxes, wires)
 
     def _along(self, corridor: Corridor, net: Node) -> float:
@@ -282,7 +269,7 @@ class _Placement:
             return box.x + (box.width if side == "right" else 0), round(box.y + box.height * part)
         return round(box.x + box.width * part), box.y + (box.height if side == "bottom" else 0)
 
-    def _wire(self, route: _Route) -> Wire:
+    def _wire(self, route: _Route) -> tuple[Point, ...]:
         net = route.flow.source
         end = self._port(route.end, ("to", net))
         points = [self._port(route.start, net)]
@@ -294,6 +281,4 @@ class _Placement:
                 y = end[1] - GAP / 2 - 1 if corridor[0] == "above" else self._along(corridor, net)
             points.append((x, y))
         x, y = points[-1]
-        return Wire(
-            route.flow, (*points, (x, end[1]) if corridor[0] in UPRIGHT else (end[0], y), end)
-        )
+        return (*points, (x, end[1]) if corridor[0] in UPRIGHT else (end[0], y), end)

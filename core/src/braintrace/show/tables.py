@@ -163,9 +163,6 @@ def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]
     ]
 
 
-# --- rows that are alike ----------------------------------------------------------------------
-
-
 def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Rows that differ only by consecutive numbers of layers become one.
 
