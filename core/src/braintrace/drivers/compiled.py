@@ -15,34 +15,14 @@ from ..compiler.environment import changed_setting, recorded_settings
 MOST = 16
 
 
-class Driver:
-    """A compiled driver, and the settings of ``brainstate.environ`` that it was compiled with.
+class Drivers:
+    """The drivers that were used last, each with its key and settings of ``brainstate.environ``.
 
-    A setting that anything in it reads is a constant of the program.
+    A setting that anything in a driver reads is a constant of the compiled program.
     """
 
-    def __init__(self, key: tuple[Any, ...], run: Callable[..., Any]) -> None:
-        self.key = key
-        self.settings: dict[str, Any] = {}
-
-        def recorded(*args: Any) -> Any:
-            with recorded_settings() as found:
-                result = run(*args)
-            self.settings.update(found)
-            return result
-
-        self.run = brainstate.transform.jit(recorded)
-
-    def serves(self, key: tuple[Any, ...]) -> bool:
-        """Whether this is the driver for ``key`` under the settings of now."""
-        return self.key == key and changed_setting(self.settings) is None
-
-
-class Drivers:
-    """The drivers that were used last."""
-
     def __init__(self) -> None:
-        self._kept: list[Driver] = []
+        self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
 
     def clear(self) -> None:
         """Forget all."""
@@ -50,19 +30,25 @@ class Drivers:
 
     def get(self, key: tuple[Any, ...], run: Callable[..., Any]) -> Callable[..., Any]:
         """The driver for a function and options, which is ``run`` if there is none yet."""
-        driver = next((one for one in self._kept if one.serves(key)), None)
-        if driver is None:
+        found = next((d for d in self._kept if d[0] == key and changed_setting(d[1]) is None), None)
+        if found is None:
             self._warn_of_new_functions(*key)
-            driver = Driver(key, run)
-        else:
-            self._kept.remove(driver)
-        self._kept = [*self._kept, driver][-MOST:]
-        return driver.run
+            settings: dict[str, Any] = {}
+
+            def recorded(*args: Any) -> Any:
+                with recorded_settings() as read:
+                    result = run(*args)
+                settings.update(read)
+                return result
+
+            found = key, settings, brainstate.transform.jit(recorded)
+        self._kept = [*(d for d in self._kept if d is not found), found][-MOST:]
+        return found[2]
 
     def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
         """A function written inside a loop is a new one each time, and compiled each time."""
         code = getattr(step_fn, "__code__", None)
-        same = {one.key[0] for one in self._kept if one.key[1:] == options}
+        same = {fn for (fn, *others), _, _ in self._kept if others == [*options]}
         if code is not None and sum(getattr(fn, "__code__", None) is code for fn in same) == 3:
             versions.warn(
                 f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "

@@ -50,28 +50,29 @@ class DirectProduct:
     moving: tuple[int, ...]
     trained: tuple[int, ...]
 
-    def shift(self) -> jax.Array:
-        """Zero, to add to the result."""
-        y = self.eqn.outvars[0].aval
-        return jnp.zeros(y.shape, y.dtype)
-
     def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
 
         Parameters
         ----------
-        moving
-            Values of the moving operands [K, ...].
+        moving, operands
+            Values of the moving operands [K, ...], and of all (``None`` at the moving ones).
         dy
             Cotangents of the result [K, *Y].
-        operands
-            Values of the other operands (``None`` at the moving ones).
         """
         if not is_etp_primitive(self.eqn.primitive):
             return self._pulled(moving, dy, operands)
-        operation = _operation(self.eqn, self.trained)
+        spec = self.eqn.primitive.spec
+        positions = spec.resolve_trainable_invars(self.eqn.params)
+        operation = Operation(
+            spec=spec,
+            params=self.eqn.params,
+            operand_avals=tuple(atom.aval for atom in self.eqn.invars),
+            y_aval=self.eqn.outvars[0].aval,
+            traced=tuple(key for key, i in positions.items() if i in self.trained),
+        )
         found = operation.contract(moving[0] if moving else None, dy, operands)
-        by_position = {operation.positions[key]: leaf for key, leaf in found.items()}
+        by_position = {positions[key]: leaf for key, leaf in found.items()}
         return [by_position[i].astype(self.eqn.invars[i].aval.dtype) for i in self.trained]
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
@@ -80,25 +81,12 @@ class DirectProduct:
 
             def one(*moving: Any) -> Any:
                 full = {**known, **dict(zip(self.moving, moving, strict=True))}
-                return versions.bind_equation(self.eqn, [full[i] for i in range(len(full))])[0]
+                return versions.bind_equation(self.eqn, [*full.values()])[0]
 
             return jax.vmap(one)(*moving)
 
         _, pull = jax.vjp(run, [operands[i] for i in self.trained])
         return pull(dy)[0]
-
-
-def _operation(eqn: JaxprEqn, trained: Sequence[int]) -> Operation:
-    """An ETP equation as its rules see it."""
-    spec = eqn.primitive.spec
-    positions = spec.resolve_trainable_invars(eqn.params)
-    return Operation(
-        spec=spec,
-        params=eqn.params,
-        operand_avals=tuple(atom.aval for atom in eqn.invars),
-        y_aval=eqn.outvars[0].aval,
-        traced=tuple(key for key, i in positions.items() if i in trained),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +120,8 @@ class DirectProducts:
 
     def shifts(self) -> tuple[jax.Array, ...]:
         """Zeros to add to the results of the products."""
-        return tuple(product.shift() for product in self.products)
+        results = (product.eqn.outvars[0].aval for product in self.products)
+        return tuple(jnp.zeros(y.shape, y.dtype) for y in results)
 
     @cached_property
     def elsewhere(self) -> frozenset[int]:
@@ -180,10 +169,8 @@ class DirectProducts:
         ----------
         values
             Values of the parameters, by input.
-        recorded
-            Moving operands of every product [K, ...].
-        dys
-            Gradients of the shifts [K, *Y].
+        recorded, dys
+            Moving operands of every product [K, ...], and gradients of the shifts [K, *Y].
         """
 
         def operands(chosen: Mapping[int, Any]) -> list[list[Any]]:
@@ -222,13 +209,9 @@ def direct_products(
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
     chosen = {invars[i]: frozenset({i}) for i in wanted}
     led = depends(eqns, chosen, along=Along.DERIVATIVES)
-    useful = set(slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES))
-    found = []
-    for i, eqn in enumerate(eqns):
-        if i in useful and _is_product(eqn):
-            product = _product(i, eqn, moves, led)
-            if product is not None:
-                found.append(product)
+    useful = sorted(slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES))
+    candidates = (_product(i, eqns[i], moves, led) for i in useful if _is_product(eqns[i]))
+    found = [product for product in candidates if product is not None]
     behind = [p.eqn.invars[k] for p in found for k in range(len(p.eqn.invars)) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
     return DirectProducts(

@@ -7,7 +7,7 @@ is said on the host when the program has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,40 +46,42 @@ def flags_of(
     losses: Any,
 ) -> Flags:
     """The flags of a block."""
-    relations = rule.executor.graph.hidden_param_op_relations
-    finite = {"the loss": all_finite(losses)}
-    for name, value in direct.items():
-        finite[f"the direct gradient of {name}"] = all_finite(value)
-    for relation, found in zip(relations, gradients, strict=True):
-        for path in relation.parameter_paths:
-            name = f"the traced gradient of {show_path(path)}"
-            finite[name] = finite.get(name, True) & all_finite(found)
-    if traces is not None:
-        finite |= finite_traces(rule, traces)
-    radius = {}
-    for group, transition in zip(
-        rule.executor.graph.hidden_groups, block.jacobians.transition, strict=True
-    ):
-        if transition is not None:
-            name = ", ".join(show_path(p) for p in group.hidden_paths)
-            radius[name] = jax.vmap(spectral_radius)(transition).min(0)
+    graph = rule.executor.graph
+    traced = [
+        (f"the traced gradient of {show_path(path)}", found)
+        for relation, found in zip(graph.hidden_param_op_relations, gradients, strict=True)
+        for path in relation.parameter_paths
+    ]
+    straight = [(f"the direct gradient of {name}", value) for name, value in direct.items()]
+    finite = finite_of([("the loss", losses), *straight, *traced, *named_traces(rule, traces)])
+    transitions = zip(graph.hidden_groups, block.jacobians.transition, strict=True)
+    radius = {
+        ", ".join(map(show_path, group.hidden_paths)): jax.vmap(spectral_radius)(D).min(0)
+        for group, D in transitions
+        if D is not None
+    }
     return Flags(finite, radius)
 
 
-def finite_traces(rule: LearningRule, traces: Traces) -> dict[str, Any]:
-    """Whether the traces of every parameter are finite."""
-    found: dict[str, Any] = {}
-    for i, link in enumerate(rule.links):
-        for path in link.relation.parameter_paths:
-            name = f"the trace of {show_path(path)}"
-            found[name] = found.get(name, True) & all_finite(rule.of_link(traces, i))
+def named_traces(rule: LearningRule, traces: Traces | None) -> list[tuple[str, Any]]:
+    """The traces of every parameter, with what to call them."""
+    if traces is None:
+        return []
+    return [
+        (f"the trace of {show_path(path)}", rule.of_link(traces, i))
+        for i, link in enumerate(rule.links)
+        for path in link.relation.parameter_paths
+    ]
+
+
+def finite_of(values: Iterable[tuple[str, Any]]) -> dict[str, jax.Array]:
+    """By name, whether all floating-point numbers of all values with that name are finite."""
+    found: dict[str, jax.Array] = {}
+    for name, tree in values:
+        leaves = [v for v in jax.tree.leaves(tree) if versions.is_float(v)]
+        finite = jnp.all(jnp.stack([jnp.isfinite(v).all() for v in leaves] or [jnp.array(True)]))
+        found[name] = found[name] & finite if name in found else finite
     return found
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """Whether all floating-point numbers of a pytree are finite."""
-    leaves = [v for v in jax.tree.leaves(tree) if versions.is_float(v)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in leaves] or [jnp.array(True)]))
 
 
 def spectral_radius(matrix: jax.Array) -> jax.Array:
@@ -91,14 +93,12 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
     if matrix.shape[0] == 1:
         return jnp.abs(matrix[0, 0])
     scale, total = jnp.zeros(matrix.shape[2:]), matrix
-    for k in range(SQUARINGS):
+    for k in range(SQUARINGS + 1):
         size = jnp.sqrt((total**2).sum((0, 1)))
-        total = total / jnp.where(size > 0, size, 1.0)
-        scale = scale + jnp.log(jnp.where(size > 0, size, 1.0)) / 2**k
+        divisor = jnp.where(size > 0, size, 1.0)
+        scale, total = scale + jnp.log(divisor) / 2**k, total / divisor
         total = jnp.einsum("ij...,jk...->ik...", total, total)
-    size = jnp.sqrt((total**2).sum((0, 1)))
-    radius = jnp.exp(scale + jnp.log(jnp.where(size > 0, size, 1.0)) / 2**SQUARINGS)
-    return jnp.where(size > 0, radius, 0.0)
+    return jnp.where(size > 0, jnp.exp(scale), 0.0)
 
 
 def report(flags: Flags, block_size: int, steps: int, every: int) -> None:
@@ -111,11 +111,8 @@ def report(flags: Flags, block_size: int, steps: int, every: int) -> None:
     FloatingPointError
         When a number was not finite; the message names what it is about and the first step.
     """
-    first = {
-        name: int(np.argmin(values))
-        for name, values in ((n, np.asarray(v)) for n, v in flags.finite.items())
-        if not values.all()
-    }
+    finite = {name: np.asarray(values) for name, values in flags.finite.items()}
+    first = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}
     if first:
         earliest = min(first.values())
         names = [name for name, block in first.items() if block == earliest]

@@ -92,8 +92,10 @@ def _window_loss(learner: Running, options: GradOptions, inputs: tuple[Any, ...]
 def _window_flags(
     learner: Running, options: GradOptions, grads: Mapping[int, Any], losses: Any
 ) -> guards.Flags:
-    finite = {"the loss": guards.all_finite(losses)}
     paths = {state: show_path(path) for path, state in learner.param_states.items()}
-    for i, (key, state) in enumerate(options.weights):
-        finite[f"the gradient of {paths.get(state, key)}"] = guards.all_finite(grads[i])
-    return guards.Flags(finite | guards.finite_traces(learner.rule, learner.read_traces()), {})
+    named = [
+        (f"the gradient of {paths.get(s, key)}", grads[i])
+        for i, (key, s) in enumerate(options.weights)
+    ]
+    traces = guards.named_traces(learner.rule, learner.read_traces())
+    return guards.Flags(guards.finite_of([("the loss", losses), *named, *traces]), {})

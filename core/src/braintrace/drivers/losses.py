@@ -52,21 +52,9 @@ def masked_step(step_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any
 def checked_losses(
     result: Any, has_aux: bool, shape: tuple[int, ...], when: str = ""
 ) -> tuple[jax.Array, Any]:
-    """What ``step_fn`` returned: losses as an array, and auxiliary data, ``None`` if it has none.
+    """What ``step_fn`` returned: losses of a shape, and auxiliary data, ``None`` if it has none.
 
-    Parameters
-    ----------
-    result
-        What it returned: losses, or with ``has_aux`` a pair.
-    shape
-        What the losses must have; ``()`` for that of one step.
-    when
-        Why they must have this shape, in front of what is said about another one.
-
-    Raises
-    ------
-    TypeError
-        For something else.
+    Raises ``TypeError`` for something else; ``when`` says why they must have this shape.
     """
     wanted = f"{when}step_fn must return {f'losses of shape {shape}' if shape else 'a scalar loss'}"
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
