@@ -18,6 +18,7 @@ from braintrace import algorithms
 from braintrace.algorithms import config
 from braintrace.algorithms.d_rtrl import ParamDimRule
 from braintrace.algorithms.lagged import LaggedDRTRLRule
+from braintrace.base.types import bytes_of
 from braintrace.drivers import direct, gradients
 from braintrace.drivers.block_size import (
     LARGE,
@@ -27,7 +28,6 @@ from braintrace.drivers.block_size import (
     budget,
     equal_blocks,
     record_bytes,
-    trace_bytes,
 )
 from braintrace.drivers.recorded import recorded_scan
 from braintrace.testing import assert_tree_close
@@ -613,7 +613,7 @@ def rule_of(units: int, batch: int) -> Any:
 @pytest.mark.parametrize(("units", "batch", "steps"), [(16, 2, 10**6), (256, 8, 10**5)])
 def test_a_record_is_as_long_as_makes_the_traces_cheap(units: int, batch: int, steps: int) -> None:
     rule = rule_of(units, batch)
-    record, held = record_bytes(rule), trace_bytes(rule)
+    record, held = record_bytes(rule), bytes_of(jax.eval_shape(rule.init))
     block, most = auto_block_size(rule, steps), max(NEAR, 2.5 * held)
     assert steps % block == 0 and 0.8 * most <= record * block <= 1.25 * most
     assert auto_block_size(rule, 7) == 7

@@ -36,39 +36,31 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
 
     Parameters
     ----------
-    rule
-        The learning rule.
-    steps
-        Length of the sequence.
     carried
         Whether traces lead into and out of the sequence.
     besides
         Bytes that a step records for parameters without a trace.
     """
-    per_step, held = record_bytes(rule) + besides, trace_bytes(rule)
-    if not carried and steps * per_step <= budget(held, WHOLE):
+    per_step = record_bytes(rule) + besides
+    traces = bytes_of(jax.eval_shape(rule.init))
+    if not carried and steps * per_step <= budget(traces, WHOLE):
         return steps
-    return equal_blocks(steps, max(1.0, budget(held) / max(1, per_step)))
+    return equal_blocks(steps, max(1.0, budget(traces) / max(1, per_step)))
 
 
-def budget(held: int, least: int = NEAR) -> float:
-    """How many bytes a record should take beside traces of ``held`` bytes."""
-    return min(max(least, TIMES_THE_TRACES * held), max(LARGE, held))
+def budget(traces: int, least: int = NEAR) -> float:
+    """How many bytes a record should take beside traces of so many."""
+    return min(max(least, TIMES_THE_TRACES * traces), max(LARGE, traces))
 
 
 def equal_blocks(steps: int, longest: float) -> int:
     """The divisor of ``steps`` next to ``longest``; if none is near, a block that is not longer."""
-
-    def away(size: int) -> float:
-        return max(size / longest, longest / size)
-
     least, most = (part * longest for part in NEAR_ENOUGH)
     small = [n for n in range(1, math.isqrt(steps) + 1) if steps % n == 0]
     near = [n for n in (*small, *(steps // n for n in small)) if least <= n <= most]
     if near:
-        return min(near, key=away)
-    blocks = math.ceil(steps / math.floor(longest))
-    return math.ceil(steps / blocks)
+        return min(near, key=lambda size: max(size / longest, longest / size))
+    return math.ceil(steps / math.ceil(steps / math.floor(longest)))
 
 
 def record_bytes(rule: LearningRule) -> int:
@@ -85,8 +77,3 @@ def record_bytes(rule: LearningRule) -> int:
     for group in {link.group.index: link.group for link in rule.links}.values():
         total += group.num_state**2 * math.prod(group.varshape) * width
     return total
-
-
-def trace_bytes(rule: LearningRule) -> int:
-    """Bytes of the traces."""
-    return bytes_of(jax.eval_shape(rule.init))

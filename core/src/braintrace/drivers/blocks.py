@@ -28,17 +28,7 @@ from .traced import TracedStep
 
 @dataclass(frozen=True, eq=False)
 class BlockRunner:
-    """Runs blocks of a traced step.
-
-    Attributes
-    ----------
-    rule
-        The learning rule.
-    step
-        The traced step.
-    targets
-        The parameter states whose gradients are wanted.
-    """
+    """Runs blocks of a traced step, for gradients of the parameter states ``targets``."""
 
     rule: LearningRule
     step: TracedStep
@@ -50,7 +40,7 @@ class BlockRunner:
         return tuple(i for state in self.targets for i in self.step.live_leaves(state))
 
     @cached_property
-    def late(self) -> dict[int, list[int]]:
+    def read_late(self) -> dict[int, list[int]]:
         """Per group, the leaves of its old values where the loss reads them late."""
         found = {
             group.index: [i for s in group.hidden_states for i in self.step.live_leaves(s)]
@@ -59,26 +49,21 @@ class BlockRunner:
         return {group: leaves for group, leaves in found.items() if leaves}
 
     def record(
-        self, leaves: Sequence[Any], direct: Mapping[int, Any], inputs: Any
-    ) -> tuple[list[Any], dict[int, Any], Block, Any, Any]:
-        """Run ``K`` steps: states and direct gradients move on, the rest is recorded.
-
-        Returns
-        -------
-        leaves, direct, block, losses, aux
-        """
+        self, leaves: Mapping[int, Any], direct: Mapping[int, Any], inputs: Any
+    ) -> tuple[dict[int, Any], dict[int, Any], Block, Any, Any]:
+        """Run ``K`` steps: ``leaves`` and ``direct`` move on; then come block, losses and aux."""
         executor = self.rule.executor
         perturb = executor.graph.perturbed.init_perturb_data()
-        late = sorted({i for indices in self.late.values() for i in indices})
-        chosen = [i for i in self.direct if self.step.is_step_by_step(i)]
+        late = sorted({i for indices in self.read_late.values() for i in indices})
+        chosen = [i for i in self.direct if i in self.step.direct.elsewhere]
         shifts = self.step.direct.shifts()
 
         def one(carry: Any, inputs: Any) -> Any:
             leaves, direct = carry
 
             def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
-                changed = {**dict(enumerate(leaves)), **olds, **params}
-                loss, *rest = self.step.run(perturb, inputs, [*changed.values()], shifts)
+                changed = {**leaves, **olds, **params}
+                loss, *rest = self.step.run(perturb, inputs, changed, shifts)
                 return loss, rest
 
             (loss, (aux, recorded, new, moving)), (signal, olds, params, dys) = jax.value_and_grad(
@@ -87,18 +72,18 @@ class BlockRunner:
             values, given = recorded
             jacobians = executor.jacobians_at(values)
             direct = {i: value + params[i] for i, value in direct.items()}
-            signals = executor.signals(signal), self._late_signals(olds, leaves)
+            signals = executor.signals(signal), self._old_signals(olds, leaves)
             return (new, direct), (Block(jacobians, *signals, given), moving, dys, loss, aux)
 
         start = leaves, {i: direct[i] for i in chosen}
         (new, stepwise), (block, moving, dys, losses, aux) = recorded_scan(one, start, inputs)
         total = {**direct, **stepwise}
-        for i, value in self.step.products(leaves, moving, dys).items():
+        for i, value in self.step.direct.gradients(leaves, moving, dys).items():
             total[i] = total[i] + value
         return new, total, block, losses, aux
 
-    def _late_signals(
-        self, olds: Mapping[int, Any], leaves: Sequence[Any]
+    def _old_signals(
+        self, olds: Mapping[int, Any], leaves: Mapping[int, Any]
     ) -> tuple[jax.Array | None, ...]:
         gradients = {
             path: olds.get(i, jnp.zeros_like(leaves[i]))
@@ -106,7 +91,7 @@ class BlockRunner:
             for path, state in zip(group.hidden_paths, group.hidden_states, strict=True)
             for i in self.step.leaves.get(state, ())
         }
-        return self.rule.executor.old_signals(gradients, self.late)
+        return self.rule.executor.old_signals(gradients, self.read_late)
 
 
 def in_blocks(
@@ -125,14 +110,8 @@ def in_blocks(
     ----------
     carry
         State leaves, and traces, before the sequence; ``None`` for traces of zero.
-    inputs
-        Pytree of arrays [T, ...].
-    operands
-        Values of the operands of every relation.
-    keep_trace
-        Whether the traces after the sequence are wanted.
-    scale
-        What the gradients are multiplied by.
+    operands, scale
+        Values of the operands of every relation, and what the gradients are multiplied by.
     after
         ``after(number, block, cotangents, traces, direct, losses)``: what to return of a block.
 

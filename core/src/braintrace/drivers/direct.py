@@ -3,7 +3,7 @@
 
 Their gradient needs no trace, but reverse mode of every single step would add up an array of the
 size of the parameter per step. Instead, zero is added to the result of each product ``y``, whose
-gradient is ``dL/dy``, and the parameters are held constant in it; over a block of ``K`` steps the
+gradient is ``dL/dy``, and the parameters are constants in it; over a block of ``K`` steps the
 gradient is then one product,
 
     dL/dw = sum_k (dy/dw)^T(x^k) dL^k/dy^k.
@@ -53,12 +53,8 @@ class DirectProduct:
     def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
 
-        Parameters
-        ----------
-        moving, operands
-            Values of the moving operands [K, ...], and of all (``None`` at the moving ones).
-        dy
-            Cotangents of the result [K, *Y].
+        From the moving operands [K, ...], the cotangents of the result [K, *Y], and all operands
+        (``None`` at the moving ones).
         """
         if not is_etp_primitive(self.eqn.primitive):
             return self._pulled(moving, dy, operands)
@@ -165,12 +161,8 @@ class DirectProducts:
     ) -> dict[int, Any]:
         """Direct gradients of the parameters, by input, summed over ``K`` steps.
 
-        Parameters
-        ----------
-        values
-            Values of the parameters, by input.
-        recorded, dys
-            Moving operands of every product [K, ...], and gradients of the shifts [K, *Y].
+        Of every product, ``recorded`` are the moving operands [K, ...], and ``dys`` the gradients
+        of the shifts [K, *Y].
         """
 
         def operands(chosen: Mapping[int, Any]) -> list[list[Any]]:
@@ -188,22 +180,15 @@ class DirectProducts:
 
         _, pull = jax.vjp(trained, {i: values[i] for i in self.leaves})
         rows = zip(self.products, recorded, dys, operands({}), strict=True)
-        return pull([product.contract(x, dy, held) for product, x, dy, held in rows])[0]
+        return pull([product.contract(x, dy, constant) for product, x, dy, constant in rows])[0]
 
 
 def direct_products(
     jaxpr: Jaxpr, parameters: frozenset[int], wanted: frozenset[int]
 ) -> DirectProducts:
-    """Find the products of a step with wanted parameters.
+    """Find the products of a step, whose first result is the loss, with wanted parameters.
 
-    Parameters
-    ----------
-    jaxpr
-        The step as a closed jaxpr; its first result is the loss.
-    parameters
-        Which of its inputs are parameters, which do not change during the step.
-    wanted
-        Those of them whose gradients are wanted.
+    These are some of ``parameters``, the inputs that do not change during the step.
     """
     eqns, invars = jaxpr.eqns, jaxpr.invars
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))

@@ -19,12 +19,7 @@ from .step_data import number_of_steps, one_step_of
 class Tape:
     """A stepper that runs perturbed steps and records them.
 
-    Parameters
-    ----------
-    learner
-        The learner, whose hidden states nothing but its model may write meanwhile.
-    perturb
-        One array per hidden state, zero.
+    Nothing but the model may write hidden states of the learner meanwhile.
     """
 
     def __init__(self, learner: Running, perturb: Sequence[Any]) -> None:

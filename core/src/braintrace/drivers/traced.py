@@ -12,6 +12,7 @@ import brainstate
 import jax
 
 from ..base.types import State, show_path
+from ..base.versions import Jaxpr
 from ..jaxprs.depends import reaches
 from .direct import DirectProducts, direct_products
 from .running import Running
@@ -25,63 +26,46 @@ class TracedStep:
     Attributes
     ----------
     run
-        ``run(perturb, inputs, state_leaves, shifts) -> (loss, aux, recorded, new_state_leaves,
-        moving)``, with the record of :class:`Tape`, and the shifts and records of ``direct``.
-    direct, first
-        The products of the step with parameters; its inputs from ``first`` are the state leaves.
+        ``run(perturb, inputs, leaves, shifts) -> (loss, aux, recorded, new_leaves, moving)``, with
+        the leaves of states by input of the program, the record of :class:`Tape`, and the shifts
+        and records of ``direct``.
+    direct
+        The products of the step with parameters.
     leaves
-        Every state the step reads or writes, and where its leaves stand among the state leaves.
+        Every state the step reads or writes, and which inputs its leaves are.
     live
-        State leaves (by index) with a differentiable path to the loss.
+        Inputs with a differentiable path to the loss.
     """
 
-    run: Callable[..., tuple[Any, Any, tuple[Any, ...], list[Any], Any]]
+    run: Callable[..., tuple[Any, Any, tuple[Any, ...], dict[int, Any], Any]]
     direct: DirectProducts
-    first: int
     leaves: Mapping[State, range]
     live: frozenset[int]
 
-    def is_step_by_step(self, leaf: int) -> bool:
-        """Whether a state leaf acts on the loss other than through the direct products."""
-        return self.first + leaf in self.direct.elsewhere
-
-    def products(
-        self, leaves: Sequence[Any], recorded: Sequence[Any], dys: Sequence[jax.Array]
-    ) -> dict[int, Any]:
-        """Gradients by state leaf through the direct products of ``K`` steps."""
-        values = {self.first + i: leaf for i, leaf in enumerate(leaves)}
-        found = self.direct.gradients(values, recorded, dys)
-        return {i - self.first: value for i, value in found.items()}
-
     def live_leaves(self, state: State) -> list[int]:
-        """Indices of those leaves of a state on which the loss depends directly."""
+        """Those leaves of a state on which the loss depends directly."""
         return [i for i in self.leaves.get(state, ()) if i in self.live]
 
-    def read(self) -> list[Any]:
-        """The state leaves as they are."""
-        return [leaf for state in self.leaves for leaf in jax.tree.leaves(state.value)]
+    def read(self) -> dict[int, Any]:
+        """The leaves of the states as they are."""
+        return {
+            i: leaf
+            for state, where in self.leaves.items()
+            for i, leaf in zip(where, jax.tree.leaves(state.value), strict=True)
+        }
 
-    def write(self, leaves: Sequence[Any]) -> None:
+    def write(self, leaves: Mapping[int, Any]) -> None:
         """Take the leaves of all states but parameters, which a step does not change."""
         for state, where in self.leaves.items():
             if not _is_parameter(state):
                 tree = jax.tree.structure(state.value)
-                state.value = jax.tree.unflatten(tree, leaves[where.start : where.stop])
+                state.value = jax.tree.unflatten(tree, [leaves[i] for i in where])
 
 
 def trace_step(
     learner: Running, step_fn: Callable[..., Any], inputs: Any, targets: Sequence[State]
 ) -> TracedStep:
-    """Trace ``step_fn`` with a tape that takes the learner's call.
-
-    Parameters
-    ----------
-    step_fn
-        ``step_fn(*inputs) -> (loss, aux)`` with a scalar loss.
-    inputs
-        Inputs of one step.
-    targets
-        The parameter states whose gradients are wanted.
+    """Trace ``step_fn(*inputs) -> (loss, aux)`` with a tape that takes the learner's call.
 
     Raises
     ------
@@ -102,45 +86,42 @@ def trace_step(
     jaxpr = stateful.get_jaxpr(perturb, inputs)
     states = stateful.get_state_trace(perturb, inputs).states
     tree = jax.tree.structure(stateful.get_out_shapes(perturb, inputs))
-    ends = [*accumulate((len(jax.tree.leaves(s.value)) for s in states), initial=0)]
-    leaves = {s: range(*ends[i : i + 2]) for i, s in enumerate(states)}
     first = len(jax.tree.leaves((perturb, inputs)))
-    _check_kept(learner, leaves, jaxpr.invars[first:], jaxpr.outvars[-ends[-1] :])
-    params = {first + i for s, where in leaves.items() if _is_parameter(s) for i in where}
+    ends = [*accumulate((len(jax.tree.leaves(s.value)) for s in states), initial=first)]
+    leaves = {s: range(*ends[i : i + 2]) for i, s in enumerate(states)}
+    _check_kept(learner, leaves, jaxpr)
     direct = direct_products(
         jaxpr,
-        parameters=frozenset(params),
-        wanted=frozenset(first + i for target in targets for i in leaves.get(target, ())),
+        parameters=frozenset(i for s, where in leaves.items() if _is_parameter(s) for i in where),
+        wanted=frozenset(i for target in targets for i in leaves.get(target, ())),
     )
 
-    def run(perturb: list[Any], inputs: Any, leaves: Sequence[Any], shifts: Any) -> Any:
-        flat, moving = direct.run([*jax.tree.leaves((perturb, inputs)), *leaves], shifts)
+    def run(perturb: list[Any], inputs: Any, leaves: Mapping[int, Any], shifts: Any) -> Any:
+        flat, moving = direct.run(jax.tree.leaves((perturb, inputs, leaves)), shifts)
         (loss, aux, recorded), new = jax.tree.unflatten(tree, flat)
-        return loss, aux, recorded, jax.tree.leaves(new), moving
+        return loss, aux, recorded, dict(enumerate(jax.tree.leaves(new), first)), moving
 
-    live = frozenset(i - first for i in reaches(jaxpr, 0) if i >= first)
-    return TracedStep(run, direct, first, leaves, live)
+    return TracedStep(run, direct, leaves, reaches(jaxpr, 0))
 
 
 def _is_parameter(state: State) -> bool:
     return isinstance(state, brainstate.ParamState)
 
 
-def _check_kept(
-    learner: Running, leaves: Mapping[State, range], old: Sequence[Any], new: Sequence[Any]
-) -> None:
+def _check_kept(learner: Running, leaves: Mapping[State, range], jaxpr: Jaxpr) -> None:
     """A step may not change the type of a state, nor write a parameter."""
     states = learner.graph.module_info.compiled_model_states
     names = {state: show_path(path) for path, state in states.items()}
     for state, i in ((state, i) for state, where in leaves.items() for i in where):
         name = names.get(state) or state.name or type(state).__name__
-        a, b = old[i].aval, new[i].aval
+        old, new = jaxpr.invars[i], jaxpr.outvars[i - len(jaxpr.invars)]
+        a, b = old.aval, new.aval
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
                 f"step_fn leaves the state {name} with shape {b.shape} and dtype {b.dtype}; it "
                 f"was {a.shape} and {a.dtype}, and a sequence needs it to stay so"
             )
-        if _is_parameter(state) and old[i] is not new[i]:
+        if _is_parameter(state) and old is not new:
             raise ValueError(
                 f"step_fn writes the parameter {name}; weights stay as they are during a "
                 "sequence gradient, so change them between calls"

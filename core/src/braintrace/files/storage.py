@@ -22,8 +22,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import IO, Any
+from functools import lru_cache, partial
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 #: What reading a damaged archive, array or manifest can raise.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError)
 
 
 # --- one array -----------------------------------------------------------------------------------
@@ -64,7 +56,7 @@ class ArrayType:
     weak_type
         Whether its dtype gives way to others, as that of a Python number does.
     held_as
-        ``'jax'``, ``'numpy'`` or ``'python'``: what held it.
+        ``'jax'``, ``'numpy'`` or ``'python'``: whose array or number it is.
     """
 
     shape: tuple[int, ...]
@@ -87,10 +79,8 @@ def type_of(value: Any) -> ArrayType:
         raise TypeError(
             f"a {type(value).__name__} is no array that can be saved: {error}"
         ) from None
-    if isinstance(value, jax.Array):
-        held_as = "jax"
-    else:
-        held_as = "numpy" if isinstance(value, np.ndarray | np.generic) else "python"
+    kinds = {"jax": jax.Array, "numpy": np.ndarray | np.generic, "python": object}
+    held_as = next(name for name, kind in kinds.items() if isinstance(value, kind))
     return ArrayType(tuple(aval.shape), aval.dtype.name, bool(aval.weak_type), held_as)
 
 
@@ -248,9 +238,8 @@ def _bring_to_disk(folder: str) -> None:
 # --- reading -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a file holds: its manifest, and arrays as they were stored, by name."""
+class Content(NamedTuple):
+    """What is in a file: its manifest, and arrays as they were stored, by name."""
 
     manifest: Mapping[str, Any]
     types: Mapping[str, ArrayType]
@@ -272,12 +261,9 @@ def read(path: str | os.PathLike[str]) -> Content:
         with open(name, "rb") as file, zipfile.ZipFile(file) as archive:
             manifest = _manifest(archive)
             types = {key: _array_type(entry) for key, entry in manifest["arrays"].items()}
-            members = {key: io.BytesIO(archive.read(f"{key}.npy")) for key in types}
-            arrays = {
-                key: np.lib.format.read_array(member, allow_pickle=False)
-                for key, member in members.items()
-            }
-            return Content(manifest, types, arrays)
+            raw = {key: io.BytesIO(archive.read(f"{key}.npy")) for key in types}
+            read_array = partial(np.lib.format.read_array, allow_pickle=False)
+            return Content(manifest, types, {key: read_array(file) for key, file in raw.items()})
     except _Foreign as error:
         raise ValueError(f"{name} {error}") from None
     except (*_DAMAGE, OSError) as error:

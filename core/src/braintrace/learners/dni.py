@@ -28,18 +28,12 @@ class SyntheticGradient(brainstate.nn.Module):
 
     def __init__(self, hidden_states: Mapping[Path, brainstate.State[Any]]) -> None:
         super().__init__()
-        self.maps = {
-            path: brainstate.ParamState(self._zeros(jax.tree.leaves(state.value)[0]))
-            for path, state in hidden_states.items()
-        }
-
-    @staticmethod
-    def _zeros(hidden: jax.Array) -> dict[str, jax.Array]:
-        size = hidden.shape[-1] if hidden.ndim else 1
-        return {
-            "weight": jnp.zeros((size, size), hidden.dtype),
-            "bias": jnp.zeros((size,), hidden.dtype),
-        }
+        self.maps: dict[Path, brainstate.State[Any]] = {}
+        for path, state in hidden_states.items():
+            hidden = jax.tree.leaves(state.value)[0]
+            bias = jnp.zeros(hidden.shape[-1:] or (1,), hidden.dtype)
+            weight = jnp.zeros(2 * bias.shape, hidden.dtype)
+            self.maps[path] = brainstate.ParamState({"weight": weight, "bias": bias})
 
     @property
     def states_by_path(self) -> dict[Path, brainstate.State[Any]]:
@@ -53,13 +47,12 @@ class SyntheticGradient(brainstate.nn.Module):
     @staticmethod
     def predict(values: Mapping[Path, Any], hidden: Mapping[Path, Any]) -> dict[Path, Any]:
         """Predicted cotangents of hidden values."""
-
-        def one(path: Path, h: jax.Array) -> jax.Array:
+        found = {}
+        for path, h in hidden.items():
             wide = h if h.ndim else h[None]
-            found = wide @ values[path]["weight"] + values[path]["bias"]
-            return found.reshape(h.shape)
-
-        return {path: one(path, h) for path, h in hidden.items()}
+            predicted = wide @ values[path]["weight"] + values[path]["bias"]
+            found[path] = predicted.reshape(h.shape)
+        return found
 
 
 class DNI(ETraceVjpAlgorithm):

@@ -118,10 +118,7 @@ def as_optimizer(
 ) -> Callable[[Any], Any]:
     """The call that changes the weights, for an optax transformation that of the learner's own.
 
-    Raises
-    ------
-    TypeError
-        For something that is no optimizer, or one that holds other weights.
+    Raises ``TypeError`` for something that is no optimizer.
     """
     found = optimizer(learner, given, weights) if is_transformation(given) else given
     update = getattr(found, "update", None)

@@ -111,19 +111,8 @@ def etrace_grad(
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
-    options = _options(
-        self,
-        steps,
-        step_fn,
-        weights,
-        reduction=reduction,
-        has_aux=has_aux,
-        chunk_size=chunk_size,
-        block_size=block_size,
-        carry_trace=carry_trace,
-        check=check,
-        progress=progress,
-    )
+    how = reduction, has_aux, chunk_size, block_size, carry_trace, check, progress
+    options = _options(self, steps, step_fn, weights, *how)
     driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
     outcome = driver(sequences, mask)
     if check:
@@ -141,11 +130,11 @@ def _options(
     steps: int,
     step_fn: Callable[..., Any],
     weights: Mapping[Any, State] | None,
-    **others: Any,
+    *how: Any,
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     chosen = learner.param_states if weights is None else checked_weights(weights)
-    options = GradOptions(step_fn, tuple(chosen.items()), **others)
+    options = GradOptions(step_fn, tuple(chosen.items()), *how)
     check_states(learner.model, learner.graph.module_info)
     windows, size = learner.vjp_method == "multi-step", options.chunk_size
     if size == 1 and not windows:
@@ -162,10 +151,8 @@ def _options(
         )
     if size is not None:
         return replace(options, chunk_size=min(int(size), steps), block_size=1)
-    block = options.block_size
-    if block == "auto":  # without a check, it depends on step_fn
-        block = 1 if options.check else block
-    else:
+    block = 1 if options.block_size == "auto" and options.check else options.block_size
+    if block != "auto":  # which depends on step_fn
         block = min(int(block), steps)
     return replace(options, chunk_size=None, block_size=block)
 
@@ -217,17 +204,8 @@ def etrace_update(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
-    options = _options(
-        self,
-        every,
-        step_fn,
-        weights,
-        reduction=reduction,
-        has_aux=has_aux,
-        chunk_size=chunk_size,
-        block_size=block_size,
-        check=check,
-    )
+    how = reduction, has_aux, chunk_size, block_size, True, check
+    options = _options(self, every, step_fn, weights, *how)
     update = as_optimizer(self, optimizer, dict(options.weights))
     bar = Progress(-(-steps // every)) if progress else None
 

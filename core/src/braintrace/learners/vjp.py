@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -162,9 +163,7 @@ def check_method(vjp_method: str, config: ETraceConfig) -> None:
 
 
 def _float_dtype(dtype: Any) -> Any:
-    try:
+    with suppress(TypeError):
         if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
             return jnp.dtype(dtype)
-    except TypeError:
-        pass
     raise TypeError(f"trace_dtype must be a floating-point dtype, got {dtype!r}")
