@@ -118,24 +118,19 @@ class ETraceConfig:
 
     def _check_coefficients(self) -> None:
         """Every coefficient belongs to one value of one coordinate, and is there with it."""
-        for coefficient, coordinate, value in (
-            ("decay", "trace_factorization", "io_factorized"),
-            ("kappa", "trace_filter", "kappa"),
-            ("sparse_n", "recurrence_scope", "sparse_n"),
+        for coefficient, coordinate, value, check in (
+            ("decay", "trace_factorization", "io_factorized", decays_of),
+            ("kappa", "trace_filter", "kappa", _check_kappa),
+            ("sparse_n", "recurrence_scope", "sparse_n", _check_order),
         ):
             chosen, given = getattr(self, coordinate) == value, getattr(self, coefficient)
             if chosen and given is None:
                 raise ValueError(f"{coordinate}={value!r} needs {coefficient}")
             if given is not None and not chosen:
                 raise ValueError(f"{coefficient}={given!r} needs {coordinate}={value!r}")
-        if self.decay is not None:
-            decays_of(self.decay)
-        if self.kappa is not None:
-            _number(self.kappa, "kappa must be a number in [0, 1)", numbers.Real, 0, 1)
-        if self.sparse_n is not None:
-            legal = "n must be an integer from 1"
-            _number(self.sparse_n, legal, numbers.Integral, 1, math.inf)
-        check_seed(self.seed)
+            if given is not None:
+                check(given)
+        _check_seed(self.seed)
 
     def _check_combination(self) -> None:
         scopes, signals, filtered = LEGAL[self.trace_factorization]
@@ -250,7 +245,15 @@ def _number(value: Any, legal: str, kind: Any, least: float, below: float) -> An
     return value
 
 
-def check_seed(seed: Any) -> None:
+def _check_kappa(kappa: Any) -> None:
+    _number(kappa, "kappa must be a number in [0, 1)", numbers.Real, 0, 1)
+
+
+def _check_order(n: Any) -> None:
+    _number(n, "n must be an integer from 1", numbers.Integral, 1, math.inf)
+
+
+def _check_seed(seed: Any) -> None:
     """Refuse what is neither an integer nor one key of JAX's default kind."""
     if type(seed) is not bool and isinstance(seed, numbers.Integral):
         return

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..ops.operation import Arrays
 from .block_algebra import Accumulated, accumulate, apply, meet, suffix_products
-from .rule import Block, OldSignals, Operands, ParameterTraces, Traces, add
+from .rule import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,34 +72,33 @@ class ParamDimRule(ParameterTraces):
 
     # --- gradients ---------------------------------------------------------------------------
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
-        by_group = self.accumulated(block)
-        found = self.contracted(block, by_group, operands)
+        found, entries = self.of_block(block, operands)
         if traces is not None:
-            entries = {g: a.entry for g, a in by_group.items()}
             found = self.with_entries(found, traces, entries, operands)
         return self.summed(found, operands)
 
-    def accumulated(self, block: Block) -> dict[int, Accumulated]:
-        """The accumulated signals of the groups that have links."""
-        found = {}
+    def of_block(self, block: Block, operands: Operands) -> tuple[Cotangents, Entries]:
+        """Cotangents per link from the steps of a block, and what is left to meet the traces."""
+        by_group = {}
         for g in (group.index for group in self.executor.driven):
             passing = self.executor.passing(g) if self.of_model else None
             transition = block.jacobians.transition[g]
-            found[g] = accumulate(transition, block.signal[g], block.old_signal[g], passing)
-        return found
+            by_group[g] = accumulate(transition, block.signal[g], block.old_signal[g], passing)
+        found = self.contracted(block, by_group, operands)
+        return found, {g: a.entry for g, a in by_group.items()}
 
     def contracted(
         self, block: Block, by_group: Mapping[int, Accumulated], operands: Operands
-    ) -> list[Arrays]:
+    ) -> Cotangents:
         """Per link, ``sum_t xy_to_dw(x^t, sum_s f^t a^t)`` with ``a`` [K, S, *V] by group."""
         return [
-            self._of_block(i, block, by_group[link.group.index].signal, operands)
+            self._contracted(i, block, by_group[link.group.index].signal, operands)
             for i, link in enumerate(self.links)
         ]
 
-    def _of_block(self, i: int, block: Block, signal: jax.Array, operands: Operands) -> Arrays:
+    def _contracted(self, i: int, block: Block, signal: jax.Array, operands: Operands) -> Arrays:
         link, r = self.links[i], self.links[i].relation.index
         met = meet(block.jacobians.f[i], link.to_y(signal, 2), self._driving(i))
         return link.operation.contract(block.jacobians.x[r], link.sum_to_y(met, 1), operands[r])
@@ -107,9 +106,7 @@ class ParamDimRule(ParameterTraces):
     def _driving(self, i: int) -> tuple[bool, ...] | None:
         return self.executor.driving(i) if self.of_model else None
 
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window."""
         entries = dict(enumerate(signal))
         return self.summed(
@@ -118,7 +115,7 @@ class ParamDimRule(ParameterTraces):
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
+    ) -> Cotangents:
         """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
         if traces is None or not self.reads_new(block):
             return self.solve(traces, block, operands)
@@ -126,7 +123,7 @@ class ParamDimRule(ParameterTraces):
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
             g, held = link.group.index, operands[link.relation.index]
             if block.jacobians.transition[g] is None:  # the trace is of this step alone
-                one = self._of_block(i, block, block.signal[g], operands)
+                one = self._contracted(i, block, block.signal[g], operands)
             else:
                 one = rules.solve(link.to_y(block.signal[g][0], 1), new[i], held)
             if (old_signal := block.old_signal[g]) is not None:

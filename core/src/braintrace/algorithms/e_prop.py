@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ..ops.operation import Arrays
 from .block_algebra import Accumulated, accumulate, compose, suffix_products
 from .d_rtrl import ParamDimRule
-from .rule import Block, OldSignals, Operands, Traces, add
+from .rule import Block, Cotangents, OldSignals, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,38 +67,28 @@ class EPropRule(ParamDimRule):
         """``eps`` and ``ebar``."""
         return traces[: len(self.links)], traces[len(self.links) :]
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
+
+        def filtered(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+            carried = now + self.kappa * carried
+            return carried, carried
+
         raw: dict[int, Accumulated] = {}
-        filtered: dict[int, jax.Array | None] = {}
+        entries: dict[int, jax.Array] = {}  # mbar^0 without l^0, for the trace that enters
         for g in (group.index for group in self.executor.driven):
-            signal, filtered[g] = self._filtered_signal(block.signal[g], block.old_signal[g])
+            total, first = accumulate(None, block.signal[g], block.old_signal[g])
+            last, signal = jax.lax.scan(filtered, jnp.zeros_like(total[0]), total, reverse=True)
+            entries[g] = self.kappa * last if first is None else self.kappa * last + first
             raw[g] = accumulate(block.jacobians.transition[g], signal, None)
         found = self.contracted(block, raw, operands)
         if traces is not None:
             eps, ebar = self._halves(traces)
-            entries = {g: a.entry for g, a in raw.items()}
-            found = self.with_entries(found, eps, entries, operands)
-            found = self.with_entries(found, ebar, filtered, operands)
+            found = self.with_entries(found, eps, {g: a.entry for g, a in raw.items()}, operands)
+            found = self.with_entries(found, ebar, entries, operands)
         return self.summed(found, operands)
 
-    def _filtered_signal(
-        self, signal: jax.Array, old_signal: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """``mbar^t`` for t = 1..K, and ``mbar^0`` without ``l^0``, for the trace that enters."""
-        total, first = accumulate(None, signal, old_signal)
-
-        def step(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
-            carried = now + self.kappa * carried
-            return carried, carried
-
-        last, filtered = jax.lax.scan(step, jnp.zeros_like(total[0]), total, reverse=True)
-        entry = self.kappa * last
-        return filtered, entry if first is None else entry + first
-
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window."""
         return super().solve_at_start(self._halves(traces)[1], signal, operands)
 

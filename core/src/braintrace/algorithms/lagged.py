@@ -14,7 +14,7 @@ the recursion is closed, so that a block moves the kept trace as in D-RTRL with 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -31,9 +31,9 @@ from ..jaxprs.depends import Along, program_influences
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
 from ..ops.traces.rules import TraceRules
-from .block_algebra import Accumulated, apply, compose, suffix_products
+from .block_algebra import apply, compose, suffix_products
 from .d_rtrl import ParamDimRule
-from .rule import Block, OldSignals, Operands, ParameterTraces, Traces, add
+from .rule import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 def remembered(executor: Executor, group: int) -> tuple[int, ...]:
@@ -138,7 +138,7 @@ class LaggedDRTRLRule(ParameterTraces):
         last, sources = traces[-1], self.executor.sources
         x = tuple(last.x[sources[r]] if r in sources else None for r in range(len(last.x)))
         none = (None,) * len(self.executor.groups)
-        return Block(jax.tree.map(_one, last._replace(x=x)), none, none)  # type: ignore[arg-type]
+        return Block(jax.tree.map(lambda v: v[None], last._replace(x=x)), none, none)  # type: ignore[arg-type]
 
     def _read(self, group: int, array: Any, *axes: int) -> jax.Array:
         """The entries of ``R`` along axes of states."""
@@ -148,25 +148,21 @@ class LaggedDRTRLRule(ParameterTraces):
 
     # --- gradients ---------------------------------------------------------------------------
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
-        by_group = self.rule.accumulated(block)
-        found = self.rule.contracted(block, by_group, operands)
+        found, entries = self.rule.of_block(block, operands)
         if traces is not None:
-            entries = {g: a.entry for g, a in by_group.items()}
             found = self._with_all(found, traces, entries, operands)
         return self.summed(found, operands)
 
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window."""
-        zeros, entries = self.rule.nothing(operands), dict(enumerate(signal))
+        zeros, entries = self.nothing(operands), dict(enumerate(signal))
         return self.summed(self._with_all(zeros, traces, entries, operands), operands)
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
+    ) -> Cotangents:
         """Gradients of a single step from the traces after it; see :class:`LearningRule`.
 
         They hold the step before, and this one meets the signal by itself.
@@ -174,49 +170,38 @@ class LaggedDRTRLRule(ParameterTraces):
         of_old = any(e is not None for e in block.old_signal)  # of states not kept, perhaps
         if traces is None or of_old or not self.rule.reads_new(block):
             return self.solve(traces, block, operands)
-        by_group = self.rule.accumulated(block)
-        found = self.rule.contracted(block, by_group, operands)
-        return self.summed(self._with_kept(found, new, by_group, operands), operands)
+        found, entries = self.rule.of_block(block, operands)
+        return self.summed(self._with_kept(found, new, entries, operands), operands)
 
     def _with_kept(
-        self,
-        found: Sequence[Arrays],
-        traces: Traces,
-        by_group: Mapping[int, Accumulated],
-        operands: Operands,
-    ) -> list[Arrays]:
+        self, found: Cotangents, traces: Traces, entries: Entries, operands: Operands
+    ) -> Cotangents:
         """``found`` plus what enters the first step of a block finds in the kept traces."""
-        entries = {
-            g: self._read(g, a.entry, 0)
-            for g, a in by_group.items()
-            if a.entry is not None and remembered(self.executor, g)
+        read = {
+            g: self._read(g, entry, 0)
+            for g, entry in entries.items()
+            if entry is not None and remembered(self.executor, g)
         }
-        return self.with_entries(found, traces, entries, operands, self.kept)
+        return self.with_entries(found, traces, read, operands, self.kept)
 
     def _with_all(
-        self,
-        found: Sequence[Arrays],
-        traces: Traces,
-        entries: Mapping[int, jax.Array | None],
-        operands: Operands,
-    ) -> list[Arrays]:
-        """``found`` plus what signals [S, *V] by group find in the traces of all states.
+        self, found: Cotangents, traces: Traces, entries: Entries, operands: Operands
+    ) -> Cotangents:
+        """``found`` plus what signals find in the traces of all states.
 
         They meet the last step as if it were one of the block, and then the trace before it.
         """
         known = [entry for entry in entries.values() if entry is not None]
         if not known:
-            return list(found)
+            return found
         dtype, signal = jnp.result_type(*known), []
         for group in self.executor.groups:
             entry = entries.get(group.index)
             shape = (1, group.num_state, *group.varshape)
             signal.append(jnp.zeros(shape, dtype) if entry is None else entry[None])
         step = self._last(traces)._replace(signal=tuple(signal))
-        by_group = self.rule.accumulated(step)
-        of_last = self.rule.contracted(step, by_group, operands)
-        total = [add(a, b) for a, b in zip(found, of_last, strict=True)]
-        return self._with_kept(total, traces, by_group, operands)
+        of_last, before = self.rule.of_block(step, operands)
+        return self._with_kept(list(map(add, found, of_last)), traces, before, operands)
 
     # --- traces ------------------------------------------------------------------------------
 
@@ -274,10 +259,6 @@ class LaggedDRTRLRule(ParameterTraces):
     def held_by(self, traces: Traces, index: int) -> Arrays:
         """What is held for a link: the kept trace, or the factor of the last step."""
         return traces[index] or {"f": traces[-1].f[index]}
-
-
-def _one(array: jax.Array) -> jax.Array:
-    return array[None]
 
 
 def _taken(array: jax.Array, indices: Sequence[int], axis: int) -> jax.Array:

@@ -49,7 +49,7 @@ from ..executor.step import Executor
 from ..ops.operation import Arrays
 from ..ops.traces import output_trace
 from .block_algebra import accumulate, apply
-from .rule import Block, LearningRule, OldSignals, Operands, Traces
+from .rule import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 
 
 class Filters(NamedTuple):
@@ -169,34 +169,32 @@ class IODimRule(LearningRule):
         steps, *kept = traces
         x, f, transition = block.jacobians
         now = Filters({s: x[s] for s in self.executor.sources.values()}, f)
-        start = jax.tree.map(_at_least, Filters(*kept), now)
+        # a dtype that loses nothing of what is kept or new, and that filters can run in
+        start = jax.tree.map(
+            lambda v, new: v.astype(jnp.promote_types(sum_dtype(v.dtype), sum_dtype(new.dtype))),
+            Filters(*kept),
+            now,
+        )
+
+        def next_x(held: jax.Array, x: jax.Array) -> jax.Array:
+            return self.decay_x * held + x if self.decay_x else x
+
+        def next_f(link: Link, held: jax.Array, f: jax.Array, transition: Any) -> jax.Array:
+            f = (1.0 - self.decay_f) * f.astype(held.dtype)
+            if transition is None or not self.decay_f:
+                return f
+            return self.decay_f * apply(link.to_y(transition, 2).astype(held.dtype), held) + f
 
         def step(held: Filters, new: Any) -> tuple[Filters, Filters]:
             now, transition = new
-            held = Filters(
-                {s: self._next_x(held.x[s], now.x[s]) for s in held.x},
-                tuple(
-                    self._next_f(link, held.f[i], now.f[i], transition[link.group.index])
-                    for i, link in enumerate(self.links)
-                ),
-            )
+            x = {s: next_x(v, now.x[s].astype(v.dtype)) for s, v in held.x.items()}
+            transitions = (transition[link.group.index] for link in self.links)
+            held = Filters(x, tuple(map(next_f, self.links, held.f, now.f, transitions)))
             return held, held
 
         last, history = jax.lax.scan(step, start, (now, transition))
         last = jax.tree.map(lambda v, kept: v.astype(kept.dtype), last, self._types)
         return history, (steps + jnp.asarray(f[0].shape[0], steps.dtype), last.x, last.f)
-
-    def _next_x(self, held: jax.Array, x: jax.Array) -> jax.Array:
-        x = x.astype(held.dtype)
-        return self.decay_x * held + x if self.decay_x else x
-
-    def _next_f(
-        self, link: Link, held: jax.Array, f: jax.Array, transition: jax.Array | None
-    ) -> jax.Array:
-        f = (1.0 - self.decay_f) * f.astype(held.dtype)
-        if transition is None or not self.decay_f:
-            return f
-        return self.decay_f * apply(link.to_y(transition, 2).astype(held.dtype), held) + f
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block."""
@@ -204,13 +202,13 @@ class IODimRule(LearningRule):
 
     # --- gradients ---------------------------------------------------------------------------
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
         return self.advance(traces, block, operands)[0]
 
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
-    ) -> tuple[list[Arrays], Traces]:
+    ) -> tuple[Cotangents, Traces]:
         """Gradients and new traces, from one run of the filters."""
         history, new = self._filtered(traces, block)
         found = [
@@ -218,9 +216,7 @@ class IODimRule(LearningRule):
         ]
         return self.summed(found, operands), new
 
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window."""
         steps, held_x, held_f = traces
         found = []
@@ -268,23 +264,16 @@ class IODimRule(LearningRule):
         """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these traces, signals and numbers."""
         operation = link.operation
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
-        dy = dy * self._correction(count).astype(dy.dtype).reshape(-1, *(1,) * (dy.ndim - 1))
+        # c = 1 / (1 - a_f^n) after n steps, exact for decays close to one; 0 for n = 0
+        log = math.log(self.decay_f) if self.decay_f else -math.inf
+        power = jnp.maximum(count, 1).astype(float) * log
+        correction = jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0).astype(dy.dtype)
+        dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:
             x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
         return operation.contract(
             x, dy.astype(operation.y_aval.dtype), operands[link.relation.index]
         )
-
-    def _correction(self, count: jax.Array) -> jax.Array:
-        """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
-        log = math.log(self.decay_f) if self.decay_f else -math.inf
-        power = jnp.maximum(count, 1).astype(float) * log
-        return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
-
-
-def _at_least(kept: jax.Array, value: jax.Array) -> jax.Array:
-    """``kept`` in a dtype that loses nothing of ``value``, and that filters can run in."""
-    return kept.astype(jnp.promote_types(sum_dtype(kept.dtype), sum_dtype(value.dtype)))
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:

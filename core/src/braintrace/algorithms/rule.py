@@ -27,8 +27,13 @@ Operands = Sequence[Sequence[Any]]
 """Per relation, the values of its operands (``None`` at ``x``)."""
 
 
+Cotangents = list[Arrays]
+"""Per relation or per link, cotangents of the traced operands by trainable key."""
+
 Signals = tuple[jax.Array, ...]
 OldSignals = tuple[jax.Array | None, ...]
+Entries = Mapping[int, jax.Array | None]
+"""By group, a signal [S, *V] at its old values."""
 
 
 class _Fields(NamedTuple):
@@ -139,13 +144,11 @@ class LearningRule(ABC):
         """Traces of zeros."""
 
     @abstractmethod
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
 
     @abstractmethod
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window.
 
         Parameters
@@ -160,14 +163,14 @@ class LearningRule(ABC):
 
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
-    ) -> tuple[list[Arrays], Traces]:
+    ) -> tuple[Cotangents, Traces]:
         """:meth:`solve` and :meth:`update`, for rules in which they share work."""
         new = self.update(traces, block, operands)
         return self.solve_after(traces, new, block, operands), new
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
+    ) -> Cotangents:
         """:meth:`solve`, where the traces after the block are known: ``new``.
 
         For a single step, a rule that reads ``new`` only lets them be written in place of the old
@@ -183,7 +186,7 @@ class LearningRule(ABC):
         """The arrays that are held for a link."""
         return self.of_link(traces, index)
 
-    def summed(self, found: Sequence[Arrays], operands: Operands) -> list[Arrays]:
+    def summed(self, found: Sequence[Arrays], operands: Operands) -> Cotangents:
         """Cotangents per relation from those per link, in the dtypes of the weights."""
         total: dict[int, Arrays] = {}
         for link, one in zip(self.links, found, strict=True):
@@ -193,7 +196,7 @@ class LearningRule(ABC):
             total[r] = add(total[r], cast) if r in total else cast
         return [total[r] for r in sorted(total)]
 
-    def nothing(self, operands: Operands) -> list[Arrays]:
+    def nothing(self, operands: Operands) -> Cotangents:
         """Cotangents of zero, per link."""
         pairs = [(link.operation, operands[link.relation.index]) for link in self.links]
         return [
@@ -248,10 +251,10 @@ class ParameterTraces(LearningRule):
         self,
         found: Sequence[Arrays],
         traces: Sequence[Arrays],
-        entries: Mapping[int, jax.Array | None],
+        entries: Entries,
         operands: Operands,
         rules: Sequence[TraceRules | None] | None = None,
-    ) -> list[Arrays]:
+    ) -> Cotangents:
         """Cotangents ``found`` per link plus what signals [S, *V] by group find in traces.
 
         ``rules`` are those of the traces, ``None`` for a link without one; default: :attr:`rules`.

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..executor.layout import Positions
 from ..executor.step import Executor
-from ..ops.operation import Arrays
-from .rule import Block, LearningRule, OldSignals, Operands, Traces, accept_old_name
+from .rule import Block, Cotangents, LearningRule, OldSignals, Operands, Traces, accept_old_name
 
 
 class SignalSource(ABC):
@@ -52,6 +51,19 @@ class SignalSource(ABC):
         """What takes the place of a signal [S, *V] at the old values of a window."""
 
 
+def _of_rule(method: Any) -> Any:
+    """A method of the rule of a :class:`Resignalled`, which sees a block with other signals."""
+
+    def call(self: Resignalled, *args: Any) -> Any:
+        has_signals = (isinstance(arg, Block) and arg.signal != () for arg in args)
+        pairs = zip(args, has_signals, strict=True)
+        seen = (self.source.replaced(arg) if replace else arg for arg, replace in pairs)
+        return getattr(self.rule, method.__name__)(*seen)
+
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
+
+
 @dataclass(frozen=True, eq=False)
 class Resignalled(LearningRule):
     """A learning rule whose traces meet other signals; all else is the rule's own.
@@ -78,63 +90,25 @@ class Resignalled(LearningRule):
     rule: LearningRule
     source: SignalSource
 
-    @property
-    def executor(self) -> Executor:  # type: ignore[override]
-        """The rule's executor."""
-        return self.rule.executor
-
-    @property
-    def jacobians(self) -> str:  # type: ignore[override]
-        """What the rule needs."""
-        return self.rule.jacobians
+    init = _of_rule(LearningRule.init)
+    update = _of_rule(LearningRule.update)
+    solve = _of_rule(LearningRule.solve)
+    solve_after = _of_rule(LearningRule.solve_after)
+    advance = _of_rule(LearningRule.advance)
+    of_link = _of_rule(LearningRule.of_link)
+    held_by = _of_rule(LearningRule.held_by)
+    executor = property(lambda self: self.rule.executor)  # type: ignore[assignment]
+    jacobians = property(lambda self: self.rule.jacobians)  # type: ignore[assignment]
+    bytes_per_step = property(lambda self: self.rule.bytes_per_step)  # type: ignore[assignment]
 
     @property
     def name(self) -> str:
         """What the rule is called in reports."""
         return f"{self.rule.name}, {type(self.source).__name__}"
 
-    def init(self) -> Traces:
-        """The rule's traces of zeros."""
-        return self.rule.init()
-
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
-        """The rule's cotangents, from other signals."""
-        return self.rule.solve(traces, self.source.replaced(block), operands)
-
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """The rule's cotangents at the start of a window, from other signals."""
         return self.rule.solve_at_start(traces, self.source.at_start(signal), operands)
-
-    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """The rule's traces after a block."""
-        return self.rule.update(traces, block, operands)
-
-    def solve_after(
-        self, traces: Traces | None, new: Traces, block: Block, operands: Operands
-    ) -> list[Arrays]:
-        """As :meth:`solve`, where the traces after the block are known."""
-        return self.rule.solve_after(traces, new, self.source.replaced(block), operands)
-
-    def advance(
-        self, traces: Traces | None, block: Block, operands: Operands
-    ) -> tuple[list[Arrays], Traces]:
-        """The rule's cotangents, from other signals, and its traces."""
-        return self.rule.advance(traces, self.source.replaced(block), operands)
-
-    def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
-        """What the rule's traces hold for a link."""
-        return self.rule.of_link(traces, index)
-
-    def held_by(self, traces: Traces, index: int) -> dict[str, Any]:
-        """What the rule holds for a link."""
-        return self.rule.held_by(traces, index)
-
-    @property
-    def bytes_per_step(self) -> int:
-        """What the rule takes."""
-        return self.rule.bytes_per_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,13 +203,11 @@ class TracelessRule(LearningRule):
         """Nothing."""
         return ()
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Not used: a window's gradient is that of reverse mode."""
         raise NotImplementedError("a rule without traces learns in windows")
 
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Zeros."""
         return self.summed(self.nothing(operands), operands)
 

@@ -11,7 +11,6 @@ directly, and those that these reach within ``n - 1`` steps of the position grap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..executor.layout import Link
 from ..executor.position_graph import places_of_y, position_graph
 from ..ops.operation import Arrays
 from .block_algebra import apply
 from .d_rtrl import ParamDimRule
-from .rule import Block, Operands, Traces, add
+from .rule import Block, Cotangents, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,10 @@ class SnApRule(ParamDimRule):
     @cached_property
     def masks(self) -> tuple[np.ndarray | None, ...]:
         """Per link, which states are kept for which elements of ``y`` [S, *Y]; ``None``: all."""
-        return tuple(self._mask(i) for i in range(len(self.links)))
+        return tuple(map(self._mask, self.links))
 
-    def _mask(self, index: int) -> np.ndarray | None:
-        group, places = self.links[index].group, places_of_y(self.links[index])
+    def _mask(self, link: Link) -> np.ndarray | None:
+        group, places = link.group, places_of_y(link)
         if places is None:
             return None
         reached = np.eye(group.num_mixed, dtype=bool)
@@ -83,20 +83,17 @@ class SnApRule(ParamDimRule):
                 break
             reached = wider
         kept = reached[:, places]
-        if kept.all():
-            return None
-        return np.tile(kept, (group.group.num_state, *(1,) * places.ndim))
+        return None if kept.all() else np.tile(kept, (group.group.num_state, *(1,) * places.ndim))
 
-    def _masked(self, index: int, array: jax.Array) -> jax.Array:
+    def _masked(self, i: int, array: jax.Array) -> jax.Array:
         """``array`` [S, *E, *Y] with zeros where the trace is cut off."""
-        mask = self.masks[index]
+        mask = self.masks[i]
         if mask is None:
             return array
-        extra = (1,) * len(self.links[index].extra)
-        wide = mask.reshape(mask.shape[0], *extra, *mask.shape[1:])
-        return jnp.where(wide, array, 0)
+        extra = (1,) * len(self.links[i].extra)
+        return jnp.where(mask.reshape(mask.shape[0], *extra, *mask.shape[1:]), array, 0)
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
         found = []
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
@@ -137,24 +134,20 @@ class SnApRule(ParamDimRule):
 
     def _moved(self, i: int, trace: Arrays, block: Block, operands: Operands) -> Arrays:
         """The trace of a link after a block."""
-        link, rules = self.links[i], self.rules[i]
-        g, held = link.group.index, operands[link.relation.index]
+        link, rules, held = self.links[i], self.rules[i], operands[self.links[i].relation.index]
+        y = link.operation.y_aval
+        ones = jnp.ones((link.group.num_state, *link.extra, *y.shape), y.dtype)
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
             x, f, transition = now
             new = rules.increments(None if x is None else x[None], f[None], held)
             if transition is not None:
                 moved = rules.propagate(link.to_y(transition, 2), trace, held)
-                new = add(new, self._cut(i, moved, held))
+                if self.masks[i] is not None:  # each state scaled by its own row of the mask
+                    moved = rules.scaled(self._masked(i, ones), moved, held)
+                new = add(new, moved)
             return self.stored(i, new), None
 
         x, f, transition = block.jacobians
-        return jax.lax.scan(step, trace, (x[link.relation.index], f[i], transition[g]))[0]
-
-    def _cut(self, i: int, trace: Arrays, held: Sequence[Any]) -> Arrays:
-        """``mask . eps``: every state of the trace scaled by its own row of the mask."""
-        if self.masks[i] is None:
-            return trace
-        link, y = self.links[i], self.links[i].operation.y_aval
-        rows = jnp.ones((link.group.num_state, *link.extra, *y.shape), y.dtype)
-        return self.rules[i].scaled(self._masked(i, rows), trace, held)
+        rows = x[link.relation.index], f[i], transition[link.group.index]
+        return jax.lax.scan(step, trace, rows)[0]

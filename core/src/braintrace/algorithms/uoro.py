@@ -28,7 +28,7 @@ from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
 from ..ops.operation import Arrays
 from .block_algebra import apply
-from .rule import Block, OldSignals, Operands, ParameterTraces, Traces, add
+from .rule import Block, Cotangents, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 class RankOne(NamedTuple):
@@ -79,12 +79,11 @@ class UORORule(ParameterTraces):
     def init(self) -> Traces:
         """Estimates of zero, and the first random state."""
         theta = tuple(self.stored(i, rules.init()) for i, rules in enumerate(self.rules))
-        s = {g.index: jnp.zeros((g.num_state, *g.varshape), self._dtype(g)) for g in self._groups}
+        s = {
+            g.index: jnp.zeros((g.num_state, *g.varshape), self._dtype(g))
+            for g in self.executor.driven
+        }
         return tuple(RankOne(s, theta, versions.random_bits_of(self.seed)))
-
-    @property
-    def _groups(self) -> tuple[Positions, ...]:
-        return self.executor.driven
 
     def _dtype(self, group: Positions) -> Any:
         ys = [k.relation.y_var.aval.dtype for k in self.links if k.group is group]
@@ -96,7 +95,7 @@ class UORORule(ParameterTraces):
         """The estimate after a step."""
         key, draw = jax.random.split(held.key)
         s, theta = {}, dict(enumerate(held.theta))
-        for n, group in enumerate(self._groups):
+        for n, group in enumerate(self.executor.driven):
             g, s_old = group.index, held.s[group.index]
             signs = jax.random.rademacher(jax.random.fold_in(draw, n), s_old.shape, s_old.dtype)
             links = [i for i, k in enumerate(self.links) if k.group is group]
@@ -141,7 +140,7 @@ class UORORule(ParameterTraces):
             total = total + pull(jax.tree.map(jnp.ones_like, squares))[0]
         return jnp.sqrt(total)
 
-    def _met(self, held: RankOne, signal: OldSignals, operands: Operands) -> list[Arrays]:
+    def _met(self, held: RankOne, signal: OldSignals, operands: Operands) -> Cotangents:
         """Per link, ``<signal, s> theta``."""
         found = []
         for link, rules, theta in zip(self.links, self.rules, held.theta, strict=True):
@@ -153,9 +152,7 @@ class UORORule(ParameterTraces):
 
     # --- blocks ------------------------------------------------------------------------------
 
-    def solve_at_start(
-        self, traces: Traces, signal: OldSignals, operands: Operands
-    ) -> list[Arrays]:
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands from a signal at the start of a window."""
         return self.summed(self._met(RankOne(*traces), signal, operands), operands)
 
@@ -168,13 +165,13 @@ class UORORule(ParameterTraces):
         start = self.init() if traces is None else traces
         return jax.lax.scan(step, start, block.jacobians)[0]
 
-    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> list[Arrays]:
+    def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         """Cotangents of the traced operands of every relation, summed over a block."""
         return self.advance(traces, block, operands)[0]
 
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
-    ) -> tuple[list[Arrays], Traces]:
+    ) -> tuple[Cotangents, Traces]:
         """Gradients and new traces, step by step: the signs are drawn for each."""
         start = self.init() if traces is None else traces
 

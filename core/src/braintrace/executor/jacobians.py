@@ -96,7 +96,8 @@ class GroupAtStep:
         if transition is None:
             return None, factors
         if transition.program is not None:
-            pullback = self._pullback_of(transition.program, transition.free)
+            held = [read(self.values, var) for var in transition.free]
+            pullback = Pullback.of_program(self.positions, transition.program, held, self._olds())
         return pullback.transition(transition.mixed), factors
 
     def _olds(self) -> list[Any]:
@@ -124,13 +125,6 @@ class GroupAtStep:
             return self._new_values(olds, by_y)
 
         news, pull = jax.lax.optimization_barrier(jax.vjp(new_values, olds, zeros))
-        return Pullback(self.positions, news, pull)
-
-    def _pullback_of(self, program: Any, free: Sequence[Var]) -> Pullback:
-        """Reverse mode of a transition that has a program of its own, in the old values."""
-        call = versions.jaxpr_as_fun(program)
-        held = [read(self.values, var) for var in free]
-        news, pull = jax.vjp(lambda olds: call(*held, *olds), self._olds())
         return Pullback(self.positions, news, pull)
 
     def _pushed(self, link: Link) -> jax.Array:

@@ -140,14 +140,11 @@ def _reverse_of(
     random: np.random.Generator,
 ) -> tuple[Jaxpr, list[Traced]]:
     """Reverse mode as a program of held values, old values and a cotangent [*V of the group]."""
-    group = positions.group
-    call = versions.jaxpr_as_fun(transition.program)  # type: ignore[arg-type]
-    count = len(transition.free)
+    group, count = positions.group, len(transition.free)
 
     def reverse(*inputs: Any) -> jax.Array:
-        held, olds, cotangent = inputs[:count], list(inputs[count:-1]), inputs[-1]
-        news, pull = jax.vjp(lambda olds: call(*held, *olds), olds)
-        rows = Pullback(positions, news, pull).rows(cotangent)
+        held, olds, cotangent = inputs[:count], inputs[count:-1], inputs[-1]
+        rows = Pullback.of_program(positions, transition.program, held, olds).rows(cotangent)
         return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
 
     inputs = [

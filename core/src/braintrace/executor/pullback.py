@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..base import versions
 from .layout import Link, Positions, join_states
 
 #: How many positions are pulled back together where positions are mixed.
@@ -31,6 +32,14 @@ class Pullback:
     positions: Positions
     news: Sequence[Any]
     pull: Callable[[list[Any]], Any]
+
+    @classmethod
+    def of_program(
+        cls, positions: Positions, program: Any, held: Sequence[Any], olds: Sequence[Any]
+    ) -> Pullback:
+        """Of a transition that has a program of its own, in the old values."""
+        call = versions.jaxpr_as_fun(program)
+        return cls(positions, *jax.vjp(lambda olds: call(*held, *olds), [*olds]))
 
     def rows(self, mask: jax.Array) -> list[Any]:
         """Per state, what is pulled back from ``mask`` [*V of the group] at that state."""
