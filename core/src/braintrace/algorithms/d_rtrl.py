@@ -55,7 +55,6 @@ class ParamDimRule(ParameterTraces):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         if self.executor.jacobians == "whole":
             return "RTRL within groups"
         return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
@@ -67,13 +66,11 @@ class ParamDimRule(ParameterTraces):
         return "DRTRLRule" if own else type(self).__name__
 
     def init(self) -> Traces:
-        """Traces of zeros, one dict per link."""
         return tuple(self.stored(i, rules.init()) for i, rules in enumerate(self.rules))
 
     # --- gradients ---------------------------------------------------------------------------
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
         found, entries = self.of_block(block, operands)
         if traces is not None:
             found = self.with_entries(found, traces, entries, operands)
@@ -107,7 +104,6 @@ class ParamDimRule(ParameterTraces):
         return self.executor.driving(i) if self.of_model else None
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands from a signal at the start of a window."""
         entries = dict(enumerate(signal))
         return self.summed(
             self.with_entries(self.nothing(operands), traces, entries, operands), operands
@@ -116,7 +112,6 @@ class ParamDimRule(ParameterTraces):
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands
     ) -> Cotangents:
-        """Gradients of a single step from the traces after it; see :class:`LearningRule`."""
         if traces is None or not self.reads_new(block):
             return self.solve(traces, block, operands)
         found = []
@@ -139,7 +134,6 @@ class ParamDimRule(ParameterTraces):
     # --- traces ------------------------------------------------------------------------------
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Traces after a block."""
         products = [
             None if transition is None else suffix_products(transition)
             for transition in block.jacobians.transition

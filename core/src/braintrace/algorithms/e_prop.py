@@ -56,7 +56,6 @@ class EPropRule(ParamDimRule):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return f"e-prop, kappa {self.kappa:.3g}"
 
     def init(self) -> Traces:
@@ -68,7 +67,6 @@ class EPropRule(ParamDimRule):
         return traces[: len(self.links)], traces[len(self.links) :]
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
 
         def filtered(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
             carried = now + self.kappa * carried
@@ -89,11 +87,9 @@ class EPropRule(ParamDimRule):
         return self.summed(found, operands)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands from a signal at the start of a window."""
         return super().solve_at_start(self._halves(traces)[1], signal, operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Traces after a block."""
         eps, ebar = (None, None) if traces is None else self._halves(traces)
         steps = block.jacobians.f[0].shape[0] if self.links else 0
         products = [self._products(t, steps) for t in block.jacobians.transition]

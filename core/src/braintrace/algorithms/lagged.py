@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..compiler.program import StateKind
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
 from ..executor.step import Executor
@@ -106,7 +105,6 @@ class LaggedDRTRLRule(ParameterTraces):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return self.rule.name
 
     @cached_property
@@ -149,14 +147,12 @@ class LaggedDRTRLRule(ParameterTraces):
     # --- gradients ---------------------------------------------------------------------------
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
         found, entries = self.rule.of_block(block, operands)
         if traces is not None:
             found = self._with_all(found, traces, entries, operands)
         return self.summed(found, operands)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands from a signal at the start of a window."""
         zeros, entries = self.nothing(operands), dict(enumerate(signal))
         return self.summed(self._with_all(zeros, traces, entries, operands), operands)
 
@@ -237,8 +233,8 @@ class LaggedDRTRLRule(ParameterTraces):
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The trace of a link by trainable key, of all states; [B, in, out, S]."""
         link, last = self.links[index], self._last(traces)
-        slots = self.executor.graph.module_info.slots_of(StateKind.PARAM)
-        operands = self.executor.operand_values({slot.path: slot.state.value for slot in slots})
+        params = {weight.path: state.value for state, weight in self.executor.weights.items()}
+        operands = self.executor.operand_values(params)
         trace = self.rule.increments(index, last, last.jacobians.f[index], operands)
         if traces[index]:
             moved = link.to_y(jnp.asarray(traces[-1].transition[link.group.index]), 2)

@@ -118,7 +118,6 @@ class IODimRule(LearningRule):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return f"pp_prop, decays {self.decay_x:.3g} and {self.decay_f:.3g}"
 
     def init(self) -> Traces:
@@ -197,13 +196,11 @@ class IODimRule(LearningRule):
         return history, (steps + jnp.asarray(f[0].shape[0], steps.dtype), last.x, last.f)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Traces after a block."""
         return self._filtered(traces, block)[1]
 
     # --- gradients ---------------------------------------------------------------------------
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
         return self.advance(traces, block, operands)[0]
 
     def advance(
@@ -217,7 +214,6 @@ class IODimRule(LearningRule):
         return self.summed(found, operands), new
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands from a signal at the start of a window."""
         steps, held_x, held_f = traces
         found = []
         for i, link in enumerate(self.links):

@@ -103,7 +103,6 @@ class Resignalled(LearningRule):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return f"{self.rule.name}, {type(self.source).__name__}"
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:

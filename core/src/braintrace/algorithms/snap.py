@@ -63,7 +63,6 @@ class SnApRule(ParamDimRule):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return f"SnAp-{self.order}"
 
     @cached_property
@@ -94,7 +93,6 @@ class SnApRule(ParamDimRule):
         return jnp.where(mask.reshape(mask.shape[0], *extra, *mask.shape[1:]), array, 0)
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
         found = []
         for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
             r = link.relation.index

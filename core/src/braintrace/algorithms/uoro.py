@@ -69,7 +69,6 @@ class UORORule(ParameterTraces):
 
     @property
     def name(self) -> str:
-        """What the rule is called in reports."""
         return "UORO"
 
     def states_of(self, link: Link) -> int:
@@ -153,11 +152,9 @@ class UORORule(ParameterTraces):
     # --- blocks ------------------------------------------------------------------------------
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands from a signal at the start of a window."""
         return self.summed(self._met(RankOne(*traces), signal, operands), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Traces after a block."""
 
         def step(held: Traces, now: StepJacobians) -> tuple[Traces, None]:
             return tuple(self._advanced(RankOne(*held), now, operands)), None
@@ -166,7 +163,6 @@ class UORORule(ParameterTraces):
         return jax.lax.scan(step, start, block.jacobians)[0]
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Cotangents of the traced operands of every relation, summed over a block."""
         return self.advance(traces, block, operands)[0]
 
     def advance(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.types import Path
+from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.cones import Cone, Pattern
 from ..compiler.graph import ETraceGraph
@@ -20,6 +20,25 @@ from ..compiler.program import StateKind
 from ..jaxprs.run import read, run_equations
 from .jacobians import GroupAtStep, StepJacobians, takes_forward_mode
 from .layout import Link, Positions
+
+
+@dataclass(frozen=True, eq=False)
+class WeightAddress:
+    """Where a parameter is met in a compiled step.
+
+    Attributes
+    ----------
+    path
+        In the model.
+    inputs
+        Variables of its leaves in the step's program.
+    links
+        Numbers of the links (relations in their groups) that it is a weight of.
+    """
+
+    path: Path
+    inputs: tuple[Var, ...]
+    links: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +95,16 @@ class Executor:
         wanted += [atom for relation in relations for atom in (relation.y_var, relation.x_var)]
         known = {*info.producers, *info.jaxpr.invars}
         return tuple(dict.fromkeys(v for v in wanted if versions.is_var(v) and v in known))
+
+    @cached_property
+    def weights(self) -> dict[State, WeightAddress]:
+        """The parameters of the step."""
+        info, found = self.graph.module_info, {}
+        for slot in info.slots_of(StateKind.PARAM):
+            links = enumerate(link.relation.parameter_paths for link in self.links)
+            led = tuple(i for i, paths in links if slot.path in paths)
+            found[slot.state] = WeightAddress(slot.path, info.invars_of(slot), led)
+        return found
 
     @cached_property
     def sources(self) -> dict[int, int]:
@@ -229,8 +258,8 @@ class Executor:
         """
         info = self.graph.module_info
         env = versions.constants(info.jaxpr)
-        for slot in info.slots_of(StateKind.PARAM):
-            env.update(zip(info.invars_of(slot), jax.tree.leaves(params[slot.path]), strict=True))
+        for weight in self.weights.values():
+            env.update(zip(weight.inputs, jax.tree.leaves(params[weight.path]), strict=True))
         relations = self.graph.hidden_param_op_relations
         operands = [operand for r in relations for operand in (*r.trainables, *r.constants)]
         chains = dict.fromkeys(i for operand in operands for i in operand.chain)
@@ -257,6 +286,6 @@ class Executor:
             values = self.operand_values({**params, **chosen})
             return [{t.key: values[r.index][t.position] for t in r.trainables} for r in relations]
 
-        traced = dict.fromkeys(path for r in relations for path in r.parameter_paths)
-        _, pull = jax.vjp(operands, {path: params[path] for path in traced})
+        traced = {w.path: params[w.path] for w in self.weights.values() if w.links}
+        _, pull = jax.vjp(operands, traced)
         return pull([dict(c) for c in cotangents])[0]
