@@ -86,20 +86,29 @@ def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Arr
     return step
 
 
-def suffix_products(transition: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``."""
-    states, positions = transition.shape[1], transition.shape[3:]
-    eye = jnp.eye(states, dtype=transition.dtype)
-    identity = jnp.broadcast_to(
-        eye.reshape(states, states, *(1,) * len(positions)), transition.shape[1:]
-    )
+def suffix_products(
+    transition: jax.Array, decays: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``.
 
-    whole, products = jax.lax.scan(_multiplied, identity, transition, reverse=True)
+    With ``decays`` [K], ``Q^t = decays^t + Q^{t+1} D^{t+1}`` in place of ``P^t``, and ``Q^1 D^1``.
+    """
+    start = _identity(transition[0]) if decays is None else jnp.zeros_like(transition[0])
+    whole, products = jax.lax.scan(_multiplied, start, (transition, decays), reverse=True)
     return products, whole
 
 
-def _multiplied(product: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return compose(product, now), product
+def _multiplied(product: jax.Array, now: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    transition, decay = now
+    if decay is not None:
+        product = product + decay * _identity(product)
+    return compose(product, transition), product
+
+
+def _identity(like: jax.Array) -> jax.Array:
+    """The identity [S, S, *V] at every position."""
+    eye = jnp.eye(like.shape[0], dtype=like.dtype)
+    return jnp.broadcast_to(eye.reshape(*eye.shape, *(1,) * (like.ndim - 2)), like.shape)
 
 
 def apply(matrix: jax.Array, vector: jax.Array, passing: Pattern | None = None) -> jax.Array:

@@ -134,10 +134,8 @@ class ParamDimRule(ParameterTraces):
     # --- traces ------------------------------------------------------------------------------
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        products = [
-            None if transition is None else suffix_products(transition)
-            for transition in block.jacobians.transition
-        ]
+        transitions = block.jacobians.transition
+        products = [None if d is None else suffix_products(d) for d in transitions]
         new = []
         for i, link in enumerate(self.links):
             before, found = None if traces is None else traces[i], products[link.group.index]

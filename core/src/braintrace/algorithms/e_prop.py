@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ops.operation import Arrays
-from .block_algebra import Accumulated, accumulate, compose, suffix_products
+from .block_algebra import Accumulated, accumulate, suffix_products
 from .d_rtrl import ParamDimRule
 from .rule import Block, Cotangents, OldSignals, Operands, Traces, add
 
@@ -92,7 +92,10 @@ class EPropRule(ParamDimRule):
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         eps, ebar = (None, None) if traces is None else self._halves(traces)
         steps = block.jacobians.f[0].shape[0] if self.links else 0
-        products = [self._products(t, steps) for t in block.jacobians.transition]
+        products = [
+            None if d is None else suffix_products(d, self._decays(steps, d.dtype))
+            for d in block.jacobians.transition
+        ]
         new = []
         for i, link in enumerate(self.links):
             f, found = block.jacobians.f[i], products[link.group.index]
@@ -111,24 +114,6 @@ class EPropRule(ParamDimRule):
     def _decays(self, steps: int, dtype: Any) -> jax.Array:
         """``kappa^{K-t}`` for t = 1..K."""
         return self.kappa ** jnp.arange(steps - 1, -1, -1, dtype)
-
-    def _products(
-        self, transition: jax.Array | None, steps: int
-    ) -> tuple[jax.Array, jax.Array] | None:
-        """``Q^t`` for t = 1..K [K, S, S, *V], and ``Q^1 D^1``."""
-        if transition is None:
-            return None
-        identity = suffix_products(transition[:1])[0][0]
-
-        def step(
-            product: jax.Array, now: tuple[jax.Array, jax.Array]
-        ) -> tuple[jax.Array, jax.Array]:
-            product = product + now[1] * identity
-            return compose(product, now[0]), product
-
-        rows = transition, self._decays(steps, transition.dtype)
-        whole, products = jax.lax.scan(step, jnp.zeros_like(identity), rows, reverse=True)
-        return products, whole
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The filtered trace of a link by trainable key."""
