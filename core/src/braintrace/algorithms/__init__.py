@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rules as pure functions of traces and a block of steps: init, update, solve, boundary.
+"""Learning rules as pure functions of traces and a block of steps.
 
 A learner (:class:`braintrace.ETraceVjpAlgorithm`) says by ``make_rule`` which :class:`LearningRule`
 it is. A rule has ``init``, ``update`` (traces after a block of steps), ``solve`` (gradients of a
-block) and ``boundary`` (what a signal at the hidden states finds in the traces); it is given a
-:class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
+block) and ``solve_at_start`` (what a signal at the start of a window finds in the traces); it is
+given a :class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
 """
 
 from .d_rtrl import ParamDimRule

@@ -99,8 +99,8 @@ def _total(
     for k, i in enumerate(traced.leaves.get(state, ())):
         if i in direct:
             total[k] = add_gradients(total[k], direct[i])
-    for path, other in learner.states_of(StateKind.PARAM).items():
-        if other is state and path in by_path:
-            found = jax.tree.leaves(by_path[path])
-            total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
+    weight = learner.rule.executor.weights.get(state)
+    if weight is not None and weight.path in by_path:
+        found = jax.tree.leaves(by_path[weight.path])
+        total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
     return jax.tree.unflatten(treedef, total)

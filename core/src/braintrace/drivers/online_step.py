@@ -27,12 +27,12 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
 
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
         def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
-            out, new, boundary = executor.run(args, {**states, **params}, perturb)
-            return (out, {path: new[path] for path in states}), boundary
+            out, new, values = executor.run(args, {**states, **params}, perturb)
+            return (out, {path: new[path] for path in states}), values
 
         perturb = plan.init_perturb_data()
-        (out, new), pull, boundary = jax.vjp(program, params, args, states, perturb, has_aux=True)
-        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians_at(boundary))
+        (out, new), pull, values = jax.vjp(program, params, args, states, perturb, has_aux=True)
+        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians_at(values))
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
         return (out, new, after), (pull, jacobians, params, states, traces, after, given)
 

@@ -38,8 +38,8 @@ class Tape:
         leaves = checked_args(learner.graph.module_info, one_step_of(args))
         params, states = read_states(learner)
         self.check_hidden()
-        out, new, boundary = learner.rule.executor.run(leaves, {**states, **params}, self.perturb)
-        self.recorded.append((boundary, given))
+        out, new, values = learner.rule.executor.run(leaves, {**states, **params}, self.perturb)
+        self.recorded.append((values, given))
         write_states(learner, states, new)
         self.values = self._hidden_now()
         return out

@@ -45,8 +45,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     def forward(params: Any, predictor: Any, args: Any, states: Any, traces: Traces) -> Any:
         def program(params: Any, args: Any, states: Any) -> Any:
             def one(states: Any, now: Any) -> tuple[Any, Any]:
-                out, new, boundary = executor.run_plain(now, {**states, **params})
-                fixed = jax.tree.map(jax.lax.stop_gradient, boundary)
+                out, new, values = executor.run_plain(now, {**states, **params})
+                fixed = jax.tree.map(jax.lax.stop_gradient, values)
                 kept = {path: _strong(new[path]) for path in states}
                 return kept, (out, executor.jacobians_at(fixed))
 

@@ -249,17 +249,16 @@ class ETraceAlgorithm(brainstate.nn.Module):
         KeyError
             When the parameter has no trace.
         """
-        path = weight
+        path, weights = weight, self.rule.executor.weights
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
-        paths = [link.relation.parameter_paths for link in self.rule.links]
-        traces = self.read_traces()
-        found = [self.rule.of_link(traces, i) for i, own in enumerate(paths) if path in own]
-        if not found:
-            known = sorted({show_path(p) for own in paths for p in own})
+        links = next((w.links for w in weights.values() if w.path == path), ())
+        if not links:
+            known = sorted(show_path(w.path) for w in weights.values() if w.links)
             name = show_path(path) if isinstance(path, tuple) else repr(path)
             raise KeyError(f"{name} has no trace; parameters with one are {known}")
-        return found
+        traces = self.read_traces()
+        return [self.rule.of_link(traces, i) for i in links]
 
     def read_traces(self) -> tuple[Any, ...]:
         """The traces as they are, in the form of the rule."""
