@@ -40,11 +40,9 @@ class EPropRule(ParamDimRule):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.EProp(cell, kappa_filter_decay=0.9)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, "eprop", x, batch_size=2, kappa_filter_decay=0.9)
     >>> from braintrace.algorithms import EPropRule
     >>> isinstance(learner.rule, EPropRule)
     True

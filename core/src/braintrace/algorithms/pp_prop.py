@@ -85,11 +85,9 @@ class IODimRule(LearningRule):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.pp_prop(cell, 0.9)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.pp_prop, x, batch_size=2, decay_or_rank=0.9)
     >>> from braintrace.algorithms import IODimRule
     >>> isinstance(learner.rule, IODimRule)
     True

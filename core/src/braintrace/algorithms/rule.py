@@ -107,11 +107,9 @@ class LearningRule(ABC):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.D_RTRL(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2)
     >>> from braintrace.algorithms import LearningRule
     >>> isinstance(learner.rule, LearningRule), len(learner.rule.links), len(learner.rule.init())
     (True, 2, 2)

@@ -55,9 +55,8 @@ def _of_rule(method: Any) -> Any:
     """A method of the rule of a :class:`Resignalled`, which sees a block with other signals."""
 
     def call(self: Resignalled, *args: Any) -> Any:
-        has_signals = (isinstance(arg, Block) and arg.signal != () for arg in args)
-        pairs = zip(args, has_signals, strict=True)
-        seen = (self.source.replaced(arg) if replace else arg for arg, replace in pairs)
+        replaced = self.source.replaced
+        seen = (replaced(a) if isinstance(a, Block) and a.signal != () else a for a in args)
         return getattr(self.rule, method.__name__)(*seen)
 
     call.__name__, call.__doc__ = method.__name__, method.__doc__
@@ -77,11 +76,9 @@ class Resignalled(LearningRule):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.ThreeFactor(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.ThreeFactor, x, batch_size=2)
     >>> from braintrace.algorithms import ParamDimRule, Resignalled
     >>> isinstance(learner.rule, Resignalled), isinstance(learner.rule.rule, ParamDimRule)
     (True, True)

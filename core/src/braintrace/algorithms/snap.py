@@ -42,11 +42,9 @@ class SnApRule(ParamDimRule):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.SnAp(cell, n=2)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.SnAp, x, batch_size=2, n=2)
     >>> from braintrace.algorithms import SnApRule
     >>> isinstance(learner.rule, SnApRule)
     True

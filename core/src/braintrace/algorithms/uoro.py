@@ -54,11 +54,9 @@ class UORORule(ParameterTraces):
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> learner = braintrace.UORO(cell)
-    >>> learner.compile_graph(jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> learner = braintrace.compile(cell, braintrace.UORO, x, batch_size=2)
     >>> from braintrace.algorithms import UORORule
     >>> isinstance(learner.rule, UORORule)
     True

@@ -53,7 +53,8 @@ class ETraceGraphExecutor:
         A ``brainstate.nn.Module`` with initialised states.
     jacobians
         ``'near'``: ``D`` and ``f`` hold the entries between equal positions; ``'whole'``: every
-        entry within a hidden group, as UORO, SnAp and RTRL need.
+        entry within a hidden group, as UORO, SnAp and RTRL need; ``recurrence_scope`` is
+        ``'coupled'`` then, unless it is given.
     **options
         Options of :func:`braintrace.compile_etrace_graph`.
 
@@ -84,6 +85,8 @@ class ETraceGraphExecutor:
                 f"unknown option {unknown[0]!r}; options of compiling are "
                 f"{sorted(compile_options())}"
             )
+        if jacobians == "whole":
+            options = {"recurrence_scope": "coupled", **options}
         self.model, self.jacobians, self.options = model, jacobians, options
         self._compiled: Executor | None = None
 

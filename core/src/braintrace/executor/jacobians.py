@@ -18,8 +18,7 @@ from ..jaxprs.sites import holds
 from .layout import Link, Positions
 from .pullback import Pullback
 
-#: What ``D`` and ``f`` hold, and what a learning rule may need: ``'near'``, the entries between
-#: equal positions; ``'whole'``, every entry within a hidden group.
+#: What ``D`` and ``f`` may hold, and a learning rule may need.
 JACOBIANS = {
     "near": "the entries between equal positions",
     "whole": "every entry within a hidden group",
