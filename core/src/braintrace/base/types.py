@@ -17,10 +17,8 @@ State = brainstate.State[Any]
 
 def show_path(path: Path) -> str:
     """A state's path as every text writes it: ``rnn.layers[0].weight``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
-    return text
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def restore_values(values: Mapping[State, Any]) -> None:

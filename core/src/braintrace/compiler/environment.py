@@ -9,7 +9,7 @@ remembered, and a learner refuses to run under another one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,8 +21,9 @@ import numpy as np
 
 from ..base import versions
 
-#: What ``brainstate.environ`` says of the running step: an input of the step, not a constant.
-MOVING = ("i", "t")
+#: What ``brainstate.environ`` says of the running step, an input of the step and not a constant,
+#: with what gives its dtype: a time may come as an integer.
+MOVING = {"i": brainstate.environ.ditype, "t": brainstate.environ.dftype}
 
 #: Settings that decide about dtypes and devices, which states and arguments have already.
 ELSEWHERE = ("precision", "platform", "host_device_count")
@@ -96,15 +97,11 @@ def _same_leaf(a: Any, b: Any) -> bool:
 # --- what moves ----------------------------------------------------------------------------------
 
 
-def moving_now() -> tuple[str, ...]:
-    """Names of the settings that change from step to step and are there now."""
-    return tuple(key for key in MOVING if brainstate.environ.get(key, None) is not None)
-
-
-def moving_values(names: Sequence[str]) -> dict[str, Any]:
-    """Current values, in the dtypes of the environment: a time may come as an integer."""
-    dtypes = {"i": brainstate.environ.ditype(), "t": brainstate.environ.dftype()}
+def moving_values(names: Iterable[str] = MOVING) -> dict[str, Any]:
+    """Current values of those that are set, in the dtypes of the environment."""
+    values = {name: brainstate.environ.get(name, None) for name in names}
     return {
-        name: jax.tree.map(partial(jnp.asarray, dtype=dtypes[name]), brainstate.environ.get(name))
-        for name in names
+        name: jax.tree.map(partial(jnp.asarray, dtype=MOVING[name]()), value)
+        for name, value in values.items()
+        if value is not None
     }

@@ -143,13 +143,13 @@ class ModuleInfo(Program):
         CompilationError
             When one that was there when the step was traced is not set now.
         """
-        missing = [k for k in self.environment if brainstate.environ.get(k, None) is None]
-        if missing:
+        moving = moving_values(self.environment)
+        if missing := [name for name in self.environment if name not in moving]:
             raise CompilationError(
                 f"the step was compiled with {missing[0]!r} in brainstate.environ, which is not "
                 f"set now; call it inside brainstate.environ.context({missing[0]}=...)"
             )
-        return (*args, moving_values(self.environment)) if self.environment else args
+        return (*args, moving) if moving else args
 
     def jaxpr_call(
         self, *args: Any, old_state_vals: Mapping[Path, Any] | None = None

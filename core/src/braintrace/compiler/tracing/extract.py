@@ -21,7 +21,7 @@ from ..batch_states import batch_size_of, one_example
 from ..control.loops import loops_without_derivative
 from ..control.policy import ControlFlowPolicy
 from ..control.rewrite import canonicalise
-from ..environment import moving_now, moving_values, recorded_settings
+from ..environment import moving_values, recorded_settings
 from ..findings.control import IN_CALL, WEIGHT_INSIDE
 from ..module_info import ModuleInfo
 from ..program import DYNAMIC, Program, StateKind, StateSlot
@@ -103,7 +103,7 @@ def _trace(
         with brainstate.environ.context(**inputs[-1]):
             return model(*inputs[:-1])
 
-    moving = moving_values(moving_now())
+    moving = moving_values()
     given = (*args, moving)
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
     settings = _run(model, stateful, given)
@@ -230,13 +230,14 @@ def _arrange(
 
 def _kind(state: Any, inside: bool) -> StateKind:
     """The kind of a state. A hidden state of integers or booleans carries no derivative."""
-    kind = StateKind.OTHER
-    if isinstance(state, brainstate.HiddenState):
-        smooth = any(versions.is_float(jax.typeof(leaf)) for leaf in jax.tree.leaves(state.value))
-        kind = StateKind.HIDDEN if smooth else StateKind.OTHER
-    elif isinstance(state, brainstate.ParamState):
+    smooth = (versions.is_float(jax.typeof(leaf)) for leaf in jax.tree.leaves(state.value))
+    if isinstance(state, brainstate.ParamState):
         kind = StateKind.PARAM
-    if kind is not StateKind.OTHER and not inside:
+    elif isinstance(state, brainstate.HiddenState) and any(smooth):
+        kind = StateKind.HIDDEN
+    else:
+        return StateKind.OTHER
+    if not inside:
         raise CompilationError(
             f"the model uses a {type(state).__name__} that is not reachable from it "
             f"({state.name or 'no name'}, value {jax.tree.map(jax.numpy.shape, state.value)}). "
