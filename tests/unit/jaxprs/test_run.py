@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import check_jaxpr
 
 import braintrace as bt
 from braintrace.base import versions
@@ -41,7 +42,7 @@ def test_calls_are_run_equation_by_equation() -> None:
 def test_inputs_are_permuted_and_outputs_distinct() -> None:
     jaxpr = jax.make_jaxpr(lambda a, b: (a, b * 2.0, b * 2.0 + a))(1.0, 2.0)
     flat = flatten(jaxpr, [1, 0], [1, 0, 1], own=[0, 1, 2])
-    versions.check_jaxpr(flat)
+    check_jaxpr(getattr(flat, "jaxpr", flat))
     assert versions.jaxpr_as_fun(flat)(2.0, 1.0) == [4.0, 1.0, 4.0]
     first, copied, again = flat.outvars
     assert len({first, copied, again, *flat.invars}) == 5

@@ -13,7 +13,7 @@ import jax
 
 from ..base.types import State, show_path
 from ..base.versions import Jaxpr
-from ..jaxprs.depends import reaches
+from ..jaxprs.depends import Along, program_influences
 from .direct import DirectProducts, direct_products
 from .running import Running
 from .tape import Tape
@@ -101,7 +101,7 @@ def trace_step(
         (loss, aux, recorded), new = jax.tree.unflatten(tree, flat)
         return loss, aux, recorded, dict(enumerate(jax.tree.leaves(new), first)), moving
 
-    return TracedStep(run, direct, leaves, reaches(jaxpr, 0))
+    return TracedStep(run, direct, leaves, program_influences(jaxpr, Along.DERIVATIVES)[0])
 
 
 def _is_parameter(state: State) -> bool:

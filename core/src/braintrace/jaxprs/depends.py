@@ -90,11 +90,6 @@ def differentiable(eqn: JaxprEqn, operand: int | None = None) -> bool:
     )
 
 
-def reaches(jaxpr: Jaxpr, output: int) -> frozenset[int]:
-    """The inputs (by index) on which an output depends differentiably."""
-    return program_influences(jaxpr, Along.DERIVATIVES)[output]
-
-
 def slice_to(
     eqns: Sequence[JaxprEqn],
     targets: Iterable[Atom],

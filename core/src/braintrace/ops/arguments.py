@@ -19,9 +19,6 @@ ArrayLike = jax.typing.ArrayLike | saiunit.Quantity
 ParameterFn = Callable[[Any], Any]
 
 
-# --- operations ----------------------------------------------------------------------------------
-
-
 def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, saiunit.Unit]:
     """The mantissa of an argument as a real floating-point array, and its unit.
 

@@ -21,9 +21,6 @@ Initializer = Any  # a function of a shape, an array, a quantity or a number
 Size = brainstate.typing.Size
 
 
-# --- layers --------------------------------------------------------------------------------------
-
-
 def as_size(name: str, size: Size) -> tuple[int, ...]:
     """``size`` as a non-empty tuple of positive integers.
 
@@ -109,11 +106,11 @@ def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -
         raise ValueError(f"{name} gives None, expected a value of shape {shape}")
     if isinstance(value, (bool, int, float)):
         value = jnp.asarray(value, brainstate.environ.dftype())
-    found = saiunit.math.shape(value)
-    pairs = zip(reversed(found), reversed(shape), strict=False)
-    if len(found) > len(shape) or any(n not in (1, size) for n, size in pairs):
-        raise ValueError(f"{name} gives the shape {found}, expected {shape}")
-    return saiunit.math.broadcast_to(value, shape)
+    try:
+        return saiunit.math.broadcast_to(value, shape)
+    except ValueError:
+        found = saiunit.math.shape(value)
+        raise ValueError(f"{name} gives the shape {found}, expected {shape}") from None
 
 
 def keyword_key(constructor: Constructor) -> Constructor:

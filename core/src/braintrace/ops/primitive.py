@@ -360,26 +360,24 @@ def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
         return found
     with _LOCK:
         if primitive.derived is None:
-            derived = _derive_batched(primitive, spec.name + BATCHED)
+            derived, owner = _derive_batched(primitive), f"{primitive.owner}:derived"
             known = find_primitive(derived.name)
-            if known is not None and known.owner != f"{primitive.owner}:derived":
+            if known is None:
+                known = register_primitive_spec(derived, owner=owner, restorer=primitive.restorer)
+            elif known.owner == owner:
+                known._define(derived)
+            else:
                 raise ValueError(
                     f"vmap needs a batched form of {primitive.name!r}, which would be derived as "
                     f"{derived.name!r}, but {known.owner!r} registered that name. If it is the "
                     f"batched form, say so with batched_counterpart={derived.name!r}; otherwise "
                     "rename it"
                 )
-            if known is not None:
-                known._define(derived)
-            primitive.derived = register_primitive_spec(
-                derived if known is None else known.spec,
-                owner=f"{primitive.owner}:derived",
-                restorer=primitive.restorer,
-            )
+            primitive.derived = known
         return primitive.derived
 
 
-def _derive_batched(primitive: ETPPrimitive, name: str) -> ETPPrimitiveSpec:
+def _derive_batched(primitive: ETPPrimitive) -> ETPPrimitiveSpec:
     x_index = primitive.spec.x_invar_index
 
     def impl(*operands: Any, **params: Any) -> Any:
@@ -387,7 +385,7 @@ def _derive_batched(primitive: ETPPrimitive, name: str) -> ETPPrimitiveSpec:
         return jax.vmap(lambda *a: primitive.spec.impl(*a, **params), in_axes=axes)(*operands)
 
     return ETPPrimitiveSpec(
-        name=name,
+        name=primitive.name + BATCHED,
         impl=impl,
         trainable_invars_fn=primitive.spec.resolve_trainable_invars,
         x_invar_index=x_index,

@@ -105,11 +105,9 @@ class ETPPrimitiveSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"name must be an identifier, got {self.name!r}")
-        if not callable(self.impl):
-            raise TypeError(f"impl of {self.name!r} must be callable, got {type(self.impl)}")
-        for rule in (*RULES, "trainable_invars_fn"):
+        for rule in ("impl", "trainable_invars_fn", *RULES):
             value = getattr(self, rule)
-            if value is not None and not callable(value):
+            if not callable(value) and (value is not None or rule == "impl"):
                 raise TypeError(f"{rule} of {self.name!r} must be callable, got {type(value)}")
         for flag in ("batched", "gradient_enabled"):
             if not isinstance(getattr(self, flag), bool):

@@ -8,8 +8,6 @@ from typing import Any
 
 from .primitive import REGISTRY, ETPPrimitive
 
-# --- read-only views on the registry ---------------------------------------------------------
-
 
 class _PrimitiveSet(Set):  # type: ignore[type-arg]
     """The registered primitives, optionally only the batched ones."""

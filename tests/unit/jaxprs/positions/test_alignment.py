@@ -197,7 +197,7 @@ def test_position_wise(name: str) -> None:
     fun, shape, ndim, source_ndim, axes = POSITION_WISE[name]
     found = claim(fun, shape, ndim, source_ndim)
     assert found is not None
-    assert found.position_wise, found.offence
+    assert not found.mixed, found.offence
     assert found.axes == axes
     assert found.elements is None
     assert_holds(fun, shape, found)
@@ -251,7 +251,7 @@ def test_elements_that_move(name: str) -> None:
     fun, shape, ndim, source_ndim = MOVED[name]
     found = claim(fun, shape, ndim, source_ndim)
     assert found is not None and found.elements is not None
-    assert found.position_wise and not found.extra
+    assert not found.mixed and not found.extra
     assert_holds(fun, shape, found)
 
 
@@ -326,7 +326,7 @@ def test_mixed_positions(name: str) -> None:
     fun, shape, ndim, source_ndim, axes = MIXED[name]
     found = claim(fun, shape, ndim, source_ndim)
     assert found is not None and found.offence is not None
-    assert not found.position_wise and found.elements is None
+    assert found.mixed and found.elements is None
     assert found.axes == axes
     assert_holds(fun, shape, found)
 
@@ -358,7 +358,7 @@ def test_several_targets_must_agree() -> None:
 
     agreed, refused = claim(both, (3, 3)), claim(crossed, (3, 3))
     assert agreed is not None and agreed.axes == (0, 1)
-    assert refused is not None and not refused.position_wise
+    assert refused is not None and refused.mixed
 
 
 def test_identity() -> None:

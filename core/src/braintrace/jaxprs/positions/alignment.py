@@ -62,11 +62,6 @@ class Alignment:
             return ()
         return tuple(k for k, n in enumerate(self.result) if n > 1 and k not in self.axes)
 
-    @property
-    def position_wise(self) -> bool:
-        """Whether every position of the result depends on one position of the source."""
-        return not self.mixed
-
     @cached_property
     def is_identity(self) -> bool:
         """Whether every position of the source reaches the same position of the result only."""

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from ..operation import Arrays
 from .rules import TraceRules, sum_over_steps
 
-# --- dense ------------------------------------------------------------------------------------
-
 
 class DenseTrace(TraceRules):
     """Leaves are [S, *E, *Y, *W]: the derivative of every state of every position.

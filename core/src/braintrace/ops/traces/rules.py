@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
@@ -17,6 +18,7 @@ from ..operation import Arrays, Operation
 UNROLL_STATES = 4
 
 
+@dataclass(eq=False)
 class TraceRules(ABC):
     """The parameter-dimension trace of one operation in one hidden group.
 
@@ -24,10 +26,9 @@ class TraceRules(ABC):
     state axis leads in every trace leaf, too.
     """
 
-    def __init__(self, operation: Operation, extra: tuple[int, ...], num_state: int) -> None:
-        self.operation = operation
-        self.extra = extra
-        self.num_state = num_state
+    operation: Operation
+    extra: tuple[int, ...]
+    num_state: int
 
     @property
     @abstractmethod

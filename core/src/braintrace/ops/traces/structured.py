@@ -22,9 +22,6 @@ EXAMPLES_AT_ONCE = 4
 LARGE_EXAMPLE = 4096
 
 
-# --- structured -------------------------------------------------------------------------------
-
-
 class StructuredTrace(TraceRules):
     """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
 

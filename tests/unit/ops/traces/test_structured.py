@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace in the structure of the rules: the family's own rules, held weights, large examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.ops.operation import Operation
+from braintrace.ops.traces import structured, trace_rules
+from braintrace.testing import assert_tree_close
+
+RNG = np.random.default_rng(0)
+
+
+def scale(dy: Any, trace: Any) -> Any:
+    return {"w": trace["w"] * dy[..., None, :], "b": trace["b"] * dy}
+
+
+def initial(x: Any, y: Any, weights: Any, n: int) -> Any:
+    head, dtype = y.aval.shape[:-1], y.aval.dtype
+    return {k: jnp.zeros((*head, *v.aval.shape, n), dtype) for k, v in weights.items()}
+
+
+def increments(x: Any, f: Any, weights: Any) -> Any:
+    return {"w": jnp.einsum("kbi,kbo->bio", x, f), "b": f.sum(0)}
+
+
+def rules(traced: tuple[str, ...] = ("w", "b"), **written: Any) -> Any:
+    spec = bt.ETPPrimitiveSpec(
+        "unit_structured",
+        lambda x, w, b: x @ w + b,
+        batched=True,
+        trainable_invars_fn=lambda params: {"w": 1, "b": 2},
+        **{"yw_to_w": scale, "init_drtrl": initial, **written},
+    )
+    shapes = ((5, 3), (3, 2), (2,), (5, 2))
+    *operands, y = (jax.ShapeDtypeStruct(shape, "float64") for shape in shapes)
+    return trace_rules(Operation(spec, {}, tuple(operands), y, traced), (), 2)
+
+
+def data() -> tuple[Any, ...]:
+    x, f, signal = (jnp.asarray(RNG.normal(size=s)) for s in ((4, 5, 3), (4, 2, 5, 2), (2, 5, 2)))
+    return x, f, signal, (None, jnp.ones((3, 2)), jnp.ones(2))
+
+
+def test_the_own_rule_for_steps_equals_the_derived_increments() -> None:
+    x, f, _, operands = data()
+    own = rules(increments_drtrl=increments).increments(x, f, operands)
+    assert_tree_close(own, rules().increments(x, f, operands), 1e-12)
+
+
+def test_a_weight_that_is_held_has_no_trace() -> None:
+    x, f, signal, operands = data()
+    whole, part = rules(), rules(("b",))
+    trace = part.increments(x, f, operands)
+    assert set(part.types) == set(trace) == {"b"}
+    expected = whole.solve(signal, whole.increments(x, f, operands), operands)["b"]
+    assert_tree_close(part.solve(signal, trace, operands), {"b": expected}, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_large_examples_are_added_up_one_by_one(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, f, signal, operands = data()
+    form = rules()
+    trace = jax.tree.map(lambda v: v.astype(dtype), form.increments(x, f, operands))
+    whole = form.solve(signal.astype(dtype), trace, operands)
+    monkeypatch.setattr(structured, "LARGE_EXAMPLE", 4)
+    apart = form.solve(signal.astype(dtype), trace, operands)
+    assert_tree_close(apart, whole, 1e-12 if dtype == "float64" else 1e-2)
+    assert apart["w"].dtype == dtype
