@@ -16,6 +16,7 @@ from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
 TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer than all else
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 _MODULE_OF = {"ops": _PACKAGE, "nn": f"{_PACKAGE}.nn"}
@@ -132,11 +133,11 @@ class _ProviderFinder:
 class _DistributedFinder:
     """First on ``sys.meta_path``: ``braintrace.testing`` is the package ``braintrace_testing``.
 
-    The modules are the same objects under both names, so that every class has one identity.
+    It is also the loader. The modules are the same objects under both names, so that every class
+    has one identity.
     """
 
-    @staticmethod
-    def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
         parent, _, rest = fullname.partition(".")
         name, _, below = rest.partition(".")
         if parent != _PACKAGE or name not in DISTRIBUTED:
@@ -145,20 +146,13 @@ class _DistributedFinder:
         if _spec_of(package) is None:
             return None  # the other finder says so
         real = _spec_of(f"{package}.{below}" if below else package)
-        return None if real is None else ModuleSpec(fullname, _SameModule(real))  # type: ignore[arg-type]
-
-
-class _SameModule:
-    """A loader whose module is one that has a name already."""
-
-    def __init__(self, real: ModuleSpec) -> None:
-        self.real = real
+        return None if real is None else ModuleSpec(fullname, self, loader_state=real)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return import_module(self.real.name)
+        return import_module(spec.loader_state.name)
 
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.real  # the import system has just put the other one there
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = module.__spec__.loader_state  # the import system has put the other there
 
 
 def install_finders() -> None:

@@ -61,13 +61,12 @@ def bounds(version: str) -> str:
 
 def write(folder: Path, values: Mapping[str, str]) -> None:
     """Write the files of ``template`` with the placeholders filled in, in paths and texts."""
+
+    def filled(text: str) -> str:
+        return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
+
     template = Path(__file__).with_name("template")
     for file in template.rglob("*.txt"):
-        target = file.relative_to(template).with_suffix("").as_posix()
-        filled = folder / _filled(target, values)
-        filled.parent.mkdir(parents=True, exist_ok=True)
-        filled.write_text(_filled(file.read_text(encoding="utf-8"), values), encoding="utf-8")
-
-
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
+        target = folder / filled(file.relative_to(template).with_suffix("").as_posix())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")

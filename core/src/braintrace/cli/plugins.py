@@ -11,8 +11,6 @@ from ..plugins.process import host
 from ..plugins.records import PluginRecord
 from .common import OK, REFUSED, as_json, official
 
-COLUMNS = ("family", "distribution", "version", "state", "names")
-
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
@@ -40,7 +38,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_table(records: Sequence[PluginRecord]) -> None:
-    rows = [COLUMNS] + [_row(record) for record in records]
+    rows = [("family", "distribution", "version", "state", "names")]
+    for r in records:
+        names = ", ".join(name.removeprefix("braintrace.") for name in r.exports)
+        shown = names if len(names) <= 60 else f"{names[:57]}..."
+        rows.append((r.family, r.distribution, r.version, str(r.state), shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows if records else ():
         print("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -51,9 +53,3 @@ def _print_table(records: Sequence[PluginRecord]) -> None:
             print(f"{record.distribution!r} {record.reason}")
         for problem in record.problems:
             print(f"{record.distribution!r}: {problem}")
-
-
-def _row(record: PluginRecord) -> tuple[str, ...]:
-    names = ", ".join(name.removeprefix("braintrace.") for name in record.exports)
-    shown = names if len(names) <= 60 else f"{names[:57]}..."
-    return record.family, record.distribution, record.version, str(record.state), shown

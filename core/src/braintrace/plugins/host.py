@@ -82,7 +82,18 @@ class Host:
         """What metadata and settings say of a plugin, then how loading it ended."""
         if why := self.why_disabled(candidate):
             return replace(candidate.record, state=PluginState.DISABLED, reason=why)
-        if why := self._why_in_conflict(candidate):
+        rivals = [
+            other.title
+            for other in self.candidates()
+            if other.distribution != candidate.distribution
+            and other.family == candidate.family
+            and not self.why_disabled(other)
+        ]
+        if rivals:
+            why = (
+                f"is not used: {' and '.join(rivals)} provides the family {candidate.family!r} "
+                "too. Uninstall one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
+            )
             return replace(candidate.record, state=PluginState.CONFLICT, reason=why)
         if why := _why_incompatible(candidate):
             return replace(candidate.record, state=PluginState.INCOMPATIBLE, reason=why)
@@ -91,21 +102,6 @@ class Host:
     def why_disabled(self, candidate: Candidate) -> str | None:
         """Why a plugin may not be used, ``None`` when it may."""
         return self.settings.why_disabled(candidate.family, candidate.distribution)
-
-    def _why_in_conflict(self, candidate: Candidate) -> str | None:
-        rivals = [
-            other.title
-            for other in self.candidates()
-            if other.distribution != candidate.distribution
-            and other.family == candidate.family
-            and not self.why_disabled(other)
-        ]
-        if not rivals:
-            return None
-        return (
-            f"is not used: {' and '.join(rivals)} provides the family {candidate.family!r} too. "
-            "Uninstall one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
-        )
 
     def loaded(self) -> list[tuple[Candidate, pluggy.PluginManager]]:
         """The plugins in use with their hooks, in the order of their names."""
@@ -249,22 +245,17 @@ class Host:
         PluginError
             When the plugin that owns it cannot be used or does not declare it.
         """
-        primitive = self._primitives.get(spec)
-        return self._acquire(spec) if primitive is None else primitive
-
-    def _acquire(self, spec: ETPPrimitiveSpec) -> ETPPrimitive:
+        if (primitive := self._primitives.get(spec)) is not None:
+            return primitive
         package = getattr(spec.impl, "__module__", "").partition(".")[0]
-        known = self.find_primitive(spec.name, package)
-        if spec in self._primitives:
-            return self._primitives[spec]
-        owners = self._of_package(package)
-        if owners and known is None:
+        known, owners = self.find_primitive(spec.name, package), self._of_package(package)
+        if spec not in self._primitives and owners and known is None:
             raise PluginError(
                 f"the primitive {spec.name!r} is not among those that {owners[0].title} declares "
                 "in braintrace_primitives",
                 owners[0].distribution,
             )
-        return self._register(spec, package or None)
+        return self._primitives.get(spec) or self._register(spec, package or None)
 
     def find_primitive(self, name: str, package: str) -> ETPPrimitive | None:
         """The primitive of a name; loads the plugins of ``package``, which owns it, first.

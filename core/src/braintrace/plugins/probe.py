@@ -54,7 +54,11 @@ def probe(distribution: str, timeout: float) -> Report:
         with log.open("wb") as stream:
             status = _run([sys.executable, "-P", "-c", _PROGRAM, *arguments], stream, timeout)
         data = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
-        place = _place(log.read_text(encoding="utf-8", errors="replace"))
+        stack = re.findall(  # as faulthandler writes it, innermost line first
+            r'most recent call first\):\n  File "(.+)", line (\d+)',
+            log.read_text(encoding="utf-8", errors="replace"),
+        )
+    place = f", at {stack[-1][0]}:{stack[-1][1]}" if stack else ""
     if data is None and status is None:
         return Report("hang", f"does not finish loading within {timeout:g} s{place}")
     if data is None:
@@ -94,12 +98,6 @@ def _ending(status: int) -> str:
     return f"ends the interpreter (exit status {status})"
 
 
-def _place(log: str) -> str:
-    """Where a Python stack that ``faulthandler`` wrote has its innermost line."""
-    found = re.findall(r'most recent call first\):\n  File "(.+)", line (\d+)', log)
-    return f", at {found[-1][0]}:{found[-1][1]}" if found else ""
-
-
 # --- in the process of its own --------------------------------------------------------------------
 
 
@@ -116,6 +114,7 @@ def main(distribution: str, answer: str, seconds: str) -> None:
 
 
 def _load(distribution: str) -> Report:
+    from . import services
     from .errors import PluginError
     from .process import host
 
@@ -124,35 +123,19 @@ def _load(distribution: str) -> Report:
     with contextlib.suppress(PluginError):
         found.load(candidate)
     record = found.record(candidate)
-    usable = str(record.state) == "loaded"
-    broken = _broken_exports(candidate) if usable else []
-    return Report(
-        str(record.state),
-        record.reason,
-        record.load_time,
-        record.primitives,
-        (*record.problems, *broken),
-        _own_findings(found, candidate) if usable else (),
-    )
-
-
-def _broken_exports(candidate: Any) -> list[str]:
-    """Exported names whose object is not there."""
-    broken = []
+    state, problems = str(record.state), list(record.problems)
+    known = state, record.reason, record.load_time, record.primitives
+    if state != "loaded":
+        return Report(*known, tuple(problems))
     for (_, name), entry in candidate.exports.items():
         try:
             entry.load()
         except BaseException as exception:
             error = f"{type(exception).__name__}: {exception}"
-            broken.append(f"its export {name!r} ({entry.value}) cannot be loaded ({error})")
-    return broken
-
-
-def _own_findings(host: Any, candidate: Any) -> tuple[dict[str, str], ...]:
-    from . import services
-
+            problems.append(f"its export {name!r} ({entry.value}) cannot be loaded ({error})")
     try:
-        return tuple(map(asdict, services.findings(host, candidate)))
+        findings = tuple(map(asdict, services.findings(found, candidate)))
     except Exception as exception:
         text = f"its braintrace_doctor cannot be used ({type(exception).__name__}: {exception})"
-        return ({"id": "doctor_hook", "level": "error", "text": text, "fix": ""},)
+        findings = ({"id": "doctor_hook", "level": "error", "text": text, "fix": ""},)
+    return Report(*known, tuple(problems), findings)

@@ -52,9 +52,7 @@ class _Draft:
 
 def make_cards(summary: Summary) -> tuple[Card, ...]:
     """The cards in the order of the program."""
-    drafts = _assigned(summary)
-    make = _Items(summary)
-    return tuple(make.card(draft) for draft in drafts)
+    return tuple(map(_Items(summary).card, _assigned(summary)))
 
 
 def home(node: Node) -> Node:
@@ -77,7 +75,12 @@ def _assigned(summary: Summary) -> list[_Draft]:
     last = 1 + max([g.eqn for g in summary.groups] + [op.eqn for op in summary.operations])
     for op in reversed(summary.operations):
         put(("op", op.eqn), _draft_of(summary, op, of_node), op.eqn)
-    for node in _others(summary):
+    used = {node for flow in summary.flows for node in (flow.source, flow.target)}
+    named = [node for node in summary.paths if node in used]
+    shown = {path for op in summary.operations for path in op.parameters}
+    shown |= {summary.paths[node] for node in named}
+    unused = [("unused", k) for k, p in enumerate(summary.parameters) if p.path not in shown]
+    for node in [*named, *unused]:  # plain parameters, carriers
         target = next((f.target for f in summary.flows if f.source == node), None)
         beside = of_node.get(target) if node[0] == "plain" and target else None
         put(node, beside, last)
@@ -119,16 +122,6 @@ def _layer(group: GroupFacts) -> Path:
     """The path of the module that a group's states belong to."""
     first = group.states[0][:-1]
     return first[: min(_common(first, path) for path in group.states)]
-
-
-def _others(summary: Summary) -> list[Node]:
-    """Boxes that are neither operations nor groups: plain parameters, carriers, unused ones."""
-    used = {node for flow in summary.flows for node in (flow.source, flow.target)}
-    named = [node for node in summary.paths if node in used]
-    shown = {path for op in summary.operations for path in op.parameters}
-    shown |= {summary.paths[node] for node in named}
-    unused = [("unused", k) for k, p in enumerate(summary.parameters) if p.path not in shown]
-    return [*named, *unused]
 
 
 class _Items:

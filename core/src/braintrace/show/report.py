@@ -10,7 +10,7 @@ from itertools import zip_longest
 from ..base.diagnostics import CompilationRecord
 from .facts import Summary
 from .tables import Cell, Table, alike, fold_rows, tables, totals
-from .text import Names, columns, listed, numbers, pad, wrap
+from .text import Names, columns, listed, numbers, wrap
 
 GAP = "  "
 
@@ -47,7 +47,8 @@ def _table(table: Table, width: int, names: Names) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return GAP.join(pad(cell, w) for cell, w in zip(cells, widths, strict=True)).rstrip()
+    padded = (cell + " " * (w - columns(cell)) for cell, w in zip(cells, widths, strict=True))
+    return GAP.join(padded).rstrip()
 
 
 def _column_widths(table: Table, width: int, names: Names) -> list[int]:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 from ..base.types import Path, show_path
 
@@ -23,11 +23,6 @@ def _width(char: str) -> int:
     if unicodedata.combining(char) or unicodedata.category(char) in ("Cf", "Cc", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
-
-
-def pad(text: str, width: int) -> str:
-    """A text followed by blanks up to a number of columns."""
-    return text + " " * (width - columns(text))
 
 
 def listed(words: Iterable[str]) -> list[str]:
@@ -97,12 +92,8 @@ class Names:
 
 def _elided(path: Path, kept: Sequence[int]) -> str:
     """A path with each run of left-out parts replaced by one ellipsis."""
-    runs: list[list[object]] = []
-    for before, k in zip([-2, *kept], kept, strict=False):
-        if k - before > 1:
-            runs.append([])
-        runs[-1].append(path[k])
-    return ELLIPSIS.join(show_path(tuple(run)) for run in runs)
+    runs = groupby(enumerate(kept), lambda numbered: numbered[1] - numbered[0])
+    return ELLIPSIS.join(show_path(tuple(path[k] for _, k in run)) for _, run in runs)
 
 
 #: ``file:line:column (function)``
