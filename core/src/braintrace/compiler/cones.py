@@ -13,7 +13,7 @@ from ..jaxprs.depends import Along, depends, program_influences, slice_to
 from .groups import Groups, HiddenGroup, member_of
 from .near import is_barrier, near_paths
 from .reach import Reach
-from .transitions import Transition, coupled_transition, near_transition
+from .transitions import Transition, coupled_transition, mixing
 
 T = TypeVar("T")
 Pattern = tuple[tuple[bool, ...], ...]
@@ -29,6 +29,9 @@ class Cone:
 
     Attributes
     ----------
+    offence
+        The first equation that mixes positions on the way from old to new values. (What mixes in
+        an ETP operation is left out by the choice of the recurrence scope.)
     passing
         Which entries of ``D`` are not structurally zero, by new and old state [S][S].
     driving
@@ -39,6 +42,7 @@ class Cone:
     eqns: tuple[int, ...]
     free: tuple[Var, ...]
     old_reaches: bool
+    offence: JaxprEqn | None
     transition: Transition | None
     passing: Pattern
     driving: Mapping[Var, tuple[bool, ...]]
@@ -81,14 +85,16 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
     behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
     old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
-    transition = None
+    transition, offence = None, None
+    if ys and old_reaches:
+        between = [minfo.eqns[i] for i in eqns]
+        mixed, offence = mixing(group, between, group.hidden_invars, group.hidden_outvars)
+        transition = Transition(mixed)
     if ys and scope == "coupled":
         transition = coupled_transition(groups, group)
-    elif ys and old_reaches:
-        transition = near_transition(group, [minfo.eqns[i] for i in eqns])
     passing = _passing(group, transition, behind_new)
     driving = {y: _by_state(group, [y in behind for behind in behind_new]) for y in ys}
-    return Cone(group.index, eqns, tuple(free), old_reaches, transition, passing, driving)
+    return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
 
 
 def _passing(

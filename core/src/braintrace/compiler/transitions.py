@@ -39,15 +39,12 @@ class Transition:
     mixed
         Axes of the positions along which positions are mixed: ``D`` is the block diagonal of the
         Jacobian, computed position by position along them. Empty: one sweep gives all of it.
-    offence
-        The first equation that mixes positions.
     program, free
         In the ``'coupled'`` scope, the transition as a closed jaxpr of the variables ``free`` and
         then the old values; ``None`` otherwise (the equations of the cone are it).
     """
 
     mixed: tuple[int, ...]
-    offence: JaxprEqn | None
     program: Jaxpr | None = None
     free: tuple[Var, ...] = ()
 
@@ -59,15 +56,10 @@ def check_scope(scope: str) -> str:
     return scope
 
 
-def near_transition(group: HiddenGroup, eqns: Sequence[JaxprEqn]) -> Transition:
-    """The transition along the equations of a group's cone."""
-    return _classified(group, eqns, group.hidden_invars, group.hidden_outvars)
-
-
-def _classified(
+def mixing(
     group: HiddenGroup, eqns: Sequence[JaxprEqn], olds: Sequence[Var], news: Sequence[Var]
-) -> Transition:
-    """Along which axes positions are mixed, and by which equation."""
+) -> tuple[tuple[int, ...], JaxprEqn | None]:
+    """Axes along which equations mix the positions of a group, and the first that does."""
     mixed: set[int] = set()
     offence = None
     for old in olds:
@@ -75,7 +67,7 @@ def _classified(
         if found is not None and not found.is_identity:
             mixed |= set(range(group.ndim)) - found.kept
             offence = offence or found.offence or eqns[-1]
-    return Transition(tuple(sorted(mixed)), offence)
+    return tuple(sorted(mixed)), offence if mixed else None
 
 
 def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
@@ -119,5 +111,5 @@ def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
         return run_in_contexts(eqns, steps, dict(zip((*free, *olds), values, strict=True)), news)
 
     program = versions.make_jaxpr(run, *(var.aval for var in (*free, *olds)))
-    found = _classified(group, program.eqns, program.invars[len(free) :], program.outvars)
-    return Transition(found.mixed, found.offence, program, free)
+    mixed, _ = mixing(group, program.eqns, program.invars[len(free) :], program.outvars)
+    return Transition(mixed, program, free)

@@ -16,7 +16,6 @@ from ..found import Found
 from ..groups import HiddenGroup, member_of
 from ..near import is_barrier, near_paths
 from ..program import Marks
-from ..transitions import near_transition
 from .record import Finding, Kind, described, info, warning
 
 SEVERAL_RESULTS = info(
@@ -78,22 +77,18 @@ def _transition(
         context = {"group": group.index, **facts}
         return finding(eqn, None, group.hidden_paths, context, ends=ends)
 
-    info, near = group.module_info, cone.transition
+    info = group.module_info
     place = info.producer(group.hidden_outvars[0])
-    eqns = [info.eqns[i] for i in cone.eqns]
-    for eqn in eqns:
+    for eqn in (info.eqns[i] for i in cone.eqns):
         if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1:
             yield say(SEVERAL_RESULTS, eqn, results=len(eqn.outvars))
     if len(group.hidden_paths) > 1:
         yield say(MERGED, place)
-    coupled = near is not None and near.program is not None
-    if coupled:  # what mixes in an ETP operation is left out by the choice of the scope
-        near = near_transition(group, eqns) if cone.old_reaches else None
-    if near is not None and near.mixed:
-        yield say(MIXING, near.offence)
+    if cone.offence is not None:
+        yield say(MIXING, cone.offence)
     if cut and cone.transition is None:
         yield say(STRUCTURALLY_ZERO, place)
-    elif cut and not coupled:
+    if cut and cone.transition is not None and cone.transition.program is None:
         yield say(BOUNDED, cut[0], operations=len(cut))
 
 
