@@ -78,7 +78,11 @@ def compile(
     if verbose not in (0, 1, 2):
         raise ValueError(f"verbose must be 0, 1 or 2, got {verbose!r}")
     if isinstance(algorithm, ETraceConfig):
-        algorithm, options = _of_config(algorithm, options)
+        if "config" in options:
+            raise TypeError("a config is given twice: as algorithm and as the option config")
+        options = options if algorithm.needs_windows else {"config": algorithm, **options}
+        own = {"bootstrapped": DNI, "modulatory": ThreeFactor}
+        algorithm = own.get(algorithm.learning_signal, ETraceVjpAlgorithm)
     if isinstance(algorithm, str):
         name = algorithm.lower().replace("-", "_")
         algorithm = services.algorithm(host(), name, ETraceAlgorithm)
@@ -95,15 +99,3 @@ def compile(
     if verbose:
         print(learner.report)
     return learner
-
-
-def _of_config(
-    config: ETraceConfig, options: dict[str, Any]
-) -> tuple[type[ETraceAlgorithm], dict[str, Any]]:
-    """The learner that takes what the rule of a configuration needs, and its options."""
-    if "config" in options:
-        raise TypeError("a config is given twice: as algorithm and as the option config")
-    if config.needs_windows:
-        return DNI, options
-    modulated = config.learning_signal == "modulatory"
-    return ThreeFactor if modulated else ETraceVjpAlgorithm, {"config": config, **options}
