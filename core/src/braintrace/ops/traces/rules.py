@@ -43,7 +43,7 @@ class TraceRules(ABC):
 
     def init(self) -> Arrays:
         """A trace of zeros."""
-        return {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in self.types.items()}
+        return jax.tree.map(jnp.zeros_like, self.types)
 
     @abstractmethod
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
@@ -99,5 +99,4 @@ def sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Arra
     def add(total: Arrays, step: Any) -> tuple[Arrays, None]:
         return jax.tree.map(jnp.add, total, rule(*step)), None
 
-    zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
-    return jax.lax.scan(add, zeros, (x, f))[0]
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), (x, f))[0]

@@ -27,11 +27,11 @@ class StructuredTrace(TraceRules):
 
     @property
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
-        def arrange(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            shape = (self.num_state, *self.extra, *leaf.shape[:-1])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-        return {key: arrange(self._own[key]) for key in self.operation.traced}
+        head, own = (self.num_state, *self.extra), self._own
+        return {
+            key: jax.ShapeDtypeStruct((*head, *own[key].shape[:-1]), own[key].dtype)
+            for key in self.operation.traced
+        }
 
     def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
         """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
