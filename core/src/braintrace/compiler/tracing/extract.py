@@ -13,7 +13,7 @@ import jax
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
-from ...base.types import Path, restore_values, show_path
+from ...base.types import Path, State, restore_values, show_path
 from ...base.units import unit_change
 from ...base.versions import Jaxpr
 from ...jaxprs.run import flatten
@@ -106,8 +106,7 @@ def _trace(
     moving = moving_values()
     given = (*args, moving)
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
-    settings = _run(model, stateful, given)
-    states = dict(brainstate.graph.states(model))
+    states, settings = _run(model, stateful, given)
     jaxpr = stateful.get_jaxpr(*given)
     out, new_values = stateful.get_out_shapes(*given)
     order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
@@ -146,8 +145,10 @@ def _trace(
     )
 
 
-def _run(model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Trace a step of the model; the settings of the environment that it reads as constants."""
+def _run(
+    model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...]
+) -> tuple[dict[Path, State], dict[str, Any]]:
+    """Trace a step: the states of the model, and the settings that it reads as constants."""
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         with recorded_settings() as settings:
@@ -165,13 +166,14 @@ def _run(model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...]) ->
             "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
             "braintrace.compile(...)"
         ) from error
-    made = [path for path, s in brainstate.graph.states(model).items() if s not in before]
+    states = dict(brainstate.graph.states(model))
+    made = [path for path, state in states.items() if state not in before]
     if made:
         raise CompilationError(
             f"the step makes the state {show_path(made[0])}, which then keeps nothing from step to "
             "step. Make it in __init__ or init_state, and assign to its .value in the step"
         )
-    return settings
+    return states, settings
 
 
 def _check_arguments(args: tuple[Any, ...]) -> None:
