@@ -76,13 +76,8 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
             brainstate.nn.init_all_states(model, batch_size=options.batch_size)
         with warnings.catch_warnings():  # they are in the report
             warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
-            return compile_etrace_graph(
-                model,
-                *args,
-                frozen=options.frozen,
-                recurrence_scope=options.recurrence_scope,
-                control_flow=policy,
-            )
+            chosen = {"frozen": options.frozen, "recurrence_scope": options.recurrence_scope}
+            return compile_etrace_graph(model, *args, control_flow=policy, **chosen)
     except CompilationError as error:
         code = getattr(type(model).update, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)

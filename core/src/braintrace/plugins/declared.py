@@ -51,14 +51,15 @@ class PluginInfo:
             raise ValueError("family must not be empty")
         if not (isinstance(self.api, tuple) and [*map(type, self.api)] == [int, int]):
             raise TypeError(f"api must be (major, minor), two integers, got {self.api!r}")
-        if not isinstance(self.exports, Mapping):
-            raise TypeError(f"exports must map 'ops' and 'nn' to names, got {self.exports!r}")
-        if unknown := sorted(set(self.exports) - {"ops", "nn"}):
+        exports: Any = self.exports
+        if not isinstance(exports, Mapping):
+            raise TypeError(f"exports must map 'ops' and 'nn' to names, got {exports!r}")
+        if unknown := sorted(set(exports) - {"ops", "nn"}):
             raise ValueError(f"exports has unknown kinds {unknown}; kinds are 'ops' and 'nn'")
-        for kind, given in self.exports.items():
+        for kind, given in exports.items():
             if isinstance(given, str) or not all(isinstance(name, str) for name in given):
                 raise TypeError(f"exports[{kind!r}] must be a tuple of names, got {given!r}")
-        frozen = MappingProxyType({kind: tuple(given) for kind, given in self.exports.items()})
+        frozen = MappingProxyType({kind: tuple(given) for kind, given in exports.items()})
         object.__setattr__(self, "exports", frozen)
 
 

@@ -68,18 +68,14 @@ def probe(distribution: str, timeout: float) -> Report:
     if status:
         reason = f"{_ending(status)} when the interpreter ends"
         return Report("crash", reason, data["seconds"])
-    return Report(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Report(**fields)
 
 
 def _run(command: list[str], stream: Any, timeout: float) -> int | None:
     """The exit status of a command, or ``None`` when it had to be ended with its children."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
         try:
             return process.wait(timeout)
         except subprocess.TimeoutExpired:
