@@ -46,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
     candidates = host().candidates()
     absent = sorted(official() - {c.distribution for c in candidates})
     chosen = _chosen(options.name, candidates, absent)
-    reports = {c.distribution: _examined(c, options.timeout) for c in chosen}
+    reports = {}
+    for record in map(host().record, chosen):
+        report = Report(str(record.state), record.reason)
+        if report.state == "discovered":  # it may be loaded, in a process of its own
+            report = probe(record.distribution, options.timeout)
+        reports[record.distribution] = report
     found = _safely(CORE, _core())
     for candidate in chosen:
         found += _safely(candidate.distribution, _plugin(candidate, reports))
@@ -144,14 +149,6 @@ def _requirements(distribution: str) -> Iterator[Found]:
             have = f"{version} is installed" if version else "it is not installed"
             fix = f'Run: pip install "{requirement}"'
             yield distribution, Finding("requirement", "error", f"needs {requirement}; {have}", fix)
-
-
-def _examined(candidate: Candidate, timeout: float) -> Report:
-    """The state of a plugin; it is loaded in its own process if it may be."""
-    record = host().record(candidate)
-    if str(record.state) != "discovered":
-        return Report(str(record.state), record.reason)
-    return probe(candidate.distribution, timeout)
 
 
 def _plugin(candidate: Candidate, reports: dict[str, Report]) -> Iterator[Found]:

@@ -146,16 +146,15 @@ def _advice(record: CompilationRecord) -> dict[str, str] | None:
 
 
 def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
-    spoken = [
-        (str(record), "advice of {family}: {text}".format(**said) if said else "")
-        for record in (graph.diagnostics if records is None else records)
-        for said in [_advice(record)]
-    ]
-    if records is None:
-        lines = [graph.report(), *dict.fromkeys(said for _, said in spoken)]
-    else:
-        lines = [line for text, said in spoken for line in (text, said and f"  {said}")]
-    return "\n".join(filter(None, lines)) or "no diagnostic fits"
+    lines = [graph.report()] if records is None else []
+    for record in graph.diagnostics if records is None else records:
+        said = _advice(record)
+        text = "advice of {family}: {text}".format(**said) if said else ""
+        if records is not None:
+            lines += [str(record), *([f"  {text}"] if text else [])]
+        elif text and text not in lines:
+            lines.append(text)
+    return "\n".join(lines) or "no diagnostic fits"
 
 
 def _as_data(graph: ETraceGraph, records: list[CompilationRecord] | None) -> Any:

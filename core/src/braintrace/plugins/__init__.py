@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from . import process as _process
 from .errors import PluginError as PluginError
 from .host import Host as _Host
-from .process import exchange as _exchange
 from .process import host as _host
 from .records import PluginRecord as PluginRecord
 from .records import PluginState as PluginState
@@ -188,13 +188,13 @@ def isolated(plugins: Iterable[object] = ()) -> Iterator[tuple[PluginRecord, ...
     from ..ops import primitive
 
     known, here = primitive.snapshot(), _Host(_Settings(), scanned=())
-    before = _exchange(here)
+    before, _process._HOST = _process._HOST, here
     try:
         for plugin in plugins:
             here.register(plugin)
         yield here.records()
     finally:
-        _exchange(before)
+        _process._HOST = before
         primitive.restore(known)
 
 

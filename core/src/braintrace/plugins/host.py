@@ -63,8 +63,6 @@ class Host:
         self._managers: dict[str, pluggy.PluginManager] = {}
         self._here = threading.local()
 
-    # --- what is known -----------------------------------------------------------------------
-
     def candidates(self) -> tuple[Candidate, ...]:
         """Every distribution that declares plugin entry points; scans on first need."""
         if self._scanned is None:
@@ -126,8 +124,6 @@ class Host:
                 f"no installed plugin provides the family {family!r}; families are: {known}"
             )
         return min(found, key=lambda c: self.why_disabled(c) is not None)
-
-    # --- loading -----------------------------------------------------------------------------
 
     def load(self, candidate: Candidate, used: str | None = None) -> None:
         """Load a plugin and commit what it declares, unless that was done before.
@@ -235,8 +231,6 @@ class Host:
             hide_frames(sys.modules[owner])  # diagnostics name the line that uses the plugin
         return replace(record, primitives=tuple(spec.name for spec in offer.specs))
 
-    # --- primitives --------------------------------------------------------------------------
-
     def primitive_of(self, spec: ETPPrimitiveSpec) -> ETPPrimitive:
         """The registered primitive of a specification; loads the plugin that owns it first.
 
@@ -280,8 +274,6 @@ class Host:
         primitive = register_primitive_spec(spec, owner=owner, **self._registration)
         self._primitives[spec] = primitive
         return primitive
-
-    # --- changes -----------------------------------------------------------------------------
 
     def register(self, plugin: object) -> PluginRecord:
         """Add a plugin object of this process; see :func:`braintrace.plugins.register`."""

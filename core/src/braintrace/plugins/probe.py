@@ -94,11 +94,11 @@ def _ending(status: int) -> str:
     return f"ends the interpreter (exit status {status})"
 
 
-# --- in the process of its own --------------------------------------------------------------------
-
-
 def main(distribution: str, answer: str, seconds: str) -> None:
-    """Load a plugin and write its report as JSON; the stack is logged after ``seconds``."""
+    """In a process of its own: load a plugin and write its report as JSON.
+
+    The stack is logged after ``seconds``.
+    """
     import faulthandler
 
     faulthandler.enable()

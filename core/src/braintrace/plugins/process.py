@@ -31,10 +31,3 @@ def restored(name: str, owner: str) -> Any:
     if find_primitive(name) is None:
         host().find_primitive(name.removesuffix(BATCHED) if derived else name, package)
     return restored(name, owner)
-
-
-def exchange(other: Host | None) -> Host | None:
-    """Let another host serve the process; the one that did until now."""
-    global _HOST
-    before, _HOST = _HOST, other
-    return before

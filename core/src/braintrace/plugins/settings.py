@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ALL = "*"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,7 +37,7 @@ class Settings:
     def why_disabled(self, *aliases: str) -> str | None:
         """Why a plugin known by ``aliases`` may not be used, or ``None`` when it may."""
         wanted = names(aliases)
-        if ALL in self.disable or wanted & self.disable:
+        if "*" in self.disable or wanted & self.disable:
             return (
                 "is disabled (by BRAINTRACE_DISABLE_PLUGINS or braintrace.plugins.configure); "
                 "take it off that list to use it"

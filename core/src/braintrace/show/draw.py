@@ -138,7 +138,7 @@ def _svg(layout: Layout, summary: Summary) -> str:
     top = 14 + 14 * len(head)
     traced = {op.eqn for op in summary.relations}
     looks = {flow: _look(flow, traced) for flow in summary.flows}
-    boxes = [box.what.look for box in layout.boxes]
+    boxes = [box.what.look for box in layout.boxes.values()]
     present = {word for look in (*boxes, *looks.values()) for word in look.split()}
     legend, below = _legend(present | ({"loop"} if "group" in boxes else set()), width)
     size = {"width": width, "height": top + layout.height + below + 8}
@@ -151,7 +151,7 @@ def _svg(layout: Layout, summary: Summary) -> str:
         *map(_frame, layout.frames),
         *(_wire(flow, points, looks[flow]) for flow, points in layout.wires.items()),
         *_joints(layout.wires, looks),
-        *map(_box, layout.boxes),
+        *map(_box, layout.boxes.values()),
         "</g>",
         f'<g transform="translate(0 {_number(top + layout.height)})">',
         *legend,
@@ -195,12 +195,12 @@ def _head(look: str, *corners: Point) -> str:
     return _tag("polygon", class_=look, points=points)
 
 
-def _frame(frame: Placed[str]) -> str:
+def _frame(frame: Placed) -> str:
     rect = _rect(frame.x, frame.y, frame.width, frame.height, 8, class_="frame")
     return _tag("g", rect, _text(frame.x + 12, frame.y + 19, "title", frame.what), class_="card")
 
 
-def _box(box: Placed[Item]) -> str:
+def _box(box: Placed) -> str:
     item, inner = box.what, []
     if item.look == "group":
         inner.append(_loop(box))
@@ -222,7 +222,7 @@ def _mark(x: float, y: float, height: float) -> str:
     return _rect(x - 1, y + 3, 4, height - 6, 2, class_="mark")
 
 
-def _loop(box: Placed[Item]) -> str:
+def _loop(box: Placed) -> str:
     """The transition: from the group's old value to its new one."""
     x, y = box.x + box.width - 34, box.y
     line = _tag("path", class_="loop", d=f"M{_at(x, y)} c0 -16 20 -16 20 -3")

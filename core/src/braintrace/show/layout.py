@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from .cards import Card, Item, home, text_height, text_width
 from .facts import Flow, Node
@@ -24,29 +24,17 @@ Side = tuple[Node, str]
 Corridor = tuple[str, int]
 """Its kind, and the number of the card, gutter or channel."""
 UPRIGHT = ("left", "middle", "gutter")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Placed(Generic[T]):
-    """A box or the border of a card, with its place."""
+class Placed:
+    """An :class:`Item`, or the border of a card with its title, and its place."""
 
-    what: T
+    what: Any
     x: float
     y: float
     width: float
     height: float
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Everything with its coordinates: borders of cards with titles, boxes, corners of wires."""
-
-    width: float
-    height: float
-    frames: tuple[Placed[str], ...]
-    boxes: tuple[Placed[Item], ...]
-    wires: dict[Flow, tuple[Point, ...]]
 
 
 def lay_out(
@@ -57,8 +45,7 @@ def lay_out(
     ``ends`` are the boxes of the input and of the output.
     """
     grid = _Grid(cards, min(num_columns, len(cards)))
-    placement = _Placement(grid, [grid.route(flow) for flow in flows], ends)
-    return placement.layout()
+    return Layout(grid, [grid.route(flow) for flow in flows], ends)
 
 
 @dataclass(frozen=True)
@@ -138,11 +125,15 @@ def _tracks(corridor: Corridor, spans: dict[Node, tuple[int, int]]) -> dict[Node
     return found
 
 
-class _Placement:
-    """Coordinates of routes and of the cards of a grid."""
+class Layout:
+    """Everything with its coordinates.
+
+    ``width`` and ``height``; ``frames``, the borders of the cards, with their titles; ``boxes`` by
+    node; ``wires``, the corners of every flow.
+    """
 
     def __init__(self, grid: _Grid, routes: Sequence[_Route], ends: tuple[Item, Item]) -> None:
-        self.grid, self.routes = grid, routes
+        self.grid = grid
         self.attached: dict[Side, list[object]] = {}
         spans: dict[Corridor, dict[Node, tuple[int, int]]] = {}
         for route in routes:
@@ -156,9 +147,14 @@ class _Placement:
                 nets[net] = min(places), max(places)
         self.tracks = {corridor: _tracks(corridor, nets) for corridor, nets in spans.items()}
         self.first: dict[Corridor, float] = {}  # coordinate of a corridor's first track
-        self.boxes: dict[Node, Placed[Item]] = {}
-        self.frames: list[Placed[str]] = []
+        self.boxes: dict[Node, Placed] = {}
+        self.frames: list[Placed] = []
         self._place(ends)
+        placed: list[Placed] = [*self.boxes.values(), *self.frames]
+        gutters = [(c, nets) for c, nets in self.tracks.items() if c[0] == "gutter"]
+        rights = [self._along(corridor, net) for corridor, nets in gutters for net in nets]
+        self.width = PAD + max([*rights, *(one.x + one.width for one in placed)])
+        self.wires = {route.flow: self._wire(route) for route in routes}
 
     def room(self, kind: str, number: int, least: int = 0) -> int:
         """What the tracks of a corridor take."""
@@ -226,7 +222,7 @@ class _Placement:
             self.boxes[item.node] = Placed(item, x, rows[r] + heights[r] / 2 - h / 2, w, h)
         self.height = y
 
-    def _card(self, k: int, frame: Placed[str]) -> None:
+    def _card(self, k: int, frame: Placed) -> None:
         card, x, y = self.grid.cards[k], frame.x, frame.y
         self.frames.append(frame)
         left, middle = self.margins(k)
@@ -244,18 +240,6 @@ class _Placement:
         self.first["left", k] = x + 8
         self.first["middle", k] = x + left + wide + 10
         self.first["bottom", k] = bottom + 8
-
-    def layout(self) -> Layout:
-        placed: list[Placed[Any]] = [*self.boxes.values(), *self.frames]
-        rights = [one.x + one.width for one in placed]
-        rights += [
-            self._along(corridor, net)
-            for corridor, nets in self.tracks.items()
-            for net in (nets if corridor[0] == "gutter" else ())
-        ]
-        boxes = tuple(self.boxes.values())
-        wires = {route.flow: self._wire(route) for route in self.routes}
-        return Layout(PAD + max(rights), self.height, tuple(self.frames), boxes, wires)
 
     def _along(self, corridor: Corridor, net: Node) -> float:
         """The coordinate of a wire that runs in a corridor."""

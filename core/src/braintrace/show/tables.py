@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
@@ -156,11 +156,8 @@ def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]
     for record in records:
         words = re.sub(r"\d+", "#", record.message)
         found.setdefault((record.kind.value, words), []).append(record)
-    return [
-        part
-        for same in found.values()
-        for part in ([same] if len(same) >= FOLDED else [[record] for record in same])
-    ]
+    parts = ([same] if len(same) >= FOLDED else [[r] for r in same] for same in found.values())
+    return list(chain.from_iterable(parts))
 
 
 def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:

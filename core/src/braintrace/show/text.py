@@ -124,9 +124,9 @@ def _tail(file: str, others: set[str]) -> str:
 def numbers(values: Sequence[int]) -> str:
     """``3``, ``1, 4``, ``0-19`` or ``1, 5, …, 77``."""
     steps = {b - a for a, b in pairwise(values)}
-    if len(values) > 3 and len(steps) == 1:
-        first, last = values[0], values[-1]
-        if steps == {0}:
-            return str(first)
-        return f"{first}-{last}" if steps == {1} else f"{first}, {values[1]}, {ELLIPSIS}, {last}"
-    return ", ".join(map(str, values))
+    if len(values) <= 3 or len(steps) > 1:
+        return ", ".join(map(str, values))
+    first, second, *_, last = values
+    if first == last:
+        return str(first)
+    return f"{first}-{last}" if steps == {1} else f"{first}, {second}, {ELLIPSIS}, {last}"
