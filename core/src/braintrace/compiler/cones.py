@@ -59,17 +59,17 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
 
     Without any of them, no transition is needed.
     """
-    minfo, member = group.module_info, member_of(groups)
-    near = near_paths(minfo)
+    program, member = group.module_info.eqns, member_of(groups)
+    near = near_paths(group.module_info)
 
     def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
         atom = eqn.invars[operand]
         g = member.get(atom, group.index) if versions.is_var(atom) else group.index
         return g == group.index and near(i, eqn, operand)
 
-    behind = slice_to(minfo.eqns, group.hidden_outvars, enters, Along.DERIVATIVES)
+    behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
     marks = depends(
-        [minfo.eqns[i] for i in behind],
+        [program[i] for i in behind],
         {var: frozenset({var}) for var in group.hidden_invars},
         enters,
         emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
@@ -78,16 +78,16 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
     eqns = tuple(
         i
         for i in behind
-        if not is_barrier(minfo.eqns[i]) and any(marks.get(var) for var in minfo.eqns[i].outvars)
+        if not is_barrier(program[i]) and any(marks.get(var) for var in program[i].outvars)
     )
-    inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in minfo.eqns[i].outvars)}
-    read = [atom for i in eqns for atom in minfo.eqns[i].invars if versions.is_var(atom)]
+    inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}
+    read = [atom for i in eqns for atom in program[i].invars if versions.is_var(atom)]
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
     behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
     old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
     transition, offence = None, None
     if ys and old_reaches:
-        between = [minfo.eqns[i] for i in eqns]
+        between = [program[i] for i in eqns]
         mixed, offence = mixing(group, between, group.hidden_invars, group.hidden_outvars)
         transition = Transition(mixed)
     if ys and scope == "coupled":
