@@ -48,9 +48,9 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
     "base": 590,
-    "ops": 1640,
+    "ops": 1560,
     "show": 1770,
-    "jaxprs": 1325,
+    "jaxprs": 1170,
     "plugins": 1905,
     "compiler": 5060,
     "executor": 1320,
