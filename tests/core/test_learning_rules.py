@@ -628,6 +628,8 @@ def test_a_rule_is_refused_without_the_jacobians_that_it_needs(rule: Any) -> Non
         compiled(here, Near)
     whole = compiled(here, Whole)
     assert whole.executor.jacobians == "whole" and whole.graph.recurrence_scope == "coupled"
+    alone = bt.ETraceGraphExecutor(here.model, jacobians="whole")
+    assert alone.options == {"recurrence_scope": "coupled"}
     full = bt.ETraceConfig(recurrence_scope="full")
     assert isinstance(compiled(here, Near, config=full).rule, rule)
 

@@ -690,13 +690,14 @@ def test_compiling_is_fast_and_linear_in_depth(cell: str) -> None:
     assert deep <= 2.6 * shallow
 
 
-def test_the_jacobians_of_a_step_give_its_gradient() -> None:
+@pytest.mark.parametrize("kind", [bt.ETraceGraphExecutor, bt.ETraceVjpGraphExecutor])
+def test_the_jacobians_of_a_step_give_its_gradient(kind: Any) -> None:
     """``sum_s x (x) l f`` of one step is the gradient of the weights of a dense product."""
     model = bt.nn.GRUCell(3, 4, key=1)
     brainstate.nn.init_all_states(model, batch_size=2)
     model.h.value = jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)
     x = jnp.ones((2, 3))
-    executor = bt.ETraceVjpGraphExecutor(model)
+    executor = kind(model)
     executor.compile_graph(x)
     out, hidden, other, h2w, h2h, l2h = executor.solve_h2w_h2h_l2h_jacobian(x)
     signals = l2h(2 * out)
@@ -707,5 +708,6 @@ def test_the_jacobians_of_a_step_give_its_gradient() -> None:
     np.testing.assert_allclose(traced, grads[path]["weight"], rtol=1e-12)
     assert (hidden["h",] == out).all() and other == {} and h2h[0].shape == (2, 4, 1, 1)
     assert "Relations" in (executor.show_graph(verbose=False, return_msg=True) or "")
+    assert len(executor.solve_h2w_h2h_jacobian(x)) == 5
     with pytest.raises(ValueError, match="vjp_method must be 'single-step'"):
         bt.ETraceVjpGraphExecutor(model, vjp_method="multi-step")

@@ -96,13 +96,25 @@ def structure_of(
     """
     if transition.program is None:
         raise Unknown
+    group, held = positions.group, len(transition.free)
     count, places = positions.num_mixed, positions.places()
-    found = np.zeros((count, count), bool)
     random = np.random.default_rng(0)
-    program, inputs = _reverse_of(transition, positions, fixed, random)
+
+    def reverse(*inputs: Any) -> jax.Array:
+        frees, olds, cotangent = inputs[:held], inputs[held:-1], inputs[-1]
+        rows = Pullback.of_program(positions, transition.program, frees, olds).rows(cotangent)
+        return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
+
+    inputs = [
+        Traced(fixed[v]) if v in fixed else Traced(_generic(v.aval, random), moving=True)
+        for v in (*transition.free, *group.hidden_invars)
+    ]
+    start = jnp.zeros(group.varshape, jnp.result_type(float))
+    program = jax.make_jaxpr(reverse)(*(i.value for i in inputs), start)
+    found = np.zeros((count, count), bool)
     for p in range(count):
         cotangent = random.normal(size=places.shape) * (places == p)
-        values = [*inputs, Traced(jnp.asarray(cotangent, jnp.result_type(float)), linear=True)]
+        values = [*inputs, Traced(jnp.asarray(cotangent, start.dtype), linear=True)]
         (reached,) = _run(program, values, random)
         hit = (np.asarray(reached.value) != 0).any(0)
         found[p, np.unique(places[hit])] = True
@@ -131,28 +143,6 @@ def _generic(aval: Any, random: np.random.Generator) -> jax.Array:
     if not versions.is_float(aval):
         return jnp.zeros(aval.shape, aval.dtype)
     return jnp.asarray(random.normal(size=aval.shape), aval.dtype)
-
-
-def _reverse_of(
-    transition: Transition,
-    positions: Positions,
-    fixed: Mapping[Var, Any],
-    random: np.random.Generator,
-) -> tuple[Jaxpr, list[Traced]]:
-    """Reverse mode as a program of held values, old values and a cotangent [*V of the group]."""
-    group, count = positions.group, len(transition.free)
-
-    def reverse(*inputs: Any) -> jax.Array:
-        held, olds, cotangent = inputs[:count], inputs[count:-1], inputs[-1]
-        rows = Pullback.of_program(positions, transition.program, held, olds).rows(cotangent)
-        return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
-
-    inputs = [
-        Traced(fixed[v]) if v in fixed else Traced(_generic(v.aval, random), moving=True)
-        for v in (*transition.free, *group.hidden_invars)
-    ]
-    start = jnp.zeros(group.varshape, jnp.result_type(float))
-    return jax.make_jaxpr(reverse)(*(i.value for i in inputs), start), inputs
 
 
 def _run(program: Jaxpr, inputs: Sequence[Traced], random: np.random.Generator) -> list[Traced]:
