@@ -27,7 +27,7 @@ class D_RTRL(ETraceVjpAlgorithm):
     recurrence_scope
         ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
         diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
-        sweep for each position of a layer at every step.
+        pass for each position of a layer at every step.
     vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` has traces per parameter, too.
 
@@ -187,7 +187,7 @@ class SnAp(ETraceVjpAlgorithm):
 
     Notes
     -----
-    A reverse sweep is made for every position of a layer at every step, and the trace of a dense
+    A reverse pass is made for every position of a layer at every step, and the trace of a dense
     product is [B, in, out, S n_positions], with zeros where it is cut off: for small layers.
 
     Examples
