@@ -358,7 +358,7 @@ def test_other_wrong_options() -> None:
     with pytest.raises(
         ValueError, match="vjp_method must be 'single-step' or 'multi-step' .*'multi'"
     ):
-        bt.pp_prop(zoo.Leaky(), 0.9, "multi")
+        bt.pp_prop(zoo.Leaky(), 0.9, vjp_method="multi")
     with pytest.raises(TypeError, match="trace_dtype must be a floating-point dtype"):
         bt.pp_prop(zoo.Leaky(), 0.9, trace_dtype=int)
     with pytest.raises(TypeError, match="unknown option 'decay'"):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..base import versions
 from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
 from ..executor.step import Executor
@@ -78,7 +78,7 @@ class Block(_Fields):
 
 def warn_of_old_name(old: str, new: str) -> None:
     """Say that a name stays for one release."""
-    warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=3)
+    versions.warn(f"{old} is called {new} now", DeprecationWarning)
 
 
 def accept_old_name(cls: type, old: str, new: str) -> None:
