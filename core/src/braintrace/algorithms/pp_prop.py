@@ -258,16 +258,19 @@ class IODimRule(LearningRule):
         """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these traces, signals and numbers."""
         operation = link.operation
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
-        # c = 1 / (1 - a_f^n) after n steps, exact for decays close to one; 0 for n = 0
-        log = math.log(self.decay_f) if self.decay_f else -math.inf
-        power = jnp.maximum(count, 1).astype(float) * log
-        correction = jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0).astype(dy.dtype)
+        correction = self._correction(count).astype(dy.dtype)
         dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:
             x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
         return operation.contract(
             x, dy.astype(operation.y_aval.dtype), operands[link.relation.index]
         )
+
+    def _correction(self, count: jax.Array) -> jax.Array:
+        """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
+        log = math.log(self.decay_f) if self.decay_f else -math.inf
+        power = jnp.maximum(count, 1).astype(float) * log
+        return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:
