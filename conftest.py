@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-NUMBERS = {ROOT / "tests" / name for name in ("core", "neurons", "oracle", "conformance")}
+NUMBERS = {ROOT / "tests" / name for name in ("truth", "unit", "conformance")}
 NUMBERS |= {ROOT / "plugins"}
 FEWEST = 4
 

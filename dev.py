@@ -46,7 +46,7 @@ VENV = ROOT / os.environ.get("VENV", ".venv")
 EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 FILES_PER_PROCESS = 4
-SLOW = ("tests/property", "tests/core", "tests/neurons", "tests/conformance")  # started first
+SLOW = ("tests/truth/property", "tests/truth", "tests/truth/neurons", "tests/conformance")
 UNITS, RANDOM = "tests/unit", "tests/truth/property"
 NO_TESTS = 5  # pytest's exit status
 #: With these XLA compiles small programs in half the time; a version may lack some of them.

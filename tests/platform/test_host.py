@@ -11,13 +11,7 @@ import pytest
 import braintrace
 from braintrace.names import OFFICIAL
 from braintrace.ops.primitive import find_primitive
-from braintrace.plugin_api import (
-    CompilationError,
-    ETPPrimitiveSpec,
-    PluginInfo,
-    bind,
-    hookimpl,
-)
+from braintrace.plugin_api import CompilationError, ETPPrimitiveSpec, PluginInfo, bind, hookimpl
 from braintrace.plugins import PluginError, metadata, process
 from braintrace.plugins.host import Host
 from braintrace.plugins.resolution import available, resolve

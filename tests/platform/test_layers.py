@@ -47,23 +47,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 590,
-    "ops": 1560,
+    "base": 515,
+    "ops": 1550,
     "show": 1490,
-    "jaxprs": 1170,
+    "jaxprs": 1160,
     "plugins": 1730,
-    "compiler": 5060,
-    "executor": 1250,
-    "files": 950,
+    "compiler": 4385,
+    "executor": 1245,
+    "files": 770,
     "cli": 775,
     "algorithms": 2130,
-    "drivers": 2060,
-    "learners": 2140,
+    "drivers": 1890,
+    "learners": 2135,
     "modules": 425,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_200, 7_150
-WHOLE_CORE = 22_700
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 10_960, 6_320
+WHOLE_CORE = 20_140
 
 
 def module_of(file: Path) -> str:

@@ -28,8 +28,8 @@ from .compiler.relation import HiddenParamOpRelation as HiddenParamOpRelation
 from .compiler.relation import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from .compiler.relation import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module
 from .compiler.tracing.extract import extract_module_info as extract_module_info
-from .drivers.step_data import MultiStepData as MultiStepData
-from .drivers.step_data import SingleStepData as SingleStepData
+from .drivers.call_arguments import MultiStepData as MultiStepData
+from .drivers.call_arguments import SingleStepData as SingleStepData
 from .executor.graph_executor import ETraceGraphExecutor as ETraceGraphExecutor
 from .executor.graph_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
 from .learners.compile import compile as compile

@@ -7,10 +7,10 @@ block) and ``solve_at_start`` (what a signal at the start of a window finds in t
 given a :class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several steps.
 """
 
+from .base import Block, LearningRule
 from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
 from .pp_prop import IODimRule
-from .rule import Block, LearningRule
 from .signals import Resignalled, SignalSource
 from .snap import SnApRule
 from .uoro import UORORule

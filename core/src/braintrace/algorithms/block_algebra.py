@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from ..compiler.cones import Pattern
-from ..ops.traces.rules import UNROLL_STATES
+from ..ops.traces.base import UNROLL_STATES
 
 
 class Accumulated(NamedTuple):

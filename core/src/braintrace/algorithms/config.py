@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from ..base import versions
+from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
-from ..executor.step import Executor
+from .base import LearningRule
 from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
 from .lagged import LaggedDRTRLRule, may_lag
 from .pp_prop import IODimRule
-from .rule import LearningRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
 from .snap import SnApRule
 from .uoro import UORORule

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from ..ops.operation import Arrays
+from .base import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 from .block_algebra import Accumulated, accumulate, apply, meet, suffix_products
-from .rule import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from ..ops.operation import Arrays
+from .base import Block, Cotangents, OldSignals, Operands, Traces, add
 from .block_algebra import Accumulated, accumulate, suffix_products
 from .d_rtrl import ParamDimRule
-from .rule import Block, Cotangents, OldSignals, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class EPropRule(ParamDimRule):
 
     Parameters
     ----------
-    executor, trace_dtype
+    executor, trace_dtype, of_model
         See :class:`ParamDimRule`.
     kappa
         Decay of the filter, in [0, 1).

@@ -23,16 +23,16 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
-from ..executor.step import Executor
 from ..jaxprs.depends import Along, program_influences
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
-from ..ops.traces.rules import TraceRules
+from ..ops.traces.base import TraceRules
+from .base import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 from .block_algebra import apply, compose, suffix_products
 from .d_rtrl import ParamDimRule
-from .rule import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 def remembered(executor: Executor, group: int) -> tuple[int, ...]:

@@ -44,12 +44,12 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.errors import NotSupportedError
 from ..base.types import bytes_of, sum_dtype
+from ..executor.executor import Executor
 from ..executor.layout import Link
-from ..executor.step import Executor
 from ..ops.operation import Arrays
 from ..ops.traces import output_trace
+from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 from .block_algebra import accumulate, apply
-from .rule import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 
 
 class Filters(NamedTuple):

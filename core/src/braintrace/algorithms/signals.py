@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..executor.executor import Executor
 from ..executor.layout import Positions
-from ..executor.step import Executor
-from .rule import Block, Cotangents, LearningRule, OldSignals, Operands, Traces, accept_old_name
+from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces, accept_old_name
 
 
 class SignalSource(ABC):

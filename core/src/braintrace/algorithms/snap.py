@@ -22,9 +22,9 @@ import numpy as np
 from ..executor.layout import Link
 from ..executor.position_graph import places_of_y, position_graph
 from ..ops.operation import Arrays
+from .base import Block, Cotangents, Operands, Traces, add
 from .block_algebra import apply
 from .d_rtrl import ParamDimRule
-from .rule import Block, Cotangents, Operands, Traces, add
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class SnApRule(ParamDimRule):
     ----------
     executor
         A compiled executor with ``jacobians='whole'``.
-    trace_dtype
+    trace_dtype, of_model
         See :class:`ParamDimRule`.
     order
         ``n``, from 1.

@@ -27,8 +27,8 @@ from ..base import versions
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
 from ..ops.operation import Arrays
+from .base import Block, Cotangents, OldSignals, Operands, ParameterTraces, Traces, add
 from .block_algebra import apply
-from .rule import Block, Cotangents, OldSignals, Operands, ParameterTraces, Traces, add
 
 
 class RankOne(NamedTuple):

@@ -7,7 +7,7 @@ import math
 
 import jax
 
-from ..algorithms.rule import LearningRule
+from ..algorithms.base import LearningRule
 from ..base import versions
 from ..base.types import bytes_of
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.rule import Block, LearningRule
+from ..algorithms.base import Block, LearningRule
 from ..base.types import State, start_of_sum
 from .cotangents import end_of_sum
 from .in_parts import in_parts

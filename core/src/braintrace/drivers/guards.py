@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..algorithms.rule import Block, LearningRule, Traces
+from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from ..base.types import show_path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ..algorithms.rule import Block, LearningRule, Traces
+from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from .cotangents import add_traced, guarded
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import brainstate
 
-from ..algorithms.rule import LearningRule
+from ..algorithms.base import LearningRule
 from ..base.types import Path, State
 from ..compiler.batch_states import refuse_lost_examples
 from ..compiler.graph import ETraceGraph

@@ -12,8 +12,8 @@ from ..base import versions
 from ..base.types import show_path
 from ..compiler.program import StateKind
 from ..compiler.requirements import checked_args
+from .call_arguments import number_of_steps, one_step_of
 from .running import Running, read_states, write_states
-from .step_data import number_of_steps, one_step_of
 
 
 class Tape:

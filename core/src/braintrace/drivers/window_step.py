@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.rule import Block, LearningRule, Traces
+from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from ..compiler.program import StateKind
 from .cotangents import add_traced, guarded

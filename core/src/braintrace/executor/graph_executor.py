@@ -18,8 +18,8 @@ from ..compiler.compile import compile_etrace_graph
 from ..compiler.graph import ETraceGraph
 from ..compiler.program import StateKind
 from ..compiler.requirements import check_states, checked_args
+from .executor import Executor
 from .jacobians import JACOBIANS
-from .step import Executor
 
 
 class HiddenToWeight(NamedTuple):

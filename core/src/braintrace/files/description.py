@@ -16,7 +16,7 @@ import saiunit
 
 from ..base.types import Path, show_path
 from . import storage
-from .leaves import is_opened, named, parts_of, unit_of
+from .arrays import is_opened, named, parts_of, unit_of
 
 
 def description_of(learner: Any, optimizer: Any) -> dict[str, str]:

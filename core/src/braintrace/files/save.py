@@ -22,8 +22,8 @@ import braintrace
 from ..base import versions
 from ..base.types import State, restore_values
 from . import storage
+from .arrays import Leaf, leaves_of
 from .description import description_of
-from .leaves import Leaf, leaves_of
 
 
 def save_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = None) -> None:

@@ -11,8 +11,8 @@ import brainstate
 import jax
 
 from ..compiler.requirements import checked_args
+from ..drivers.call_arguments import checked_steps, number_of_steps, one_step_of, steps_of
 from ..drivers.running import Running, read_states, write_states
-from ..drivers.step_data import checked_steps, number_of_steps, one_step_of, steps_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,27 +11,27 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.rule import LearningRule, check_jacobians
+from ..algorithms.base import LearningRule, check_jacobians
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.graph import ETraceGraph
 from ..compiler.program import StateKind
 from ..compiler.requirements import check_same_states
+from ..drivers.call_arguments import one_step_of
 from ..drivers.compiled import Drivers
 from ..drivers.online_step import online_step
 from ..drivers.running import Stepper
-from ..drivers.step_data import one_step_of
 from ..drivers.window_step import window_step
+from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
-from ..executor.step import Executor
 from ..files.save import restore_learner, save_learner
 from . import sequences
 from .calls import ModelArguments, Steps, Windows
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import Report, report_of
-from .resets import reset_model
+from .reset_model import reset_model
 
 
 class EligibilityTrace(brainstate.ShortTermState):

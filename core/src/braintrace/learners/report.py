@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..algorithms.rule import LearningRule
+from ..algorithms.base import LearningRule
 from ..base.diagnostics import DiagnosticLevel
 from ..base.types import bytes_of, show_path
 from ..compiler.graph import ETraceGraph

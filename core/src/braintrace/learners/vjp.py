@@ -11,11 +11,11 @@ from typing import Any
 import brainstate
 import jax.numpy as jnp
 
+from ..algorithms.base import LearningRule
 from ..algorithms.config import ETraceConfig
-from ..algorithms.rule import LearningRule
 from ..base import versions
+from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
-from ..executor.step import Executor
 from .learner import ETraceAlgorithm
 
 VJP_METHODS = ("single-step", "multi-step")

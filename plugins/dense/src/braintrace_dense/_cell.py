@@ -13,14 +13,7 @@ import jax.numpy as jnp
 import saiunit
 from brainstate.nn import init
 
-from braintrace.plugin_api import (
-    Initializer,
-    Size,
-    as_size,
-    initial_value,
-    keyword_key,
-    seeded,
-)
+from braintrace.plugin_api import Initializer, Size, as_size, initial_value, keyword_key, seeded
 
 from ._layers import ZEROS, Linear
 from ._ops import matmul

@@ -19,8 +19,8 @@ import numpy as np
 from ...base import versions
 from ...base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
 from ..depends import Along, depends
+from .of_primitives import ALONG, MOVES, elementwise
 from .places import Pairs, Places, axes_along, blank, merge, merge_axes, own_places, spread
-from .rules import ALONG, MOVES, elementwise
 
 Found = list[Places | None]
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from ...base.errors import CompilationError
 from ..operation import Operation
+from .base import TraceRules
+from .by_rules import StructuredTrace
 from .dense import DenseTrace
-from .rules import TraceRules
-from .structured import StructuredTrace
 
 
 def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:

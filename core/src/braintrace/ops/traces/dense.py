@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..operation import Arrays
-from .rules import TraceRules, sum_over_steps
+from .base import TraceRules, sum_over_steps
 
 
 class DenseTrace(TraceRules):

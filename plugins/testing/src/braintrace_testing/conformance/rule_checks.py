@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from braintrace.ops.operation import Operation
 from braintrace.ops.primitive import find_primitive
 from braintrace.ops.traces import trace_rules
+from braintrace.ops.traces.base import TraceRules
+from braintrace.ops.traces.by_rules import StructuredTrace
 from braintrace.ops.traces.dense import DenseTrace
-from braintrace.ops.traces.rules import TraceRules
-from braintrace.ops.traces.structured import StructuredTrace
 
 from .case import ConformanceCase, Equation, equation_of, implementation, normal, run_with
 from .check import case_check, close, require, same

@@ -15,11 +15,10 @@ import pytest
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, pp_prop_oracle
-
-from . import test_custom_primitive as custom
-from . import test_mixing as mixing
-from . import zoo
-from .zoo import HIDDEN, IN, STEPS, weight
+from tests import zoo
+from tests.truth import test_custom_primitive as custom
+from tests.truth import test_mixing as mixing
+from tests.zoo import HIDDEN, IN, STEPS, weight
 
 DECAYS = (0.7, 0.6)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ...base.types import start_of_sum
 from ..operation import Arrays
-from .rules import UNROLL_STATES, TraceRules, added, stacked, state_of, sum_of, sum_over_steps
+from .base import UNROLL_STATES, TraceRules, added, stacked, state_of, sum_of, sum_over_steps
 
 #: How many examples are added up in one pass over a gradient, on processors.
 EXAMPLES_AT_ONCE = 4

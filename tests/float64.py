@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything here is compared in float64."""
+"""What tests of numbers share: float64, one seed, and diagnostics that are no errors."""
 
 from __future__ import annotations
 

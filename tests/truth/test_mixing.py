@@ -22,9 +22,8 @@ import pytest
 import braintrace as bt
 from braintrace import DiagnosticKind
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
-
-from . import zoo
-from .zoo import HIDDEN, IN, Model, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, Model, weight
 
 MATRIX = np.random.default_rng(5).normal(size=(HIDDEN, HIDDEN))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,19 +19,15 @@ from braintrace import algorithms
 from braintrace.testing import (
     assert_tree_close,
     bptt,
-    d_rtrl_oracle,
     dni_reference,
     e_prop_oracle,
-    pp_prop_oracle,
-    rtrl_oracle,
-    snap_oracle,
     three_factor_oracle,
     truncated_bptt,
     window_oracle,
 )
-
-from . import zoo
-from .zoo import weight
+from tests import zoo
+from tests.truth.table import RULES
+from tests.zoo import weight
 
 IN, HIDDEN, OUT, STEPS = 2, 3, 2, 5
 
@@ -211,30 +206,6 @@ def case(build: Callable[[], Any], batch: int | None = 2, steps: int = STEPS) ->
 # --- rules ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A learner class with its options, and the oracle with the same ones."""
-
-    learner: Callable[..., Any]
-    oracle: Callable[..., Any]
-
-
-RULES = {
-    "d_rtrl": Rule(bt.D_RTRL, d_rtrl_oracle),
-    "pp_prop": Rule(
-        partial(bt.pp_prop, decay_or_rank=(0.7, 0.6)),
-        partial(pp_prop_oracle, decay_x=0.7, decay_f=0.6),
-    ),
-    "e-prop": Rule(partial(bt.EProp, kappa_filter_decay=0.6), partial(e_prop_oracle, kappa=0.6)),
-    "ostl-recurrent": Rule(bt.OSTLRecurrent, partial(d_rtrl_oracle, recurrence_scope="coupled")),
-    "ostl-feedforward": Rule(bt.OSTLFeedforward, partial(pp_prop_oracle, decay_x=0.0)),
-    "snap-1": Rule(partial(bt.SnAp, n=1), partial(snap_oracle, n=1)),
-    "snap-2": Rule(partial(bt.SnAp, n=2), partial(snap_oracle, n=2)),
-    "snap-3": Rule(partial(bt.SnAp, n=3), partial(snap_oracle, n=3)),
-    "rtrl": Rule(bt.RTRL, rtrl_oracle),
-}
-
-
 def compiled(case: zoo.Case, make: Callable[..., Any], **options: Any) -> Any:
     learner = make(case.model, **options)
     learner.compile_graph(case.xs[0])
@@ -283,12 +254,12 @@ def differs(found: Any, reference: Any) -> None:
 # --- against the oracles ----------------------------------------------------------------------
 
 EQUAL: dict[Any, list[str]] = {
-    Dense: ["e-prop"],
+    Dense: ["eprop"],
     Gates: ["ostl-recurrent", "snap-2"],
-    Layers: ["e-prop", "ostl-feedforward", "rtrl"],
+    Layers: ["eprop", "ostl-feedforward", "rtrl"],
     Convolved: ["snap-2", "snap-3"],
     Sparse: ["snap-2"],
-    Own: ["e-prop", "ostl-recurrent", "snap-2"],
+    Own: ["eprop", "ostl-recurrent", "snap-2"],
     Turned: ["rtrl"],
     Normed: ["rtrl"],
 }
@@ -350,7 +321,7 @@ OTHERS = {
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        (Dense, "e-prop"),
+        (Dense, "eprop"),
         (Convolved, "snap-2"),
         (Dense, "uoro"),
         (Gates, "random feedback"),
@@ -393,7 +364,7 @@ def in_windows(here: zoo.Case, make: Any, size: int) -> Any:
     ("model", "name", "size"),
     [
         (Gates, "pp_prop", 2),
-        (Gates, "e-prop", 3),
+        (Gates, "eprop", 3),
         (Convolved, "snap-2", 2),
         (Layers, "rtrl", 2),
         (Dense, "d_rtrl", 1),
@@ -409,7 +380,7 @@ def test_windows_equal_the_oracle(model: Any, name: str, size: int) -> None:
 
 def test_one_gradient_per_window_is_that_of_the_driver() -> None:
     here = case(Dense, steps=4)
-    learner, (reference, _) = in_windows(here, RULES["e-prop"].learner, 2)
+    learner, (reference, _) = in_windows(here, RULES["eprop"].learner, 2)
     traces = traces_of(learner)
     again(here, learner)
 
@@ -430,7 +401,7 @@ def test_windows_of_one_step_of_a_vanilla_rnn_are_truncated_to_two() -> None:
     assert_tree_close(in_windows(here, bt.D_RTRL, 1)[1][0], reference)
 
 
-@pytest.mark.parametrize(("model", "make"), [(Layers, RULES["e-prop"].learner), (Dense, bt.DNI)])
+@pytest.mark.parametrize(("model", "make"), [(Layers, RULES["eprop"].learner), (Dense, bt.DNI)])
 def test_one_window_is_bptt(model: Any, make: Any) -> None:
     here = case(model)
     losses, reference = bptt(*data(here))

@@ -25,9 +25,8 @@ from braintrace.compiler.summary import summarize
 from braintrace.show.facts import to_data
 from braintrace.show.tables import Cell, fold_rows
 from braintrace.show.text import Names, columns, numbers, short_sources, wrap
-
-from . import zoo
-from .zoo import HIDDEN, IN, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, weight
 
 SVG = "{http://www.w3.org/2000/svg}"
 Rect = tuple[float, float, float, float]

@@ -31,8 +31,7 @@ from braintrace.drivers.block_size import (
 )
 from braintrace.drivers.recorded import recorded_scan
 from braintrace.testing import assert_tree_close
-
-from . import zoo
+from tests import zoo
 
 
 def compiled(case: zoo.Case, **options: Any) -> Any:

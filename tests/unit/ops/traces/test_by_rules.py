@@ -12,7 +12,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.ops.operation import Operation
-from braintrace.ops.traces import structured, trace_rules
+from braintrace.ops.traces import by_rules, trace_rules
 from braintrace.testing import assert_tree_close
 
 RNG = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_large_examples_are_added_up_one_by_one(
     form = rules()
     trace = jax.tree.map(lambda v: v.astype(dtype), form.increments(x, f, operands))
     whole = form.solve(signal.astype(dtype), trace, operands)
-    monkeypatch.setattr(structured, "LARGE_EXAMPLE", 4)
+    monkeypatch.setattr(by_rules, "LARGE_EXAMPLE", 4)
     apart = form.solve(signal.astype(dtype), trace, operands)
     assert_tree_close(apart, whole, 1e-12 if dtype == "float64" else 1e-2)
     assert apart["w"].dtype == dtype

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..executor.executor import Executor
 from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
-from ..executor.step import Executor
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
-from ..ops.traces.rules import TraceRules
+from ..ops.traces.base import TraceRules
 
 Traces = tuple[Any, ...]
 """A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
@@ -92,6 +92,7 @@ def accept_old_name(cls: type, old: str, new: str) -> None:
             warn_of_old_name(f"{cls.__name__}.{old}", new)
             return method(*args)
 
+        by_old_name.__doc__ = f"The former name of ``{new}``."
         setattr(cls, old, by_old_name)
     elif old in own:
         warn_of_old_name(f"{cls.__name__}.{old}", new)

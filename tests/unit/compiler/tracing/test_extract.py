@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, d_rtrl_oracle
-
-from . import zoo
-from .zoo import HIDDEN, IN, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, weight
 
 Drive = Callable[[Any, Any], Any]
 lax = jax.lax

@@ -15,8 +15,7 @@ import pytest
 import braintrace as bt
 from braintrace.executor.graph_executor import compile_options
 from braintrace.testing import assert_tree_close
-
-from . import zoo
+from tests import zoo
 
 X = jnp.ones((2, zoo.IN))
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, zoo.IN)))

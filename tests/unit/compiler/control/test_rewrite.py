@@ -16,9 +16,8 @@ import pytest
 import braintrace as bt
 from braintrace.base import versions
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
-
-from . import zoo
-from .zoo import HIDDEN, IN, STEPS, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, STEPS, weight
 
 lax = jax.lax
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from braintrace.base.versions import jaxp
-from braintrace.jaxprs.positions.rules import ALONG, MOVES
+from braintrace.jaxprs.positions.of_primitives import ALONG, MOVES
 
 lax = jax.lax
 

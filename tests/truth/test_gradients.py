@@ -14,9 +14,8 @@ import pytest
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, truncated_bptt
-
-from . import zoo
-from .zoo import HIDDEN, IN, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, weight
 
 ONE = ["leaky", "learned-leak", "gru-2", "lstm-1", "group-state"]
 BATCHES = [(name, batch) for name in zoo.ALL for batch in (None, 3)] + [(name, 1) for name in ONE]

@@ -19,9 +19,8 @@ from jax.extend.core import jaxpr_as_fun
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close
-
-from . import zoo
-from .zoo import HIDDEN, IN, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, weight
 
 Kind, Level = bt.DiagnosticKind, bt.DiagnosticLevel
 
@@ -307,7 +306,8 @@ TWICE = """
 import warnings
 import brainstate
 warnings.simplefilter("ignore")
-from tests.core import test_diagnostics, zoo
+from tests import zoo
+from tests.unit.compiler.findings import test_model as test_diagnostics
 import braintrace as bt
 
 def told(context):

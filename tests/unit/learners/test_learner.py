@@ -16,9 +16,8 @@ import pytest
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close
-
-from . import zoo
-from .zoo import weight
+from tests import zoo
+from tests.zoo import weight
 
 # every case below is a new function at one place
 pytestmark = pytest.mark.filterwarnings("ignore:step_fn .* is a new function:UserWarning")

@@ -16,8 +16,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
-
-from . import zoo
+from tests import zoo
 
 IN, HIDDEN, STEPS = zoo.IN, zoo.HIDDEN, 5
 

@@ -19,9 +19,8 @@ import saiunit
 import braintrace as bt
 from braintrace.base import versions
 from braintrace.testing import assert_tree_close, d_rtrl_oracle
-
-from . import zoo
-from .zoo import HIDDEN, IN, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, weight
 
 Kind = bt.DiagnosticKind
 

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
-
-from . import zoo
-from .zoo import HIDDEN, IN, OUT, weight
+from tests import zoo
+from tests.zoo import HIDDEN, IN, OUT, weight
 
 Kind, Level = bt.DiagnosticKind, bt.DiagnosticLevel
 DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnostics.md"

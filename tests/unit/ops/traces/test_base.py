@@ -13,8 +13,8 @@ import pytest
 import braintrace as bt
 from braintrace.ops.operation import Operation
 from braintrace.ops.traces import trace_rules
+from braintrace.ops.traces.by_rules import StructuredTrace
 from braintrace.ops.traces.dense import DenseTrace
-from braintrace.ops.traces.structured import StructuredTrace
 from braintrace.testing import assert_tree_close
 
 RNG = np.random.default_rng(0)
