@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("brainpy", reason="the example needs braintrace-core[neurons]")
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 def test_the_example_learns() -> None:

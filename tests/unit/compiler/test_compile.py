@@ -151,9 +151,9 @@ def test_the_report_is_a_table_of_what_was_found(reference: Any) -> None:
     report = reference.report()
     for text in ("rnn1.h", "(32,)", "etp_mv", "rnn2.W.weight", "out.weight", "direct", "trace"):
         assert text in report
-    here = f"test_compiler.py:{line_of(Reference.update, 'return')}"
+    here = f"test_compile.py:{line_of(Reference.update, 'return')}"
     assert here in report
-    assert str(Path(__file__).parents[2]) + "/core/src" not in report
+    assert str(Path(__file__).parents[3]) + "/core/src" not in report
 
 
 # --- relations and coverage -------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Unused(zoo.Leaky):
 
 
 def test_an_unused_parameter_is_an_error() -> None:
-    line = f"test_compiler.py:{line_of(Unused.update, 'stop_gradient')}"
+    line = f"test_compile.py:{line_of(Unused.update, 'stop_gradient')}"
     says = (
         rf"(?s)1 of the model's 2 parameters:\n  dead: .*stop_gradient.*{line}.*frozen=\['dead'\]"
     )
@@ -355,7 +355,7 @@ def test_two_processes_give_the_same() -> None:
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             env={**os.environ, "PYTHONHASHSEED": seed},
             stdout=subprocess.PIPE,
             text=True,
@@ -434,7 +434,7 @@ def test_refused_with_the_line(model: type, batch: int | None) -> None:
     with pytest.raises(bt.NotSupportedError, match=f"(?s){REFUSED[model]}") as refusal:
         bt.compile_etrace_graph(built, x)
     text = str(refusal.value)
-    assert f"test_compiler.py:{line_of(model.update, '# here')}" in text, text
+    assert f"test_compile.py:{line_of(model.update, '# here')}" in text, text
     assert model.update.__qualname__ in text
 
 

@@ -143,7 +143,7 @@ def test_a_persistent_cache_serves_another_process(tmp_path: Path) -> None:
     """Programs do not depend on hashes, names or addresses of the process."""
 
     def counts(seed: str) -> list[int]:
-        root = Path(__file__).resolve().parents[2]
+        root = Path(__file__).resolve().parents[3]
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(tmp_path)],

@@ -159,7 +159,7 @@ def test_every_section_of_a_report() -> None:
     for text in (
         "(2, 4)", "position-wise", "axis by axis", "float64[3,4]", "trace", "direct", "frozen",
         "reaches no hidden state", "has no parameter", "credit_through_other_state",
-        "test_show.py:",
+        "test_draw.py:",
     ):  # fmt: skip
         assert text in report
     assert report.splitlines()[-1].endswith("warnings")

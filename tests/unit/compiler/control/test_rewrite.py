@@ -775,7 +775,7 @@ def test_an_operation_that_cannot_be_taken_out_is_refused(model: type) -> None:
     ) as said:
         bt.compile_etrace_graph(case.model, case.xs[0])
     for marker in ("# operation", "# loop"):
-        assert f"test_control_flow.py:{line_of(model.control, marker)}" in str(said.value)
+        assert f"test_rewrite.py:{line_of(model.control, marker)}" in str(said.value)
 
 
 def test_the_limit_can_be_raised_and_lowered() -> None:
@@ -809,7 +809,7 @@ def test_a_layer_as_a_branch_or_a_body_has_a_place() -> None:
     info = bt.extract_module_info(*_initialised(Layers()))
     places = [versions.source_of(eqn) for eqn in info.eqns if eqn.primitive.name == "etp_mm"]
     assert len(places) == 4
-    assert all("test_control_flow.py" in place for place in places)
+    assert all("test_rewrite.py" in place for place in places)
 
 
 def _initialised(model: Any) -> tuple[Any, Any]:
@@ -907,7 +907,7 @@ def test_a_while_on_a_differentiable_path_is_refused(model: type) -> None:
     says = r"pass through 'while' at .*no reverse mode.*jax.lax.scan.*stop_gradient"
     with pytest.raises(bt.NotSupportedError, match=f"(?s){says}") as said:
         bt.compile_etrace_graph(case.model, case.xs[0])
-    assert f"test_control_flow.py:{line_of(halved, '# loop')}" in str(said.value)
+    assert f"test_rewrite.py:{line_of(halved, '# loop')}" in str(said.value)
 
 
 class CountsOnly(Plain):
@@ -949,11 +949,11 @@ def test_what_was_rewritten_is_recorded() -> None:
     (rewritten,) = found["control_flow_rewritten"]
     assert rewritten.primitive == "cond"
     assert (
-        f"test_control_flow.py:{line_of(Switch.control, 'return lax.switch')}" in rewritten.source
+        f"test_rewrite.py:{line_of(Switch.control, 'return lax.switch')}" in rewritten.source
     )
     inside = found["primitive_inside_control_flow"]
     assert [record.primitive for record in inside] == ["etp_mm"] * 3
-    assert f"test_control_flow.py:{line_of(Switch.control, 'inner = ')}" in inside[1].source
+    assert f"test_rewrite.py:{line_of(Switch.control, 'inner = ')}" in inside[1].source
     assert "inside 'cond' at " in inside[0].message
 
 
@@ -984,7 +984,7 @@ def test_a_parameter_in_control_flow_that_stays_is_recorded() -> None:
     (record,) = found["weight_in_control_flow"]
     assert record.weight_path == ("u",)
     assert record.primitive == "scan"
-    assert f"test_control_flow.py:{line_of(WeightInLoop.control, '# loop')}" in record.source
+    assert f"test_rewrite.py:{line_of(WeightInLoop.control, '# loop')}" in record.source
 
 
 def test_nothing_is_recorded_of_a_model_without() -> None:

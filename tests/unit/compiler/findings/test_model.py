@@ -20,7 +20,7 @@ from tests import zoo
 from tests.zoo import HIDDEN, IN, OUT, weight
 
 Kind, Level = bt.DiagnosticKind, bt.DiagnosticLevel
-DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnostics.md"
+DOCUMENT = Path(__file__).parents[4] / "docs" / "diagnostics.md"
 
 
 class Base(zoo.Model):
@@ -318,7 +318,7 @@ def test_every_kind_is_triggered(trigger: Trigger) -> None:
         assert record.source is None
     else:
         line = line_of(trigger.model.update, trigger.mark)
-        assert re.match(rf".*test_diagnostics\.py:{line}\b.*update", record.source), record.source
+        assert re.match(rf".*test_model\.py:{line}\b.*update", record.source), record.source
     text = str(record)
     assert text.startswith(f"{record.level.value}: {record.kind.value}: {record.message}")
     if trigger.kind is not Kind.RELATION_INCLUDED:
@@ -428,8 +428,8 @@ def test_parameters_without_a_gradient_are_one_error_with_reasons() -> None:
         "  counter: it is of dtype int",
     ):
         assert reason in text
-    assert re.search(rf"  stopped: .*stop_gradient.*test_diagnostics\.py:{stopped}\b", text)
-    assert re.search(rf"  compared: .*booleans.*test_diagnostics\.py:{compared}\b", text)
+    assert re.search(rf"  stopped: .*stop_gradient.*test_model\.py:{stopped}\b", text)
+    assert re.search(rf"  compared: .*booleans.*test_model\.py:{compared}\b", text)
     listed = re.search(r"frozen=\[(.*)\]$", text)
     assert listed is not None
     assert sorted(eval(listed[1])) == sorted(LOST)

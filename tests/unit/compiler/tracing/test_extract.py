@@ -148,7 +148,7 @@ def test_operations_keep_their_lines() -> None:
     for names in (["jit", "checkpoint"], ["cond", "scan"], ["switch", "jit"]):
         _, learner = gradients(names)
         for relation in learner.graph.hidden_param_op_relations:
-            assert "test_nesting.py" in relation.source
+            assert "test_extract.py" in relation.source
             assert "drive" in relation.source
 
 
