@@ -948,9 +948,7 @@ def test_what_was_rewritten_is_recorded() -> None:
     found = kinds(Switch, False)
     (rewritten,) = found["control_flow_rewritten"]
     assert rewritten.primitive == "cond"
-    assert (
-        f"test_rewrite.py:{line_of(Switch.control, 'return lax.switch')}" in rewritten.source
-    )
+    assert f"test_rewrite.py:{line_of(Switch.control, 'return lax.switch')}" in rewritten.source
     inside = found["primitive_inside_control_flow"]
     assert [record.primitive for record in inside] == ["etp_mm"] * 3
     assert f"test_rewrite.py:{line_of(Switch.control, 'inner = ')}" in inside[1].source
