@@ -37,7 +37,7 @@ HOUSE = {
     "drivers": "base ops jaxprs compiler executor algorithms",
     "learners": "base compiler executor algorithms drivers files plugins",
     "plugin_api": "base ops plugins learners",
-    "rules": "algorithms",
+    "rules": "algorithms base",
     "nn": "lazy",
     "__main__": "cli",
     "__init__": "lazy",
@@ -47,23 +47,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 515,
-    "ops": 1550,
-    "show": 1490,
-    "jaxprs": 1160,
-    "plugins": 1730,
-    "compiler": 4385,
-    "executor": 1245,
-    "files": 770,
-    "cli": 775,
-    "algorithms": 2130,
-    "drivers": 1890,
-    "learners": 2135,
-    "modules": 425,
+    "base": 529,
+    "ops": 1554,
+    "show": 1482,
+    "jaxprs": 1180,
+    "plugins": 1728,
+    "compiler": 4389,
+    "executor": 1266,
+    "files": 765,
+    "cli": 771,
+    "algorithms": 2144,
+    "drivers": 1884,
+    "learners": 2170,
+    "modules": 418,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 10_960, 6_320
-WHOLE_CORE = 20_140
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_062, 6_379
+WHOLE_CORE = 20_280
 
 
 def module_of(file: Path) -> str:

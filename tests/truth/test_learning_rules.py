@@ -292,7 +292,8 @@ def test_rules_that_are_one() -> None:
 
 def test_rules_differ() -> None:
     """So that no test above passes because two rules are one on these models."""
-    for model, names in ((Gates, [*RULES]), (Convolved, ["snap-1", "snap-2", "snap-3", "rtrl"])):
+    known = [name for name in RULES if RULES[name].oracle and name != "d_rtrl-coupled"]
+    for model, names in ((Gates, known), (Convolved, ["snap-1", "snap-2", "snap-3", "rtrl"])):
         here = case(model)
         found = [RULES[name].oracle(*data(here)).grads for name in names]
         same = {("snap-1", "ostl-recurrent"), ("snap-2", "snap-3"), ("snap-2", "rtrl")}

@@ -440,6 +440,52 @@ def test_what_mixes_is_said_with_the_line(model: Any) -> None:
         assert any(record.message in str(w.message) for w in caught)
 
 
+ROWS = {
+    "one row reversed": lambda y: jnp.stack([y[0], y[1][::-1]]),
+    "one row turned": lambda y: jnp.stack([y[0], jnp.roll(y[1], 1)]),
+    "parts of the rows": lambda y: jnp.stack([y[0, :2], y[1, 2:]]),
+    "rows in turn": lambda y: jnp.stack([y[1], y[0][::-1]]),
+    "the diagonal": lambda y: jnp.diagonal(y),
+    "one entry of each row": lambda y: jnp.stack([y[0, 0], y[1, 1]]),
+    "a row beside a column": lambda y: jnp.stack([y[0, :2], y[:, 1]]),
+    "one row left out": lambda y: jnp.stack([y[0], jnp.zeros_like(y[1])]),
+}
+
+
+class Rows(brainstate.nn.Module):
+    """Two rows of a product, whose entries reach positions that differ from row to row."""
+
+    def __init__(self, tail: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.w, self.tail = weight(IN, HIDDEN), tail
+        shape = jax.eval_shape(tail, jax.ShapeDtypeStruct((2, HIDDEN), float)).shape
+        self.h = brainstate.HiddenState(jnp.zeros(shape))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = jnp.tanh(0.7 * self.h.value + self.tail(bt.matmul(x, self.w.value)))
+        return self.h.value
+
+
+@pytest.mark.parametrize("tail", ROWS)
+def test_rows_that_reach_different_positions(tail: str) -> None:
+    rng, model = np.random.default_rng(2), Rows(ROWS[tail])
+    xs = jnp.asarray(rng.normal(size=(5, 2, IN)))
+    ys = jnp.asarray(rng.normal(size=(5, *model.h.value.shape)))
+
+    def loss(out: Any, y: Any) -> Any:
+        return (jnp.sin(out) * y).sum()
+
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(xs[0])
+    _, reference = bptt(model, (xs, ys), loss)
+    for size in (1, 2, 5):
+        model.h.value = jnp.zeros_like(model.h.value)
+        learner.reset_state()
+        step = lambda x, y: loss(learner(x), y)  # noqa: E731
+        grads = learner.etrace_grad(xs, ys, step_fn=step, reduction="sum", block_size=size)
+        assert_tree_close(grads, reference)
+
+
 def test_a_transposed_transition() -> None:
     built = TransposedTransition()
     xs, start = data(built, 2)

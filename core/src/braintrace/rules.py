@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The former name of :mod:`braintrace.algorithms`; it stays for one release."""
 
-import warnings
-
 from .algorithms import *  # noqa: F403
 from .algorithms import __all__ as __all__
+from .base import versions
 
-warnings.warn(
-    "braintrace.rules is called braintrace.algorithms now", DeprecationWarning, stacklevel=2
-)
+versions.warn("braintrace.rules is called braintrace.algorithms now", DeprecationWarning)

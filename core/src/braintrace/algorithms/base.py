@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..executor.executor import Executor
+from ..executor.graph_executor import compiled_step
 from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
 from ..ops.operation import Arrays
@@ -82,15 +83,19 @@ def warn_of_old_name(old: str, new: str) -> None:
 
 
 def accept_old_name(cls: type, old: str, new: str) -> None:
-    """Let a class define a method by its old name, and callers call it so; with a warning."""
-    own = vars(cls)
+    """Let a class define a method by its old name, and callers call it so; with a warning.
+
+    Of a class and its bases, the first that defines the method under either name decides.
+    """
+    defining = (vars(base) for base in cls.__mro__ if {old, new} & vars(base).keys())
+    own: Mapping[str, Any] = next(defining, {})
     if new in own:
         method = own[new]
 
         @wraps(method)
-        def by_old_name(*args: Any) -> Any:
+        def by_old_name(*args: Any, **options: Any) -> Any:
             warn_of_old_name(f"{cls.__name__}.{old}", new)
-            return method(*args)
+            return method(*args, **options)
 
         by_old_name.__doc__ = f"The former name of ``{new}``."
         setattr(cls, old, by_old_name)
@@ -126,6 +131,8 @@ class LearningRule(ABC):
         accept_old_name(cls, "boundary", "solve_at_start")
 
     def __post_init__(self) -> None:
+        if (step := compiled_step(self.executor)) is not self.executor:
+            object.__setattr__(self, "executor", step)
         check_jacobians(self)
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base import versions
 from ..executor.executor import Executor
-from ..executor.graph_executor import ETraceGraphExecutor
+from ..executor.graph_executor import ETraceGraphExecutor, compiled_step
 from .base import LearningRule
 from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
@@ -179,7 +179,7 @@ class ETraceConfig:
 
     def rule(self, executor: Executor, trace_dtype: Any = None) -> LearningRule:
         """The learning rule for a compiled executor of :meth:`executor`."""
-        rule = self._traces(executor, trace_dtype)
+        rule = self._traces(compiled_step(executor), trace_dtype)
         if self.learning_signal == "random_feedback":
             return Resignalled(rule, RandomFeedback(executor, self.seed))
         if self.learning_signal == "modulatory":

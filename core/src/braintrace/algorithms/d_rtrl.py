@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..base.errors import refuse_unused
 from ..ops.operation import Arrays
 from .base import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces, add
 from .block_algebra import Accumulated, accumulate, apply, meet, suffix_products
@@ -49,7 +51,12 @@ class ParamDimRule(ParameterTraces):
     (2, 7, 4, 1)
     """
 
-    of_model: bool = field(default=False, kw_only=True, repr=False)
+    of_model: bool = field(default=False, kw_only=True, repr=False, metadata={"saved": False})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        elsewhere = "of_block changes what a block holds, and the rest follows"
+        refuse_unused(cls, dict.fromkeys(("accumulated", "passing", "driving"), elsewhere))
 
     @property
     def name(self) -> str:

@@ -54,10 +54,13 @@ class SignalSource(ABC):
 def _of_rule(method: Any) -> Any:
     """A method of the rule of a :class:`Resignalled`, which sees a block with other signals."""
 
-    def call(self: Resignalled, *args: Any) -> Any:
-        replaced = self.source.replaced
-        seen = (replaced(a) if isinstance(a, Block) and a.signal != () else a for a in args)
-        return getattr(self.rule, method.__name__)(*seen)
+    def call(self: Resignalled, *args: Any, **named: Any) -> Any:
+        def seen(given: Any) -> Any:
+            signals = isinstance(given, Block) and given.signal != ()
+            return self.source.replaced(given) if signals else given
+
+        own = getattr(self.rule, method.__name__)
+        return own(*map(seen, args), **{name: seen(value) for name, value in named.items()})
 
     call.__name__, call.__doc__ = method.__name__, method.__doc__
     return call
@@ -88,7 +91,6 @@ class Resignalled(LearningRule):
     source: SignalSource
 
     init = _of_rule(LearningRule.init)
-    update = _of_rule(LearningRule.update)
     solve = _of_rule(LearningRule.solve)
     solve_after = _of_rule(LearningRule.solve_after)
     advance = _of_rule(LearningRule.advance)
@@ -101,6 +103,10 @@ class Resignalled(LearningRule):
     @property
     def name(self) -> str:
         return f"{self.rule.name}, {type(self.source).__name__}"
+
+    def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
+        """The rule's traces, which signals do not enter."""
+        return self.rule.update(traces, block, operands)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         """The rule's cotangents at the start of a window, from other signals."""

@@ -7,6 +7,7 @@ releases (``ClosedJaxpr`` became ``Jaxpr`` in 0.11), is reached through the name
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import sys
@@ -262,7 +263,8 @@ def _partial_at(
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning attributed to the first frame outside JAX, this package and its plugins."""
-    inside = (*_HIDDEN, os.path.join(os.path.dirname(jax.__file__), ""))
+    libraries = (os.path.join(os.path.dirname(str(m.__file__)), "") for m in (jax, importlib))
+    inside = (*_HIDDEN, *libraries, "<frozen importlib")
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import jax
 
 from ..base import versions
-from ..base.diagnostics import DiagnosticKind, DiagnosticLevel
+from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.types import show_path
 from ..base.units import units_of
 from ..base.versions import Atom, Var
@@ -20,6 +20,7 @@ from .found import Found
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo
 from .program import StateKind, StateSlot
+from .reach import Reach
 
 
 def summarize(graph: Found) -> Summary:
@@ -63,14 +64,23 @@ def _transition(cone: Cone) -> str:
     return "true diagonal" if cone.transition.mixed else "position-wise"
 
 
+def _reason(reach: Reach, records: list[CompilationRecord]) -> CompilationRecord | None:
+    """The first record left about an operation, which is taken from the list."""
+    place = (reach.eqn.primitive.name, versions.source_of(reach.eqn))
+    found = next((r for r in records if (r.primitive, r.source) == place), None)
+    if found is not None:
+        records.remove(found)
+    return found
+
+
 def _operations(graph: Found) -> Iterator[OperationFacts]:
     """Relations and excluded operations, in the order of the program."""
-    records = (r for r in graph.diagnostics if r.kind.value.startswith("relation_excluded_"))
+    records = [r for r in graph.diagnostics if r.kind.value.startswith("relation_excluded_")]
     relations = iter(graph.hidden_param_op_relations)
     for reach in graph.reach:
         traced = [operand for operand in reach.operands if operand.leaves]
         relation = next(relations) if reach.traced else None
-        record = None if relation else next(records)
+        record = None if relation else _reason(reach, records)
         lies = relation.group_alignments if relation else {}
         yield OperationFacts(
             eqn=reach.eqn_index,

@@ -69,7 +69,7 @@ def _window_loss(learner: Running, options: GradOptions, inputs: tuple[Any, ...]
     """The loss of a window, and ``k`` losses with auxiliary data."""
     mask, *sequences = inputs
     size = common_length(tuple(sequences))
-    counted = _Counted(learner.stepper)
+    counted = _Counted(learner.call_stepper)
     with learner.stepping_by(counted):
         result = options.step_fn(*sequences)
     if counted.calls != 1:

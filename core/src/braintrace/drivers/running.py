@@ -56,7 +56,7 @@ class Running(Protocol):
         """The states of a kind, by path."""
 
     @property
-    def stepper(self) -> Stepper:
+    def call_stepper(self) -> Stepper:
         """What a call does."""
 
     def stepping_by(self, stepper: Stepper) -> AbstractContextManager[None]:

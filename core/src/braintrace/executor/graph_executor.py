@@ -12,7 +12,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..base.errors import CompilationError
+from ..base import versions
+from ..base.errors import CompilationError, refuse_unused
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
 from ..compiler.graph import ETraceGraph
@@ -20,6 +21,11 @@ from ..compiler.program import StateKind
 from ..compiler.requirements import check_states, checked_args
 from .executor import Executor
 from .jacobians import JACOBIANS
+
+#: What an executor had of a step before :class:`Executor` ran it, and what it is called there.
+STEP = {name: name for name in "run run_plain signals operand_values param_gradients".split()}
+STEP |= {name: name for name in "passing driving driven sources links".split()}
+STEP |= {"late_signals": "old_signals", "boundary": "inputs_of_jacobians"}
 
 
 class HiddenToWeight(NamedTuple):
@@ -74,6 +80,17 @@ class ETraceGraphExecutor:
     (2, ('Wh', 'weight'))
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unused(cls, dict.fromkeys(STEP, "braintrace.executor.executor.Executor runs a step"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in STEP:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        new = STEP[name]
+        versions.warn(f"{name} of an executor is executor.compiled.{new} now", DeprecationWarning)
+        return getattr(self.compiled, new)
+
     def __init__(
         self, model: brainstate.nn.Module, *, jacobians: str = "near", **options: Any
     ) -> None:
@@ -87,6 +104,11 @@ class ETraceGraphExecutor:
             )
         if jacobians == "whole":
             options = {"recurrence_scope": "coupled", **options}
+            if options["recurrence_scope"] != "coupled":
+                raise ValueError(
+                    "jacobians='whole' needs recurrence_scope='coupled', got "
+                    f"{options['recurrence_scope']!r}, which cuts what is between positions"
+                )
         self.model, self.jacobians, self.options = model, jacobians, options
         self._compiled: Executor | None = None
 
@@ -271,6 +293,11 @@ class ETraceVjpGraphExecutor(ETraceGraphExecutor):
                 "are those of its steps"
             )
         super().__init__(model, **options)
+
+
+def compiled_step(executor: ETraceGraphExecutor | Executor) -> Executor:
+    """What runs the steps: of a public executor, its compiled one."""
+    return executor.compiled if isinstance(executor, ETraceGraphExecutor) else executor
 
 
 def compile_options() -> frozenset[str]:

@@ -46,7 +46,8 @@ def _fields(record: Any) -> dict[str, Any]:
     """What a dataclass was made with; what a learning rule runs on does not belong to it."""
     if not dataclasses.is_dataclass(record):
         return {}
-    made_with = [f.name for f in dataclasses.fields(record) if f.init and f.repr]
+    fields = dataclasses.fields(record)
+    made_with = [f.name for f in fields if f.init and f.metadata.get("saved", True)]
     return {name: getattr(record, name) for name in made_with if name != "executor"}
 
 

@@ -63,4 +63,4 @@ class ModelArguments:
 
     def call(self, learner: Any, args: tuple[Any, ...]) -> Any:
         """Run the learner's stepper."""
-        return learner.run(args)
+        return learner.run_call(args)

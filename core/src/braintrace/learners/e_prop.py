@@ -60,12 +60,12 @@ class FedBackError:
     def call(self, learner: EProp, args: tuple[Any, ...], error: Any = None) -> Any:
         """Run the learner's stepper, and feed an error [.., m] back to its output [.., n]."""
         if error is None:
-            return learner.run(args)
+            return learner.run_call(args)
         if learner.feedback != "random":
             raise ValueError("an error is fed back by feedback='random' only")
         if learner.vjp_method != "single-step":
             raise ValueError("an error is fed back with vjp_method='single-step' only")
-        out = learner.run(args, given=True)
+        out = learner.run_call(args, given=True)
         return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
 
 
@@ -107,7 +107,7 @@ class EProp(ETraceVjpAlgorithm):
     (2, 4)
     """
 
-    takes = FedBackError()
+    call_takes = FedBackError()
 
     def __init__(
         self,

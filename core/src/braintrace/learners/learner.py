@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule, check_jacobians
-from ..base.errors import CompilationError
+from ..base.errors import CompilationError, refuse_unused
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.graph import ETraceGraph
@@ -32,6 +32,13 @@ from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import Report, report_of
 from .reset_model import reset_model
+
+#: Methods of learners that were hooks, here or in version 0.2.
+FORMER_HOOKS = dict.fromkeys(
+    "_solve_weight_gradients _update_etrace_data _compute_learning_signal make_step".split(),
+    "how traces and signals become gradients is the learning rule that make_rule returns; see 'a "
+    "rule of your own' in docs/learning-rules.md",
+)
 
 
 class EligibilityTrace(brainstate.ShortTermState):
@@ -87,10 +94,17 @@ class ETraceAlgorithm(brainstate.nn.Module):
     vjp_method = "single-step"
 
     #: What calls take, and what they do with it.
-    takes: ClassVar[Any] = ModelArguments()
+    call_takes: ClassVar[Any] = ModelArguments()
 
     #: What predicts the gradients of later losses from the hidden states, if anything does.
     synthesizer_of: ClassVar[Any] = None
+
+    #: What ``D`` and ``f`` of the steps hold, ``'near'`` or ``'whole'``; see ``LearningRule``.
+    jacobians: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_unused(cls, FORMER_HOOKS)
 
     def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
         named: dict[str, Any] = {"name": options.pop("name", None)}
@@ -113,7 +127,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
 
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What runs and differentiates the steps of a model."""
-        return ETraceGraphExecutor(model, **options)
+        return ETraceGraphExecutor(model, jacobians=self.jacobians or "near", **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:
         """The learning rule for a compiled model."""
@@ -334,14 +348,14 @@ class ETraceAlgorithm(brainstate.nn.Module):
         NotSupportedError
             When the gradient is differentiated once more.
         """
-        return self.takes.call(self, args, **given)
+        return self.call_takes.call(self, args, **given)
 
-    def run(self, args: tuple[Any, ...], given: Any = None) -> Any:
+    def run_call(self, args: tuple[Any, ...], given: Any = None) -> Any:
         """A call with what the rule is given besides the model's arguments."""
-        return self.stepper.call(self, args, given)
+        return self.call_stepper.call(self, args, given)
 
     @property
-    def stepper(self) -> Stepper:
+    def call_stepper(self) -> Stepper:
         """What a call does: a step or a window, unless a driver brings another stepper."""
         self.rule  # noqa: B018  raises before compile_graph
         return self._stepper
@@ -349,7 +363,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
     @contextmanager
     def stepping_by(self, stepper: Stepper) -> Iterator[None]:
         """Calls go to another stepper meanwhile."""
-        before, self._stepper = self.stepper, stepper
+        before, self._stepper = self.call_stepper, stepper
         try:
             yield
         finally:

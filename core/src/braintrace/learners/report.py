@@ -21,6 +21,9 @@ class Report(str):
 
     graph: ETraceGraph
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
     def __call__(self) -> str:
         """The text."""
         return str(self)

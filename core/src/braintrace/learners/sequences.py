@@ -111,8 +111,19 @@ def etrace_grad(
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
-    how = reduction, has_aux, chunk_size, block_size, carry_trace, check, progress
-    options = _options(self, steps, step_fn, weights, *how)
+    options = _options(
+        self,
+        steps,
+        step_fn,
+        weights,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        carry_trace=carry_trace,
+        check=check,
+        progress=progress,
+    )
     driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
     outcome = driver(sequences, mask)
     if check:
@@ -130,11 +141,11 @@ def _options(
     steps: int,
     step_fn: Callable[..., Any],
     weights: Mapping[Any, State] | None,
-    *how: Any,
+    **how: Any,
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     chosen = learner.param_states if weights is None else checked_weights(weights)
-    options = GradOptions(step_fn, tuple(chosen.items()), *how)
+    options = GradOptions(step_fn, tuple(chosen.items()), **how)
     check_states(learner.model, learner.graph.module_info)
     windows, size = learner.vjp_method == "multi-step", options.chunk_size
     if size == 1 and not windows:
@@ -204,8 +215,17 @@ def etrace_update(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
-    how = reduction, has_aux, chunk_size, block_size, True, check
-    options = _options(self, every, step_fn, weights, *how)
+    options = _options(
+        self,
+        every,
+        step_fn,
+        weights,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        check=check,
+    )
     update = as_optimizer(self, optimizer, dict(options.weights))
     bar = Progress(-(-steps // every)) if progress else None
 

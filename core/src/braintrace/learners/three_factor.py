@@ -61,7 +61,7 @@ class Modulator:
                     f"modulator has shape {standing.shape}, which does not broadcast to the "
                     f"positions {shape} of every hidden group"
                 ) from None
-        return learner.run(args, given=tuple(given))
+        return learner.run_call(args, given=tuple(given))
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -93,8 +93,8 @@ class ThreeFactor(ETraceVjpAlgorithm):
     (2, 4)
     """
 
-    takes = Modulator()
-    modulator = property(takes.of, takes.assign, doc=takes.of.__doc__)
+    call_takes = Modulator()
+    modulator = property(call_takes.of, call_takes.assign, doc=call_takes.of.__doc__)
 
     def __init__(
         self,

@@ -76,6 +76,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         random_feedback_key: Any = None,
         **options: Any,
     ) -> None:
+        if _late and vjp_method != "single-step":
+            raise TypeError("vjp_method is given twice, by position and by name")
         if _late:
             vjp_method = by_name(type(self), *_late)
         config = _checked(ETraceConfig() if config is None else config)

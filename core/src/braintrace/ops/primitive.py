@@ -7,10 +7,12 @@ JAX operations, where its input and trainable operands stand, and the rules of i
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
@@ -68,10 +70,12 @@ class ETPPrimitive(versions.Primitive):
     owner: str
     derived: ETPPrimitive | None
 
-    def __init__(self, spec: ETPPrimitiveSpec, owner: str, restorer: Restorer) -> None:
+    def __init__(
+        self, spec: ETPPrimitiveSpec, owner: str, restorer: Restorer | None = None
+    ) -> None:
         super().__init__(spec.name)
         self.owner = owner
-        self.restorer = restorer
+        self.restorer = restorer or restored
         self._define(spec)
 
     def _define(self, spec: ETPPrimitiveSpec) -> None:
@@ -122,7 +126,7 @@ def find_primitive(name: str | None) -> ETPPrimitive | None:
 
 
 def restored(name: str, owner: str) -> ETPPrimitive:
-    """The primitive of a pickle, registered before; a derived one is derived again.
+    """The primitive of a pickle, when its owner's package registers it; or derived again.
 
     Raises
     ------
@@ -132,6 +136,10 @@ def restored(name: str, owner: str) -> ETPPrimitive:
     primitive = find_primitive(name)
     if primitive is None and ":" in owner:
         return _counterpart(restored(name.removesuffix(BATCHED), owner.partition(":")[0]))
+    if primitive is None:
+        with contextlib.suppress(ImportError):  # the package that registers it as it is imported
+            import_module(owner)
+        primitive = find_primitive(name)
     if primitive is None:
         raise LookupError(f"the ETP primitive {name!r} is not registered in this process")
     return primitive
@@ -202,6 +210,8 @@ def register_primitive_spec(
                 f"the primitive {spec.name!r} is registered by {known.owner!r}; {owner!r} must "
                 "choose another name"
             )
+        if restorer is not restored:
+            known.restorer = restorer
         if known.spec is not spec and vars(known.spec) != vars(spec):
             versions.warn(f"the rules of the primitive {spec.name!r} are replaced")
             known._define(spec)

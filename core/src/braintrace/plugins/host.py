@@ -95,7 +95,10 @@ class Host:
             return replace(candidate.record, state=PluginState.CONFLICT, reason=why)
         if why := _why_incompatible(candidate):
             return replace(candidate.record, state=PluginState.INCOMPATIBLE, reason=why)
-        return self._outcomes.get(candidate.distribution, candidate.record)
+        known, now = self._outcomes.get(candidate.distribution), candidate.record
+        if known is None:
+            return now
+        return replace(known, version=now.version, origin=now.origin, exports=now.exports)
 
     def why_disabled(self, candidate: Candidate) -> str | None:
         """Why a plugin may not be used, ``None`` when it may."""

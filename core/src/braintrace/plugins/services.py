@@ -73,7 +73,7 @@ def advice(host: Host, record: Any) -> tuple[str, str] | None:
     for candidate, manager in host.loaded():
         try:
             said = answer(manager, "braintrace_explain", record=record)
-            if said is not None and len(said.strip().splitlines()) == 1:
+            if isinstance(said, str) and len(said.strip().splitlines()) == 1:
                 return candidate.family, said.strip()
             problem = "" if said is None else f"not one line of text: {kind_of(said)}"
         except Exception as exception:

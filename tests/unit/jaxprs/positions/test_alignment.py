@@ -430,3 +430,21 @@ def test_no_claim_is_wrong(shape: Shape, source_ndim: int, program: list[tuple[i
         return
     out_shape = matrix.shape[: matrix.ndim - len(shape)]
     assert not matrix[off_positions(found, out_shape, shape)].any()
+
+
+@pytest.mark.parametrize(
+    ("function", "axes"),
+    [
+        (lambda y: jnp.stack([y[0], y[1]]), (0, 1)),
+        (lambda y: jnp.stack([y[0], y[1][::-1]]), (None, None)),
+        (lambda y: jnp.stack([y[0][::-1], y[1][::-1]]), (0, None)),
+        (lambda y: jnp.stack([y[0, 0], y[1, 1]]), (None, None)),
+        (lambda y: jnp.stack([y[0, :1], y[1, 1:]]), (None, None)),
+    ],
+)
+def test_an_axis_runs_along_another_when_the_rest_is_the_same_at_all_indices(function, axes):
+    program = jax.make_jaxpr(function)(jnp.ones((2, 2)))
+    jaxpr = program.jaxpr if hasattr(program, "jaxpr") else program
+    (target,) = jaxpr.outvars
+    found = align(jaxpr.eqns, jaxpr.invars[0], [target], target.aval.ndim, 2)
+    assert found.axes == axes

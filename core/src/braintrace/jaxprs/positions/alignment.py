@@ -11,6 +11,7 @@ permuted, an element may still reach a single position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +35,8 @@ class Alignment:
         Shapes of the positions.
     axes
         ``axes[i]`` is the axis of the result that the source's axis ``i`` runs along; ``None`` for
-        an axis of size one and for one along which positions are mixed.
+        an axis of size one and for one along which positions are mixed. Where there are
+        ``elements``, these are the same at every index of such an axis, but for that index.
     offence
         The first equation that mixes positions, if there is one.
     elements
@@ -108,7 +110,24 @@ def align(
     if not whole.mixed:
         return whole
     offence = _first_loss(eqns, source, source_ndim) or eqns[-1]
-    return replace(whole, offence=offence, elements=flat(places, result))
+    whole, elements = replace(whole, offence=offence), flat(places, result)
+    if elements is None:
+        return whole
+    return replace(whole, axes=_uniform(whole.axes, elements, result), elements=elements)
+
+
+def _uniform(
+    axes: Sequence[int | None], elements: np.ndarray, result: Sequence[int]
+) -> tuple[int | None, ...]:
+    """Axes at whose every index the elements reach the same positions, but for that index."""
+
+    def runs_along(i: int, k: int) -> bool:
+        step = math.prod(result[k + 1 :])
+        own = np.arange(elements.shape[i]).reshape(-1, *(1,) * (elements.ndim - i - 1))
+        rest = np.where(elements == NOTHING, NOTHING, elements - step * own)
+        return bool((rest == rest.take([0], axis=i)).all())
+
+    return tuple(k if k is not None and runs_along(i, k) else None for i, k in enumerate(axes))
 
 
 def _first_loss(eqns: Sequence[JaxprEqn], source: Var, ndim: int) -> JaxprEqn | None:

@@ -99,15 +99,19 @@ def join(parts: Sequence[Numbers], axis: int) -> Numbers:
 
 
 def axes_along(places: Places, result: Sequence[int], source: Sequence[int]) -> dict[int, int]:
-    """The axis of the result that an axis of the source runs along: with the same indices."""
+    """The axis of the result that an axis of the source runs along: with the same indices.
+
+    No two axes of the source run along one of the result.
+    """
     found: dict[int, int] = {}
     numbered = [k for k, n in enumerate(result) if n > 1]
     for k, numbers in zip(numbered, map(small, places), strict=False):
         for i, n in enumerate(source):
             if numbers.shape[i] == n == result[k]:
                 own = np.arange(n).reshape(n, *(1,) * (len(source) - i - 1))
-                if ((numbers == own) | (numbers == NOTHING)).all():
-                    found.setdefault(i, k)
+                if i not in found and ((numbers == own) | (numbers == NOTHING)).all():
+                    found[i] = k
+                    break
     return found
 
 
