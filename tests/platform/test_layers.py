@@ -52,7 +52,7 @@ CEILINGS = {
     "show": 1482,
     "jaxprs": 1180,
     "plugins": 1728,
-    "compiler": 4389,
+    "compiler": 4410,
     "executor": 1266,
     "files": 765,
     "cli": 771,
@@ -62,8 +62,8 @@ CEILINGS = {
     "modules": 418,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_062, 6_379
-WHOLE_CORE = 20_280
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_090, 6_400
+WHOLE_CORE = 20_310
 
 
 def module_of(file: Path) -> str:

@@ -41,11 +41,11 @@ _RECORDING = threading.RLock()
 
 
 @contextmanager
-def recorded_settings() -> Iterator[dict[str, Any]]:
+def recorded_settings(given: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Which settings are read inside, with the values that they have, or ``UNSET``.
 
     What the model puts into the environment itself for a part of its step, such as a time among its
-    inputs, is no setting from outside.
+    inputs, is no setting from outside; what the tracer puts there, ``given``, is one.
     """
     found: dict[str, Any] = {}
     with _RECORDING:
@@ -54,7 +54,7 @@ def recorded_settings() -> Iterator[dict[str, Any]]:
         def get(key: str, *args: Any, **kwargs: Any) -> Any:
             if key not in ELSEWHERE and kwargs.get("env") is None:
                 value = original(key, UNSET)
-                if value is outside.get(key, UNSET):
+                if value is outside.get(key, UNSET) or value is (given or {}).get(key, UNSET):
                     found.setdefault(key, value)
             return original(key, *args, **kwargs)
 

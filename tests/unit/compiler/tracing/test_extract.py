@@ -284,3 +284,24 @@ def test_gates_cut_from_one_product_inside_a_branch() -> None:
         reduction="sum",
     )
     assert_tree_close(grads, oracle.grads)
+
+
+class AsksForTheTime(zoo.Leaky):
+    """What a step does depends on whether there is a time, not on which."""
+
+    def update(self, x: Any) -> Any:
+        out = super().update(x)
+        return out if brainstate.environ.get("t", None) is None else 2.0 * out
+
+
+def test_a_setting_that_is_only_asked_for_must_be_there_again() -> None:
+    model, x = AsksForTheTime(), jnp.ones((BATCH, IN))
+    brainstate.nn.init_all_states(model, batch_size=BATCH)
+    learner = bt.D_RTRL(model)
+    with brainstate.environ.context(t=0.0):
+        learner.compile_graph(x)
+        first = learner(x)
+    with brainstate.environ.context(t=1.0):
+        assert np.abs(learner(x)).sum() > np.abs(first).sum() / 2
+    with pytest.raises(Exception, match="'t'"):
+        learner(x)

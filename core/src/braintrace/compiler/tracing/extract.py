@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -99,19 +99,22 @@ def _trace(
 ) -> ModuleInfo:
     """Trace a step; settings that move and that it reads are its last argument, in a dict."""
 
+    here: dict[str, Any] = {}
+
     def step(*inputs: Any) -> Any:
+        here.update(inputs[-1])
         with brainstate.environ.context(**inputs[-1]):
             return model(*inputs[:-1])
 
     moving = moving_values()
     given = (*args, moving)
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
-    states, settings = _run(model, stateful, given)
+    states, settings = _run(model, stateful, given, here)
     jaxpr = stateful.get_jaxpr(*given)
     out, new_values = stateful.get_out_shapes(*given)
     order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
     first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves(given))
-    environment, places = _settings_read(moving, jaxpr, first)
+    environment, places = _settings_read(moving, jaxpr, first, settings.keys())
     if environment:
         args = (*args, {name: moving[name] for name in environment})
     num_args, num_out = first + len(places), len(jax.tree.leaves(out))
@@ -146,12 +149,12 @@ def _trace(
 
 
 def _run(
-    model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...]
+    model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...], given: Mapping[str, Any]
 ) -> tuple[dict[Path, State], dict[str, Any]]:
-    """Trace a step: the states of the model, and the settings that it reads as constants."""
+    """Trace a step: the states of the model, and the settings that it reads, ``given`` ones too."""
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
-        with recorded_settings() as settings:
+        with recorded_settings(given) as settings:
             stateful.make_jaxpr(*inputs)
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
@@ -186,13 +189,17 @@ def _check_arguments(args: tuple[Any, ...]) -> None:
 
 
 def _settings_read(
-    moving: Mapping[str, Any], jaxpr: Jaxpr, first: int
+    moving: Mapping[str, Any], jaxpr: Jaxpr, first: int, asked: Collection[str]
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Names of those settings among the inputs that a program reads, and where they stand."""
+    """Names of those settings among the inputs that a program uses or asks for, and their places.
+
+    Whether a setting is there can decide what a step does, without a use of its value.
+    """
     atoms = (*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars)
     used = {atom for atom in atoms if versions.is_var(atom)}
     names = [place[0].key for place, _ in jax.tree_util.tree_leaves_with_path(moving)]
     read = {name for name, var in zip(names, jaxpr.invars[first:], strict=False) if var in used}
+    read |= moving.keys() & asked
     places = [place for place, name in enumerate(names, first) if name in read]
     return tuple(name for name in moving if name in read), places
 
