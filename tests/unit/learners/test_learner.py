@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.algorithms import ParamDimRule
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.zoo import weight
@@ -723,3 +725,67 @@ def test_a_state_that_is_not_reset_is_a_warning() -> None:
     learner.reset_state(2)  # the traces alone
     with pytest.warns(UserWarning, match=r"leaves the hidden state .*h as it is, because Kept has"):
         learner.reset_state(2, model_states=True)
+
+
+# --- what users override -----------------------------------------------------------------------
+
+FORMER = ["_solve_weight_gradients", "_update_etrace_data", "_compute_learning_signal", "make_step"]
+
+
+@pytest.mark.parametrize("name", FORMER)
+@pytest.mark.parametrize("learner", [bt.D_RTRL, bt.pp_prop, bt.ETraceVjpAlgorithm, bt.DNI])
+def test_a_hook_that_nothing_calls_is_refused(learner: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"Mine defines {name}, which nothing calls: .*make_rule"):
+        type("Mine", (learner,), {name: lambda self: None})
+
+
+def test_a_hook_from_beside_is_refused_too() -> None:
+    class Beside:
+        def make_step(self, rule: Any) -> Any:
+            return rule
+
+    with pytest.raises(TypeError, match="make_step"):
+        type("Mine", (Beside, bt.D_RTRL), {})
+
+
+def test_steps_of_an_executor_are_not_overridden() -> None:
+    with pytest.raises(TypeError, match="Mine defines signals, which nothing calls"):
+        type("Mine", (bt.ETraceGraphExecutor,), {"signals": lambda self, perturb: ()})
+
+
+def test_parts_of_a_rule_that_nothing_calls_are_refused() -> None:
+    with pytest.raises(TypeError, match="Mine defines accumulated.*of_block"):
+        type("Mine", (ParamDimRule,), {"accumulated": lambda self, block: None})
+
+
+def test_methods_of_a_subclass_keep_their_names() -> None:
+    class Mine(bt.D_RTRL):
+        def run(self, xs: Any) -> Any:
+            return self.etrace_evolve(xs, return_outputs=True)
+
+        takes = stepper = "mine"
+
+    learner = bt.compile(zoo.Leaky(), Mine, jnp.ones((2, IN)), batch_size=2)
+    assert learner(jnp.ones((2, IN))).shape == (2, HIDDEN)
+    assert learner.run(jnp.ones((3, 2, IN))).shape == (3, 2, HIDDEN)
+
+
+def test_a_rule_takes_a_public_executor() -> None:
+    model = zoo.Leaky()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    executor = bt.ETraceGraphExecutor(model)
+    executor.compile_graph(jnp.ones((2, IN)))
+    rule = ParamDimRule(executor)
+    assert rule.executor is executor.compiled
+    with pytest.warns(DeprecationWarning, match="links of an executor is executor.compiled.links"):
+        assert executor.links is rule.links
+
+
+def test_whole_jacobians_are_those_of_the_coupled_scope() -> None:
+    with pytest.raises(ValueError, match="jacobians='whole' needs recurrence_scope='coupled'"):
+        bt.ETraceGraphExecutor(zoo.Leaky(), jacobians="whole", recurrence_scope="diagonal")
+
+
+def test_a_report_is_text_to_others() -> None:
+    report = bt.compile(zoo.Leaky(), "d_rtrl", jnp.ones((2, IN)), batch_size=2).report
+    assert pickle.loads(pickle.dumps(report)) == str(report) == report()
