@@ -373,6 +373,17 @@ def test_refresh_gives_a_failed_plugin_another_chance(site, host_of, plugin_sour
     assert resolve(host, "ops", "mend")(jnp.ones(1), jnp.ones(1)).tolist() == [1]
 
 
+def test_refresh_reads_the_version_of_a_loaded_plugin_again(site, host_of, plugin_source):
+    site.add("newer", "newer_module", plugin_source("newer", "newer_p"), family="newer")
+    host = host_of(site)
+    host.load_all()
+    metadata = site.folder / "newer-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    host.refresh()
+    record = record_of(host, "newer")
+    assert (record.version, record.state, record.primitives) == ("1.1", "loaded", ("newer_p",))
+
+
 def test_settings_from_the_environment(monkeypatch):
     monkeypatch.setenv("BRAINTRACE_PLUGINS", "")
     monkeypatch.setenv("BRAINTRACE_DISABLE_PLUGINS", "Dense, my_conv")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import textwrap
 
 import pytest
 
@@ -192,6 +193,31 @@ def test_a_derived_batched_primitive_is_pickled_by_its_origin(site, run, plugin_
         out([found.name, found is find_primitive(found.name), found.spec.batched])
     """
     assert run(load, site) == ["batchy_p_batched", True, True]
+
+
+def test_a_pickle_imports_the_package_that_registers_its_primitive(site, run):
+    text = """
+        from braintrace import register_primitive
+
+        def scale(x, w):
+            return x * w
+
+        scale_p = register_primitive("own_scale", scale)
+    """
+    site.add("own-scale", "own_scale_module", textwrap.dedent(text))
+    saved = run(
+        """
+        import base64, pickle, own_scale_module
+        out(base64.b64encode(pickle.dumps(own_scale_module.scale_p)).decode())
+    """,
+        site,
+    )
+    load = f"""
+        import base64, pickle, sys
+        found = pickle.loads(base64.b64decode({saved!r}))
+        out([found.name, found is sys.modules["own_scale_module"].scale_p])
+    """
+    assert run(load, site) == ["own_scale", True]
 
 
 @pytest.fixture

@@ -136,9 +136,10 @@ def test_the_former_name_of_the_algorithms_says_so(run):
             from braintrace import rules
         from braintrace.algorithms import LearningRule as same
         texts = [str(w.message) for w in said if w.category is DeprecationWarning]
-        out([texts, LearningRule is same])
+        out([texts, [w.filename for w in said], LearningRule is same])
     """
-    assert run(code) == [["braintrace.rules is called braintrace.algorithms now"], True]
+    text = "braintrace.rules is called braintrace.algorithms now"
+    assert run(code) == [[text], ["<string>"], True]  # the user's own line, so that it is shown
 
 
 # --- braintrace.testing is a distribution of its own -------------------------------------------

@@ -16,6 +16,7 @@ import saiunit
 
 import braintrace as bt
 from braintrace import algorithms
+from braintrace.algorithms import Block
 from braintrace.testing import (
     assert_tree_close,
     bptt,
@@ -477,6 +478,17 @@ def test_three_factors_equal_the_oracle(model: Any, shape: tuple[int, ...]) -> N
         block_size=2,
     )
     assert_tree_close(found, oracle.grads)
+
+
+def test_traces_of_a_modulated_rule_need_no_modulator() -> None:
+    here = case(Dense)
+    rule, plain = (compiled(here, make).rule for make in (bt.ThreeFactor, bt.D_RTRL))
+    values = here.model.states(brainstate.ParamState)
+    operands = rule.executor.operand_values({path: s.value for path, s in values.items()})
+    shape = lambda leaf: jnp.ones((1, *leaf.shape), leaf.dtype)  # noqa: E731
+    block = Block(jax.tree.map(shape, rule.executor.jacobian_types), (jnp.ones((1, 1, 2, 3)),), ())
+    found, expected = (one.update(None, block, operands) for one in (rule, plain))
+    assert_tree_close(found, expected)
 
 
 def test_a_state_modulates() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -438,3 +439,12 @@ def test_two_processes_show_the_same() -> None:
     ]
     assert outputs[0] == outputs[1]
     assert b"</svg>" in outputs[0]
+
+
+def test_a_graph_without_its_diagnostics_can_be_shown() -> None:
+    case = zoo.case("gru-1", 2)
+    case.model(case.xs[0])
+    graph = bt.compile_etrace_graph(case.model, case.xs[0])
+    bare = dataclasses.replace(graph, diagnostics=())
+    assert summarize(bare).excluded[0].primitive == summarize(graph).excluded[0].primitive
+    assert "Wr.weight" in bare.report() and "svg" in str(bare.draw())

@@ -267,7 +267,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     inside = (*_HIDDEN, *libraries, "<frozen importlib")
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
+        frame = frame.f_back  # ``stacklevel`` does not count the frames of an import
+        level += not frame.f_code.co_filename.startswith("<frozen importlib")
     warnings.warn(message, category, stacklevel=level)
 
 
