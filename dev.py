@@ -407,7 +407,7 @@ def stub_texts() -> dict[str, str]:
     layers = sorted((f"{owner}.nn", name) for name, owner in names["OFFICIAL"]["nn"].items())
     distributed = [f"import {p} as {n}" for n, (_, p) in names["DISTRIBUTED"].items()]
     package = [*map(imported, given), *distributed, "", *map(imported, own)]
-    package += ["", "__version__: str"]
+    package += ["", "__version__: str", "__version_info__: tuple[int, ...]"]
     rest = ["def __getattr__(name: str) -> Any: ...  # everything else of brainstate.nn"]
     nn = ["from typing import Any", "", *map(imported, layers), "", *rest]
     return {"__init__.pyi": head + lines(package), "nn.pyi": head + lines(nn)}

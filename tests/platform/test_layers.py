@@ -59,7 +59,7 @@ CEILINGS = {
     "algorithms": 2144,
     "drivers": 1884,
     "learners": 2170,
-    "modules": 418,
+    "modules": 477,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_090, 6_400

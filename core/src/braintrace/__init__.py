@@ -7,6 +7,7 @@ is ``names.py``, types are in ``__init__.pyi``.
 """
 
 __version__ = "0.1.0"
+__version_info__ = (0, 1, 0)
 
 from .lazy import install_finders as _install_finders
 from .lazy import names_of_core as __dir__  # noqa: F401

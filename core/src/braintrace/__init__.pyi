@@ -70,3 +70,4 @@ from . import plugins as plugins
 from . import rules as rules
 
 __version__: str
+__version_info__: tuple[int, ...]

@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 
-from .names import CORE, DISTRIBUTED, OFFICIAL, SUBMODULES
+from .names import CORE, DISTRIBUTED, INSTEAD, OFFICIAL, SUBMODULES
 
 TYPE_CHECKING = False  # as type checkers read it; importing typing takes longer than all else
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def resolve_in_core(name: str) -> object:
         value = getattr(import_module(f"{_PACKAGE}.{CORE[name]}"), name)
         setattr(sys.modules[_PACKAGE], name, value)
         return value
+    if name == "__all__":
+        return _listed("ops", {*CORE, "nn"})
     return provided("ops", name)
 
 
@@ -37,10 +39,11 @@ def resolve_in_nn(name: str) -> object:
     """``braintrace.nn.<name>``: a layer of a plugin, or the name of ``brainstate.nn``."""
     if name.startswith("_") or _has_provider("nn", name):
         return provided("nn", name)
-    try:
-        return getattr(import_module("brainstate.nn"), name)
-    except AttributeError:
-        raise _unknown("nn", name) from None
+    known = name not in INSTEAD["nn"]
+    found = getattr(import_module("brainstate.nn"), name, None) if known else None
+    if found is None:
+        raise _unknown("nn", name)
+    return found
 
 
 def provided(kind: str, name: str) -> object:
@@ -59,20 +62,21 @@ def provided(kind: str, name: str) -> object:
 def names_of_core() -> list[str]:
     """What ``dir(braintrace)`` lists: everything that resolves."""
     absent = {name for name, (_, package) in DISTRIBUTED.items() if _spec_of(package) is None}
-    return _listed("ops", {*CORE, *SUBMODULES} - absent)
+    return sorted({*vars(sys.modules[_PACKAGE]), *_listed("ops", {*CORE, *SUBMODULES} - absent)})
 
 
 def names_of_nn() -> list[str]:
     """What ``dir(braintrace.nn)`` lists: everything that resolves."""
     forwarded = {n for n in dir(import_module("brainstate.nn")) if not n.startswith("_")}
-    return _listed("nn", forwarded - OFFICIAL["nn"].keys())
+    public = _listed("nn", forwarded - OFFICIAL["nn"].keys() - INSTEAD["nn"].keys())
+    return sorted({*vars(sys.modules[_MODULE_OF["nn"]]), *public})
 
 
 def _listed(kind: str, names: set[str]) -> list[str]:
+    """These names and those of plugins that resolve."""
     from .plugins import process, resolution
 
-    available = resolution.available(process.host(), kind)
-    return sorted({*vars(sys.modules[_MODULE_OF[kind]]), *names, *available})
+    return sorted(names | resolution.available(process.host(), kind))
 
 
 def _has_provider(kind: str, name: str) -> bool:
@@ -100,8 +104,15 @@ def _loaded(kind: str, name: str) -> object:
 
 def _unknown(kind: str, name: str) -> AttributeError:
     module = sys.modules[_MODULE_OF[kind]]
-    text = f"module {module.__name__!r} has no attribute {name!r}"
+    text = f"module {module.__name__!r} has no attribute {name!r}{_instead(kind, name)}"
     return AttributeError(text, name=name, obj=module)
+
+
+def _instead(kind: str, name: str) -> str:
+    """What to use in place of a name of the distribution ``braintrace`` 0.2."""
+    if name not in INSTEAD[kind]:
+        return ""
+    return f"; in the place of this name of braintrace 0.2, use {INSTEAD[kind][name]}"
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
@@ -114,7 +125,8 @@ class _ProviderFinder:
     """Last on ``sys.meta_path``: ``import braintrace.conv`` says why it cannot be had.
 
     ``from braintrace import conv`` ends here too. The error names the provider as the missing
-    module: an error that named the requested one would be swallowed by the import statement.
+    module: an error that named the requested one would be swallowed by the import statement. A name
+    of ``braintrace`` 0.2 says what to use instead.
     """
 
     @staticmethod
@@ -128,6 +140,9 @@ class _ProviderFinder:
                 _loaded(kind, name)
             except PluginError as error:
                 raise PluginImportError.of(error) from error.__cause__
+        elif kind and name in INSTEAD[kind]:
+            text = f"cannot import name {name!r} from {parent!r}{_instead(kind, name)}"
+            raise ImportError(text, name=parent)
 
 
 class _DistributedFinder:

@@ -73,3 +73,45 @@ OFFICIAL = {
     "ops": {operation: of for of, (operation, _) in _PROVIDED_BY.items()},
     "nn": {layer: of for of, (_, layers) in _PROVIDED_BY.items() for layer in layers.split()},
 }
+
+_PRIVATE = "public names: from braintrace import ..."
+_NEURONS = "ALIF Alpha DualExpon Expon IF LIF STD STP"
+
+#: Names of the ``braintrace`` 0.2 distribution that are not here, and what to use in their place.
+INSTEAD = {
+    "ops": {
+        "CompilationReport": "learner.report, or graph.report() for its text",
+        "ConvOp": "braintrace.conv",
+        "ETraceOp": "an operation, such as braintrace.matmul, or braintrace.register_primitive",
+        "ETraceParam": "brainstate.ParamState, and an operation of braintrace on its value",
+        "ETraceVmap": "what braintrace.compile(..., vmap=True) returns, which is a learner",
+        "ElemWiseOp": "braintrace.element_wise",
+        "ElemWiseParam": "brainstate.ParamState, and braintrace.element_wise on its value",
+        "FakeETraceParam": "an array, and operations of jax.numpy",
+        "FakeElemWiseParam": "an array, and operations of jax.numpy",
+        "FixedRandomFeedback": "braintrace.EProp(model, feedback='random')",
+        "GradExpon": "optax.trace(decay)",
+        "KappaFilter": "optax.ema(kappa, debias=False)",
+        "LoraOp": "braintrace.lora_matmul",
+        "MatMulOp": "braintrace.matmul",
+        "NonTempParam": "brainstate.ParamState, and operations of jax.numpy on its value",
+        "RandomProjectionVjpAlgorithm": "braintrace.UORO",
+        "SequenceDriverMixin": "braintrace.ETraceAlgorithm, which has etrace_grad and its kin",
+        "SpMatMulOp": "braintrace.sparse_matmul",
+        "SyntheticGradient": "braintrace.DNI, which makes its predictions itself",
+        "_compiler": _PRIVATE,
+        "_etrace_compiler": _PRIVATE,
+        "_etrace_op": _PRIVATE,
+        "_op": _PRIVATE,
+        "einsum": "braintrace.matmul of reshaped operands, or braintrace.register_primitive",
+        "embedding": "braintrace.matmul(jax.nn.one_hot(indices, len(weight)), weight)",
+        "grouped_matmul": "braintrace.matmul for each group, or braintrace.register_primitive",
+        "train_synthetic_gradient": "braintrace.DNI, which trains its predictions with the weights",
+    },
+    "nn": {
+        "Embedding": "braintrace.nn.Linear of jax.nn.one_hot(indices, size), which has a trace; "
+        "brainstate.nn.Embedding has none",
+        "GroupedLinear": "braintrace.nn.Linear for each group",
+        **{name: f"brainpy.state.{name}" for name in _NEURONS.split()},
+    },
+}
