@@ -63,7 +63,7 @@ CEILINGS = {
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_090, 6_400
-WHOLE_CORE = 20_310
+WHOLE_CORE = 20_350
 
 
 def module_of(file: Path) -> str:
