@@ -226,7 +226,7 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_telling_parts_of_paths_are_never_left_out() -> None:
     paths = [("net", "encoder", "blocks", k, "attention", "query", "weight") for k in range(20)]
-    names = Names.of(paths)
+    names = Names(paths)
     short = [names.short(path, 20) for path in paths]
     assert len(set(short)) == 20
     assert short[7] == "net…[7]…weight"

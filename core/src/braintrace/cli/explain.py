@@ -88,7 +88,7 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
 
 def _write(graph: ETraceGraph, options: argparse.Namespace) -> None:
     from ..compiler.summary import summarize
-    from ..show.html import page
+    from ..show.report import page
 
     texts = {
         options.draw: lambda: str(graph.draw()),

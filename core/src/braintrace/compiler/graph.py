@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..show.draw import Drawing, draw
-from ..show.html import to_html
-from ..show.report import to_text
 from .found import Found
 from .summary import summarize
+
+if TYPE_CHECKING:
+    from ..show.draw import Drawing
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,8 @@ class ETraceGraph(Found):
         fold
             Whether layers that are alike share a row, as ``layers[1-19]``.
         """
+        from ..show.report import to_text  # slow to import, and seldom needed
+
         return to_text(summarize(self), width, fold)
 
     def draw(self, columns: int | None = None) -> Drawing:
@@ -82,7 +85,11 @@ class ETraceGraph(Found):
         ValueError
             When ``columns`` is not positive.
         """
+        from ..show.draw import draw
+
         return draw(summarize(self), columns)
 
     def _repr_html_(self) -> str:
+        from ..show.report import to_html
+
         return to_html(summarize(self))

@@ -9,28 +9,26 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
 
-from .cards import HEIGHT, Item, make_cards, text_height, text_width
+from .cards import HEIGHT, Item, make_cards, text_size
 from .facts import Flow, Node, Summary
-from .layout import Layout, Placed, Point, lay_out
+from .layout import Layout, Placed, Point
 from .tables import totals
 from .text import wrap
 
 #: Width in pixels that a drawing does not exceed while a row holds more than one card.
 WIDTH = 1240
 
-LIGHT = {
-    "paper": "#ffffff", "frame": "#f4f5f7", "border": "#d5d9e0", "ink": "#1c2330",
-    "faint": "#5a6473", "relation": "#0f7b6c", "relation_fill": "#e0f3ef", "group": "#2257c4",
-    "group_fill": "#e3ecfd", "grey": "#8a93a1", "grey_fill": "#e9ebee", "direct": "#9a6700",
-    "direct_fill": "#fdf3d8", "warn": "#c0392b", "warn_fill": "#fde8e4", "old": "#8040b0",
-    "input": "#4a5568",
-}  # fmt: skip
-DARK = {
-    "paper": "#14171c", "frame": "#1d2127", "border": "#39404a", "ink": "#e6e9ee",
-    "faint": "#a3adbb", "relation": "#4cc3ae", "relation_fill": "#12352f", "group": "#7aa7ff",
-    "group_fill": "#182a4d", "grey": "#8a93a1", "grey_fill": "#2a2f36", "direct": "#e0b341",
-    "direct_fill": "#3a2f10", "warn": "#ff8a7a", "warn_fill": "#421d18", "old": "#c58cf0",
-    "input": "#b4bfce",
+#: In light and in dark.
+COLOURS = {
+    "paper": ("#ffffff", "#14171c"), "frame": ("#f4f5f7", "#1d2127"),
+    "border": ("#d5d9e0", "#39404a"), "ink": ("#1c2330", "#e6e9ee"),
+    "faint": ("#5a6473", "#a3adbb"), "input": ("#4a5568", "#b4bfce"),
+    "relation": ("#0f7b6c", "#4cc3ae"), "relation_fill": ("#e0f3ef", "#12352f"),
+    "group": ("#2257c4", "#7aa7ff"), "group_fill": ("#e3ecfd", "#182a4d"),
+    "grey": ("#8a93a1", "#8a93a1"), "grey_fill": ("#e9ebee", "#2a2f36"),
+    "direct": ("#9a6700", "#e0b341"), "direct_fill": ("#fdf3d8", "#3a2f10"),
+    "warn": ("#c0392b", "#ff8a7a"), "warn_fill": ("#fde8e4", "#421d18"),
+    "old": ("#8040b0", "#c58cf0"),
 }  # fmt: skip
 
 RULES = """
@@ -95,26 +93,13 @@ class Drawing:
 
 
 def draw(summary: Summary, columns: int | None = None) -> Drawing:
-    """Draw a summary.
-
-    Parameters
-    ----------
-    summary
-        What is shown.
-    columns
-        How many cards stand in a row; ``None``: as many as keep the drawing readable on a page.
-
-    Raises
-    ------
-    ValueError
-        When ``columns`` is not positive.
-    """
+    """Draw a summary; see ``ETraceGraph.draw``."""
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     cards = make_cards(summary)
     ends = _end("input", summary.inputs), _end("output", summary.outputs)
     for number in [columns] if columns else range(min(len(cards), 8), 0, -1):
-        layout = lay_out(cards, ends, summary.flows, number)
+        layout = Layout(cards, ends, summary.flows, number)
         if layout.width <= WIDTH:
             break
     return Drawing(_svg(layout, summary))
@@ -128,8 +113,11 @@ def _end(name: str, leaves: Sequence[str]) -> Item:
 
 def themed(rules: str) -> str:
     """Rules of style with the colours of the light theme, and those of the dark one."""
-    dark = rules.format(**DARK)
-    return f"{rules.format(**LIGHT)}@media (prefers-color-scheme: dark) {{{dark}}}"
+    light, dark = (
+        rules.format(**dict(zip(COLOURS, theme, strict=True)))
+        for theme in zip(*COLOURS.values(), strict=True)
+    )
+    return f"{light}@media (prefers-color-scheme: dark) {{{dark}}}"
 
 
 def _svg(layout: Layout, summary: Summary) -> str:
@@ -157,10 +145,9 @@ def _svg(layout: Layout, summary: Summary) -> str:
         *legend,
         "</g>",
     ]
-    view = " ".join(map(_number, (0, 0, *size.values())))
     inner = "\n".join(["", *parts, ""])
     return _tag("svg", inner, xmlns="http://www.w3.org/2000/svg", class_="bt-graph", role="img",
-                **size, viewBox=view)  # fmt: skip
+                **size, viewBox=_at(0, 0, *size.values()))  # fmt: skip
 
 
 def _tag(name: str, *inner: str, **attributes: object) -> str:
@@ -191,8 +178,7 @@ def _rect(x: float, y: float, width: float, height: float, rx: int, **look: str)
 
 def _head(look: str, *corners: Point) -> str:
     """The head of an arrow."""
-    points = " ".join(_at(*corner, between=",") for corner in corners)
-    return _tag("polygon", class_=look, points=points)
+    return _tag("polygon", class_=look, points=" ".join(_at(*p, between=",") for p in corners))
 
 
 def _frame(frame: Placed) -> str:
@@ -202,13 +188,15 @@ def _frame(frame: Placed) -> str:
 
 def _box(box: Placed) -> str:
     item, inner = box.what, []
-    if item.look == "group":
-        inner.append(_loop(box))
+    if item.look == "group":  # the transition, from the old value to the new one
+        x, y = box.x + box.width - 34, box.y
+        inner.append(_tag("path", class_="loop", d=f"M{_at(x, y)} c0 -16 20 -16 20 -3"))
+        inner.append(_head("loop-head", (x + 20, y), (x + 16, y - 7), (x + 24, y - 7)))
     round_ = 10 if item.look.startswith("group") else 4
     inner.append(_rect(box.x, box.y, box.width, box.height, round_))
     if "only-direct" in item.look:
         inner.append(_mark(box.x, box.y, box.height))
-    y = box.y + (box.height - text_height(item.lines)) / 2
+    y = box.y + (box.height - text_size(*item.lines)[1]) / 2
     for k, (look, text) in enumerate(item.lines, 1):
         y += HEIGHT[look]
         last = " last" if k == len(item.lines) else ""
@@ -220,13 +208,6 @@ def _box(box: Placed) -> str:
 def _mark(x: float, y: float, height: float) -> str:
     """A strip on the left of a box: its parameters have the direct gradient alone."""
     return _rect(x - 1, y + 3, 4, height - 6, 2, class_="mark")
-
-
-def _loop(box: Placed) -> str:
-    """The transition: from the group's old value to its new one."""
-    x, y = box.x + box.width - 34, box.y
-    line = _tag("path", class_="loop", d=f"M{_at(x, y)} c0 -16 20 -16 20 -3")
-    return line + _head("loop-head", (x + 20, y), (x + 16, y - 7), (x + 24, y - 7))
 
 
 def _look(flow: Flow, traced: set[int]) -> str:
@@ -244,17 +225,18 @@ def _wire(flow: Flow, points: Sequence[Point], look: str) -> str:
     left = x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx
     right = x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx
     line = _rounded([*points[:-1], (x - 5 * dx, y - 5 * dy)])
-    words = f"{_words(flow.source)} enters {_words(flow.target)}"
+    nodes = (flow.source, flow.target)
+    words = " enters ".join(WORDS.get(kind, f"the {kind}").format(k) for kind, k in nodes)
     words += "" if flow.credit else " (values only, no gradient)"
     parts = _tag("title", words), _tag("path", d=line), _head("head", (x, y), left, right)
     return _tag("g", *parts, class_=f"wire {look}")
 
 
-def _words(node: Node) -> str:
-    kind, number = node
-    named = {"new": "the new value of group", "old": "the old value of group", "group": "group",
-             "op": "operation", "plain": "parameter", "state": "state"}  # fmt: skip
-    return f"{named[kind]} {number}" if kind in named else f"the {kind}"
+#: What messages call a node.
+WORDS = {
+    "new": "the new value of group {}", "old": "the old value of group {}", "group": "group {}",
+    "op": "operation {}", "plain": "parameter {}", "state": "state {}",
+}  # fmt: skip
 
 
 def _rounded(points: Sequence[Point], radius: float = 5) -> str:
@@ -317,7 +299,7 @@ def _legend(present: set[str], width: float) -> tuple[list[str], float]:
     x, y, parts = 12.0, 10.0, []
     for look, text in (BOXES | LINES).items():
         if look in present:
-            room = 30 + text_width([("fine", text)]) + 18
+            room = 30 + text_size(("fine", text))[0] + 18
             if x + room > width and x > 12:
                 x, y = 12.0, y + 20
             parts.append(_sample(look, x, y) + _text(x + 30, y + 9, "fine", text))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cards import Card, Item, home, text_height, text_width
+from .cards import Card, Item, text_size
 from .facts import Flow, Node
 
 TRACK, PORT, GAP, PAD = 9, 10, 18, 12
@@ -37,17 +37,6 @@ class Placed:
     height: float
 
 
-def lay_out(
-    cards: Sequence[Card], ends: tuple[Item, Item], flows: Sequence[Flow], num_columns: int
-) -> Layout:
-    """Place the cards in rows of ``num_columns``, and route every flow.
-
-    ``ends`` are the boxes of the input and of the output.
-    """
-    grid = _Grid(cards, min(num_columns, len(cards)))
-    return Layout(grid, [grid.route(flow) for flow in flows], ends)
-
-
 @dataclass(frozen=True)
 class _Route:
     """A flow, the sides where it leaves and enters, and between which places of each corridor."""
@@ -56,60 +45,6 @@ class _Route:
     start: Side
     corridors: dict[Corridor, tuple[int, int]]
     end: Side
-
-
-class _Grid:
-    """The cards in their cells, before anything has coordinates."""
-
-    def __init__(self, cards: Sequence[Card], num_columns: int) -> None:
-        self.cards = cards
-        self.num_columns = num_columns
-        self.card_of = {
-            item.node: k
-            for k, card in enumerate(cards)
-            for item in (*card.items, *filter(None, [card.group]))
-        }
-
-    def cell(self, node: Node) -> tuple[int, int]:
-        """Row and column of the card that a box stands in; the ends have cells of their own."""
-        if node[0] == "input":
-            return 0, -1
-        if node[0] == "output":
-            row, column = divmod(len(self.cards) - 1, self.num_columns)
-            return row, column + 1
-        return divmod(self.card_of[node], self.num_columns)
-
-    def route(self, flow: Flow) -> _Route:
-        """The corridors that a flow takes in turn."""
-        box, target = home(flow.source), flow.target
-        card = self.card_of.get(box)
-        if card is None or card != self.card_of.get(target):
-            return self._between(flow, box)
-        if box != flow.source:  # from a group back to an operation of its own card
-            lanes = {("bottom", card): (0, 0), ("left", card): (0, 0)}
-            return _Route(flow, (box, "bottom"), lanes, (target, "left"))
-        lanes = {("middle", card): (0, 0)}
-        if target[0] == "group":
-            return _Route(flow, (box, "right"), lanes, (target, "left"))
-        return _Route(flow, (box, "right"), {**lanes, ("above", card): (0, 0)}, (target, "top"))
-
-    def _between(self, flow: Flow, box: Node) -> _Route:
-        """From card to card, through gutters and a channel next to the source."""
-        (r1, c1), (r2, c2) = self.cell(box), self.cell(flow.target)
-        into_group = flow.target[0] == "group"
-        card, a, b = self.card_of.get(box), c1 + 1, c2 + into_group
-        corridors: dict[Corridor, tuple[int, int]] = {}
-        if card is not None and box[0] != "group" and self.cards[card].group is not None:
-            corridors = {("middle", card): (0, 0), ("bottom", card): (0, 0)}  # under the group
-        if a == b:
-            corridors["gutter", a] = (2 * r1 + 1, 2 * r2 + 1)
-        else:
-            channel = r1 + 1 if r2 > r1 else r1
-            corridors["gutter", a] = (2 * r1 + 1, 2 * channel)
-            corridors["channel", channel] = (a, b)
-            corridors["gutter", b] = (2 * channel, 2 * r2 + 1)
-        side = "right" if into_group else "left"
-        return _Route(flow, (box, "right"), corridors, (flow.target, side))
 
 
 def _tracks(corridor: Corridor, spans: dict[Node, tuple[int, int]]) -> dict[Node, int]:
@@ -126,16 +61,25 @@ def _tracks(corridor: Corridor, spans: dict[Node, tuple[int, int]]) -> dict[Node
 
 
 class Layout:
-    """Everything with its coordinates.
+    """Cards in rows of ``num_columns``, and every flow as a wire, with their coordinates.
 
-    ``width`` and ``height``; ``frames``, the borders of the cards, with their titles; ``boxes`` by
-    node; ``wires``, the corners of every flow.
+    ``ends`` are the boxes of the input and of the output. What is found: ``width`` and ``height``;
+    ``frames``, the borders of the cards, with their titles; ``boxes`` by node; ``wires``, the
+    corners of every flow.
     """
 
-    def __init__(self, grid: _Grid, routes: Sequence[_Route], ends: tuple[Item, Item]) -> None:
-        self.grid = grid
+    def __init__(
+        self, cards: Sequence[Card], ends: Sequence[Item], flows: Sequence[Flow], num_columns: int
+    ) -> None:
+        self.cards, self.num_columns = cards, min(num_columns, len(cards))
+        self.card_of = {
+            item.node: k
+            for k, card in enumerate(cards)
+            for item in (*card.items, *filter(None, [card.group]))
+        }
         self.attached: dict[Side, list[object]] = {}
         spans: dict[Corridor, dict[Node, tuple[int, int]]] = {}
+        routes = [self._route(flow) for flow in flows]
         for route in routes:
             net = route.flow.source
             for side, what in ((route.start, net), (route.end, ("to", net))):
@@ -149,92 +93,135 @@ class Layout:
         self.first: dict[Corridor, float] = {}  # coordinate of a corridor's first track
         self.boxes: dict[Node, Placed] = {}
         self.frames: list[Placed] = []
-        self._place(ends)
-        placed: list[Placed] = [*self.boxes.values(), *self.frames]
+        self.height = self._place(ends)
+        placed = [*self.boxes.values(), *self.frames]
         gutters = [(c, nets) for c, nets in self.tracks.items() if c[0] == "gutter"]
         rights = [self._along(corridor, net) for corridor, nets in gutters for net in nets]
         self.width = PAD + max([*rights, *(one.x + one.width for one in placed)])
         self.wires = {route.flow: self._wire(route) for route in routes}
 
-    def room(self, kind: str, number: int, least: int = 0) -> int:
+    def _cell(self, node: Node) -> tuple[int, int]:
+        """Row and column of the card that a box stands in; the ends have cells of their own."""
+        if node[0] == "input":
+            return 0, -1
+        if node[0] == "output":
+            row, column = divmod(len(self.cards) - 1, self.num_columns)
+            return row, column + 1
+        return divmod(self.card_of[node], self.num_columns)
+
+    def _route(self, flow: Flow) -> _Route:
+        """The corridors that a flow takes in turn."""
+        source, target = flow.source, flow.target
+        box = ("group", source[1]) if source[0] in ("new", "old") else source
+        card = self.card_of.get(box)
+        if card is None or card != self.card_of.get(target):
+            return self._between(flow, box)
+        if box != source:  # from a group back to an operation of its own card
+            lanes = {("bottom", card): (0, 0), ("left", card): (0, 0)}
+            return _Route(flow, (box, "bottom"), lanes, (target, "left"))
+        lanes = {("middle", card): (0, 0)}
+        if target[0] == "group":
+            return _Route(flow, (box, "right"), lanes, (target, "left"))
+        return _Route(flow, (box, "right"), {**lanes, ("above", card): (0, 0)}, (target, "top"))
+
+    def _between(self, flow: Flow, box: Node) -> _Route:
+        """From card to card, through gutters and a channel next to the source."""
+        (r1, c1), (r2, c2) = self._cell(box), self._cell(flow.target)
+        into_group = flow.target[0] == "group"
+        card, a, b = self.card_of.get(box), c1 + 1, c2 + into_group
+        corridors: dict[Corridor, tuple[int, int]] = {}
+        if card is not None and box[0] != "group" and self.cards[card].group is not None:
+            corridors = {("middle", card): (0, 0), ("bottom", card): (0, 0)}  # under the group
+        if a == b:
+            corridors["gutter", a] = (2 * r1 + 1, 2 * r2 + 1)
+        else:
+            channel = r1 + 1 if r2 > r1 else r1
+            corridors["gutter", a] = (2 * r1 + 1, 2 * channel)
+            corridors["channel", channel] = (a, b)
+            corridors["gutter", b] = (2 * channel, 2 * r2 + 1)
+        side = "right" if into_group else "left"
+        return _Route(flow, (box, "right"), corridors, (flow.target, side))
+
+    def _room(self, kind: str, number: int, least: int = 0) -> int:
         """What the tracks of a corridor take."""
         used = self.tracks.get((kind, number), {}).values()
         return TRACK * max(least, *(track + 1 for track in used), 0)
 
-    def box_size(self, item: Item) -> tuple[float, float]:
+    def _box_size(self, item: Item) -> tuple[float, float]:
         """Room for the text and for everything attached."""
         left, right, top, bottom = (
             len(self.attached.get((item.node, side), ()))
             for side in ("left", "right", "top", "bottom")
         )
+        width, height = text_size(*item.lines)
         return (
-            max(text_width(item.lines) + 18, 16 + PORT * max(top, bottom)),
-            max(text_height(item.lines) + 12, 8 + PORT * max(left, right)),
+            max(width + 18, 16 + PORT * max(top, bottom)),
+            max(height + 12, 8 + PORT * max(left, right)),
         )
 
-    def margins(self, k: int) -> tuple[float, float]:
+    def _margins(self, k: int) -> tuple[float, float]:
         """Room left of the operations of a card, and between them and the group."""
-        card = self.grid.cards[k]
+        card = self.cards[k]
         if not card.items:
             return PAD, 0
         wide = 26 if card.group is not None else PAD
-        return PAD + 8 + self.room("left", k), wide + self.room("middle", k)
+        return PAD + 8 + self._room("left", k), wide + self._room("middle", k)
 
-    def stack(self, k: int) -> tuple[float, float]:
+    def _stack(self, k: int) -> tuple[float, float]:
         """Width and height of the operations of a card, under one another."""
-        sizes = [self.box_size(item) for item in self.grid.cards[k].items]
+        sizes = [self._box_size(item) for item in self.cards[k].items]
         height = sum(h for _, h in sizes) + GAP * max(len(sizes) - 1, 0)
         return max((w for w, _ in sizes), default=0), height
 
-    def card_size(self, k: int) -> tuple[float, float]:
-        card = self.grid.cards[k]
-        width, height = self.stack(k)
-        width += sum(self.margins(k))
+    def _card_size(self, k: int) -> tuple[float, float]:
+        card = self.cards[k]
+        width, height = self._stack(k)
+        width += sum(self._margins(k))
         if card.group is not None:
-            w, h = self.box_size(card.group)
+            w, h = self._box_size(card.group)
             width, height = width + w + PAD, max(height, h + GAP)
-        title = text_width([("name", card.title)]) + 2 * PAD
-        return max(width, title), 34 + height + PAD + self.room("bottom", k)
+        title, _ = text_size(("name", card.title))
+        return max(width, title + 2 * PAD), 34 + height + PAD + self._room("bottom", k)
 
-    def _place(self, ends: tuple[Item, Item]) -> None:
-        """Place every card in its cell, and the input and the output beside them."""
-        cards, n = self.grid.cards, self.grid.num_columns
-        sizes = [self.card_size(k) for k in range(len(cards))]
+    def _place(self, ends: Sequence[Item]) -> float:
+        """Place every card in its cell, and the input and the output beside them; the height."""
+        n = self.num_columns
+        sizes = [self._card_size(k) for k in range(len(self.cards))]
         widths = [max(w for w, _ in sizes[c::n]) for c in range(n)]
         heights = [max(h for _, h in sizes[k : k + n]) for k in range(0, len(sizes), n)]
         columns, rows = [], []
-        x, y = PAD + self.box_size(ends[0])[0], 0.0
+        x, y = PAD + self._box_size(ends[0])[0], 0.0
         for c, width in enumerate((*widths, 0)):  # a gutter in front of each, one behind the last
             self.first["gutter", c] = x + 14
-            columns.append(x + 34 + self.room("gutter", c, 1))
+            columns.append(x + 34 + self._room("gutter", c, 1))
             x = columns[-1] + width
         for r, height in enumerate((*heights, 0)):  # a channel above each, one under the last
             self.first["channel", r] = y + 10
-            rows.append(y + 16 + self.room("channel", r))
+            rows.append(y + 16 + self._room("channel", r))
             y = rows[-1] + height
-        for k, (w, h) in enumerate(sizes):
+        for k, card in enumerate(self.cards):
             r, c = divmod(k, n)
-            wide = widths[c] if cards[k].group is not None else w
-            self._card(k, Placed(cards[k].title, columns[c], rows[r], wide, h))
-        row, column = self.grid.cell(("output", 0))
+            wide, high = (widths[c], sizes[k][1]) if card.group is not None else sizes[k]
+            self._place_card(k, Placed(card.title, columns[c], rows[r], wide, high))
+        row, column = self._cell(("output", 0))
         for item, x, r in ((ends[0], PAD, 0), (ends[1], columns[column], row)):
-            w, h = self.box_size(item)
+            w, h = self._box_size(item)
             self.boxes[item.node] = Placed(item, x, rows[r] + heights[r] / 2 - h / 2, w, h)
-        self.height = y
+        return y
 
-    def _card(self, k: int, frame: Placed) -> None:
-        card, x, y = self.grid.cards[k], frame.x, frame.y
+    def _place_card(self, k: int, frame: Placed) -> None:
+        card, x, y = self.cards[k], frame.x, frame.y
         self.frames.append(frame)
-        left, middle = self.margins(k)
-        wide, high = self.stack(k)
-        top, bottom = y + 34, y + frame.height - PAD - self.room("bottom", k)
+        left, middle = self._margins(k)
+        wide, high = self._stack(k)
+        top, bottom = y + 34, y + frame.height - PAD - self._room("bottom", k)
         at = top + (bottom - top - high) / 2
         for item in card.items:
-            _, h = self.box_size(item)
+            _, h = self._box_size(item)
             self.boxes[item.node] = Placed(item, x + left, at, wide, h)
             at += h + GAP
         if card.group is not None:
-            w, h = self.box_size(card.group)
+            w, h = self._box_size(card.group)
             at = (top + bottom + GAP - h) / 2
             self.boxes[card.group.node] = Placed(card.group, x + left + wide + middle, at, w, h)
         self.first["left", k] = x + 8

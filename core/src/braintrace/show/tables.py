@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
@@ -59,13 +59,6 @@ class Span(int):
 
     last: int
 
-    @classmethod
-    def between(cls, first: Any, last: Any) -> Span:
-        """The integers from ``first`` to ``last``."""
-        span = cls(first)
-        span.last = last
-        return span
-
     def __format__(self, spec: str) -> str:
         return f"{int(self)}-{self.last}"
 
@@ -76,78 +69,65 @@ def why(op: OperationFacts, brief: bool = False) -> str:
 
 
 def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
-    """Groups, relations, parameters and operations without a trace; empty tables are left out."""
+    """Groups, relations, parameters and operations without a trace.
+
+    Empty tables are left out, and columns in which nothing stands.
+    """
     sources = short_sources(op.source for op in summary.operations)
     united = any(unit for group in summary.groups for unit in group.units)
-    groups = [
-        (
-            Cell(numbers=(group.index,)),
-            Cell(paths=group.states),
-            Cell(str(group.positions)),
-            Cell(str(group.num_state)),
-            Cell(group.transition),
-            Cell(", ".join(unit or "1" for unit in group.units) if united else ""),
-        )
-        for group in summary.groups
-    ]
-    relations = [
-        (
-            Cell(numbers=(op.relation or 0,)),
-            Cell(op.primitive),
-            Cell(paths=op.parameters),
-            Cell(numbers=op.groups),
-            Cell("; ".join(dict.fromkeys(op.alignment))),
-            Cell(sources[op.source]),
-        )
-        for op in summary.relations
-    ]
-    parameters = [
-        (
-            Cell(paths=(parameter.path,)),
-            Cell(items=parameter.leaves),
-            Cell(parameter.gradient),
-            Cell(numbers=parameter.relations),
-        )
-        for parameter in summary.parameters
-    ]
-    excluded = [
-        (Cell(op.primitive), Cell(paths=op.parameters), Cell(why(op)), Cell(sources[op.source]))
-        for op in summary.excluded
-    ]
-    found = (
-        ("Hidden groups", "#, states, positions, S, transition, unit", groups),
-        ("Relations", "#, operation, parameters, drives, y in positions, source", relations),
-        ("Parameters", "parameter, leaves, gradient, relation", parameters),
-        ("Operations without a trace", "operation, parameters, why no trace, source", excluded),
-    )
-    return tuple(_table(title, header, rows, fold) for title, header, rows in found if rows)
-
-
-def _table(title: str, header: str, rows: Sequence[Row], fold: bool) -> Table:
-    """A table without the columns in which nothing stands."""
-    names = header.split(", ")
-    kept = [k for k in range(len(names)) if any(row[k] != Cell() for row in rows)]
-    rows = tuple(tuple(row[k] for k in kept) for row in rows)
-    return Table(title, tuple(names[k] for k in kept), fold_rows(rows) if fold else rows)
+    columns: dict[str, tuple[Sequence[Any], dict[str, Callable[[Any], Cell]]]] = {
+        "Hidden groups": (summary.groups, {
+            "#": lambda group: Cell(numbers=(group.index,)),
+            "states": lambda group: Cell(paths=group.states),
+            "positions": lambda group: Cell(str(group.positions)),
+            "S": lambda group: Cell(str(group.num_state)),
+            "transition": lambda group: Cell(group.transition),
+            "unit": lambda group: Cell(", ".join(u or "1" for u in group.units) if united else ""),
+        }),
+        "Relations": (summary.relations, {
+            "#": lambda op: Cell(numbers=(op.relation,)),
+            "operation": lambda op: Cell(op.primitive),
+            "parameters": lambda op: Cell(paths=op.parameters),
+            "drives": lambda op: Cell(numbers=op.groups),
+            "y in positions": lambda op: Cell("; ".join(dict.fromkeys(op.alignment))),
+            "source": lambda op: Cell(sources[op.source]),
+        }),
+        "Parameters": (summary.parameters, {
+            "parameter": lambda parameter: Cell(paths=(parameter.path,)),
+            "leaves": lambda parameter: Cell(items=parameter.leaves),
+            "gradient": lambda parameter: Cell(parameter.gradient),
+            "relation": lambda parameter: Cell(numbers=parameter.relations),
+        }),
+        "Operations without a trace": (summary.excluded, {
+            "operation": lambda op: Cell(op.primitive),
+            "parameters": lambda op: Cell(paths=op.parameters),
+            "why no trace": lambda op: Cell(why(op)),
+            "source": lambda op: Cell(sources[op.source]),
+        }),
+    }  # fmt: skip
+    found = []
+    for title, (facts, cells) in columns.items():
+        full = {name: [cell(one) for one in facts] for name, cell in cells.items()}
+        kept = {name: column for name, column in full.items() if any(c != Cell() for c in column)}
+        rows = tuple(zip(*kept.values(), strict=True))
+        if rows:
+            found.append(Table(title, tuple(kept), fold_rows(rows) if fold else rows))
+    return tuple(found)
 
 
 def totals(summary: Summary) -> str:
     """One line that counts everything."""
     states = sum(len(group.states) for group in summary.groups)
     gradients = Counter(parameter.gradient for parameter in summary.parameters)
-    ways = ", ".join(f"{n} {how}" for how, n in sorted(gradients.items(), key=lambda kv: -kv[1]))
-    parts = (
-        _count(len(summary.groups), "hidden group") + f" of {_count(states, 'state')}",
-        _count(len(summary.relations), "relation"),
-        _count(len(summary.parameters), "parameter") + f" ({ways})",
-        _count(len(summary.excluded), "operation") + " without a trace",
-        _count(len(summary.warnings), "warning"),
+    ways = ", ".join(f"{n} {how}" for how, n in gradients.most_common())
+    counts = (
+        (len(summary.groups), "hidden group", f" of {states} state{'s' * (states != 1)}"),
+        (len(summary.relations), "relation", ""),
+        (len(summary.parameters), "parameter", f" ({ways})"),
+        (len(summary.excluded), "operation", " without a trace"),
+        (len(summary.warnings), "warning", ""),
     )
-    return ", ".join(parts)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return ", ".join(f"{n} {noun}{'s' * (n != 1)}{more}" for n, noun, more in counts)
 
 
 def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]:
@@ -157,7 +137,7 @@ def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]
         words = re.sub(r"\d+", "#", record.message)
         found.setdefault((record.kind.value, words), []).append(record)
     parts = ([same] if len(same) >= FOLDED else [[r] for r in same] for same in found.values())
-    return list(chain.from_iterable(parts))
+    return [part for some in parts for part in some]
 
 
 def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -168,63 +148,57 @@ def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     >>> f"{row[0].paths[0][1]}", row[1].numbers
     ('0-4', (0, 2, 4, 6, 8))
     """
-    runs: list[list[int]] = []
-    growing: dict[object, list[int]] = {}
+    runs: list[dict[int, Row]] = []
+    growing: dict[object, dict[int, Row]] = {}
     for k, row in enumerate(rows):
-        run = growing.get(template := _template(row))
-        if run is None or not _evenly([*(rows[i] for i in run[-2:]), row]):
-            runs.append(run := [])
+        template = tuple(
+            (cell.text, cell.items, len(cell.numbers), *(_renumbered(p, None) for p in cell.paths))
+            for cell in row
+        )
+        run = growing.get(template)
+        if run is None or not _evenly([*[*run.values()][-2:], row]):
+            runs.append(run := {})
             growing[template] = run
-        run.append(k)
-    folded = {run[0]: run for run in runs if len(run) >= FOLDED}
-    gone = {k for run in folded.values() for k in run[1:]}
-    return tuple(
-        tuple(map(_merged, zip(*(rows[i] for i in folded[k]), strict=True))) if k in folded else row
-        for k, row in enumerate(rows)
-        if k not in gone
-    )
+        run[k] = row
+    folded: dict[int, Row] = {}
+    for run in runs:
+        columns = zip(*run.values(), strict=True)
+        folded |= {min(run): tuple(map(_merged, columns))} if len(run) >= FOLDED else run
+    return tuple(folded[k] for k in sorted(folded))
 
 
-def _template(row: Row) -> object:
-    """What rows that can be folded have in common."""
-    return tuple(
-        (cell.text, cell.items, len(cell.numbers), *(_renumbered(p, None) for p in cell.paths))
-        for cell in row
-    )
-
-
-def _number(path: Path) -> int | None:
-    """The number of the layer in a path."""
-    return next((part for part in path if isinstance(part, int)), None)
+def _place(path: Path) -> int | None:
+    """Where in a path the number of the layer stands."""
+    return next((k for k, part in enumerate(path) if isinstance(part, int)), None)
 
 
 def _renumbered(path: Path, number: object) -> Path:
     """A path with something else in the place of its layer's number."""
-    k = next((k for k, part in enumerate(path) if isinstance(part, int)), None)
+    k = _place(path)
     return path if k is None else (*path[:k], number, *path[k + 1 :])
 
 
 def _evenly(rows: Sequence[Row]) -> bool:
     """Whether the layers of rows follow one another and their numbers advance evenly."""
-    layers = [{_number(path) for cell in row for path in cell.paths} for row in rows]
-    if any(len(found) != 1 or None in found for found in layers):
-        return False
-    numbers: list[list[Any]] = [
-        [*layer, *(n for cell in row for n in cell.numbers)]
-        for layer, row in zip(layers, rows, strict=True)
-    ]
-    steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(numbers)]
+    places: list[list[int]] = []
+    for row in rows:
+        paths = ((path, _place(path)) for cell in row for path in cell.paths)
+        layers: set[Any] = {None if k is None else path[k] for path, k in paths}
+        if len(layers) != 1 or None in layers:
+            return False
+        places.append([*layers, *(n for cell in row for n in cell.numbers)])
+    steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(places)]
     return all(step[0] == 1 and step == steps[0] for step in steps)
 
 
 def _merged(column: Sequence[Cell]) -> Cell:
     """The cells of rows that are one row now."""
-    first, last = column[0], column[-1]
-    return replace(
-        first,
-        numbers=tuple(n for cell in column for n in cell.numbers),
-        paths=tuple(
-            a if _number(a) is None else _renumbered(a, Span.between(_number(a), _number(b)))
-            for a, b in zip(first.paths, last.paths, strict=True)
-        ),
-    )
+    paths = []
+    for first, last in zip(column[0].paths, column[-1].paths, strict=True):
+        if (k := _place(first)) is not None:
+            span = Span(first[k])
+            span.last = last[k]
+            first = _renumbered(first, span)
+        paths.append(first)
+    numbers = tuple(n for cell in column for n in cell.numbers)
+    return replace(column[0], numbers=numbers, paths=tuple(paths))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
 from ..base.types import Path, show_path
@@ -54,27 +54,16 @@ def _pieces(word: str, width: int) -> Iterator[str]:
     yield word
 
 
-@dataclass(frozen=True)
 class Names:
     """Paths that are shown side by side.
 
     Parts in which one of them differs from another are never left out.
     """
 
-    telling: frozenset[Path]
-
-    @staticmethod
-    def of(paths: Iterable[Path]) -> Names:
-        """The names of some paths."""
-        followers: dict[Path, set[object]] = {}
-        for path in paths:
-            for k in range(len(path)):
-                followers.setdefault(path[:k], set()).add(path[k])
-        return Names(
-            frozenset(
-                (*head, part) for head, set_ in followers.items() if len(set_) > 1 for part in set_
-            )
-        )
+    def __init__(self, paths: Iterable[Path]) -> None:
+        heads = {path[: k + 1] for path in paths for k in range(len(path))}
+        followers = Counter(head[:-1] for head in heads)
+        self.telling = {head for head in heads if followers[head[:-1]] > 1}
 
     def short(self, path: Path, width: int) -> str:
         """A path with as few parts left out as make it fit into ``width`` columns.
@@ -106,19 +95,19 @@ def short_sources(sources: Iterable[str]) -> dict[str, str]:
     Of a function defined in another one, the own name is left.
     """
     found = {source: _SOURCE.fullmatch(source).groups("") for source in sources}  # type: ignore[union-attr]
-    files = {file for file, _, _ in found.values()}
+    folders = {file: re.split(r"[\\/]", file) for file, _, _ in found.values()}
+
+    def short(file: str) -> str:
+        for n in range(1, len(folders[file])):
+            tail = folders[file][-n:]
+            if sum(other[-n:] == tail for other in folders.values()) == 1:
+                return "/".join(tail)
+        return file
+
     return {
-        source: _tail(file, files) + place + (f" ({name.split('<locals>.')[-1]})" if name else "")
+        source: short(file) + place + (f" ({name.split('<locals>.')[-1]})" if name else "")
         for source, (file, place, name) in found.items()
     }
-
-
-def _tail(file: str, others: set[str]) -> str:
-    parts = re.split(r"[\\/]", file)
-    for n in range(1, len(parts)):
-        if sum(re.split(r"[\\/]", other)[-n:] == parts[-n:] for other in others) == 1:
-            return "/".join(parts[-n:])
-    return file
 
 
 def numbers(values: Sequence[int]) -> str:
