@@ -15,7 +15,7 @@ from .base.diagnostics import DiagnosticLevel as DiagnosticLevel
 from .base.errors import CompilationError as CompilationError
 from .base.errors import NotSupportedError as NotSupportedError
 from .compiler.compile import compile_etrace_graph as compile_etrace_graph
-from .compiler.control.policy import ControlFlowPolicy as ControlFlowPolicy
+from .compiler.control.rewrite import ControlFlowPolicy as ControlFlowPolicy
 from .compiler.graph import ETraceGraph as ETraceGraph
 from .compiler.groups import HiddenGroup as HiddenGroup
 from .compiler.groups import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo

@@ -10,7 +10,7 @@ _DEFINED_IN = {
     "base.diagnostics": "CompilationRecord DiagnosticKind DiagnosticLevel",
     "base.errors": "CompilationError NotSupportedError",
     "compiler.compile": "compile_etrace_graph",
-    "compiler.control.policy": "ControlFlowPolicy",
+    "compiler.control.rewrite": "ControlFlowPolicy",
     "compiler.graph": "ETraceGraph",
     "compiler.groups": "HiddenGroup find_hidden_groups_from_minfo find_hidden_groups_from_module",
     "compiler.module_info": "ModuleInfo",

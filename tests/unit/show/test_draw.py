@@ -22,7 +22,7 @@ import saiunit as u
 
 import braintrace as bt
 from braintrace.base.types import show_path
-from braintrace.compiler.summary import summarize
+from braintrace.compiler.graph import summarize
 from braintrace.show.facts import to_data
 from braintrace.show.tables import Cell, fold_rows
 from braintrace.show.text import Names, columns, numbers, short_sources, wrap

@@ -66,7 +66,7 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
 
     from ..base.errors import CompilationError
     from ..compiler.compile import compile_etrace_graph
-    from ..compiler.control.policy import ControlFlowPolicy
+    from ..compiler.control.rewrite import ControlFlowPolicy
 
     limit = options.scan_unroll_limit
     policy = ControlFlowPolicy(**({} if limit is None else {"scan_unroll_limit": limit}))
@@ -87,7 +87,7 @@ def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETr
 
 
 def _write(graph: ETraceGraph, options: argparse.Namespace) -> None:
-    from ..compiler.summary import summarize
+    from ..compiler.graph import summarize
     from ..show.report import page
 
     texts = {
@@ -158,7 +158,7 @@ def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str
 
 
 def _as_data(graph: ETraceGraph, records: list[CompilationRecord] | None) -> Any:
-    from ..compiler.summary import summarize
+    from ..compiler.graph import summarize
     from ..show.facts import record_data, to_data
 
     data = [

@@ -11,19 +11,17 @@ import brainstate
 from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError
-from .control.policy import ControlFlowPolicy
+from .cones import check_scope
+from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
-from .findings.groups import group_findings
-from .findings.model import model_findings
+from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings, relation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
-from .module_info import ModuleInfo
+from .module_info import ModuleInfo, StateKind
 from .perturbation import perturb_hidden
-from .program import StateKind
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
-from .transitions import check_scope
 
 
 def compile_etrace_graph(

@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled graph: everything the executor and the algorithms need to know of a model."""
+"""The compiled graph: all that is known of a model, questions about it, and what is shown of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .found import Found
-from .summary import summarize
+import jax
+
+from ..base import versions
+from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
+from ..base.errors import CompilationError
+from ..base.types import Path, show_path
+from ..base.units import units_of
+from ..base.versions import Atom, Var
+from ..jaxprs.depends import Along, depends, operands_behind
+from ..jaxprs.positions.alignment import Alignment
+from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
+from .cones import Cone
+from .groups import HiddenGroup, member_of
+from .module_info import ModuleInfo, StateKind, StateSlot
+from .perturbation import HiddenPerturbation
+from .reach import Reach
+from .relation import HiddenParamOpRelation
 
 if TYPE_CHECKING:
     from ..show.draw import Drawing
 
 
 @dataclass(frozen=True, eq=False)
-class ETraceGraph(Found):
+class ETraceGraph:
     """A compiled model.
 
     Attributes
@@ -49,6 +65,84 @@ class ETraceGraph(Found):
     >>> graph.coverage()[("Wr", "weight")]
     'direct'
     """
+
+    module_info: ModuleInfo
+    hidden_groups: tuple[HiddenGroup, ...]
+    hid_path_to_group: dict[Path, HiddenGroup]
+    hidden_param_op_relations: tuple[HiddenParamOpRelation, ...]
+    hidden_perturb: HiddenPerturbation | None
+    diagnostics: tuple[CompilationRecord, ...]
+    cones: tuple[Cone, ...]
+    recurrence_scope: str
+    frozen: frozenset[Path]
+    reach: tuple[Reach, ...]
+    _coverage: Mapping[Path, str] = field(repr=False)
+
+    @property
+    def perturbed(self) -> HiddenPerturbation:
+        """The perturbed step.
+
+        Raises
+        ------
+        CompilationError
+            When the graph was compiled with ``include_hidden_perturb=False``.
+        """
+        if self.hidden_perturb is None:
+            raise CompilationError(
+                "the graph holds no perturbed step; compile it with include_hidden_perturb=True"
+            )
+        return self.hidden_perturb
+
+    def coverage(self) -> dict[Path, str]:
+        """How the gradient of each parameter arises.
+
+        ``'trace'`` (through the eligibility trace), ``'direct'`` (ordinary derivative of the
+        current step), ``'trace+direct'``, or ``'none'`` (only a frozen parameter may have none;
+        one that has a gradient keeps it).
+        """
+        return dict(self._coverage)
+
+    def explain(
+        self,
+        *,
+        weight_path: Path | None = None,
+        hidden_path: Path | None = None,
+        kind: DiagnosticKind | str | None = None,
+        level: DiagnosticLevel | str | None = None,
+    ) -> list[CompilationRecord]:
+        """The diagnostics about a parameter, a hidden state, of a kind or of a level.
+
+        Parameters
+        ----------
+        weight_path, hidden_path
+            Paths such as ``("Wr", "weight")``.
+        kind, level
+            Members of their enumerations, or the values of these.
+
+        Raises
+        ------
+        ValueError
+            When there is no such kind or level.
+
+        Examples
+        --------
+        >>> import brainstate, braintrace, jax.numpy as jnp
+        >>> cell = braintrace.nn.GRUCell(3, 4)
+        >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+        >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+        >>> [record.weight_path for record in graph.explain(kind="relation_included")]
+        [('Wz', 'weight'), ('Wh', 'weight')]
+        """
+        kind = None if kind is None else DiagnosticKind(kind)
+        level = None if level is None else DiagnosticLevel(level)
+        return [
+            record
+            for record in self.diagnostics
+            if (weight_path is None or record.weight_path == weight_path)
+            and (hidden_path is None or hidden_path in record.hidden_paths)
+            and (kind is None or record.kind is kind)
+            and (level is None or record.level is level)
+        ]
 
     def report(self, width: int | None = None, fold: bool = True) -> str:
         """What the compiler found, as text for a terminal.
@@ -93,3 +187,167 @@ class ETraceGraph(Found):
         from ..show.report import to_html
 
         return to_html(summarize(self))
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+def summarize(graph: ETraceGraph) -> Summary:
+    """The facts of a graph that are shown."""
+    info = graph.module_info
+    return Summary(
+        inputs=tuple(v.aval.str_short() for v in info.jaxpr.invars[: info.num_args]),
+        outputs=tuple(v.aval.str_short() for v in info.jaxpr.outvars[: info.num_out]),
+        groups=tuple(map(_group, graph.hidden_groups, graph.cones)),
+        operations=tuple(_operations(graph)),
+        parameters=tuple(_parameters(graph)),
+        paths={node: slot.path for node, slot in _stores(graph).items()},
+        flows=_flows(graph),
+        warnings=tuple(r for r in graph.diagnostics if r.level is DiagnosticLevel.WARNING),
+    )
+
+
+def _group(group: HiddenGroup, cone: Cone) -> GroupFacts:
+    info, paths = group.module_info, group.hidden_paths
+    return GroupFacts(
+        index=group.index,
+        eqn=max(info.producers[var] for var in group.hidden_outvars),
+        states=paths,
+        units=tuple(_units(slot)[0] for path in paths for slot in info.slots if slot.path == path),
+        positions=group.varshape,
+        num_state=group.num_state,
+        transition=_transition(cone),
+    )
+
+
+def _transition(cone: Cone) -> str:
+    """What ``D`` of a group is."""
+    if not cone.driving:
+        return "not needed"
+    if cone.transition is None:
+        return "zero"
+    if cone.transition.program is not None:
+        return "coupled diagonal" if cone.transition.mixed else "coupled"
+    return "true diagonal" if cone.transition.mixed else "position-wise"
+
+
+def _operations(graph: ETraceGraph) -> Iterator[OperationFacts]:
+    """Relations and excluded operations, in the order of the program."""
+    records = (r for r in graph.diagnostics if r.kind.value.startswith("relation_excluded_"))
+    relations = iter(graph.hidden_param_op_relations)  # both in this order, too
+    for reach in graph.reach:
+        traced = [operand for operand in reach.operands if operand.leaves]
+        relation = next(relations) if reach.traced else None
+        record = None if relation else next(records, None)
+        lies = relation.group_alignments if relation else {}
+        yield OperationFacts(
+            eqn=reach.eqn_index,
+            relation=relation.index if relation else None,
+            primitive=reach.eqn.primitive.name,
+            parameters=tuple(dict.fromkeys(leaf[0] for o in traced for leaf in o.leaves)),
+            shapes=tuple(tuple(o.atom.aval.shape) for o in traced),
+            groups=tuple(lies),
+            alignment=tuple(map(_lies, lies.values())),
+            source=versions.source_of(reach.eqn),
+            kind=record.kind.value if record else "",
+            reason=record.message if record else "",
+        )
+
+
+def _lies(found: Alignment) -> str:
+    """How the axes of ``y`` lie in the positions of a group."""
+    if found.is_identity:
+        return "axis by axis"
+    if found.elements is not None:
+        return "element by element"
+    pairs = [f"{i}->{axis}" for i, axis in enumerate(found.axes) if axis is not None]
+    mixed = [f"{i} mixed" for i in found.mixed]
+    return ", ".join([*pairs, *mixed]) or "broadcast"
+
+
+def _parameters(graph: ETraceGraph) -> Iterator[ParameterFacts]:
+    info = graph.module_info
+    leaves = {slot.path: _leaves(info, slot) for slot in info.slots_of(StateKind.PARAM)}
+    relations = graph.hidden_param_op_relations
+    traced = [(path, r.index) for r in relations for path in r.parameter_paths]
+    for path, how in graph.coverage().items():
+        if path in graph.frozen:  # a frozen parameter may have a gradient all the same
+            how = "frozen" if how == "none" else f"{how} (frozen)"
+        indices = tuple(index for owner, index in traced if owner == path)
+        yield ParameterFacts(path, leaves.get(path, ()), how, indices)
+
+
+def _leaves(minfo: ModuleInfo, slot: StateSlot) -> tuple[str, ...]:
+    """``weight: float32[3,4] mV`` for every leaf of a parameter."""
+    tree = jax.tree.unflatten(slot.treedef, list(range(len(slot.leaves))))
+    leaves = jax.tree.leaves_with_path(tree)
+    found = []
+    for (path, _), var, unit in zip(leaves, minfo.invars_of(slot), _units(slot), strict=True):
+        keys = (getattr(part, "key", getattr(part, "idx", None)) for part in path)
+        name = show_path(tuple(key for key in keys if key is not None))
+        found.append(f"{name}: " * bool(name) + var.aval.str_short() + f" {unit}" * bool(unit))
+    return tuple(found)
+
+
+def _units(slot: StateSlot) -> tuple[str, ...]:
+    """The unit of every leaf of a state; empty for plain numbers."""
+    return tuple("" if unit.is_unitless else str(unit) for unit in units_of(slot.treedef)[0])
+
+
+def _stores(graph: ETraceGraph) -> dict[Node, StateSlot]:
+    """Parameters, and states that carry hidden values to the next step without being hidden."""
+    info, stores = graph.module_info, {}
+    records = graph.explain(kind=DiagnosticKind.CREDIT_THROUGH_OTHER_STATE)
+    carriers = {path for record in records for path in record.hidden_paths}
+    stores |= {("plain", k): slot for k, slot in enumerate(info.slots_of(StateKind.PARAM))}
+    return stores | {("state", k): s for k, s in enumerate(info.slots) if s.path in carriers}
+
+
+def _flows(graph: ETraceGraph) -> tuple[Flow, ...]:
+    every = _inflows(graph, Along.VALUES)
+    credit = _inflows(graph, Along.DERIVATIVES)
+    return tuple(
+        Flow(source, target, source[0] == "input" or source in credit.get(target, ()))
+        for target, sources in every.items()
+        for source in sorted(sources)
+        if not (target[0] == "group" and source in (("old", target[1]), ("new", target[1])))
+    )
+
+
+def _inflows(graph: ETraceGraph, along: Along) -> dict[Node, frozenset[Node]]:
+    """Per operation, group, carrier and output: the nodes whose values enter it directly."""
+    minfo, stores = graph.module_info, _stores(graph)
+    sources: dict[Var, Node] = dict.fromkeys(minfo.jaxpr.invars[: minfo.num_args], ("input", 0))
+    sources |= {v: ("old", g.index) for g in graph.hidden_groups for v in g.hidden_invars}
+    sources |= {v: node for node, slot in stores.items() for v in minfo.invars_of(slot)}
+    ops = {reach.eqn.outvars[0]: ("op", reach.eqn_index) for reach in graph.reach}
+    nodes = ops | {v: ("new", g) for v, g in member_of(graph.hidden_groups).items()}
+    marks = depends(
+        minfo.eqns,
+        {var: frozenset({node}) for var, node in sources.items()},
+        emits=lambda i, eqn: frozenset(nodes[v] for v in eqn.outvars if v in nodes),
+        through=lambda var, found: frozenset({nodes[var]}) if var in nodes else found,
+        along=along,
+    )
+
+    def behind(atoms: Iterable[Atom]) -> frozenset[Node]:
+        return frozenset(m for a in atoms if versions.is_var(a) for m in marks.get(a, ()))
+
+    def into(var: Var) -> frozenset[Node]:
+        if var in ops:
+            return frozenset({ops[var]})
+        eqn = minfo.eqns[minfo.producers[var]]
+        return behind(eqn.invars[k] for k in operands_behind(eqn, [eqn.outvars.index(var)], along))
+
+    found: dict[Node, frozenset[Node]] = {}
+    for reach in graph.reach:
+        weights = {operand.position for operand in reach.operands if operand.key}
+        others = (atom for k, atom in enumerate(reach.eqn.invars) if k not in weights)
+        computed = {m for m in behind(reach.eqn.invars[k] for k in weights) if m[0] != "plain"}
+        found["op", reach.eqn_index] = behind(others) | computed
+    for group in graph.hidden_groups:
+        found["group", group.index] = frozenset().union(*map(into, group.hidden_outvars))
+    carriers = ((node, slot) for node, slot in stores.items() if node[0] == "state")
+    found |= {node: behind(minfo.outvars_of(slot)) - {node} for node, slot in carriers}
+    found["output", 0] = behind(minfo.jaxpr.outvars[: minfo.num_out])
+    return found

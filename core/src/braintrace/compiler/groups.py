@@ -18,9 +18,7 @@ from ..base.versions import Jaxpr, Var
 from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.slices import Slice, between
-from .module_info import ModuleInfo
-from .near import is_barrier, near_paths
-from .program import StateKind, StateSlot
+from .module_info import ModuleInfo, StateKind, StateSlot, is_barrier
 from .tracing.extract import extract_module_info
 
 
@@ -241,7 +239,7 @@ def find_hidden_groups_from_minfo(
     """
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
-    marks = depends(minfo.eqns, seeds, near_paths(minfo), along=Along.DERIVATIVES)
+    marks = depends(minfo.eqns, seeds, minfo.near, along=Along.DERIVATIVES)
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):

@@ -40,9 +40,7 @@ from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from .contexts import Instruction, Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
-from .module_info import ModuleInfo
-from .near import is_barrier
-from .program import StateKind
+from .module_info import ModuleInfo, StateKind, is_barrier
 from .relation import Relations, analyse_operations
 from .tracing.extract import extract_module_info
 

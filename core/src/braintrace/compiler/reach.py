@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hidden group every ETP operation reaches, and how: the first pass."""
+"""Which hidden group every ETP operation reaches, and with which parameters: the first pass."""
 
 from __future__ import annotations
 
@@ -7,14 +7,34 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..base.versions import JaxprEqn, Var
+from ..base import versions
+from ..base.errors import CompilationError
+from ..base.types import Path
+from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, slice_to
 from ..jaxprs.sites import etp_equations
 from .groups import Groups, member_of
-from .module_info import ModuleInfo
-from .near import is_barrier, near_paths
-from .operands import TrainableOperand, weight_operands
-from .program import Marks
+from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier
+
+Leaf = tuple[Path, int]
+"""A parameter's path and the index of one of its leaves."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainableOperand:
+    """An operand of an ETP equation but ``x``, and the parameter leaves it is made from.
+
+    ``leaves`` are those that it has a derivative of; ``held`` are the other ones, which are behind
+    ``stop_gradient`` or of integers. ``chain`` holds the indices of the parameter-only equations
+    that lead from all of them to it.
+    """
+
+    key: str
+    position: int
+    atom: Atom
+    leaves: tuple[Leaf, ...]
+    chain: tuple[int, ...]
+    held: tuple[Leaf, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +90,7 @@ def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
         return marks if at is None else marks | {(i, True) for i, _ in marks if i != at}
 
     credit = Along.DERIVATIVES
-    near = _turned(member, depends(eqns, {}, near_paths(minfo), starts, ends, credit))
+    near = _turned(member, depends(eqns, {}, minfo.near, starts, ends, credit))
     every = depends(eqns, {}, emits=starts, through=crosses, along=credit)
     far = _turned(member, every)
     needed = {*slice_to(eqns, minfo.jaxpr.outvars)}
@@ -95,3 +115,38 @@ def _turned(news: Iterable[Var], marks: Mapping[Var, Marks]) -> dict[int, set[Va
         for i, _ in marks.get(var, ()):
             found[i].add(var)
     return found
+
+
+def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]:
+    """Every operand but ``x``, with the parameter leaves behind the trainable ones."""
+    eqn = minfo.eqns[eqn_index]
+    spec = eqn.primitive.spec
+    keys = {position: key for key, position in spec.resolve_trainable_invars(eqn.params).items()}
+    missing = [position for position in keys if position >= len(eqn.invars)]
+    if missing:
+        raise CompilationError(
+            f"the primitive {spec.name!r} names operand {missing[0]} ({keys[missing[0]]!r}) as "
+            f"trainable, but at {versions.source_of(eqn)} it is bound with {len(eqn.invars)} "
+            "operands; give it a trainable_invars_fn that says where its trainable operands stand"
+        )
+    return [
+        _operand(minfo, keys.get(position, ""), position, atom)
+        for position, atom in enumerate(eqn.invars)
+        if position != spec.x_invar_index
+    ]
+
+
+def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> TrainableOperand:
+    behind, trained = minfo.behind(atom), minfo.trained_by(atom)
+    known: Iterable[Leaf] = behind - {DYNAMIC} if key else ()
+    if len(behind) > 1:
+        known = [leaf for leaf in minfo.parameter_leaves if leaf in known]
+    leaves = tuple(leaf for leaf in known if leaf in trained)
+    held = tuple(leaf for leaf in known if leaf not in trained)
+    computed = versions.is_var(atom) and atom in minfo.producers and DYNAMIC not in behind
+    chain = (
+        slice_to(minfo.eqns[: minfo.producers[atom] + 1], [atom], along=Along.EQUATIONS)
+        if computed
+        else ()
+    )
+    return TrainableOperand(key, position, atom, leaves, tuple(chain), held)

@@ -24,10 +24,8 @@ from ..ops.spec import ETPPrimitiveSpec
 from .cones import Cone, find_cones
 from .findings.record import described
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo
-from .module_info import ModuleInfo
-from .near import near_paths
-from .operands import TrainableOperand, refuse_dynamic
-from .reach import Reach, find_reach
+from .module_info import DYNAMIC, ModuleInfo
+from .reach import Reach, TrainableOperand, find_reach
 from .tracing.extract import extract_module_info
 
 
@@ -148,7 +146,7 @@ class HiddenParamOpRelation:
         They lie on paths that carry a derivative, cross no ETP operation and pass no hidden state
         of another group; what they read besides, the group's old values included, is free.
         """
-        info, near = self.module_info, near_paths(self.module_info)
+        info = self.module_info
         states = frozenset(info.hidden_path_to_outvar.values())
         return tuple(
             between(
@@ -156,7 +154,7 @@ class HiddenParamOpRelation:
                 [self.y_var],
                 group.hidden_outvars,
                 states.difference(group.hidden_outvars),
-                near,
+                info.near,
                 Along.DERIVATIVES,
             )
             for group in self.hidden_groups
@@ -354,3 +352,16 @@ def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> A
             "product"
         )
     return found
+
+
+def refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:
+    for operand in operands:
+        if DYNAMIC in minfo.behind(operand.atom):
+            name = f"operand {operand.position}"
+            name = f"operand {operand.key!r} ({name})" if operand.key else name
+            raise NotSupportedError(
+                f"{name} of {eqn.primitive.name!r} at {versions.source_of(eqn)} depends on "
+                "inputs or states of the step; everything but x must be made of parameters and "
+                "constants, because its trace is kept over time. Apply a factor or a bias that "
+                "changes from step to step to the input or to the output of the operation"
+            )

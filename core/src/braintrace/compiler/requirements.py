@@ -13,8 +13,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.units import in_units_of, unit_change
 from .environment import changed_setting
-from .module_info import ModuleInfo
-from .program import StateKind
+from .module_info import ModuleInfo, StateKind
 
 
 def checked_args(

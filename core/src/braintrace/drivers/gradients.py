@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.types import State, show_path
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from . import guards
 from .block_size import auto_block_size

@@ -15,7 +15,7 @@ from ..algorithms.base import LearningRule
 from ..base.types import Path, State
 from ..compiler.batch_states import refuse_lost_examples
 from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from .compiled import Drivers
 

@@ -10,7 +10,7 @@ import jax
 
 from ..base import versions
 from ..base.types import show_path
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
 from .call_arguments import number_of_steps, one_step_of
 from .running import Running, read_states, write_states

@@ -16,7 +16,7 @@ from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.cones import Cone, Pattern
 from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..jaxprs.run import read, run_equations
 from .jacobians import GroupAtStep, StepJacobians, takes_forward_mode
 from .layout import Link, Positions

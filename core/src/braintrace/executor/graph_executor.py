@@ -17,7 +17,7 @@ from ..base.errors import CompilationError, refuse_unused
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
 from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states, checked_args
 from .executor import Executor
 from .jacobians import JACOBIANS

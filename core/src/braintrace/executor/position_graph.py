@@ -22,10 +22,9 @@ import numpy as np
 from ..base import versions
 from ..base.types import show_path
 from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..compiler.cones import Transition
 from ..compiler.graph import ETraceGraph
-from ..compiler.module_info import ModuleInfo
-from ..compiler.program import StateKind
-from ..compiler.transitions import Transition
+from ..compiler.module_info import ModuleInfo, StateKind
 from .layout import Link, Positions, join_states
 from .pullback import Pullback
 

@@ -15,7 +15,7 @@ from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, State, show_path
 from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import state_lookup
 from . import storage
 

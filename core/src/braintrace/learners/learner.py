@@ -16,7 +16,7 @@ from ..base.errors import CompilationError, refuse_unused
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.graph import ETraceGraph
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
 from ..drivers.call_arguments import one_step_of
 from ..drivers.compiled import Drivers

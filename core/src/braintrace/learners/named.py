@@ -8,7 +8,7 @@ from typing import Any
 import brainstate
 
 from ..algorithms.config import ETraceConfig, decays_of
-from ..compiler.transitions import check_scope
+from ..compiler.cones import check_scope
 from .vjp import ETraceVjpAlgorithm, preset
 
 

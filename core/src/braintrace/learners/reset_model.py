@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.types import Path, restore_values, show_path
 from ..compiler.batch_states import reset_batched_states
-from ..compiler.module_info import ModuleInfo
-from ..compiler.program import StateKind
+from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.requirements import state_lookup
 from ..executor.graph_executor import ETraceGraphExecutor
 

@@ -20,10 +20,49 @@ from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
 from ...jaxprs.run import read, run_equations, run_inlined
 from ...jaxprs.sites import etp_equations, first_nested_operation
-from ..findings.control import IN_CALL, INSIDE, REWRITTEN
+from ..findings.record import IN_CALL, INSIDE, REWRITTEN
 from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations
-from .policy import ControlFlowPolicy
+
+
+@dataclass(frozen=True)
+class ControlFlowPolicy:
+    """What the compiler does with an ETP operation inside control flow.
+
+    Parameters
+    ----------
+    cond
+        ``'convert'``: cut the branches of a ``cond`` or ``switch`` at their ETP operations, in a
+        way that is safe when the branch not taken has no finite value or derivative.
+        ``'refuse'``: raise ``NotSupportedError``.
+    scan_unroll_limit
+        The longest ``scan`` (or ``fori_loop`` with static bounds) that is written out, in
+        iterations. Zero: none is. Every iteration of every operation has a trace of its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> import braintrace as bt
+    >>> bt.ControlFlowPolicy(scan_unroll_limit=32)
+    ControlFlowPolicy(cond='convert', scan_unroll_limit=32)
+    """
+
+    cond: str = "convert"
+    scan_unroll_limit: int = 16
+
+    def __post_init__(self) -> None:
+        if self.cond not in ("convert", "refuse"):
+            raise ValueError(f"cond must be 'convert' or 'refuse', got {self.cond!r}")
+        limit = self.scan_unroll_limit
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"scan_unroll_limit must be an integer, got {limit!r}")
+        if limit < 0:
+            raise ValueError(f"scan_unroll_limit must not be negative, got {limit}")
+
 
 Note = Callable[[CompilationRecord], None]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
-from ..found import Found
-from ..near import is_barrier
+from ..graph import ETraceGraph
+from ..module_info import is_barrier
 from ..reach import Reach
 from .record import Kind, info, warning
 
@@ -71,7 +71,7 @@ MIXING_TAIL = warning(
 )
 
 
-def operation_findings(found: Found) -> Iterator[CompilationRecord]:
+def operation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Operations that are no relations, and operands that are no parameters."""
     for reach in found.reach:
         if reach.traced:
@@ -113,7 +113,7 @@ def _operands(reach: Reach) -> Iterator[CompilationRecord]:
                 )
 
 
-def relation_findings(found: Found) -> Iterator[CompilationRecord]:
+def relation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """All relations, and what is peculiar about some."""
     relations, eqns = found.hidden_param_op_relations, found.module_info.eqns
     for r in relations:

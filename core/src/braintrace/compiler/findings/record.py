@@ -60,3 +60,28 @@ warning = partial(Finding, DiagnosticLevel.WARNING)
 def described(eqn: JaxprEqn) -> str:
     """An equation, with its place in the user's source."""
     return f"{eqn.primitive.name!r} ({versions.source_of(eqn)})"
+
+
+# What is found on the way, about operations and parameters in calls, branches and loops.
+
+IN_CALL = info(
+    Kind.PRIMITIVE_INSIDE_NESTED_JIT,
+    "{primitive} stood inside a nested jit or checkpoint, which is inlined",
+    "Nothing to do",
+)
+REWRITTEN = info(
+    Kind.CONTROL_FLOW_REWRITTEN,
+    "{primitive}: {how}",
+    "ControlFlowPolicy says what is rewritten, and up to which length",
+)
+INSIDE = info(
+    Kind.PRIMITIVE_INSIDE_CONTROL_FLOW,
+    "{primitive} stood inside {outer!r} at {place}",
+    "Call the operation outside of the branch or loop to have it run, and traced, once",
+)
+WEIGHT_INSIDE = info(
+    Kind.WEIGHT_IN_CONTROL_FLOW,
+    "{primitive} reads the parameter {parameter} other than by an ETP operation; that part of its "
+    "gradient is that of the current step",
+    "Use the parameter through an ETP operation to have it traced",
+)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,17 +16,13 @@ from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
 from ...base.types import Path, State, restore_values, show_path
 from ...base.units import unit_change
-from ...base.versions import Jaxpr
 from ...jaxprs.run import flatten
-from ..batch_states import batch_size_of, one_example
+from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
-from ..control.policy import ControlFlowPolicy
-from ..control.rewrite import canonicalise
+from ..control.rewrite import ControlFlowPolicy, canonicalise
 from ..environment import moving_values, recorded_settings
-from ..findings.control import IN_CALL, WEIGHT_INSIDE
-from ..module_info import ModuleInfo
-from ..program import DYNAMIC, Program, StateKind, StateSlot
-from .batch import arguments_of_one, in_batch
+from ..findings.record import IN_CALL, WEIGHT_INSIDE
+from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
 
 CONTROL_PRIMITIVES = frozenset({versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p})
 
@@ -114,8 +111,13 @@ def _trace(
     out, new_values = stateful.get_out_shapes(*given)
     order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
     first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves(given))
-    environment, places = _settings_read(moving, jaxpr, first, settings.keys())
-    if environment:
+    names = [place[0].key for place, _ in jax.tree_util.tree_leaves_with_path(moving)]
+    atoms = (*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars))
+    used = set(filter(versions.is_var, atoms))
+    read = {name for name, var in zip(names, jaxpr.invars[first:], strict=False) if var in used}
+    read |= moving.keys() & settings.keys()  # whether it is there can decide, without its value
+    places = [place for place, name in enumerate(names, first) if name in read]
+    if environment := tuple(name for name in moving if name in read):
         args = (*args, {name: moving[name] for name in environment})
     num_args, num_out = first + len(places), len(jax.tree.leaves(out))
     own = [num_out + i for s in slots if s.kind is StateKind.HIDDEN for i in s.leaves]
@@ -131,10 +133,7 @@ def _trace(
     opened = canonicalise(flat, fixed, policy, records.append)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    program = Program(flat, slots, num_args, num_out)
-    _check_states(program)
-    _check_loops(program)
-    return ModuleInfo(
+    info = ModuleInfo(
         flat,
         slots,
         num_args,
@@ -142,10 +141,11 @@ def _trace(
         arg_treedef=jax.tree.structure(args),
         out_treedef=jax.tree.structure(out),
         retrieved_model_states=states,
-        rewrites=(*records, *_weights_in_control_flow(program)),
         environment=environment,
         settings={k: v for k, v in settings.items() if k not in environment},
     )
+    _check(info)
+    return replace(info, rewrites=(*records, *_weights_in_control_flow(info)))
 
 
 def _run(
@@ -186,22 +186,6 @@ def _check_arguments(args: tuple[Any, ...]) -> None:
                 f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
                 "arrays and pytrees of them. Keep what is no array in an attribute of the model"
             )
-
-
-def _settings_read(
-    moving: Mapping[str, Any], jaxpr: Jaxpr, first: int, asked: Collection[str]
-) -> tuple[tuple[str, ...], list[int]]:
-    """Names of those settings among the inputs that a program uses or asks for, and their places.
-
-    Whether a setting is there can decide what a step does, without a use of its value.
-    """
-    atoms = (*(atom for eqn in jaxpr.eqns for atom in eqn.invars), *jaxpr.outvars)
-    used = {atom for atom in atoms if versions.is_var(atom)}
-    names = [place[0].key for place, _ in jax.tree_util.tree_leaves_with_path(moving)]
-    read = {name for name, var in zip(names, jaxpr.invars[first:], strict=False) if var in used}
-    read |= moving.keys() & asked
-    places = [place for place, name in enumerate(names, first) if name in read]
-    return tuple(name for name in moving if name in read), places
 
 
 def _same_structure(path: Path, before: Any, after: Any) -> None:
@@ -255,54 +239,40 @@ def _kind(state: Any, inside: bool) -> StateKind:
     return kind
 
 
-def _check_states(program: Program) -> None:
-    for slot in program.slots:
-        old, new = program.invars_of(slot), program.outvars_of(slot)
+def _check(info: ModuleInfo) -> None:
+    """What no step may do; a hidden state is one array of real numbers that has positions."""
+    for slot in info.slots:
+        name, old, new = show_path(slot.path), info.invars_of(slot), info.outvars_of(slot)
         if slot.kind is StateKind.PARAM and any(a is not b for a, b in zip(old, new, strict=True)):
             raise CompilationError(
-                f"the model writes its parameter {show_path(slot.path)} during a step"
-                f"{_computed_at(program, *new)}. Keep values that change by themselves in a "
-                "brainstate.State of another kind"
+                f"the model writes its parameter {name} during a step{_computed_at(info, *new)}. "
+                "Keep values that change by themselves in a brainstate.State of another kind"
             )
-        if slot.kind is StateKind.HIDDEN:
-            _check_hidden(slot.path, *(var.aval for var in old))
+        hidden, aval = slot.kind is StateKind.HIDDEN, old[0].aval if old else None
+        if hidden and len(old) > 1:
+            raise CompilationError(
+                f"the hidden state {name} holds {len(old)} arrays; it must hold one (use a "
+                "HiddenTreeState for several)"
+            )
+        if hidden and 0 in aval.shape:
+            raise CompilationError(
+                f"the hidden state {name} has shape {aval.shape}, which holds no elements. Leave a "
+                "layer of no units, or an empty batch, out"
+            )
+        if hidden and jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
+            raise NotSupportedError(
+                f"the hidden state {name} has the complex dtype {aval.dtype}; eligibility traces "
+                "are defined for real numbers. Keep real and imaginary parts in two states"
+            )
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
                 raise CompilationError(
-                    f"the state {show_path(slot.path)} is {a.aval.str_short()} before a step and "
-                    f"{b.aval.str_short()} after it{_computed_at(program, b)}; both must be the "
+                    f"the state {name} is {a.aval.str_short()} before a step and "
+                    f"{b.aval.str_short()} after it{_computed_at(info, b)}; both must be the "
                     "same. Initialise it with the shape (batch included) and dtype that the model "
                     "computes"
                 )
-
-
-def _computed_at(program: Program, *atoms: Any) -> str:
-    """Where in the user's source the first of these is computed, if it is."""
-    made = next(filter(None, map(program.producer, atoms)), None)
-    return f" (computed at {versions.source_of(made)})" if made else ""
-
-
-def _check_hidden(path: Path, aval: Any, *others: Any) -> None:
-    """A hidden state is one array that has positions, and its derivatives are real numbers."""
-    if others:
-        raise CompilationError(
-            f"the hidden state {show_path(path)} holds {1 + len(others)} arrays; it must hold one "
-            "(use a HiddenTreeState for several)"
-        )
-    if 0 in aval.shape:
-        raise CompilationError(
-            f"the hidden state {show_path(path)} has shape {aval.shape}, which holds no elements. "
-            "Leave a layer of no units, or an empty batch, out"
-        )
-    if jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
-        raise NotSupportedError(
-            f"the hidden state {show_path(path)} has the complex dtype {aval.dtype}; eligibility "
-            "traces are defined for real numbers. Keep real and imaginary parts in two states"
-        )
-
-
-def _check_loops(program: Program) -> None:
-    for eqn in loops_without_derivative(program.jaxpr):
+    for eqn in loops_without_derivative(info.jaxpr):
         raise NotSupportedError(
             f"a derivative would have to pass through {eqn.primitive.name!r} at "
             f"{versions.source_of(eqn)}, and JAX has no reverse mode for a loop whose number of "
@@ -312,11 +282,16 @@ def _check_loops(program: Program) -> None:
         )
 
 
-def _weights_in_control_flow(program: Program) -> Iterator[CompilationRecord]:
+def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
+    """Where in the user's source the first of these is computed, if it is."""
+    made = next(filter(None, map(info.producer, atoms)), None)
+    return f" (computed at {versions.source_of(made)})" if made else ""
+
+
+def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
     """Parameters that a branch or loop reads."""
-    for eqn in program.eqns:
-        if eqn.primitive not in CONTROL_PRIMITIVES:
-            continue
-        read = [marks for marks in map(program.behind, eqn.invars) if DYNAMIC not in marks]
-        for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
-            yield WEIGHT_INSIDE(eqn, path)
+    for eqn in info.eqns:
+        if eqn.primitive in CONTROL_PRIMITIVES:
+            read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
+            for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
+                yield WEIGHT_INSIDE(eqn, path)
