@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -141,11 +142,19 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def run(count: int, drawn: Any, scope: str = "diagonal") -> Tally:
     tally = Tally()
+    explore(count, drawn, lambda case: check(*case, tally, scope))
+    if RUNS > 1:
+        print(tally.counts, *Counter(tally.refusals).most_common(20), sep="\n")
+    return tally
+
+
+def explore(count: int, drawn: Any, check: Callable[[Any], None]) -> None:
+    """Draw cases, each checked once."""
 
     @cache  # shrinking changes many bytes that no choice is read from
-    def outcome(program: Program, way: Way) -> Exception | None:
+    def outcome(case: Any) -> Exception | None:
         try:
-            check(program, way, tally, scope)
+            check(case)
         except Exception as error:
             return error
         return None
@@ -159,15 +168,12 @@ def run(count: int, drawn: Any, scope: str = "diagonal") -> Tally:
         phases=(Phase.generate, Phase.shrink),
     )
     @given(case=drawn)
-    def property_(case: tuple[Program, Way]) -> None:
-        error = outcome(*case)
+    def property_(case: Any) -> None:
+        error = outcome(case)
         if error is not None:
             raise error
 
     property_()
-    if RUNS > 1:
-        print(tally.counts, *Counter(tally.refusals).most_common(20), sep="\n")
-    return tally
 
 
 def representative(tally: Tally, refused: float, **shares: float) -> bool:
