@@ -14,15 +14,18 @@ from .types import Path
 class DiagnosticLevel(enum.Enum):
     """How much attention a record deserves; a WARNING is also a ``UserWarning``.
 
+    No record is an ERROR: what would be one is raised as a :class:`CompilationError`.
+
     Examples
     --------
     >>> import braintrace
     >>> [level.value for level in braintrace.DiagnosticLevel]
-    ['info', 'warning']
+    ['info', 'warning', 'error']
     """
 
     INFO = "info"
     WARNING = "warning"
+    ERROR = "error"
 
 
 class DiagnosticKind(enum.Enum):
@@ -58,10 +61,30 @@ class DiagnosticKind(enum.Enum):
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
     CONTROL_FLOW_REWRITTEN = "control_flow_rewritten"
 
+    # of braintrace 0.2, for code that compares with them; no record has one
+    RELATION_EXCLUDED_SHAPE_MISMATCH = "relation_excluded_shape_mismatch"
+    RELATION_EXCLUDED_SLICED_WEIGHT = "relation_excluded_sliced_weight"
+    COND_IF_CONVERTED = "cond_if_converted"
+    COND_CONVERSION_SKIPPED = "cond_conversion_skipped"
+    SCAN_UNROLLED = "scan_unrolled"
+    SCAN_UNROLL_SKIPPED = "scan_unroll_skipped"
+    SCAN_DESCENT_APPLIED = "scan_descent_applied"
+    SCAN_DESCENT_SKIPPED = "scan_descent_skipped"
+    SCAN_DESCENT_NO_RELATIONS = "scan_descent_no_relations"
+    WEIGHT_IN_WHILE = "weight_in_while"
+    CONTROL_FLOW_OPAQUE_FWD = "control_flow_opaque_fwd"
+    CONTROL_FLOW_RECURRENT_MIXING = "control_flow_recurrent_mixing"
+    OUTPUT_BYPASSES_HIDDEN = "output_bypasses_hidden"
+    OUTPUT_BYPASS_DROPPED = "output_bypass_dropped"
+    SNAP_PATTERN_CONSERVATIVE = "snap_pattern_conservative"
+    SNAP_PATTERN_DEGENERATE = "snap_pattern_degenerate"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CompilationRecord:
     """One finding of the compiler.
+
+    ``repr`` shows what it is about, ``str`` also where, and what to do.
 
     Attributes
     ----------
@@ -100,6 +123,17 @@ class CompilationRecord:
     context: Mapping[str, Any] = field(default_factory=dict, hash=False)
     source: str | None = None
     remedy: str = ""
+
+    def __repr__(self) -> str:
+        about = {
+            "primitive": self.primitive,
+            "weight_path": self.weight_path,
+            "hidden_paths": [*self.hidden_paths],
+            "message": self.message,
+            "context": dict(self.context),
+        }
+        shown = "".join(f", {name}={value!r}" for name, value in about.items() if value)
+        return f"CompilationRecord(kind={self.kind.value}, level={self.level.value}{shown})"
 
     def __str__(self) -> str:
         where = f" [{self.source}]" if self.source else ""

@@ -57,7 +57,7 @@ def _conv(x: Any, kernel: Any, *bias: Any, has_bias: bool, **geometry: Any) -> j
 
 
 def _trainable(params: dict[str, Any]) -> dict[str, int]:
-    return {"weight": 1, "bias": 2} if params["has_bias"] else {"weight": 1}
+    return {"weight": 1, "bias": 2} if params.get("has_bias") else {"weight": 1}
 
 
 def _xy_to_dw(

@@ -23,7 +23,7 @@ def _affine(x: Any, weight: Any, *bias: Any, has_bias: bool) -> jax.Array:
 
 
 def _trainable(params: dict[str, Any]) -> dict[str, int]:
-    return {"weight": 1, "bias": 2} if params["has_bias"] else {"weight": 1}
+    return {"weight": 1, "bias": 2} if params.get("has_bias") else {"weight": 1}
 
 
 def _init_drtrl(x_var: Any, y_var: Any, weight_vars: dict[str, Any], num_state: int) -> Arrays:

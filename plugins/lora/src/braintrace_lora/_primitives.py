@@ -39,7 +39,7 @@ def _narrow(x: Any, B: Any, alpha: float) -> jax.Array:
 
 
 def _trainable(params: dict[str, Any]) -> dict[str, int]:
-    return {"lora_b": 1, "lora_a": 2} | ({"bias": 3} if params["has_bias"] else {})
+    return {"lora_b": 1, "lora_a": 2} | ({"bias": 3} if params.get("has_bias") else {})
 
 
 def _init_drtrl(x_var: Any, y_var: Any, weight_vars: dict[str, Any], num_state: int) -> Arrays:

@@ -42,7 +42,7 @@ def _wide(array: jax.Array) -> jax.Array:
 
 
 def _trainable(params: dict[str, Any]) -> dict[str, int]:
-    return {"weight": 1, "bias": 2} if params["has_bias"] else {"weight": 1}
+    return {"weight": 1, "bias": 2} if params.get("has_bias") else {"weight": 1}
 
 
 def _plus_bias(y: jax.Array, rest: tuple[Any, ...]) -> jax.Array:

@@ -327,7 +327,9 @@ def test_every_kind_is_triggered(trigger: Trigger) -> None:
 
 
 def test_no_kind_is_left_out() -> None:
-    assert {trigger.kind for trigger in TRIGGERS} == set(Kind)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    never = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
+    assert {trigger.kind for trigger in TRIGGERS} == {*Kind} - {*map(Kind, never)}
     assert all(kind.value == kind.name.lower() for kind in Kind)
 
 
@@ -526,7 +528,7 @@ def test_learners_take_frozen_parameters() -> None:
 def test_every_kind_is_documented() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     documented = re.findall(r"^### `([a-z_]+)`", text, re.MULTILINE)
-    assert sorted(documented) == sorted(kind.value for kind in Kind)
+    assert sorted(documented) == sorted({t.kind.value for t in TRIGGERS})
     levels = {t.kind.value: t.level.value for t in TRIGGERS}
     for kind, level in re.findall(r"^### `([a-z_]+)` \((\w+)\)", text, re.MULTILINE):
         assert levels[kind] == level
