@@ -47,7 +47,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 535,
+    "base": 565,
     "ops": 1554,
     "show": 1355,
     "jaxprs": 1180,
