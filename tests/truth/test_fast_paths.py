@@ -29,7 +29,7 @@ from braintrace.drivers.block_size import (
     equal_blocks,
     record_bytes,
 )
-from braintrace.drivers.recorded import recorded_scan
+from braintrace.drivers.loops import recorded_scan
 from braintrace.testing import assert_tree_close
 from tests import zoo
 

@@ -165,22 +165,20 @@ class DirectProducts:
         of the shifts [K, *Y].
         """
 
-        def operands(chosen: Mapping[int, Any]) -> list[list[Any]]:
+        def operands(chosen: Mapping[int, Any]) -> tuple[list[list[Any]], list[list[Any]]]:
             env = versions.constants(self.jaxpr)
             env.update((self.jaxpr.invars[i], v) for i, v in {**values, **chosen}.items())
             run_equations([self.jaxpr.eqns[i] for i in self.chains], env)
-            return [
+            found = [
                 [None if k in p.moving else read(env, a) for k, a in enumerate(p.eqn.invars)]
                 for p in self.products
             ]
+            pairs = zip(self.products, found, strict=True)
+            return [[values[k] for k in p.trained] for p, values in pairs], found
 
-        def trained(chosen: Mapping[int, Any]) -> list[list[Any]]:
-            pairs = zip(self.products, operands(chosen), strict=True)
-            return [[found[k] for k in product.trained] for product, found in pairs]
-
-        _, pull = jax.vjp(trained, {i: values[i] for i in self.leaves})
-        rows = zip(self.products, recorded, dys, operands({}), strict=True)
-        return pull([product.contract(x, dy, constant) for product, x, dy, constant in rows])[0]
+        _, pull, constant = jax.vjp(operands, {i: values[i] for i in self.leaves}, has_aux=True)
+        rows = zip(self.products, recorded, dys, constant, strict=True)
+        return pull([product.contract(*row) for product, *row in rows])[0]
 
 
 def direct_products(

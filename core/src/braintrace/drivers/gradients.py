@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a sequence, in blocks of single steps or in windows."""
+"""Gradients of a sequence, in windows or block by block: run, recorded, and turned into gradients.
+
+Inside a block, a scan runs its steps: each differentiates the step's loss with respect to zero
+perturbations of the hidden states (``l``), to old hidden values where anything reads them late
+(``e``), and to parameters where they act directly, and hands out ``x``, ``f`` and ``D``. Nothing of
+the size of a trace is touched in the scan. After it, the learning rule turns the recorded block
+into cotangents of the operands and, where the trace goes on, into the next trace.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base.types import State, show_path
-from ..compiler.module_info import StateKind
+from ..algorithms.base import Block
+from ..base.types import State, show_path, start_of_sum
+from ..compiler.program import StateKind
 from ..compiler.requirements import check_states
+from ..executor.executor import Executor
 from . import guards
 from .block_size import auto_block_size
-from .blocks import BlockRunner, in_blocks
-from .cotangents import add_gradients, not_differentiable
 from .in_windows import in_windows
-from .losses import masked_step, scale_of
-from .options import GradOptions, Outcome, common_length
-from .progress import Progress
+from .loops import Progress, in_parts, recorded_scan
+from .options import GradOptions, Outcome, common_length, end_of_sum, masked_step, scale_of
 from .running import Running
+from .steps import add_gradients, not_differentiable
 from .traced import TracedStep, trace_step
 
 
@@ -35,51 +42,109 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
 
 
 def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
+    """Run a sequence in blocks and a shorter last one."""
     rule, steps, inputs = learner.rule, common_length(sequences), (mask, *sequences)
     check_states(learner.model, learner.graph.module_info)
-    weights = tuple(state for _, state in options.weights)
+    executor, weights = rule.executor, [state for _, state in options.weights]
     first = jax.tree.map(lambda v: v[0], inputs)
-    traced = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, weights)
+    step = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, weights)
     size = options.block_size
     if isinstance(size, str):
-        size = auto_block_size(rule, steps, options.carry_trace, traced.direct.bytes_per_step)
-    progress = Progress(-(-steps // size)) if options.progress else None
-    names = _names(learner, weights, traced)
+        size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
+    progress = Progress(-(-steps // size) * options.progress)
+    names = _names(learner, weights, step)
+    scale = scale_of(options.reduction, mask, steps)
+    params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
+    operands = executor.operand_values(params)
+    trained = [
+        {t.key: operands[r.index][t.position] for t in r.trainables}
+        for r in executor.graph.hidden_param_op_relations
+    ]
 
-    def after(number: Any, block: Any, found: Any, traces: Any, direct: Any, losses: Any) -> Any:
-        if progress is not None:
-            progress.advance(number, losses)
+    def one_block(carry: Any, numbered: Any) -> Any:
+        (leaves, traces, direct, total), (number, inputs) = carry, numbered
+        leaves, direct, block, losses, aux = _record(executor, step, leaves, direct, inputs)
+        last = isinstance(number, int) and number == (steps - 1) // size
+        if last and not (options.carry_trace or options.check):
+            found, traces = rule.solve(traces, block, operands), None
+        else:
+            found, traces = rule.advance(traces, block, operands)
+        progress.advance(number, losses)
+        flags = None
         if options.check:
             named = {names[i]: value for i, value in direct.items()}
-            return guards.flags_of(rule, block, found, traces, named, losses)
-        return None
+            flags = guards.flags_of(rule, block, found, traces, named, losses)
+        total = jax.tree.map(jnp.add, total, found)
+        return (leaves, traces, direct, total), (losses, aux, flags)
 
-    params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
-    (leaves, traces, direct, operands), (_, (losses, aux), flags) = in_blocks(
-        BlockRunner(rule, traced, weights),
-        (traced.read(), learner.read_traces() if options.carry_trace else None),
-        inputs,
-        rule.executor.operand_values(params),
-        size,
-        keep_trace=options.carry_trace or options.check,
-        scale=scale_of(options.reduction, mask, steps),
-        after=after,
-    )
-    by_path = rule.executor.param_gradients(params, operands)
-    grads = tuple(_total(learner, w, traced, direct, by_path) for w in weights)
-    traced.write(leaves)
+    leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
+    if traces is None and steps >= 2 * size:
+        traces = rule.init()
+    like = {i: leaves[i] for state in weights for i in step.live_leaves(state)}, trained
+    start = (leaves, traces, *jax.tree.map(start_of_sum, like))
+    end, found = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
+    _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
+    leaves, traces, *sums = end
+    direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), tuple(sums), like)
+    by_path = executor.param_gradients(params, total)
+    grads = tuple(_total(executor, weight, step, direct, by_path) for weight in weights)
+    step.write(leaves)
     learner.write_traces(traces if options.carry_trace else rule.init(), steps)
     return Outcome(grads, losses, aux, flags)
 
 
-def _names(learner: Running, weights: Sequence[State], traced: TracedStep) -> dict[int, str]:
+def _record(
+    executor: Executor, step: TracedStep, leaves: Mapping[int, Any], direct: Any, inputs: Any
+) -> tuple[dict[int, Any], dict[int, Any], Block, Any, Any]:
+    """Run ``K`` steps: ``leaves`` and ``direct`` move on; then come block, losses and aux."""
+    groups = executor.graph.hidden_groups
+    perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
+    read = {g.index: [i for s in g.hidden_states for i in step.live_leaves(s)] for g in groups}
+    old = sorted({i for indices in read.values() for i in indices})
+    chosen = [i for i in direct if i in step.direct.elsewhere]
+
+    def old_signals(found: Mapping[int, Any], leaves: Mapping[int, Any]) -> Any:
+        by_path = {
+            path: found.get(i, jnp.zeros_like(leaves[i]))
+            for group in groups
+            for path, state in zip(group.hidden_paths, group.hidden_states, strict=True)
+            for i in step.leaves.get(state, ())
+        }
+        return executor.old_signals(by_path, {group for group, found in read.items() if found})
+
+    def one(carry: Any, inputs: Any) -> Any:
+        leaves, direct = carry
+
+        def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
+            changed = {**leaves, **olds, **params}
+            loss, *rest = step.run(perturb, inputs, changed, shifts)
+            return loss, rest
+
+        (loss, (aux, recorded, new, moving)), (signal, olds, params, dys) = jax.value_and_grad(
+            loss_of, argnums=(0, 1, 2, 3), has_aux=True
+        )(perturb, {i: leaves[i] for i in old}, {i: leaves[i] for i in chosen}, shifts)
+        values, given = recorded
+        jacobians = executor.jacobians_at(values)
+        direct = {i: value + params[i] for i, value in direct.items()}
+        block = Block(jacobians, executor.signals(signal), old_signals(olds, leaves), given)
+        return (new, direct), (block, moving, dys, loss, aux)
+
+    start = leaves, {i: direct[i] for i in chosen}
+    (new, stepwise), (block, moving, dys, losses, aux) = recorded_scan(one, start, inputs)
+    total = {**direct, **stepwise}
+    for i, value in step.direct.gradients(leaves, moving, dys).items():
+        total[i] = total[i] + value
+    return new, total, block, losses, aux
+
+
+def _names(learner: Running, weights: Sequence[State], step: TracedStep) -> dict[int, str]:
     """What the leaves of the wanted parameters are called, by their place in a step."""
     paths = {state: show_path(path) for path, state in learner.param_states.items()}
     return {
         i: f"{paths.get(state, 'a parameter')}{jax.tree_util.keystr(place)}"
         for state in weights
         for i, (place, _) in zip(
-            traced.leaves.get(state, ()),
+            step.leaves.get(state, ()),
             jax.tree_util.tree_leaves_with_path(state.value),
             strict=False,
         )
@@ -87,19 +152,19 @@ def _names(learner: Running, weights: Sequence[State], traced: TracedStep) -> di
 
 
 def _total(
-    learner: Running,
+    executor: Executor,
     state: State,
-    traced: TracedStep,
+    step: TracedStep,
     direct: Mapping[int, Any],
     by_path: Mapping[Any, Any],
 ) -> Any:
     """Direct plus traced gradient of one parameter, zero where neither exists."""
     leaves, treedef = jax.tree.flatten(state.value)
     total = [jnp.zeros_like(leaf) for leaf in leaves]
-    for k, i in enumerate(traced.leaves.get(state, ())):
+    for k, i in enumerate(step.leaves.get(state, ())):
         if i in direct:
             total[k] = add_gradients(total[k], direct[i])
-    weight = learner.rule.executor.weights.get(state)
+    weight = executor.weights.get(state)
     if weight is not None and weight.path in by_path:
         found = jax.tree.leaves(by_path[weight.path])
         total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import brainstate
@@ -13,24 +12,18 @@ import jax.numpy as jnp
 
 from ..base.types import show_path, start_of_sum
 from . import guards
-from .cotangents import add_gradients, end_of_sum
-from .in_parts import in_parts
-from .losses import checked_losses, scale_of, weighted_sum
-from .options import GradOptions, Outcome, common_length
-from .progress import Progress
-from .running import Running, Stepper
-
-
-@dataclass
-class _Counted:
-    """A stepper that counts its calls."""
-
-    stepper: Stepper
-    calls: int = 0
-
-    def call(self, learner: Running, args: tuple[Any, ...], given: Any) -> Any:
-        self.calls += 1
-        return self.stepper.call(learner, args, given)
+from .loops import Progress, in_parts
+from .options import (
+    GradOptions,
+    Outcome,
+    checked_losses,
+    common_length,
+    end_of_sum,
+    scale_of,
+    weighted_sum,
+)
+from .running import Running
+from .steps import add_gradients
 
 
 def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -38,7 +31,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     steps, size = common_length(sequences), int(options.chunk_size or 1)
     weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
-    progress = Progress(-(-steps // size)) if options.progress else None
+    progress = Progress(-(-steps // size) * options.progress)
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
         number, now = numbered
@@ -50,8 +43,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
         grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
         flags = _window_flags(learner, options, grads, losses) if options.check else None
-        if progress is not None:
-            progress.advance(number, losses)
+        progress.advance(number, losses)
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
         return total, (losses, aux, flags)
 
@@ -69,13 +61,18 @@ def _window_loss(learner: Running, options: GradOptions, inputs: tuple[Any, ...]
     """The loss of a window, and ``k`` losses with auxiliary data."""
     mask, *sequences = inputs
     size = common_length(tuple(sequences))
-    counted = _Counted(learner.call_stepper)
+    stepper, calls = learner.call_stepper, []
+
+    def counted(*call: Any) -> Any:
+        calls.append(call)
+        return stepper(*call)
+
     with learner.stepping_by(counted):
         result = options.step_fn(*sequences)
-    if counted.calls != 1:
+    if len(calls) != 1:
         raise ValueError(
-            "step_fn must call the learner exactly once per window; it called it "
-            f"{counted.calls} times"
+            f"step_fn must call the learner exactly once per window; it called it {len(calls)} "
+            "times"
         )
     shape = (size,) if mask is None else mask.shape
     when = "with chunk_size and so a loss for each step of a window, "

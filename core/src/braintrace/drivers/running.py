@@ -1,30 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """What drivers and learners ask of each other: a learner calls a stepper, a driver may bring its
-own.
+own, and compiled drivers are kept for the next call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import brainstate
 
 from ..algorithms.base import LearningRule
+from ..base import versions
 from ..base.types import Path, State
 from ..compiler.batch_states import refuse_lost_examples
+from ..compiler.environment import changed_setting, recorded_settings
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
-from .compiled import Drivers
+
+Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
+"""What a call of a learner does: the model moves on, and so do traces, or a record.
+
+``stepper(learner, arguments, given)`` returns the model's result; ``given`` is what the algorithm
+gets besides the arguments.
+"""
+
+#: How many compiled drivers are kept.
+MOST = 16
 
 
-class Stepper(Protocol):
-    """What a call of a learner does: the model moves on, and so do traces, or a record."""
+class Drivers:
+    """The drivers that were used last, each with its key and settings of ``brainstate.environ``.
 
-    def call(self, learner: Running, args: tuple[Any, ...], given: Any) -> Any:
-        """The model's result; ``given`` is what the algorithm gets besides the arguments."""
+    A setting that anything in a driver reads is a constant of the compiled program.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def get(self, key: tuple[Any, ...], run: Callable[..., Any]) -> Callable[..., Any]:
+        """The driver for a function and options, which is ``run`` if there is none yet."""
+        found = next((d for d in self._kept if d[0] == key and changed_setting(d[1]) is None), None)
+        if found is None:
+            self._warn_of_new_functions(*key)
+            settings: dict[str, Any] = {}
+
+            def recorded(*args: Any) -> Any:
+                with recorded_settings() as read:
+                    result = run(*args)
+                settings.update(read)
+                return result
+
+            found = key, settings, brainstate.transform.jit(recorded)
+        self._kept = [*(d for d in self._kept if d is not found), found][-MOST:]
+        return found[2]
+
+    def _warn_of_new_functions(self, step_fn: Any, *options: Any) -> None:
+        """A function written inside a loop is a new one each time, and compiled each time."""
+        code = getattr(step_fn, "__code__", None)
+        same = {fn for (fn, *others), _, _ in self._kept if others == [*options]}
+        if code is not None and sum(getattr(fn, "__code__", None) is code for fn in same) == 3:
+            versions.warn(
+                f"step_fn ({code.co_filename}:{code.co_firstlineno}) is a new function at each "
+                "call and is compiled anew each time; define it once, outside of the loop"
+            )
 
 
 class Running(Protocol):
@@ -37,36 +82,19 @@ class Running(Protocol):
     _optimizers: list[Any]
 
     @property
-    def running_index(self) -> State:
-        """How many steps the traces have seen."""
-
+    def running_index(self) -> State: ...
     @property
-    def rule(self) -> LearningRule:
-        """The learning rule."""
-
+    def rule(self) -> LearningRule: ...
     @property
-    def graph(self) -> ETraceGraph:
-        """What the compiler found."""
-
+    def graph(self) -> ETraceGraph: ...
     @property
-    def param_states(self) -> Mapping[Any, State]:
-        """The parameters, by path."""
-
-    def states_of(self, kind: StateKind) -> Mapping[Any, State]:
-        """The states of a kind, by path."""
-
+    def param_states(self) -> Mapping[Any, State]: ...
     @property
-    def call_stepper(self) -> Stepper:
-        """What a call does."""
-
-    def stepping_by(self, stepper: Stepper) -> AbstractContextManager[None]:
-        """Calls go to another stepper meanwhile."""
-
-    def read_traces(self) -> tuple[Any, ...]:
-        """The traces as they are."""
-
-    def write_traces(self, traces: Any, steps: int) -> None:
-        """Take the traces after some steps."""
+    def call_stepper(self) -> Stepper: ...
+    def states_of(self, kind: StateKind) -> Mapping[Any, State]: ...
+    def stepping_by(self, stepper: Stepper) -> AbstractContextManager[None]: ...
+    def read_traces(self) -> tuple[Any, ...]: ...
+    def write_traces(self, traces: Any, steps: int) -> None: ...
 
 
 def read_states(learner: Running) -> tuple[dict[Path, Any], dict[Path, Any]]:

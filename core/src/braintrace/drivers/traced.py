@@ -11,12 +11,15 @@ from typing import Any
 import brainstate
 import jax
 
+from ..base import versions
 from ..base.types import State, show_path
 from ..base.versions import Jaxpr
+from ..compiler.program import StateKind
+from ..compiler.requirements import checked_args
 from ..jaxprs.depends import Along, program_influences
+from .call_arguments import number_of_steps, one_step_of
 from .direct import DirectProducts, direct_products
-from .running import Running
-from .tape import Tape
+from .running import Running, read_states, write_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +51,8 @@ class TracedStep:
 
     def read(self) -> dict[int, Any]:
         """The leaves of the states as they are."""
-        return {
-            i: leaf
-            for state, where in self.leaves.items()
-            for i, leaf in zip(where, jax.tree.leaves(state.value), strict=True)
-        }
+        found = ((where, jax.tree.leaves(state.value)) for state, where in self.leaves.items())
+        return {i: leaf for pair in found for i, leaf in zip(*pair, strict=True)}
 
     def write(self, leaves: Mapping[int, Any]) -> None:
         """Take the leaves of all states but parameters, which a step does not change."""
@@ -126,3 +126,69 @@ def _check_kept(learner: Running, leaves: Mapping[State, range], jaxpr: Jaxpr) -
                 f"step_fn writes the parameter {name}; weights stay as they are during a "
                 "sequence gradient, so change them between calls"
             )
+
+
+class Tape:
+    """A stepper that runs perturbed steps and records them.
+
+    Nothing but the model may write hidden states of the learner meanwhile.
+    """
+
+    def __init__(self, learner: Running, perturb: Sequence[Any]) -> None:
+        self.perturb = perturb
+        self.recorded: list[tuple[tuple[Any, ...], Any]] = []
+        self.hidden = learner.states_of(StateKind.HIDDEN)
+        self.values = self._hidden_now()
+
+    def __call__(self, learner: Running, args: tuple[Any, ...], given: Any) -> Any:
+        """Run a step and record the inputs of its Jacobians, and ``given``."""
+        if number_of_steps(args) is not None:
+            raise ValueError(
+                "step_fn passes a MultiStepData; a sequence is taken step by step, pass the "
+                "slice that step_fn gets (or chunk_size, with vjp_method='multi-step')"
+            )
+        leaves = checked_args(learner.graph.module_info, one_step_of(args))
+        params, states = read_states(learner)
+        self._check_hidden()
+        out, new, values = learner.rule.executor.run(leaves, {**states, **params}, self.perturb)
+        self.recorded.append((values, given))
+        write_states(learner, states, new)
+        self.values = self._hidden_now()
+        return out
+
+    def step(self) -> tuple[tuple[Any, ...], Any]:
+        """The inputs of the Jacobians of the recorded step, and what the caller gave besides.
+
+        It raises ``ValueError`` as :func:`trace_step` does.
+        """
+        if len(self.recorded) != 1:
+            raise ValueError(
+                f"step_fn must call the learner exactly once per step; it called it "
+                f"{len(self.recorded)} times"
+            )
+        if self._elsewhere(self.recorded[0][0]):
+            raise ValueError(
+                "step_fn must call the learner directly, not inside a transformation of its own "
+                "(jit, grad, vmap, cond, for_loop, ...); a sequence is compiled as a whole anyway"
+            )
+        self._check_hidden()
+        return self.recorded[0]
+
+    def _check_hidden(self) -> None:
+        """The hidden states are as the model left them."""
+        for path, before, now in zip(self.hidden, self.values, self._hidden_now(), strict=True):
+            if self._elsewhere(now):
+                return  # inside of a transformation, which is refused in the end
+            if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
+                raise ValueError(
+                    f"step_fn writes the hidden state {show_path(path)}, and the traces would not "
+                    "follow. Let the model do it, a reset from an input, say: "
+                    "h = h * (1 - done); between sequences call reset_state"
+                )
+
+    def _hidden_now(self) -> list[list[Any]]:
+        return [jax.tree.leaves(state.value) for state in self.hidden.values()]
+
+    def _elsewhere(self, values: Sequence[Any]) -> bool:
+        """Whether one of them is of a transformation inside of ``step_fn``."""
+        return any(versions.from_another_trace(value, self.perturb[0]) for value in values)

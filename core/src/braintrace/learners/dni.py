@@ -9,13 +9,14 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+from brainstate.nn import Module
 
 from ..algorithms.config import ETraceConfig
 from ..base.types import Path
 from .vjp import ETraceVjpAlgorithm, preset
 
 
-class SyntheticGradient(brainstate.nn.Module):
+class SyntheticGradient(Module):
     """One affine map per hidden state [.., n], over its last axis: ``g(h) = h W + b``.
 
     ``W`` [n, n] and ``b`` [n] start at zero: before it has learned, nothing is predicted.
@@ -84,11 +85,7 @@ class DNI(ETraceVjpAlgorithm):
     synthesizer_of = SyntheticGradient
 
     def __init__(
-        self,
-        model: brainstate.nn.Module,
-        *_late: Any,
-        vjp_method: str = "multi-step",
-        **options: Any,
+        self, model: Module, *_late: Any, vjp_method: str = "multi-step", **options: Any
     ) -> None:
         config = ETraceConfig(trace_factorization="none", learning_signal="bootstrapped")
         super().__init__(model, *_late, vjp_method=vjp_method, **preset(config, options))

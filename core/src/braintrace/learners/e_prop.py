@@ -54,19 +54,16 @@ def _fed_back(kept: Any, _: jax.Array) -> Any:
 feed_back.defvjp(lambda out, error, matrix: (out, (error, matrix)), _fed_back)
 
 
-class FedBackError:
-    """What calls of e-prop take: with random feedback, an error in place of the loss's gradient."""
-
-    def call(self, learner: EProp, args: tuple[Any, ...], error: Any = None) -> Any:
-        """Run the learner's stepper, and feed an error [.., m] back to its output [.., n]."""
-        if error is None:
-            return learner.run_call(args)
-        if learner.feedback != "random":
-            raise ValueError("an error is fed back by feedback='random' only")
-        if learner.vjp_method != "single-step":
-            raise ValueError("an error is fed back with vjp_method='single-step' only")
-        out = learner.run_call(args, given=True)
-        return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
+def arguments_and_error(learner: EProp, args: tuple[Any, ...], error: Any = None) -> Any:
+    """What calls of e-prop take: an error [.., m] that is fed back to the output [.., n]."""
+    if error is None:
+        return learner.run_call(args)
+    if learner.feedback != "random":
+        raise ValueError("an error is fed back by feedback='random' only")
+    if learner.vjp_method != "single-step":
+        raise ValueError("an error is fed back with vjp_method='single-step' only")
+    out = learner.run_call(args, given=True)
+    return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
 
 
 class EProp(ETraceVjpAlgorithm):
@@ -107,7 +104,7 @@ class EProp(ETraceVjpAlgorithm):
     (2, 4)
     """
 
-    call_takes = FedBackError()
+    call_takes = staticmethod(arguments_and_error)
 
     def __init__(
         self,

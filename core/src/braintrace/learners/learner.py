@@ -19,15 +19,13 @@ from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
 from ..drivers.call_arguments import one_step_of
-from ..drivers.compiled import Drivers
-from ..drivers.online_step import online_step
-from ..drivers.running import Stepper
-from ..drivers.window_step import window_step
+from ..drivers.running import Drivers, Stepper
+from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
 from . import sequences
-from .calls import ModelArguments, Steps, Windows
+from .calls import in_steps, in_windows, model_arguments
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import Report, report_of
@@ -94,7 +92,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
     vjp_method = "single-step"
 
     #: What calls take, and what they do with it.
-    call_takes: ClassVar[Any] = ModelArguments()
+    call_takes: ClassVar[Any] = staticmethod(model_arguments)
 
     #: What predicts the gradients of later losses from the hidden states, if anything does.
     synthesizer_of: ClassVar[Any] = None
@@ -163,10 +161,10 @@ class ETraceAlgorithm(brainstate.nn.Module):
         check_jacobians(rule)
         # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
         if self.vjp_method != "multi-step":
-            self._stepper = Steps(jax.jit(online_step(rule)))
+            self._stepper = in_steps(jax.jit(online_step(rule)))
         else:
             predict = getattr(self.synthesizer_of, "predict", None)
-            self._stepper = Windows(jax.jit(window_step(rule, predict)))
+            self._stepper = in_windows(jax.jit(window_step(rule, predict)))
         self._executor, self._rule = executor, rule
 
     @property
@@ -348,11 +346,11 @@ class ETraceAlgorithm(brainstate.nn.Module):
         NotSupportedError
             When the gradient is differentiated once more.
         """
-        return self.call_takes.call(self, args, **given)
+        return self.call_takes(self, args, **given)
 
     def run_call(self, args: tuple[Any, ...], given: Any = None) -> Any:
         """A call with what the rule is given besides the model's arguments."""
-        return self.call_stepper.call(self, args, given)
+        return self.call_stepper(self, args, given)
 
     @property
     def call_stepper(self) -> Stepper:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import brainstate
+from brainstate.nn import Module
 
 from ..algorithms.config import ETraceConfig, decays_of
 from ..compiler.cones import check_scope
@@ -41,11 +41,7 @@ class D_RTRL(ETraceVjpAlgorithm):
     """
 
     def __init__(
-        self,
-        model: brainstate.nn.Module,
-        *_late: Any,
-        recurrence_scope: str = "diagonal",
-        **options: Any,
+        self, model: Module, *_late: Any, recurrence_scope: str = "diagonal", **options: Any
     ) -> None:
         config = ETraceConfig(recurrence_scope=check_scope(recurrence_scope))
         super().__init__(model, *_late, **preset(config, options, "trace_factorization"))
@@ -101,7 +97,7 @@ class pp_prop(ETraceVjpAlgorithm):
 
     def __init__(
         self,
-        model: brainstate.nn.Module,
+        model: Module,
         decay_or_rank: float | int | tuple[float | int, float | int],
         *_late: Any,
         recurrence_scope: str = "diagonal",
@@ -140,7 +136,7 @@ class OSTLRecurrent(ETraceVjpAlgorithm):
     (2, 7, 4, 1)
     """
 
-    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+    def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
         super().__init__(model, *_late, **preset(ETraceConfig(recurrence_scope="coupled"), options))
 
 
@@ -161,7 +157,7 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     (2, 7)
     """
 
-    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+    def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
         super().__init__(
             model,
             *_late,
@@ -199,13 +195,7 @@ class SnAp(ETraceVjpAlgorithm):
     (2, 7, 4, 1)
     """
 
-    def __init__(
-        self,
-        model: brainstate.nn.Module,
-        n: int = 2,
-        *_late: Any,
-        **options: Any,
-    ) -> None:
+    def __init__(self, model: Module, n: int = 2, *_late: Any, **options: Any) -> None:
         super().__init__(
             model, *_late, **preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
         )
@@ -233,7 +223,7 @@ class RTRL(ETraceVjpAlgorithm):
     (2, 7, 4, 4)
     """
 
-    def __init__(self, model: brainstate.nn.Module, *_late: Any, **options: Any) -> None:
+    def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
         super().__init__(model, *_late, **preset(ETraceConfig(recurrence_scope="full"), options))
 
 
@@ -270,11 +260,7 @@ class UORO(ETraceVjpAlgorithm):
     """
 
     def __init__(
-        self,
-        model: brainstate.nn.Module,
-        projection_key: Any = 42,
-        *_late: Any,
-        **options: Any,
+        self, model: Module, projection_key: Any = 42, *_late: Any, **options: Any
     ) -> None:
         config = ETraceConfig(
             trace_factorization="random_projection", recurrence_scope="full", seed=projection_key

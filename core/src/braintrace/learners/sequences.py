@@ -17,16 +17,16 @@ from ..base.types import State
 from ..compiler.requirements import check_states
 from ..drivers import guards
 from ..drivers.gradients import gradient
-from ..drivers.in_parts import in_parts
-from ..drivers.losses import checked_mask, shown_losses
+from ..drivers.loops import Progress, in_parts
 from ..drivers.options import (
     GradOptions,
     check_count,
+    checked_mask,
     checked_weights,
     common_length,
     require_callable,
+    shown_losses,
 )
-from ..drivers.progress import Progress
 from ..drivers.running import Running
 from .optimizers import as_optimizer
 
@@ -111,19 +111,8 @@ def etrace_grad(
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
-    options = _options(
-        self,
-        steps,
-        step_fn,
-        weights,
-        reduction=reduction,
-        has_aux=has_aux,
-        chunk_size=chunk_size,
-        block_size=block_size,
-        carry_trace=carry_trace,
-        check=check,
-        progress=progress,
-    )
+    how = (reduction, has_aux, chunk_size, block_size, carry_trace, check, progress)
+    options = _options(self, steps, step_fn, weights, *how)
     driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
     outcome = driver(sequences, mask)
     if check:
@@ -137,32 +126,27 @@ def etrace_grad(
 
 
 def _options(
-    learner: Running,
-    steps: int,
-    step_fn: Callable[..., Any],
-    weights: Mapping[Any, State] | None,
-    **how: Any,
+    learner: Running, steps: int, step_fn: Any, weights: Any, *how: Any, **check: bool
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     chosen = learner.param_states if weights is None else checked_weights(weights)
-    options = GradOptions(step_fn, tuple(chosen.items()), **how)
+    options = GradOptions(step_fn, tuple(chosen.items()), *how, **check)
     check_states(learner.model, learner.graph.module_info)
-    windows, size = learner.vjp_method == "multi-step", options.chunk_size
-    if size == 1 and not windows:
-        size = None
-    if size is not None and not windows:
-        raise ValueError(
-            f"chunk_size={size} needs a learner with vjp_method='multi-step', this "
-            f"{type(learner).__name__} has {learner.vjp_method!r}"
-        )
-    if size is None and windows:
-        raise ValueError(
-            f"this {type(learner).__name__} learns in windows (vjp_method='multi-step'): pass "
-            "their length as chunk_size"
-        )
-    if size is not None:
+    kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
+    if learner.vjp_method == "multi-step":
+        if size is None:
+            raise ValueError(
+                f"this {kind} learns in windows (vjp_method='multi-step'): pass their length as "
+                "chunk_size"
+            )
         return replace(options, chunk_size=min(int(size), steps), block_size=1)
-    block = 1 if options.block_size == "auto" and options.check else options.block_size
+    if size not in (None, 1):
+        raise ValueError(
+            f"chunk_size={size} needs a learner with vjp_method='multi-step', this {kind} has "
+            f"{learner.vjp_method!r}"
+        )
+    if block == "auto" and options.check:
+        block = 1
     if block != "auto":  # which depends on step_fn
         block = min(int(block), steps)
     return replace(options, chunk_size=None, block_size=block)
@@ -215,27 +199,17 @@ def etrace_update(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
-    options = _options(
-        self,
-        every,
-        step_fn,
-        weights,
-        reduction=reduction,
-        has_aux=has_aux,
-        chunk_size=chunk_size,
-        block_size=block_size,
-        check=check,
-    )
+    how = (reduction, has_aux, chunk_size, block_size)
+    options = _options(self, every, step_fn, weights, *how, check=check)
     update = as_optimizer(self, optimizer, dict(options.weights))
-    bar = Progress(-(-steps // every)) if progress else None
+    bar = Progress(-(-steps // every) * progress)
 
     def run(sequences: Any, mask: Any) -> Any:
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
             number, (mask, *now) = numbered
             found = gradient(self, options, tuple(now), mask)
             update(options.by_key(found.grads))
-            if bar is not None:
-                bar.advance(number, found.losses)
+            bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 
         _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
@@ -277,13 +251,12 @@ def etrace_evolve(
     self.graph  # noqa: B018  raises before compile_graph
     run: Any = self if step_fn is None else step_fn
     require_callable(run)
-    bar = Progress(steps) if progress else None
+    bar = Progress(steps * progress)
 
     def evolve(sequences: tuple[Any, ...]) -> Any:
         def body(number: Any, *inputs: Any) -> Any:
             out = run(*inputs)
-            if bar is not None:
-                bar.advance(number, self.running_index.value)
+            bar.advance(number, self.running_index.value)
             return out if return_outputs else None
 
         return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)

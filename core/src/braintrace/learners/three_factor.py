@@ -17,51 +17,50 @@ class StandingModulator(brainstate.ShortTermState):
     """The modulator that was assigned to a learner as a number or an array."""
 
 
-class Modulator:
-    """What calls of three-factor learning take: a modulator, or that of the learner."""
+def standing_modulator(learner: Any) -> Any:
+    """The modulator of calls that are given none; it can be assigned between calls."""
+    standing = learner._modulator
+    return standing.value if isinstance(standing, StandingModulator) else standing
 
-    def of(self, learner: Any) -> Any:
-        """The modulator of calls that are given none; it can be assigned between calls."""
-        standing = learner._modulator
-        return standing.value if isinstance(standing, StandingModulator) else standing
 
-    def assign(self, learner: Any, value: Any) -> None:
-        """Take a number, an array, or a state, which is read at every call."""
-        if value is not None and not isinstance(value, brainstate.State):
-            value, standing = jnp.asarray(value, float), learner._modulator
-            own = isinstance(standing, StandingModulator)
-            if own and jnp.shape(standing.value) == value.shape:
-                standing.value = value  # compiled programs read it from there
-                return
-            if versions.is_traced(value):
-                raise ValueError(
-                    f"modulator of shape {value.shape} is assigned for the first time inside of a "
-                    "transformation; pass it to the call, learner(x, modulator=...), or assign an "
-                    "array of this shape before"
-                )
-            value = StandingModulator(value)
-        if value is not learner._modulator:
-            learner._modulator = value
-            learner._drivers.clear()
+def assign_modulator(learner: Any, value: Any) -> None:
+    """Take a number, an array, or a state, which is read at every call."""
+    if value is not None and not isinstance(value, brainstate.State):
+        value, standing = jnp.asarray(value, float), learner._modulator
+        own = isinstance(standing, StandingModulator)
+        if own and jnp.shape(standing.value) == value.shape:
+            standing.value = value  # compiled programs read it from there
+            return
+        if versions.is_traced(value):
+            raise ValueError(
+                f"modulator of shape {value.shape} is assigned for the first time inside of a "
+                "transformation; pass it to the call, learner(x, modulator=...), or assign an "
+                "array of this shape before"
+            )
+        value = StandingModulator(value)
+    if value is not learner._modulator:
+        learner._modulator = value
+        learner._drivers.clear()
 
-    def call(self, learner: Any, args: tuple[Any, ...], modulator: Any = None) -> Any:
-        """Run the learner's stepper with a modulator for the positions of every hidden group."""
-        standing = learner._modulator if modulator is None else modulator
-        if isinstance(standing, brainstate.State):
-            standing = standing.value
-        if standing is None:
-            raise ValueError("ThreeFactor needs a modulator: learner(x, modulator=...)")
-        standing = jnp.asarray(standing, float)
-        given = []
-        for shape in (group.varshape for group in learner.graph.hidden_groups):
-            try:
-                given.append(jnp.broadcast_to(standing, shape))
-            except ValueError:
-                raise ValueError(
-                    f"modulator has shape {standing.shape}, which does not broadcast to the "
-                    f"positions {shape} of every hidden group"
-                ) from None
-        return learner.run_call(args, given=tuple(given))
+
+def arguments_and_modulator(learner: Any, args: tuple[Any, ...], modulator: Any = None) -> Any:
+    """What calls take: a modulator for the positions of every group, or that of the learner."""
+    standing = learner._modulator if modulator is None else modulator
+    if isinstance(standing, brainstate.State):
+        standing = standing.value
+    if standing is None:
+        raise ValueError("ThreeFactor needs a modulator: learner(x, modulator=...)")
+    standing = jnp.asarray(standing, float)
+    given = []
+    for shape in (group.varshape for group in learner.graph.hidden_groups):
+        try:
+            given.append(jnp.broadcast_to(standing, shape))
+        except ValueError:
+            raise ValueError(
+                f"modulator has shape {standing.shape}, which does not broadcast to the "
+                f"positions {shape} of every hidden group"
+            ) from None
+    return learner.run_call(args, given=tuple(given))
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -93,15 +92,11 @@ class ThreeFactor(ETraceVjpAlgorithm):
     (2, 4)
     """
 
-    call_takes = Modulator()
-    modulator = property(call_takes.of, call_takes.assign, doc=call_takes.of.__doc__)
+    call_takes = staticmethod(arguments_and_modulator)
+    modulator = property(standing_modulator, assign_modulator)
 
     def __init__(
-        self,
-        model: brainstate.nn.Module,
-        *_late: Any,
-        modulator: Any = None,
-        **options: Any,
+        self, model: brainstate.nn.Module, *_late: Any, modulator: Any = None, **options: Any
     ) -> None:
         config = ETraceConfig(learning_signal="modulatory")
         super().__init__(model, *_late, **preset(config, options, "learning_signal"))

@@ -76,10 +76,7 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         random_feedback_key: Any = None,
         **options: Any,
     ) -> None:
-        if _late and vjp_method != "single-step":
-            raise TypeError("vjp_method is given twice, by position and by name")
-        if _late:
-            vjp_method = by_name(type(self), *_late)
+        vjp_method = by_name(type(self), vjp_method, *_late)
         config = _checked(ETraceConfig() if config is None else config)
         if "recurrence_scope" in options:
             raise TypeError(
@@ -108,16 +105,20 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         return self.config.rule(executor, self.trace_dtype)
 
 
-def by_name(learner: type, vjp_method: str, *more: Any) -> str:
-    """``vjp_method`` from where it stood before; raises ``TypeError`` for anything behind it."""
-    if more:
-        raise TypeError(f"options of {learner.__name__} are given by name, got {more[0]!r}")
+def by_name(learner: type, vjp_method: str, *late: Any) -> Any:
+    """``vjp_method``, also from where it stood before; ``TypeError`` for anything behind it."""
+    if not late:
+        return vjp_method
+    if vjp_method != "single-step":
+        raise TypeError("vjp_method is given twice, by position and by name")
+    if late[1:]:
+        raise TypeError(f"options of {learner.__name__} are given by name, got {late[1]!r}")
     versions.warn(
-        f"options of {learner.__name__} are given by name: vjp_method={vjp_method!r}; by position "
+        f"options of {learner.__name__} are given by name: vjp_method={late[0]!r}; by position "
         "they will be refused",
         DeprecationWarning,
     )
-    return vjp_method
+    return late[0]
 
 
 def preset(

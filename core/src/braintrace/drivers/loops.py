@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loops along a sequence: in parts, with a record of what changes, with a bar that shows it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..jaxprs.depends import Along, moving_with, slice_to
+from ..jaxprs.run import read, run_equations
+
+WIDTH = 40
+UPDATES = 100
+
+
+def in_parts(
+    one: Callable[[Any, Any], tuple[Any, Any]],
+    start: Any,
+    inputs: Any,
+    size: int,
+    scan: Callable[..., Any] = brainstate.transform.scan,
+    least: int = 1,
+) -> tuple[Any, Any]:
+    """Run ``one(carry, (number, part)) -> carry, (per_step, per_step, per_part)`` along parts.
+
+    Parts are blocks, windows, or the steps between two updates: ``size`` steps, the last one
+    perhaps fewer. What is per step is joined, what is per part stacked.
+
+    Parameters
+    ----------
+    scan
+        What runs parts of one size as a loop.
+    least
+        From how many parts on. Others are run by themselves, with an ``int`` as their number.
+    """
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    full = steps // size if steps >= least * size else 0
+    found = []
+    if full:
+        parts = jax.tree.map(lambda v: v[: full * size].reshape(full, size, *v.shape[1:]), inputs)
+        start, (a, b, seen) = scan(one, start, (jnp.arange(full), parts))
+        found.append((*jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (a, b)), seen))
+    for number in range(full, -(-steps // size)):
+        where = slice(number * size, (number + 1) * size)
+        part = jax.tree.map(lambda v, where=where: v[where], inputs)
+        start, (a, b, seen) = one(start, (number, part))
+        found.append((a, b, jax.tree.map(lambda v: jnp.asarray(v)[None], seen)))
+    return start, jax.tree.map(lambda *v: jnp.concatenate(v), *found)
+
+
+def recorded_scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any
+) -> tuple[Any, Any]:
+    """``jax.lax.scan(body, start, inputs)`` that stacks every array once, and no constant ones.
+
+    A step hands out some arrays several times (the input of four gates), and some that are the
+    same at every step (``f`` of a current that is added to a membrane is one). Stacked as they are,
+    they would take most of the memory of a block, and writing fresh memory costs more than
+    computing.
+    """
+    length = jax.tree.leaves(inputs)[0].shape[0]
+    first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), inputs)
+    jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)
+    carried, tree = len(jax.tree.leaves(start)), jax.tree.structure(start)
+    outputs = jaxpr.outvars[carried:]
+    moves = moving_with(jaxpr.eqns, jaxpr.invars)
+    moving = {a: carried + i for i, a in enumerate(outputs) if versions.is_var(a) and a in moves}
+    fixed = [a for a in outputs if not versions.is_var(a) or a not in moves]
+    env = versions.constants(jaxpr)
+    run_equations([jaxpr.eqns[i] for i in slice_to(jaxpr.eqns, fixed, along=Along.EQUATIONS)], env)
+    call = versions.jaxpr_as_fun(jaxpr)
+
+    def step(carry: Any, now: Any) -> tuple[Any, list[Any]]:
+        flat = call(*jax.tree.leaves((carry, now)))
+        return jax.tree.unflatten(tree, flat[:carried]), [flat[i] for i in moving.values()]
+
+    end, found = jax.lax.scan(step, start, inputs)
+    stacked = dict(zip(moving, found, strict=True))
+
+    def whole(atom: Any) -> Any:
+        if versions.is_var(atom) and atom in stacked:
+            return stacked[atom]
+        value = read(env, atom)
+        return jnp.broadcast_to(value, (length, *jnp.shape(value)))
+
+    return end, jax.tree.unflatten(jax.tree.structure(shapes[1]), map(whole, outputs))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Shows how many of ``total`` parts of a loop are done, on standard error; of zero, nothing.
+
+    The loop calls :meth:`advance` with the number of the part and with something that the part
+    computed, so that it is shown when the part is done. Under ``jit`` and ``scan`` that leaves a
+    call to the host in the program, about a hundred in all.
+    """
+
+    total: int
+
+    def advance(self, number: Any, result: Any) -> None:
+        """Part ``number`` (from 0) is done."""
+        if self.total:
+            shown = (number % max(1, self.total // UPDATES) == 0) | (number == self.total - 1)
+            call = partial(jax.debug.callback, self.show)
+            leaves = jax.tree.leaves(result)[:1]
+            jax.lax.cond(shown, call, lambda number, leaves: None, number, leaves)
+
+    def show(self, number: Any, leaves: Any = None) -> None:
+        """Draw the bar."""
+        done = int(number) + 1
+        filled = WIDTH * done // self.total
+        end = "\n" if done == self.total else ""
+        bar = "#" * filled + "." * (WIDTH - filled)
+        print(f"\r[{bar}] {done}/{self.total}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step, or a window of several, as a function whose reverse mode is the learning rule.
+
+Both are functions of all that is read: the parameters, the arguments, the states, the traces, and
+what is given besides. In reverse mode they return the gradient of the learning rule for the
+parameters, that within the step or window for the arguments, and zero for states and traces: credit
+for the past is in the traces, not in a chain of steps. A loss around several calls therefore has
+the sum of their online gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..algorithms.base import Block, LearningRule, Traces
+from ..base import versions
+from ..base.errors import NotSupportedError
+from ..compiler.program import StateKind
+
+Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
+
+
+def online_step(rule: LearningRule) -> Callable[..., Any]:
+    """One step; the rule is given something besides as ``Block.given``, usually ``None``."""
+    executor, plan = rule.executor, rule.executor.graph.perturbed
+    hidden = set(plan.perturb_hidden_paths)
+
+    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+        def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
+            out, new, values = executor.run(args, {**states, **params}, perturb)
+            return (out, {path: new[path] for path in states}), values
+
+        perturb = plan.init_perturb_data()
+        (out, new), pull, values = jax.vjp(program, params, args, states, perturb, has_aux=True)
+        jacobians = jax.tree.map(lambda v: v[None], executor.jacobians_at(values))
+        after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
+        return (out, new, after), (pull, jacobians, params, states, traces, after, given)
+
+    @jax.custom_vjp
+    def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+        return forward(params, args, states, traces, given)[0]
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pull, jacobians, params, states, traces, after, given = residuals
+        direct, args_bar, old_bar, signal = pull(cotangents[:2])
+        olds = _arrays(old_bar, hidden.intersection(old_bar))
+        signals = executor.signals(signal), executor.old_signals(olds, plan.late_reads)
+        block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
+        found = rule.solve_after(traces, after, block, executor.operand_values(params))
+        params_bar = _add_traced(direct, executor.param_gradients(params, found))
+        zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given))
+        return *_guarded((params_bar, args_bar), params), *zeros
+
+    step.defvjp(forward, backward)
+    return step
+
+
+def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[..., Any]:
+    """A window of ``k`` steps, which starts from the hidden states ``h^0``.
+
+        dL/dw = (reverse mode through the window) + sum_g < dL/dh_g^0, eps_g^0 >
+
+    where the first part contains every path inside the window, recurrent products too, and the
+    second is the credit of what happened before it, as far as the traces know it.
+
+    Parameters
+    ----------
+    predict
+        ``predict(given, hidden) -> cotangents``, by path: an estimate of the gradient of all later
+        losses with respect to hidden values. It is added to the signal at the window's end, and
+        its parameters ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``.
+    """
+    executor = rule.executor
+    hidden = [slot.path for slot in executor.graph.module_info.slots_of(StateKind.HIDDEN)]
+
+    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+        def program(params: Any, args: Any, states: Any) -> Any:
+            def one(states: Any, now: Any) -> tuple[Any, Any]:
+                out, new, values = executor.run_plain(now, {**states, **params})
+                fixed = jax.tree.map(jax.lax.stop_gradient, values)
+                kept = {path: _strong(new[path]) for path in states}
+                return kept, (out, executor.jacobians_at(fixed))
+
+            new, (out, jacobians) = jax.lax.scan(one, _strong(states), args)
+            return (out, new), jacobians
+
+        (out, new), pull, jacobians = jax.vjp(program, params, args, states, has_aux=True)
+        jacobians = jax.tree.map(jax.lax.stop_gradient, jacobians)
+        after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
+        return (out, new, after), (pull, params, states, new, traces, given)
+
+    @jax.custom_vjp
+    def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+        return forward(params, args, states, traces, given)[0]
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pull, params, states, new, traces, given = residuals
+        out_bar, new_bar, _ = cotangents
+        if predict is not None:
+            future = predict(given, _arrays(new, hidden))
+            added = {p: jax.tree.map(lambda v, p=p: v + future[p], new_bar[p]) for p in hidden}
+            new_bar = {**new_bar, **added}
+        params_bar, args_bar, old_bar = pull((out_bar, new_bar))
+        olds = _arrays(old_bar, hidden)
+        signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
+        found = rule.solve_at_start(traces, signals, executor.operand_values(params))
+        params_bar = _add_traced(params_bar, executor.param_gradients(params, found))
+        given_bar = jax.tree.map(versions.zero_cotangent, given)
+        if predict is not None:
+            start = _arrays(states, hidden)
+            predicted, pull_to_given = jax.vjp(lambda given: predict(given, start), given)
+            (given_bar,) = pull_to_given({path: predicted[path] - olds[path] for path in start})
+        zeros = jax.tree.map(versions.zero_cotangent, (states, traces))
+        guarded = _guarded((params_bar, args_bar, given_bar), params)
+        return *guarded[:2], *zeros, guarded[2]
+
+    step.defvjp(forward, backward)
+    return step
+
+
+def _arrays(values: Mapping[Any, Any], paths: Iterable[Any]) -> dict[Any, Any]:
+    """The array of every hidden value, without its unit."""
+    return {path: jax.tree.leaves(values[path])[0] for path in paths}
+
+
+def _strong(tree: Any) -> Any:
+    """Arrays whose dtype is their own, not that of a Python number they were made from."""
+    return jax.tree.map(
+        lambda v: v.astype(v.dtype) if getattr(v, "weak_type", False) else v,
+        jax.tree.map(jnp.asarray, tree),
+    )
+
+
+# --- cotangents ----------------------------------------------------------------------------------
+
+
+def add_gradients(a: Any, b: Any) -> Any:
+    """The sum of two cotangents of one leaf; integer leaves have none."""
+    return a if jax.dtypes.float0 in (a.dtype, b.dtype) else jnp.add(a, b)
+
+
+def _add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Cotangents of all parameters by path, to which those through traces are added."""
+    return {
+        path: jax.tree.map(add_gradients, value, traced[path]) if path in traced else value
+        for path, value in direct.items()
+    }
+
+
+def _refusing(message: str) -> Callable[[Any, Any], Any]:
+    """``f(results, inputs) -> results``, which refuses to be differentiated."""
+
+    @jax.custom_vjp
+    def fixed(results: Any, inputs: Any) -> Any:
+        return results
+
+    def refuse(_: Any, cotangents: Any) -> Any:
+        raise NotSupportedError(message)
+
+    fixed.defvjp(lambda results, inputs: (results, None), refuse)
+    return fixed
+
+
+#: The ordinary derivative would leave out everything that is in the traces.
+not_differentiable = _refusing(
+    "the result of etrace_grad (its gradients and its losses) cannot be differentiated; "
+    "differentiate a loss of learner(x), or use what etrace_grad returns as it is"
+)
+
+#: Traced operands are cut out of the step, and a second derivative would leave them out silently.
+_first_order = _refusing(
+    "the gradient of learner(x) cannot be differentiated again: it is an online gradient, and "
+    "its derivative is not that of any loss. Take second derivatives of the model itself"
+)
+
+
+def _guarded(gradients: Any, inputs: Any) -> Any:
+    """``gradients``, of which those of integers (``float0``) are nothing to begin with."""
+    return jax.tree.map(
+        lambda g: g if g.dtype == jax.dtypes.float0 else _first_order(g, inputs), gradients
+    )
