@@ -24,7 +24,7 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
-from braintrace.files import description, storage
+from braintrace.files import save, storage
 from braintrace.files.save import restore_learner, save_learner
 
 UNITS, BATCH, STEPS = 6, 2, 3
@@ -459,7 +459,7 @@ def test_another_setting_of_the_environment_is_refused(tmp_path):
     ids=str,
 )
 def test_settings_and_options_are_described_in_the_same_words_everywhere(value, text):
-    assert description._text(value) == text
+    assert save._text(value) == text
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -9,21 +9,25 @@ in text. A file is restored only where names, types, units and description agree
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
+import saiunit
 
 import braintrace
 
 from ..base import versions
-from ..base.types import State, restore_values
+from ..base.types import Path, State, restore_values, show_path
 from . import storage
-from .arrays import Leaf, leaves_of
-from .description import description_of
+from .arrays import Leaf, is_opened, leaves_of, named, parts_of, unit_of
 
 
 def save_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = None) -> None:
@@ -50,13 +54,8 @@ def restore_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any =
     _check_outside("restored")
     leaves = leaves_of(learner, optimizer)
     content = storage.read(path)
-    found = [
-        *_changed_version(content),
-        *_changed_description(content, description_of(learner, optimizer)),
-        *_changed_leaves(content, leaves),
-    ]
-    if found:
-        lines = "".join(f"\n  {line}" for line in found)
+    found = _differences(content, leaves, description_of(learner, optimizer))
+    if lines := "".join(f"\n  {line}" for line in found):
         raise ValueError(
             f"{storage.file_name(path)} was saved from another learner than this one; nothing was "
             f"restored. What differs:{lines}"
@@ -103,56 +102,130 @@ def _values(
 # --- what differs --------------------------------------------------------------------------------
 
 
-def _changed_version(content: storage.Content) -> list[str]:
-    """Versions of one series agree about what their arrays mean."""
-    theirs, ours = str(content.manifest.get("braintrace")), str(braintrace.__version__)
-    same = theirs.split(".")[:2] == ours.split(".")[:2]
-    return [] if same else [f"version of braintrace: {theirs} in the file, {ours} here"]
+def _differences(
+    content: storage.Content, leaves: list[Leaf], ours: Mapping[str, str]
+) -> Iterator[str]:
+    """Another version or text, and arrays that one side lacks or that are of another type."""
 
+    def mapping(name: str) -> Mapping[str, Any]:
+        found = content.manifest.get(name)
+        return found if isinstance(found, dict) else {}
 
-def _changed_description(content: storage.Content, ours: Mapping[str, str]) -> list[str]:
-    theirs = _mapping(content, "description")
-    return [
-        f"{name}: {theirs.get(name, 'nothing')} in the file, {ours.get(name, 'nothing')} here"
-        for name in {**theirs, **ours}
-        if theirs.get(name) != ours.get(name)
-    ]
-
-
-def _changed_leaves(content: storage.Content, leaves: list[Leaf]) -> list[str]:
-    """Arrays that only one side has, and those of another kind, shape, dtype or unit."""
-    kinds, units = _mapping(content, "kinds"), _mapping(content, "units")
-    names = {leaf.name for leaf in leaves}
-    found = []
+    theirs, here = str(content.manifest.get("braintrace")), str(braintrace.__version__)
+    if theirs.split(".")[:2] != here.split(".")[:2]:  # in a series, arrays mean the same
+        yield f"version of braintrace: {theirs} in the file, {here} here"
+    texts = mapping("description")
+    for name in {**texts, **ours}:
+        if texts.get(name) != ours.get(name):
+            there, here = texts.get(name, "nothing"), ours.get(name, "nothing")
+            yield f"{name}: {there} in the file, {here} here"
+    kinds, units = mapping("kinds"), mapping("units")
     for leaf in leaves:
-        stored = content.types.get(leaf.name)
+        name, stored = leaf.name, content.types.get(leaf.name)
         if stored is None:
-            found.append(f"{leaf.name}: not in the file")
+            yield f"{name}: not in the file"
             continue
-        pairs = {
-            "kind": (kinds.get(leaf.name), leaf.kind),
-            "shape": (stored.shape, leaf.type.shape),
-            "dtype": (stored.dtype, leaf.type.dtype),
-            "unit": (units.get(leaf.name, "none"), leaf.unit or "none"),
-        }
-        found += [
-            f"{leaf.name}: {what} {_written(a)} in the file, {_written(b)} here"
-            for what, (a, b) in pairs.items()
-            if _meant(a) != _meant(b)
-        ]
-    return [*found, *(f"{name}: only in the file" for name in content.types if name not in names)]
+        for what, *pair in (
+            ("kind", kinds.get(name), leaf.kind),
+            ("shape", stored.shape, leaf.type.shape),
+            ("dtype", stored.dtype, leaf.type.dtype),
+            ("unit", units.get(name, "none"), leaf.unit or "none"),
+        ):
+            (there, _, meant_there), (here, _, meant_here) = (_unit_parts(v) for v in pair)
+            if meant_there != meant_here:
+                yield f"{name}: {what} {there} in the file, {here} here"
+    known = {leaf.name for leaf in leaves}
+    yield from (f"{name}: only in the file" for name in content.types if name not in known)
 
 
-def _written(value: Any) -> Any:
-    """Of a unit how it is written, ..."""
-    return value.partition(" = ")[0] if isinstance(value, str) else value
+def _unit_parts(value: Any) -> tuple[str, str, str]:
+    """Of a unit how it is written, and what it is: another spelling is no other unit."""
+    text = str(value)
+    return text.partition(" = ") if " = " in text else (text, "", text)
 
 
-def _meant(value: Any) -> Any:
-    """... and what it is: another spelling is no other unit."""
-    return value.rpartition(" = ")[2] if isinstance(value, str) else value
+# --- what a learner is, as text that a file keeps beside its arrays ------------------------------
 
 
-def _mapping(content: storage.Content, name: str) -> Mapping[str, Any]:
-    found = content.manifest.get(name)
-    return found if isinstance(found, dict) else {}
+def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
+    """What decides about how the states of a learner go on, besides their values, in text."""
+    graph, rule = learner.graph, learner.rule
+    groups = {g.index: ", ".join(map(show_path, g.hidden_paths)) for g in graph.hidden_groups}
+    holders = [] if optimizer is None else [one for one in parts_of(optimizer) if _holds(one[1])]
+    return {
+        "learner": type(learner).__name__,
+        **_texts("option", {**learner.executor.options, **learner.own_options}),
+        **_texts("config", _fields(getattr(learner, "config", None))),
+        "learning rule": _name(rule),
+        **_texts("learning rule", _fields(rule)),
+        **_classes("model", brainstate.graph.nodes(learner.model).items()),
+        **_texts("setting", graph.module_info.settings),
+        **{f"hidden group {i}": paths for i, paths in groups.items()},
+        **{f"link {i}": _link(link) for i, link in enumerate(rule.links)},
+        **({} if optimizer is None else _classes("optimizer", [((), optimizer), *holders])),
+    }
+
+
+def _texts(what: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{what} {name}": _text(value) for name, value in values.items()}
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """What a dataclass was made with; what a learning rule runs on does not belong to it."""
+    if not dataclasses.is_dataclass(record):
+        return {}
+    fields = dataclasses.fields(record)
+    made_with = [f.name for f in fields if f.init and f.metadata.get("saved", True)]
+    return {name: getattr(record, name) for name in made_with if name != "executor"}
+
+
+def _name(record: Any) -> str:
+    """The name of the class of a record, or what it is called in files since it had another one."""
+    return str(getattr(record, "saved_as", type(record).__name__))
+
+
+def _classes(owner: str, parts: Iterable[tuple[Path, Any]]) -> dict[str, str]:
+    """Classes of objects, by path."""
+    return {named(owner, path): type(part).__name__ for path, part in parts}
+
+
+def _holds(part: Any) -> bool:
+    """Whether an object has states as attributes."""
+    return is_opened(part) and any(isinstance(v, brainstate.State) for v in vars(part).values())
+
+
+def _link(link: Any) -> str:
+    """``etp_mm(cell.W.weight) in hidden group 0``."""
+    paths = ", ".join(map(show_path, link.relation.parameter_paths))
+    return f"{link.relation.primitive.name}({paths}) in hidden group {link.group.index}"
+
+
+def _text(value: Any) -> str:
+    """A value as text that is the same in every process, without addresses."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _digest(value)
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value)
+    if saiunit.math.is_quantity(value):
+        return f"{_text(value.mantissa)} {unit_of(value.unit)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_text(k)}: {_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_text, value))})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = ", ".join(f"{k}={_text(v)}" for k, v in _fields(value).items())
+        return f"{_name(value)}({parts})"
+    if isinstance(value, np.dtype | enum.Enum):
+        return value.name
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _digest(array: Any) -> str:
+    """A number as such; of an array, what tells it from others."""
+    try:
+        found, raw = storage.type_of(array), storage.encoded(array)
+    except TypeError:  # of text, or of objects
+        return repr(array)
+    if raw.shape == () and raw.dtype.name == found.dtype:
+        return repr(raw.item())
+    return f"{found.dtype}{list(found.shape)} {hashlib.sha256(raw.tobytes()).hexdigest()[:16]}"

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,17 @@ def write(
     temporary = os.path.join(os.path.dirname(target), f".braintrace-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            _write_archive(file, manifest, arrays)
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                types = {}
+                for name, stored, array in arrays:
+                    types[name] = asdict(stored)
+                    with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+                version = {"format": FORMAT, "format_version": FORMAT_VERSION}
+                head = json.dumps(
+                    version | {**manifest, "arrays": types}, indent=1, allow_nan=False
+                )
+                archive.writestr(_member(MANIFEST), head)
             file.flush()
             os.fsync(file.fileno())
         if os.path.exists(target):
@@ -201,21 +211,6 @@ def file_name(path: Any) -> str:
     if not text:
         raise ValueError("path must be that of a file, got an empty one")
     return text
-
-
-def _write_archive(
-    file: IO[bytes],
-    manifest: Mapping[str, Any],
-    arrays: Iterable[tuple[str, ArrayType, np.ndarray]],
-) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        types = {}
-        for name, stored, array in arrays:
-            types[name] = asdict(stored)
-            with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "arrays": types}
-        archive.writestr(_member(MANIFEST), json.dumps(head, indent=1, allow_nan=False))
 
 
 def _member(name: str) -> zipfile.ZipInfo:
