@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ..algorithms.base import Block
 from ..base.types import State, show_path, start_of_sum
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
 from . import guards

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from ..base.errors import NotSupportedError
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
 

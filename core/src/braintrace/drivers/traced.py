@@ -14,7 +14,7 @@ import jax
 from ..base import versions
 from ..base.types import State, show_path
 from ..base.versions import Jaxpr
-from ..compiler.program import StateKind
+from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
 from ..jaxprs.depends import Along, program_influences
 from .call_arguments import number_of_steps, one_step_of
