@@ -33,12 +33,12 @@ def linear_unit(num_in: int, num_units: int) -> brainstate.nn.Module:
 
 
 def patient(
-    kind: Callable[..., Any], gate: str, bias: float
+    kind: Callable[..., Any], gate: str, bias: float, **options: Any
 ) -> Callable[[int, int], brainstate.nn.Module]:
     """A cell one of whose gates starts so that the state is kept for long."""
 
     def cell(num_in: int, num_units: int) -> brainstate.nn.Module:
-        made = kind(num_in, num_units)
+        made = kind(num_in, num_units, **options)
         weight = getattr(made, gate).weight
         weight.value = {**weight.value, "bias": jnp.full(num_units, bias)}
         return made
@@ -47,7 +47,7 @@ def patient(
 
 
 CELLS: dict[str, Callable[[int, int], brainstate.nn.Module]] = {
-    "minGRU": patient(MiniGRU, "W_z", -3.0),
+    "minGRU": patient(MiniGRU, "W_z", -3.0, recurrent_gates=False),
     "LRU": linear_unit,
     "GRU": patient(GRUCell, "Wz", -3.0),
     "LSTM": patient(LSTMCell, "Wf", 3.0),

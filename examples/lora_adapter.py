@@ -76,7 +76,11 @@ def adapter(pretrained: dict[str, jax.Array]) -> braintrace.nn.LoRA:
     weight, bias = pretrained["weight"], pretrained["bias"]
     num_in, num_out = weight.shape
     layer = braintrace.nn.LoRA(
-        num_in, RANK, num_out, base_module=lambda x: braintrace.matmul(x, weight, bias)
+        num_in,
+        RANK,
+        num_out,
+        base_module=lambda x: braintrace.matmul(x, weight, bias),
+        alpha=1.0,
     )
     layer.weight.value = {**layer.weight.value, "lora_b": jnp.zeros((RANK, num_out))}
     return layer

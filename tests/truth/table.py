@@ -312,8 +312,8 @@ CELLS: dict[str, Callable[[], Any]] = {
     "mgu": cell("MGUCell"),
     "urlstm": cell("URLSTMCell"),
     "minimal": cell("MinimalRNNCell"),
-    "mini-gru": cell("MiniGRU"),
-    "mini-lstm": cell("MiniLSTM"),
+    "mini-gru": cell("MiniGRU", recurrent_gates=False),
+    "mini-lstm": cell("MiniLSTM", recurrent_gates=False),
     "cfn": cell("CFNCell"),
     "lru": cell("LRUCell"),
     "leaky-rate": lambda: bt.nn.LeakyRateReadout(IN, OUT),
@@ -349,7 +349,8 @@ LAYERS: dict[str, Callable[[], Any]] = {
     "conv3d": around(lambda: bt.nn.Conv3d((2, 2, 1, 2), 1, (2, 1, 1)), 2, 2, 1, 1),
     "sparse-layer": around(sparse_layer, HIDDEN),
     "lora-layer": around(
-        lambda: bt.nn.LoRA(2 * IN, 2, HIDDEN, base_module=bt.nn.Linear(2 * IN, HIDDEN)), HIDDEN
+        lambda: bt.nn.LoRA(2 * IN, 2, HIDDEN, base_module=bt.nn.Linear(2 * IN, HIDDEN), alpha=1.0),
+        HIDDEN,
     ),
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import brainstate
 import jax
@@ -28,8 +29,8 @@ JOINED, INPUT = (IN + OUT, OUT), (IN, OUT)
 WEIGHTS = {
     **{n: dict.fromkeys(sum(maps.values(), ()), JOINED) for n, maps in COLUMNS.items()},
     "MinimalRNNCell": {"phi": INPUT, "W_u": (2 * OUT, OUT)},
-    "MiniGRU": {"W_x": INPUT, "W_z": INPUT},
-    "MiniLSTM": {"W_x": INPUT, "W_f": INPUT, "W_i": INPUT},
+    "MiniGRU": {"W_x": INPUT, "W_z": JOINED},
+    "MiniLSTM": {"W_x": INPUT, "W_f": JOINED, "W_i": JOINED},
     "CFNCell": {"Wf": JOINED, "Wi": JOINED, "Wh": INPUT},
 }
 ACTIVATED = ("ValinaRNNCell", "GRUCell", "MGUCell", "LSTMCell", "URLSTMCell", "CFNCell")
@@ -109,13 +110,14 @@ def minimal_rnn(p, x, h):
     return u * h + (1 - u) * z
 
 
-def mini_gru(p, x, h):
-    z = sigmoid(p["W_z"](x))
+def mini_gru(p, x, h, recurrent=True):
+    z = sigmoid(p["W_z"](np.concatenate([x, h], -1) if recurrent else x))
     return (1 - z) * h + z * p["W_x"](x)
 
 
-def mini_lstm(p, x, h):
-    return sigmoid(p["W_f"](x)) * h + sigmoid(p["W_i"](x)) * p["W_x"](x)
+def mini_lstm(p, x, h, recurrent=True):
+    seen = np.concatenate([x, h], -1) if recurrent else x
+    return sigmoid(p["W_f"](seen)) * h + sigmoid(p["W_i"](seen)) * p["W_x"](x)
 
 
 def cfn(p, x, h):
@@ -136,16 +138,27 @@ def affine(layer):
     return lambda v: v @ value["weight"] + value.get("bias", 0)
 
 
-@pytest.mark.parametrize("name", EQUATIONS)
-@pytest.mark.parametrize("batch", [None, BATCH])
-def test_cell_equals_its_equation(name, batch):
-    cell = make(name, batch)
+def assert_follows(equation, cell, name):
     maps = {part: affine(getattr(cell, part)) for part in WEIGHTS[name]}
     h = np.asarray(cell.h.value)
     for t in range(STEPS):
         x = np.asarray(draw(*h.shape[:-1], IN, seed=t))
-        h = EQUATIONS[name](maps, x, h)
+        h = equation(maps, x, h)
         np.testing.assert_allclose(cell(x), h, 1e-12)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("batch", [None, BATCH])
+def test_cell_equals_its_equation(name, batch):
+    assert_follows(EQUATIONS[name], make(name, batch), name)
+
+
+@pytest.mark.parametrize("name", ["MiniGRU", "MiniLSTM"])
+@pytest.mark.parametrize("batch", [None, BATCH])
+def test_gates_that_do_not_see_the_hidden_state(name, batch):
+    cell = make(name, batch, recurrent_gates=False)
+    assert_follows(partial(EQUATIONS[name], recurrent=False), cell, name)
+    assert {s.value["weight"].shape for s in cell.states(brainstate.ParamState).values()} == {INPUT}
 
 
 def test_minimal_rnn_with_a_map_of_its_own():
@@ -193,6 +206,9 @@ def test_linear_recurrent_unit_starts_in_its_ring():
     assert abs((radius**2).mean() - (0.25 + 0.81) / 2) < 0.02  # uniform in the area
     assert (phase > 0).all() and (phase <= 1).all() and abs(phase.mean() - 0.5) < 0.05
     np.testing.assert_allclose(np.exp(2 * cell.gamma_log.value), 1 - radius**2, 1e-9)
+    scale = {"B_re": 2**-0.5, "B_im": 2**-0.5, "C_re": 1000**-0.5, "C_im": 1000**-0.5}
+    for part, expected in scale.items():
+        assert abs(getattr(cell, part).weight.value["weight"].std() / expected - 1) < 0.05
     assert (cell.in_size, cell.out_size, cell.d_model, cell.d_hidden) == ((2,), (2,), 2, 1000)
 
 
@@ -345,7 +361,8 @@ def test_the_key_is_a_keyword(name):
     parameters = inspect.signature(getattr(nn, name).__init__).parameters.values()
     *before, key = list(parameters)[1:]
     assert (key.name, key.kind) == ("key", inspect.Parameter.KEYWORD_ONLY)
-    given = (IN, OUT, *(parameter.default for parameter in before[2:]), 3)
+    by_position = [p.default for p in before[2:] if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    given = (IN, OUT, *by_position, 3)
     with pytest.warns(DeprecationWarning, match=rf"write {name}\(\.\.\., key=\.\.\.\)"):
         old = getattr(nn, name)(*given)
     new = getattr(nn, name)(IN, OUT, key=3)

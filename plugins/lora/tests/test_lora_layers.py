@@ -21,8 +21,9 @@ def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape))
 
 
-def pair(base=None, **options):
-    ours = LoRA(IN, RANK, OUT, base_module=base, **options)
+def pair(base=None, alpha=1.0, **options):
+    """Ours and ``brainstate.nn.LoRA``, which has no ``alpha``."""
+    ours = LoRA(IN, RANK, OUT, base_module=base, alpha=alpha, **options)
     theirs = brainstate.nn.LoRA(IN, RANK, OUT, base_module=base)
     theirs.weight.value = ours.weight.value
     return ours, theirs
@@ -85,6 +86,15 @@ def test_alpha_multiplies_the_product_alone():
     ours, theirs = pair(base, alpha=-0.5)
     product = theirs(x) - base(x)
     np.testing.assert_allclose(ours(x), base(x) - 0.5 * product, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_without_alpha_the_product_is_divided_by_the_rank(rank):
+    layer, x = LoRA(IN, rank, OUT), draw(BATCH, IN)
+    factors = layer.weight.value
+    expected = x @ factors["lora_a"] @ factors["lora_b"] / rank
+    np.testing.assert_allclose(layer(x), expected, 1e-12, 1e-12)
+    assert layer.alpha == 1 / rank
 
 
 def test_initial_values_and_their_key():
@@ -231,7 +241,7 @@ CONSTRUCTOR = {
         ValueError,
         r"kernel_init gives the shape \(3, 3\), expected \(4, 2\)",
     ),
-    "alpha": ((IN, RANK, OUT), {"alpha": None}, TypeError, "LoRA: alpha must be a real number"),
+    "alpha": ((IN, RANK, OUT), {"alpha": "1"}, TypeError, "LoRA: alpha must be a real number"),
     "base": ((IN, RANK, OUT), {"base_module": 3}, TypeError, "base_module must be a module .*int"),
     "freeze": ((IN, RANK, OUT), {"freeze_base": True}, TypeError, "freeze_base=True needs .*none"),
     "freeze_function": (

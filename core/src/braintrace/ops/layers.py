@@ -119,7 +119,7 @@ def keyword_key(constructor: Constructor) -> Constructor:
     Parameters
     ----------
     constructor
-        An ``__init__`` whose one keyword-only argument is ``key``.
+        An ``__init__`` with the keyword-only argument ``key``.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def keyword_key(constructor: Constructor) -> Constructor:
     >>> Layer(3, key=0).key, str(inspect.signature(Layer))
     (0, '(size, *, key=None)')
     """
-    before = len(inspect.signature(constructor).parameters) - 2  # without self and key
+    before = len(inspect.getfullargspec(constructor).args) - 1  # without self
 
     @functools.wraps(constructor)
     def accepting(self: Any, *args: Any, **options: Any) -> None:

@@ -127,8 +127,8 @@ class GatedCell(Cell):
     """
 
     #: The maps of ``[x, h]`` and those of ``x`` alone, drawn in this order.
-    of_both: ClassVar[tuple[str, ...]] = ()
-    of_input: ClassVar[tuple[str, ...]] = ()
+    of_both: tuple[str, ...] = ()
+    of_input: tuple[str, ...] = ()
 
     @cell_arguments
     def __init__(

@@ -51,7 +51,8 @@ class LRUCell(Cell):
     nu_log, theta_log, gamma_log
         ``ParamState`` [d_hidden] each; ``gamma_log`` starts where it normalises the input.
     B_re, B_im, C_re, C_im
-        The :class:`Linear` layers, without bias.
+        The :class:`Linear` layers, without bias. Their weights start normal, with the variance
+        ``1 / d_model`` in ``B`` and ``1 / d_hidden`` in ``C``, in each of both parts.
     D
         ``ParamState`` [d_model].
     h_re, h_im
@@ -106,7 +107,7 @@ class LRUCell(Cell):
             self.nu_log = brainstate.ParamState(jnp.log(-jnp.log(radius)))
             self.theta_log = brainstate.ParamState(jnp.log(phase))
             self.gamma_log = brainstate.ParamState(0.5 * jnp.log1p(-(radius**2)))
-            to_hidden = init.Normal(scale=(2 * model) ** -0.5)
+            to_hidden = init.Normal(scale=model**-0.5)
             self.B_re = self._linear(model, to_hidden)
             self.B_im = self._linear(model, to_hidden)
             of_hidden = init.Normal(scale=hidden**-0.5)

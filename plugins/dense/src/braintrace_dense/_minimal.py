@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -106,16 +106,48 @@ class MinimalRNNCell(Cell):
         return h
 
 
-class MiniGRU(GatedCell):
-    """minGRU of Feng et al. (2024), a GRU whose gate and candidate do not see the hidden state.
+class _CandidateOfInput(GatedCell):
+    """A cell whose candidate ``x W_x + b_x`` does not see the hidden state; its gates may."""
+
+    gates: ClassVar[tuple[str, ...]]
+    W_x: Linear
+
+    @cell_arguments
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        name: str | None = None,
+        *,
+        recurrent_gates: bool = True,
+        key: Any = None,
+    ) -> None:
+        self.recurrent_gates = recurrent_gates
+        self.of_both = self.gates if recurrent_gates else ()
+        self.of_input = ("W_x",) if recurrent_gates else ("W_x", *self.gates)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, name=name, key=key)
+
+    def _terms(self, x: jax.Array, h: jax.Array) -> tuple[jax.Array, ...]:
+        """The candidate, and the gates."""
+        seen = join(x, h) if self.recurrent_gates else x
+        candidate: Any = self.W_x(x)
+        return candidate, *(sigmoid(getattr(self, gate)(seen)) for gate in self.gates)
+
+
+class MiniGRU(_CandidateOfInput):
+    """GRU without a reset gate, whose candidate does not see the hidden state.
 
     ::
 
-        z  = sigmoid(x W_z + b_z)                    update gate
+        z  = sigmoid([x, h] W_z + b_z)               update gate
         h' = (1 - z) * h + z * (x W_x + b_x)
 
-    Two relations. The recurrence is position by position, so D-RTRL gives the gradient of
-    backpropagation through time.
+    With ``recurrent_gates=False`` it is the minGRU of Feng et al. (2024), whose gate does not see
+    the hidden state either, ``z = sigmoid(x W_z + b_z)``. Its recurrence is position by position,
+    so D-RTRL gives the gradient of backpropagation through time. Two relations.
 
     Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
 
@@ -124,21 +156,24 @@ class MiniGRU(GatedCell):
     in_size, out_size
         Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
     w_init
-        Initial weight [in, out] of every gate: a function of the shape, or a value, without a
-        unit.
+        Initial weights, [in, out] of the candidate and [in + out, out] of the gate: a function of
+        the shape, or a value, without a unit.
     b_init
-        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+        Initial bias [out] of each, the same way; ``None`` for no bias.
     state_init
         Initial value [out] of the hidden state, the same way.
     name
         Name of the module.
+    recurrent_gates
+        Whether the gate sees the hidden state. ``False`` is the form of the paper, whose gate has a
+        weight [in, out].
     key
         Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
     W_x, W_z
-        The :class:`Linear` of the candidate and of the gate, [in, out].
+        The :class:`Linear` of the candidate and of the gate.
     h
         Hidden state [out] or [batch, out].
 
@@ -154,47 +189,34 @@ class MiniGRU(GatedCell):
     >>> cell.init_state(batch_size=2)
     >>> cell(jnp.ones((2, 3))).shape
     (2, 4)
+    >>> braintrace.nn.MiniGRU(3, 4, recurrent_gates=False).W_z.weight.value["weight"].shape
+    (3, 4)
     """
 
-    of_input = ("W_x", "W_z")
-    W_x: Linear
+    gates = ("W_z",)
     W_z: Linear
-
-    @cell_arguments
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        name: str | None = None,
-        *,
-        key: Any = None,
-    ) -> None:
-        super().__init__(in_size, out_size, w_init, b_init, state_init, name=name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
         x, h = self._read(x)
-        z = sigmoid(self.W_z(x))
-        candidate: Any = self.W_x(x)
+        candidate, z = self._terms(x, h)
         self.h.value = h = (1 - z) * h + z * candidate
         return h
 
 
-class MiniLSTM(GatedCell):
-    """minLSTM of Feng et al. (2024), an LSTM whose gates do not see the hidden state.
+class MiniLSTM(_CandidateOfInput):
+    """LSTM without an output gate, whose candidate does not see the hidden state.
 
     ::
 
-        f  = sigmoid(x W_f + b_f)                    forget gate
-        i  = sigmoid(x W_i + b_i)                    input gate
+        f  = sigmoid([x, h] W_f + b_f)               forget gate
+        i  = sigmoid([x, h] W_i + b_i)               input gate
         h' = f * h + i * (x W_x + b_x)
 
-    Three relations. The recurrence is position by position, so D-RTRL gives the gradient of
-    backpropagation through time. The gates are not divided by their sum, which the paper suggests
-    for independence of the sequence length.
+    With ``recurrent_gates=False`` it is the minLSTM of Feng et al. (2024), whose gates do not see
+    the hidden state either: ``sigmoid(x W + b)``. Its recurrence is position by position, so D-RTRL
+    gives the gradient of backpropagation through time. In neither form are the gates divided by
+    their sum, which the paper suggests for independence of the sequence length. Three relations.
 
     Methods and errors are those of every cell; see :mod:`braintrace_dense.nn`.
 
@@ -203,21 +225,24 @@ class MiniLSTM(GatedCell):
     in_size, out_size
         Number of inputs and of hidden units, also by the names ``num_in`` and ``num_out``.
     w_init
-        Initial weight [in, out] of every gate: a function of the shape, or a value, without a
-        unit.
+        Initial weights, [in, out] of the candidate and [in + out, out] of the gates: a function of
+        the shape, or a value, without a unit.
     b_init
-        Initial bias [out] of every gate, the same way; ``None`` for no bias.
+        Initial bias [out] of each, the same way; ``None`` for no bias.
     state_init
-        Initial value [out] of every hidden state, the same way.
+        Initial value [out] of the hidden state, the same way.
     name
         Name of the module.
+    recurrent_gates
+        Whether the gates see the hidden state. ``False`` is the form of the paper, whose gates have
+        weights [in, out].
     key
         Seed or JAX key of the initial parameters; ``None`` for ``brainstate.random``.
 
     Attributes
     ----------
     W_x, W_f, W_i
-        The :class:`Linear` of the candidate and of the gates, [in, out].
+        The :class:`Linear` of the candidate and of the gates.
     h
         Hidden state [out] or [batch, out].
 
@@ -233,32 +258,18 @@ class MiniLSTM(GatedCell):
     >>> cell.init_state(batch_size=2)
     >>> cell(jnp.ones((2, 3))).shape
     (2, 4)
+    >>> braintrace.nn.MiniLSTM(3, 4, recurrent_gates=False).W_f.weight.value["weight"].shape
+    (3, 4)
     """
 
-    of_input = ("W_x", "W_f", "W_i")
-    W_x: Linear
+    gates = ("W_f", "W_i")
     W_f: Linear
     W_i: Linear
-
-    @cell_arguments
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        name: str | None = None,
-        *,
-        key: Any = None,
-    ) -> None:
-        super().__init__(in_size, out_size, w_init, b_init, state_init, name=name, key=key)
 
     def update(self, x: Any) -> jax.Array:
         """One step: ``x`` [batch, in] or [in] to the new ``h`` [batch, out] or [out]."""
         x, h = self._read(x)
-        f, i = sigmoid(self.W_f(x)), sigmoid(self.W_i(x))
-        candidate: Any = self.W_x(x)
+        candidate, f, i = self._terms(x, h)
         self.h.value = h = f * h + i * candidate
         return h
 

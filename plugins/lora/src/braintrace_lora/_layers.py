@@ -33,8 +33,8 @@ LECUN: Initializer = init.LecunNormal()
 class LoRA(brainstate.nn.LoRA):
     r"""Low-rank adapter ``y = base_module(x) + alpha * x @ lora_a @ lora_b``.
 
-    A drop-in for ``brainstate.nn.LoRA`` that computes through :func:`braintrace.lora_matmul`; both
-    factors are trained by eligibility traces.
+    Like ``brainstate.nn.LoRA``, which has no factor ``alpha``, but computed by
+    :func:`braintrace.lora_matmul`, so that both factors are trained by eligibility traces.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class LoRA(brainstate.nn.LoRA):
     in_size
         Shape of an input when it has several axes; its last entry is ``in_features``.
     alpha
-        A fixed number that multiplies the product.
+        A fixed number that multiplies the product; ``None`` for ``1 / lora_rank``.
     freeze_base
         Hold the parameters of ``base_module`` constant in this layer, so that they have no gradient
         here. Otherwise they are trained like those of any other module.
@@ -109,7 +109,7 @@ class LoRA(brainstate.nn.LoRA):
         kernel_init: Initializer = LECUN,
         param_type: type = brainstate.ParamState,
         in_size: Size | None = None,
-        alpha: float = 1.0,
+        alpha: float | None = None,
         freeze_base: bool = False,
         key: Any = None,
     ) -> None:
@@ -125,7 +125,7 @@ class LoRA(brainstate.nn.LoRA):
                 param_type=param_type,
                 in_size=_checked_in_size(in_size, in_features),  # type: ignore[arg-type]
             )
-        self.alpha = fixed_number("LoRA", alpha)
+        self.alpha = fixed_number("LoRA", 1 / self.lora_rank if alpha is None else alpha)
         self.freeze_base = freeze_base
 
     def __call__(self, x: ArrayLike) -> Output:

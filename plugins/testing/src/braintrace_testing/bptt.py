@@ -42,7 +42,7 @@ def bptt(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import bptt
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (3, 2))
     >>> def loss(h):
@@ -94,7 +94,7 @@ def truncated_bptt(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import assert_tree_close, bptt, truncated_bptt
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):

@@ -46,7 +46,7 @@ class OracleResult:
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import d_rtrl_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):

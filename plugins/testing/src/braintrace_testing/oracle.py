@@ -69,7 +69,7 @@ def d_rtrl_oracle(
 
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):
@@ -113,7 +113,7 @@ def pp_prop_oracle(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import pp_prop_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):
@@ -159,7 +159,7 @@ def rtrl_oracle(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import assert_tree_close, bptt, rtrl_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):
@@ -216,7 +216,7 @@ def snap_oracle(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import snap_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):

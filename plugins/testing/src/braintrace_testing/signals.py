@@ -58,7 +58,7 @@ def e_prop_oracle(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import e_prop_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):
@@ -104,7 +104,7 @@ def three_factor_oracle(
     --------
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import three_factor_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):

@@ -68,7 +68,7 @@ def window_oracle(
 
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, window_oracle
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (2, 2))
     >>> def loss(h):
@@ -138,7 +138,7 @@ def dni_reference(
 
     >>> import brainstate, braintrace, jax
     >>> from braintrace.testing import dni_reference
-    >>> cell = braintrace.nn.MiniGRU(2, 2, key=0)
+    >>> cell = braintrace.nn.MiniGRU(2, 2, recurrent_gates=False, key=0)
     >>> _ = brainstate.nn.init_all_states(cell)
     >>> xs = jax.random.normal(jax.random.key(0), (3, 2))
     >>> def loss(h):
