@@ -202,45 +202,42 @@ def _of_scan(eqn: JaxprEqn, along: Along) -> Influences:
     """Operands and body inputs correspond; a carried value is also made of earlier ones."""
     consts, carried = versions.scan_counts(eqn)
     body = program_influences(versions.sub_jaxpr(eqn), along)
-    own = [frozenset({consts + k}) for k in range(carried)]
+    own = [frozenset({k}) for k in range(len(eqn.invars))]
     if eqn.params["length"] == 0:
-        return (*own, *(frozenset() for _ in body[carried:]))
-    before = _carried(own, body[:carried], consts)
-    return tuple(_resolved(found, before, consts) for found in body)
+        return (*own[consts : consts + carried], *(frozenset() for _ in body[carried:]))
+    behind = _settled(body[:carried], own, consts)
+    return tuple(_together(found, behind) for found in body)
 
 
 def _of_while(eqn: JaxprEqn, along: Along) -> Influences:
     """Operands: constants of the condition, constants of the body, carried values."""
     skipped, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    own = [frozenset({k}) for k in range(len(eqn.invars))]
     body = program_influences(versions.close(eqn.params["body_jaxpr"]), along)
-    own = [frozenset({consts + k}) for k in range(len(body))]
-    before = _carried(own, body, consts)
-    shifted = [frozenset(skipped + k for k in found) for found in before]
+    carried = _settled(body, own[skipped:], consts)[consts:]
     if along is Along.DERIVATIVES:
-        return tuple(shifted)
+        return tuple(carried)
     (predicate,) = program_influences(versions.close(eqn.params["cond_jaxpr"]), along)
-    steering = _resolved(predicate, shifted, skipped)
-    return tuple(found | steering for found in shifted)
+    steering = _together(predicate, [*own[:skipped], *carried])
+    return tuple(found | steering for found in carried)
 
 
-def _carried(
-    own: Sequence[frozenset[int]], body: Sequence[frozenset[int]], consts: int
-) -> list[frozenset[int]]:
-    """Body inputs behind each carried value before any iteration: a least fixpoint."""
-    before = list(own)
+def _settled(body: Influences, inputs: list[frozenset[int]], consts: int) -> list[frozenset[int]]:
+    """What is behind the inputs of a loop's body in any iteration: a least fixpoint.
+
+    ``body`` are the influences of the carried values, which follow the constants.
+    """
     while True:
-        after = [a | _resolved(found, before, consts) for a, found in zip(own, body, strict=True)]
-        if after == before:
-            return before
-        before = after
+        after = list(inputs)
+        for k, found in enumerate(body, consts):
+            after[k] |= _together(found, inputs)
+        if after == inputs:
+            return inputs
+        inputs = after
 
 
-def _resolved(
-    found: frozenset[int], carried: Sequence[frozenset[int]], consts: int
-) -> frozenset[int]:
-    """``found`` with each carried input replaced by what is behind it."""
-    last = consts + len(carried)
-    return frozenset().union(*(carried[k - consts] if consts <= k < last else {k} for k in found))
+def _together(found: frozenset[int], behind: Sequence[frozenset[int]]) -> frozenset[int]:
+    return frozenset().union(*(behind[k] for k in found))
 
 
 _INFLUENCES: dict[Any, Callable[[JaxprEqn, Along], Influences]] = {

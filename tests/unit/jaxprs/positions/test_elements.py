@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from braintrace.jaxprs.positions.elements import through
@@ -20,7 +21,8 @@ def reached(fun: Any, *sizes: int) -> list[Any]:
     jaxpr = jax.make_jaxpr(fun)(*(jnp.ones(n) for n in sizes))
     (out,) = jaxpr.out_avals
     found = through(jaxpr, range(len(sizes)), [own_places(out.shape, 1)])
-    return [places and places[0].tolist() for places in found]
+    pairs = zip(found, sizes, strict=True)
+    return [places and np.broadcast_to(places[0], n).tolist() for places, n in pairs]
 
 
 def rotated(v: Any, turns: int) -> Any:

@@ -113,6 +113,7 @@ def align(
     whole, elements = replace(whole, offence=offence), flat(places, result)
     if elements is None:
         return whole
+    elements = np.broadcast_to(elements, shape)
     return replace(whole, axes=_uniform(whole.axes, elements, result), elements=elements)
 
 

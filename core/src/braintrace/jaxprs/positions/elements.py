@@ -14,7 +14,6 @@ from operator import is_
 from typing import Any
 
 import jax
-import numpy as np
 
 from ...base import versions
 from ...base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
@@ -60,8 +59,8 @@ def _back(eqn: JaxprEqn, operands: list[int], outs: Found, count: int) -> Found:
     if primitive in CONTROL:
         return CONTROL[primitive](eqn, operands, outs)
     if primitive in MOVES:
-        full = [o or blank(v.aval.shape, count) for v, o in zip(eqn.outvars, outs, strict=True)]
-        columns = list(zip(*full, strict=True))
+        pairs = zip(eqn.outvars, outs, strict=True)
+        columns = list(zip(*(o or (blank(v.aval.ndim),) * count for v, o in pairs), strict=True))
         return [tuple(MOVES[primitive](eqn, k, column) for column in columns) for k in operands]
     if primitive not in ALONG and (program := _tangents(eqn, operands)) is not None:
         last = len(program.invars)
@@ -75,7 +74,11 @@ def _spread(eqn: JaxprEqn, k: int, rule: Callable[[JaxprEqn, int], Pairs], outs:
     if rule is elementwise and shape == eqn.outvars[0].aval.shape:
         return outs[0]
     pairs = tuple(rule(eqn, k))
-    return reduce(_merged, [o and tuple(spread(c, pairs, shape) for c in o) for o in outs])
+
+    def back(v: Var, out: Places | None) -> Places | None:
+        return out and tuple(spread(c, pairs, shape, v.aval.shape) for c in out)
+
+    return reduce(_merged, map(back, eqn.outvars, outs))
 
 
 # --- calls, branches and loops --------------------------------------------------------------------
@@ -100,16 +103,12 @@ def _cond(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
 
 def _scan(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
     consts, carried = versions.scan_counts(eqn)
-    length, body = eqn.params["length"], versions.sub_jaxpr(eqn)
     each = [o and tuple(merge_axes(c, (0,)) for c in o) for o in outs[carried:]]
     start: Found = outs[:carried]
     made: Found = [None] * len(eqn.invars)
-    if length > 0:
-        start, made = _settled(body, consts, start, each)
-    rows = [
-        o and tuple(np.broadcast_to(c, (length, *c.shape)) for c in o)
-        for o in made[consts + carried :]
-    ]
+    if eqn.params["length"] > 0:
+        start, made = _settled(versions.sub_jaxpr(eqn), consts, start, each)
+    rows = [o and tuple(c[None] for c in o) for o in made[consts + carried :]]
     found = [*made[:consts], *start, *rows]
     return [found[k] for k in operands]
 
@@ -181,14 +180,14 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
     seeds = program.invars[len(avals) :]
 
     def one(cotangent: Atom, shape: tuple[int, ...]) -> Places | None:
-        def turned(back: Places | None, out: Places | None) -> Places | None:
+        def turned(v: Var, back: Places | None, out: Places | None) -> Places | None:
             if back is None or out is None:
                 return None
-            pairs = axes_along(back, shape, out[0].shape).items()
-            return tuple(spread(c, [(k, i) for i, k in pairs], shape) for c in out)
+            pairs = [(k, i) for i, k in axes_along(back, shape, v.aval.shape).items()]
+            return tuple(spread(c, pairs, shape, v.aval.shape) for c in out)
 
         back = reached(program.eqns, seeds, [(cotangent, own_places(shape, len(shape)))])
-        return reduce(_merged, map(turned, back, outs))
+        return reduce(_merged, map(turned, seeds, back, outs))
 
     return [one(v, avals[k].shape) for v, k in zip(program.outvars, operands, strict=True)]
 

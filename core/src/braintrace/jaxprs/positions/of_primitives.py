@@ -18,7 +18,7 @@ import numpy as np
 
 from ...base import versions
 from ...base.versions import JaxprEqn, jaxp
-from .places import NOTHING, Numbers, Pairs, join, merge, merge_axes, small
+from .places import NOTHING, Numbers, Pairs, join, merge, merge_axes, whole
 
 # --- along which axes a result depends on an operand ---------------------------------------------
 
@@ -30,35 +30,14 @@ def elementwise(eqn: JaxprEqn, k: int) -> Pairs:
     return ((i, lead + i) for i in range(ndim))
 
 
-def _but(parameter: str) -> Callable[[JaxprEqn, int], Pairs]:
-    """All axes but the one that a parameter names."""
-    return lambda eqn, k: (
-        (i, i) for i in range(eqn.invars[k].aval.ndim) if i != eqn.params[parameter]
-    )
-
-
-def _in_place(eqn: JaxprEqn, k: int) -> Pairs:
-    """Axes whose size is the same."""
-    return ((i, i) for i in range(eqn.invars[k].aval.ndim))
+def _in_place(keeps: Callable[[JaxprEqn, int], bool]) -> Callable[[JaxprEqn, int], Pairs]:
+    """Those axes of an operand that the equation keeps where they are."""
+    return lambda eqn, k: ((i, i) for i in range(eqn.invars[k].aval.ndim) if keeps(eqn, i))
 
 
 def _reduce(eqn: JaxprEqn, k: int) -> Pairs:
     kept = (i for i in range(eqn.invars[0].aval.ndim) if i not in eqn.params["axes"])
     return ((i, out) for out, i in enumerate(kept))
-
-
-def _broadcast(eqn: JaxprEqn, k: int) -> Pairs:
-    return enumerate(eqn.params["broadcast_dimensions"])
-
-
-def _transpose(eqn: JaxprEqn, k: int) -> Pairs:
-    return ((i, out) for out, i in enumerate(eqn.params["permutation"]))
-
-
-def _pad(eqn: JaxprEqn, k: int) -> Pairs:
-    if k != 0:
-        return ()
-    return ((i, i) for i, pad in enumerate(eqn.params["padding_config"]) if not any(pad))
 
 
 def _gather(eqn: JaxprEqn, k: int) -> Pairs:
@@ -99,56 +78,45 @@ def _conv(eqn: JaxprEqn, k: int) -> Pairs:
     return ((numbers.lhs_spec[0], numbers.out_spec[0]),)
 
 
-def _matrices(eqn: JaxprEqn, k: int) -> Pairs:
-    """Linear algebra on the last two axes keeps the axes in front of them apart."""
-    return ((i, i) for i in range(min(v.aval.ndim for v in eqn.invars) - 2))
-
-
 # --- equations that move elements: numbers of the results -> numbers of an operand ---------------
 
 
 def _reshape(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
-    numbers, shape = outs[0], eqn.invars[0].aval.shape
-    backward = zip(reversed(numbers.shape), reversed(shape), strict=False)
+    shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    backward = zip(reversed(result), reversed(shape), strict=False)
     tail = sum(1 for _ in takewhile(lambda sizes: sizes[0] == sizes[1], backward))
-    few = small(numbers, range(numbers.ndim - tail))
-    moved = few.reshape(*shape[: len(shape) - tail], *few.shape[few.ndim - tail :])
-    return np.broadcast_to(moved, shape)
+    head = len(result) - tail
+    numbers = whole(outs[0], result, range(head))
+    return numbers.reshape(*shape[: len(shape) - tail], *numbers.shape[head:])
 
 
 def _slice(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(start)
-    shape = eqn.invars[0].aval.shape
-    cut = [i for i, n in enumerate(shape) if outs[0].shape[i] != n]
-    few = small(outs[0], cut)
+    shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    cut = [i for i, n in enumerate(shape) if result[i] != n]
+    few = whole(outs[0], result, cut)
     found = np.full([n if i in cut else few.shape[i] for i, n in enumerate(shape)], NOTHING)
     read = zip(start, limit, strides, strict=True)
     found[tuple(slice(*r) if i in cut else slice(None) for i, r in enumerate(read))] = few
-    return np.broadcast_to(found, shape)
-
-
-def _rev(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
-    return np.flip(outs[0], eqn.params["dimensions"])
+    return found
 
 
 def _concatenate(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
     axis = eqn.params["dimension"]
     sizes = [v.aval.shape[axis] for v in eqn.invars]
-    return outs[0][(slice(None),) * axis + (slice(sum(sizes[:k]), sum(sizes[: k + 1])),)]
-
-
-def _split(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
-    return join(outs, eqn.params["axis"])
+    numbers = whole(outs[0], eqn.outvars[0].aval.shape, (axis,))
+    return numbers[(slice(None),) * axis + (slice(sum(sizes[:k]), sum(sizes[: k + 1])),)]
 
 
 def _stack(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
-    return outs[0][(slice(None),) * eqn.params["axis"] + (k,)]
+    axis = eqn.params["axis"]
+    return whole(outs[0], eqn.outvars[0].aval.shape, (axis,)).take(k, axis)
 
 
 def _unstack(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
     axis = eqn.params["axis"]
-    return join([np.expand_dims(out, axis) for out in outs], axis)
+    return join([np.expand_dims(out, axis) for out in outs], axis, [1] * len(outs))
 
 
 def _window(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
@@ -156,12 +124,12 @@ def _window(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
     params, shape, numbers = eqn.params, eqn.invars[k].aval.shape, reduce(merge, outs)
     low, high = zip(*params["padding"], strict=True)
     if len(shape) != numbers.ndim or min(*low, *high) < 0:  # an initial value; a cropped operand
-        return np.broadcast_to(merge_axes(numbers, range(numbers.ndim)), shape)
+        return merge_axes(numbers, range(numbers.ndim)).reshape((1,) * len(shape))
     window, steps = params["window_dimensions"], params["window_strides"]
     apart, between = params["base_dilation"], params["window_dilation"]
     axes = enumerate(zip(window, steps, apart, params["padding"], strict=True))
     cut = [i for i, axis in axes if axis != (1, 1, 1, (0, 0))]
-    few = small(numbers, cut)
+    few = whole(numbers, eqn.outvars[0].aval.shape, cut)
     own = [n if i in cut else few.shape[i] for i, n in enumerate(shape)]
     sizes = zip(own, apart, low, high, strict=True)
     padded = np.full([a + (n - 1) * d + 1 + b for n, d, a, b in sizes], NOTHING)
@@ -169,7 +137,7 @@ def _window(eqn: JaxprEqn, k: int, outs: Sequence[Numbers]) -> Numbers:
         start = [i * d for i, d in zip(offset, between, strict=True)]
         read = _every(start, few.shape, steps)
         padded[read] = merge(padded[read], few)
-    return np.broadcast_to(padded[_every(low, own, apart)], shape)
+    return padded[_every(low, own, apart)]
 
 
 def _every(start: Sequence[int], sizes: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
@@ -197,18 +165,22 @@ ALONG: dict[Any, Callable[[JaxprEqn, int], Pairs]] = _table(
         "min mul name neg nextafter one_minus_square polygamma polynomial pow real "
         "reduce_precision regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt "
         "square sub tan tanh zeta": elementwise,
-        "cumsum cumprod cummax cummin cumlogsumexp": _but("axis"),
-        "sort": _but("dimension"),
-        "dynamic_slice dynamic_update_slice tile": _in_place,
+        "cumsum cumprod cummax cummin cumlogsumexp": _in_place(
+            lambda eqn, i: i != eqn.params["axis"]
+        ),
+        "sort": _in_place(lambda eqn, i: i != eqn.params["dimension"]),
+        "dynamic_slice dynamic_update_slice tile": _in_place(lambda eqn, i: True),
+        "pad": _in_place(lambda eqn, i: not any(eqn.params["padding_config"][i])),
+        "cholesky triangular_solve lu qr eigh svd": _in_place(  # but for those of the matrices
+            lambda eqn, i: i < min(v.aval.ndim for v in eqn.invars) - 2
+        ),
         "reduce_sum reduce_max reduce_min reduce_prod": _reduce,
-        "broadcast_in_dim": _broadcast,
-        "transpose": _transpose,
-        "pad": _pad,
+        "broadcast_in_dim": lambda eqn, k: enumerate(eqn.params["broadcast_dimensions"]),
+        "transpose": lambda eqn, k: ((i, out) for out, i in enumerate(eqn.params["permutation"])),
         "gather": _gather,
         "scatter scatter_add scatter_mul scatter_min scatter_max": _scatter,
         "dot_general": _dot_general,
         "conv_general_dilated": _conv,
-        "cholesky triangular_solve lu qr eigh svd": _matrices,
     }
 )
 
@@ -216,9 +188,9 @@ MOVES: dict[Any, Callable[[JaxprEqn, int, Sequence[Numbers]], Numbers]] = _table
     {
         "reshape squeeze": _reshape,
         "slice": _slice,
-        "rev": _rev,
+        "rev": lambda eqn, k, outs: np.flip(outs[0], eqn.params["dimensions"]),
         "concatenate": _concatenate,
-        "split": _split,
+        "split": lambda eqn, k, outs: join(outs, eqn.params["axis"], eqn.params["sizes"]),
         "stack": _stack,
         "unstack": _unstack,
         "reduce_window reduce_window_sum reduce_window_max reduce_window_min": _window,

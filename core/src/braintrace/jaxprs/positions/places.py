@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the elements of a variable reach, told along one axis of the result: an array of indices.
 
-An array that says the same all along an axis holds it once: a stride of zero stands for the whole
-axis, and what is computed here stays as small as that.
+It has the axes of the variable; along one on which it says the same everywhere, it says it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -26,76 +25,57 @@ NOTHING, SEVERAL = -1, -2
 @lru_cache(maxsize=512)
 def own_places(shape: tuple[int, ...], ndim: int) -> Places:
     """Every element's own position; the axes behind the first ``ndim`` hold the states of one."""
-    columns = [
-        np.arange(n).reshape(n, *(1,) * (len(shape) - k - 1))
-        for k, n in enumerate(shape[:ndim])
-        if n > 1
-    ]
-    return tuple(np.broadcast_to(c, shape) for c in columns or [np.zeros((), int)])
+    own = np.indices(shape, sparse=True)
+    columns = tuple(own[k] for k, n in enumerate(shape[:ndim]) if n > 1)
+    return columns or (np.zeros((1,) * len(shape), int),)
 
 
-def blank(shape: Sequence[int], count: int) -> Places:
-    """Places of a variable that reaches nothing."""
-    return (np.broadcast_to(NOTHING, shape),) * count
+def blank(ndim: int) -> Numbers:
+    """Numbers of a variable that reaches nothing."""
+    return np.full((1,) * ndim, NOTHING)
 
 
-def small(numbers: Numbers, keep: Sequence[int] = ()) -> Numbers:
-    """The same numbers, once along axes on which they do not differ, but for those to ``keep``."""
-    once, every = slice(0, 1), slice(None)
-    strides = enumerate(numbers.strides)
-    return numbers[tuple(every if n or i in keep else once for i, n in strides)]
+def whole(numbers: Numbers, shape: Sequence[int], axes: Container[int]) -> Numbers:
+    """The numbers of a variable of ``shape`` at every index of some axes."""
+    sizes = zip(shape, numbers.shape, strict=True)
+    return np.broadcast_to(numbers, [n if i in axes else m for i, (n, m) in enumerate(sizes)])
 
 
 def merge(a: Numbers, b: Numbers) -> Numbers:
     """What two readers of an element reach together; ``a`` itself where ``b`` adds nothing."""
     if a is b:
         return a
-    x, y = small(a), small(b)
-    both = np.where(x == y, x, SEVERAL)
-    found = np.where(x == NOTHING, y, np.where(y == NOTHING, x, both))
-    return a if found.shape == x.shape and (found == x).all() else np.broadcast_to(found, a.shape)
+    both = np.where(a == b, a, SEVERAL)
+    found = np.where(a == NOTHING, b, np.where(b == NOTHING, a, both))
+    return a if (found == a).all() else found
 
 
 def merge_axes(numbers: Numbers, axes: Iterable[int]) -> Numbers:
     """What the readers along some axes reach together."""
-    axes = frozenset(axes)
-    if not axes:
-        return numbers
-    alike = [i in axes and numbers.strides[i] == 0 < n for i, n in enumerate(numbers.shape)]
-    rest = tuple(i - sum(alike[:i]) for i in axes if not alike[i])
-    numbers = numbers[tuple(0 if same else slice(None) for same in alike)]
-    if not rest:
-        return numbers
-    part, last = small(numbers, rest), np.iinfo(numbers.dtype).max
-    highest = part.max(axis=rest, initial=NOTHING)
-    lowest = np.where(part == NOTHING, last, part).min(axis=rest, initial=last)
+    axes, last = tuple(axes), np.iinfo(numbers.dtype).max
+    if all(numbers.shape[i] == 1 for i in axes):
+        return numbers.squeeze(axes)
+    highest = numbers.max(axes, initial=NOTHING)
+    lowest = np.where(numbers == NOTHING, last, numbers).min(axes, initial=last)
     same = (highest == NOTHING) & (lowest > highest) | (lowest == highest)
-    left = [n for i, n in enumerate(numbers.shape) if i not in rest]
-    return np.broadcast_to(np.where(same, highest, SEVERAL), left)
+    return np.where(same, highest, SEVERAL)
 
 
-def spread(numbers: Numbers, pairs: Pairs, shape: Sequence[int]) -> Numbers:
+def spread(numbers: Numbers, pairs: Pairs, shape: Sequence[int], result: Sequence[int]) -> Numbers:
     """The numbers of an operand of ``shape``, of which elements reach all that pairs allow."""
-    place = {i: k for i, k in pairs if shape[i] == numbers.shape[k]}
-    if len(place) == numbers.ndim == len(shape) and all(i == k for i, k in place.items()):
-        return numbers
+    place = {i: k for i, k in pairs if shape[i] == result[k]}
     kept = sorted(place.values())
-    found = merge_axes(numbers, set(range(numbers.ndim)).difference(kept))
+    found = merge_axes(numbers, set(range(len(result))).difference(kept))
     found = found.transpose([kept.index(place[i]) for i in sorted(place)])
-    grown = tuple(slice(None) if i in place else None for i in range(len(shape)))
-    return np.broadcast_to(found[grown], shape)
+    return np.expand_dims(found, [i for i in range(len(shape)) if i not in place])
 
 
-def join(parts: Sequence[Numbers], axis: int) -> Numbers:
-    """Numbers behind one another along an axis."""
-    few = [small(part, (axis,)) for part in parts]
-    common = np.broadcast_shapes(*(np.delete(part.shape, axis) for part in few))
+def join(parts: Sequence[Numbers], axis: int, sizes: Iterable[int]) -> Numbers:
+    """Numbers behind one another along an axis, on which the variables have these sizes."""
+    common = np.broadcast_shapes(*(np.delete(part.shape, axis) for part in parts))
     head, tail = common[:axis], common[axis:]
-    joined = np.concatenate(
-        [np.broadcast_to(part, (*head, part.shape[axis], *tail)) for part in few], axis
-    )
-    shape = parts[0].shape
-    return np.broadcast_to(joined, (*shape[:axis], joined.shape[axis], *shape[axis + 1 :]))
+    pairs = zip(parts, sizes, strict=True)
+    return np.concatenate([np.broadcast_to(part, (*head, n, *tail)) for part, n in pairs], axis)
 
 
 def axes_along(places: Places, result: Sequence[int], source: Sequence[int]) -> dict[int, int]:
@@ -104,23 +84,22 @@ def axes_along(places: Places, result: Sequence[int], source: Sequence[int]) -> 
     No two axes of the source run along one of the result.
     """
     found: dict[int, int] = {}
-    numbered = [k for k, n in enumerate(result) if n > 1]
-    for k, numbers in zip(numbered, map(small, places), strict=False):
+    own = np.indices(source, sparse=True)
+    for k, numbers in zip([k for k, n in enumerate(result) if n > 1], places, strict=False):
         for i, n in enumerate(source):
-            if numbers.shape[i] == n == result[k]:
-                own = np.arange(n).reshape(n, *(1,) * (len(source) - i - 1))
-                if i not in found and ((numbers == own) | (numbers == NOTHING)).all():
-                    found[i] = k
-                    break
+            fits = i not in found and numbers.shape[i] == n == result[k]
+            if fits and ((numbers == own[i]) | (numbers == NOTHING)).all():
+                found[i] = k
+                break
     return found
 
 
 def flat(places: Places, sizes: Sequence[int]) -> Numbers | None:
     """Flat indices of positions, or ``NOTHING``; ``None`` where an element reaches several."""
-    if any((small(c) == SEVERAL).any() for c in places):
+    if any((numbers == SEVERAL).any() for numbers in places):
         return None
     found = np.zeros((), int)
     for numbers, size in zip(places, [n for n in sizes if n > 1] or [1], strict=True):
         found = found * size + numbers
-    empty = reduce(np.logical_or, (c == NOTHING for c in places))
+    empty = reduce(np.logical_or, (numbers == NOTHING for numbers in places))
     return np.where(empty, NOTHING, found)
