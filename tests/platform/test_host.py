@@ -415,13 +415,14 @@ def test_plain_bounds_are_read_as_the_parser_reads_them():
     bounds = (">=0.1", "<0.2", ">=0.1.0, <0.2", "<0.1.0.0", "<0.10", ">=1.0", ">=0.1,<0.2")
     for version in ("0", "0.1", "0.1.0", "0.1.1", "0.2.0.0", "0.10.1", "1"):
         for text in bounds:
-            parsed = metadata._parsed_bounds([f"braintrace-core{text}"], version)
-            assert metadata._plain_bounds([text], version) == parsed
+            ours = [f"braintrace-core{text}"]
+            parsed = metadata._parsed_bounds(ours, version)
+            assert metadata._plain_bounds(ours, version) == parsed
 
 
 @pytest.mark.parametrize("bound", ["==0.1.*", "[extra]>=0.1", ">=0.1rc1", ">=0.1; extra == 'a'"])
 def test_other_bounds_are_left_to_the_parser(bound):
-    assert metadata._plain_bounds([bound], "0.1.0") is None
+    assert metadata._plain_bounds([f"braintrace-core{bound}"], "0.1.0") is None
 
 
 def test_many_threads_register_once(site, run, plugin_source):

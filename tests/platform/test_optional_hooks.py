@@ -116,7 +116,7 @@ def test_core_goes_through_its_own_hook_and_cannot_be_switched_off(run):
     code = """
         import brainstate, braintrace, jax.numpy as jnp
         from braintrace.plugins import process, services
-        names = services.answer(services.plugin_of_core().manager, "braintrace_algorithms", api=1)
+        names = services.plugin_of_core().manager.hook.braintrace_algorithms(api=1)
         found = services.algorithm(process.host(), "d_rtrl", braintrace.ETraceAlgorithm)
         states = {str(record.state) for record in braintrace.plugins.records()}
         out([sorted(names), found is braintrace.D_RTRL, sorted(states)])

@@ -46,10 +46,10 @@ from .ops.arguments import (
 )
 from .ops.layers import Initializer, Size, as_count, as_size, initial_value, keyword_key, seeded
 from .ops.spec import ETPPrimitiveSpec
-from .plugins.declared import API, DoctorContext, Finding, HostInfo, PluginInfo
 from .plugins.errors import PluginError
 from .plugins.hooks import hookimpl
 from .plugins.process import host
+from .plugins.records import API, DoctorContext, Finding, HostInfo, PluginInfo
 
 if TYPE_CHECKING:
     from .learners.learner import ETraceAlgorithm

@@ -24,18 +24,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command.
+    """Run one sub-command; ``arguments`` are by default those of the process.
 
-    Parameters
-    ----------
-    arguments
-        The words of the command line; ``None``: those of the process.
-
-    Returns
-    -------
-    int
-        The exit status: 0; 1 when a model is refused or the doctor found an error; 2 when the
-        command cannot be carried out.
+    The exit status is 0; 1 when a model is refused or the doctor found an error; 2 when the
+    command cannot be carried out.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ..names import OFFICIAL
@@ -48,3 +50,15 @@ def core_version() -> str:
 def official() -> set[str]:
     """The distributions of the official families."""
     return {distribution for names in OFFICIAL.values() for distribution in names.values()}
+
+
+def told(error: BaseException, file: Path) -> str:
+    """An error of the user's code in one line, with the last place beside the file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
+    folder, where = str(file.resolve().parent), str(file)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if path.startswith(folder) and "site-packages" not in path:
+            where = f"{path}:{line}"
+    return f"{where}: {type(error).__name__}: {error}"

@@ -13,10 +13,10 @@ from dataclasses import asdict
 
 from .. import names
 from ..plugins import metadata
-from ..plugins.declared import Finding
 from ..plugins.metadata import Candidate
 from ..plugins.probe import Report, probe
 from ..plugins.process import host
+from ..plugins.records import Finding
 from ..plugins.resolution import enabled_providers
 from ..plugins.settings import normalised
 from .common import OK, REFUSED, UsageError, as_json, core_version, hint, official
@@ -46,12 +46,7 @@ def run(options: argparse.Namespace) -> int:
     candidates = host().candidates()
     absent = sorted(official() - {c.distribution for c in candidates})
     chosen = _chosen(options.name, candidates, absent)
-    reports = {}
-    for record in map(host().record, chosen):
-        report = Report(str(record.state), record.reason)
-        if report.state == "discovered":  # it may be loaded, in a process of its own
-            report = probe(record.distribution, options.timeout)
-        reports[record.distribution] = report
+    reports = {c.distribution: _report(c, options.timeout) for c in chosen}
     found = _safely(CORE, _core())
     for candidate in chosen:
         found += _safely(candidate.distribution, _plugin(candidate, reports))
@@ -85,6 +80,14 @@ def run(options: argparse.Namespace) -> int:
             if finding.fix:
                 print(f"  {finding.fix}")
     return REFUSED if bad else OK
+
+
+def _report(candidate: Candidate, timeout: float) -> Report:
+    """How loading a plugin goes, in a process of its own, when it may be loaded."""
+    record = host().record(candidate)
+    if record.state == "discovered":
+        return probe(record.distribution, timeout)
+    return Report(str(record.state), record.reason)
 
 
 def _safely(subject: str, check: Iterator[Found]) -> list[Found]:

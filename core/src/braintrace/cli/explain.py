@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``braintrace explain``: compile a model and show what the compiler found."""
+"""``braintrace explain``: compile a model and show what the compiler found.
+
+The user's file is run before JAX is imported: it may choose the device, and mistakes are quick.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import re
-import warnings
-from collections.abc import Iterable
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
 
-from .common import OK, Refusal, UsageError, as_json, hint
-from .model import arguments, build, file_and_name, import_file, parse_shape, told
-
-if TYPE_CHECKING:
-    from ..base.diagnostics import CompilationRecord
-    from ..base.types import Path as StatePath
-    from ..compiler.graph import ETraceGraph
+from .common import OK, Refusal, UsageError, hint, told
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -53,116 +51,57 @@ def run(options: argparse.Namespace) -> int:
     if limit is not None and limit < 0:
         raise UsageError(f"--scan-unroll-limit must not be negative, got {limit}")
     module = import_file(file)
-    model, args = build(module, file, name)
-    graph = _compile(model, arguments(model, args, shapes, options.batch_size), options, file)
-    _write(graph, options)
-    records = _selected(graph, options)
-    print(as_json(_as_data(graph, records)) if options.json else _as_text(graph, records))
+    from . import model
+
+    found, args = model.build(module, file, name)
+    example = model.arguments(found, args, shapes, options.batch_size)
+    graph = model.compiled(found, example, options, file)
+    model.write(graph, options)
+    print(model.shown(graph, options))
     return OK
 
 
-def _compile(model: Any, args: tuple[Any, ...], options: Any, file: Path) -> ETraceGraph:
-    import brainstate
+def file_and_name(text: str) -> tuple[Path, str | None]:
+    """``dir/file.py:name``; the name may be missing, and a drive letter is not a file."""
+    head, colon, name = text.rpartition(":")
+    if not colon or os.path.isfile(text) or (len(head) == 1 and name[:1] in ("\\", "/")):
+        head, name = text, ""
+    file = Path(head)
+    if not file.is_file():
+        beside = (f.name for f in file.parent.glob("*.py"))
+        near = hint(file.name, beside, "Python files there")
+        raise UsageError(f"there is no file {head!r}{near}")
+    return file, name or None
 
-    from ..base.errors import CompilationError
-    from ..compiler.compile import compile_etrace_graph
-    from ..compiler.control.rewrite import ControlFlowPolicy
 
-    limit = options.scan_unroll_limit
-    policy = ControlFlowPolicy(**({} if limit is None else {"scan_unroll_limit": limit}))
-    fresh = not brainstate.graph.states(model, brainstate.HiddenState)
+def parse_shape(text: str) -> tuple[tuple[int, ...], str | None]:
+    """``64,10:float32`` as a shape and the name of a dtype."""
+    shape, colon, dtype = text.partition(":")
+    sizes = shape.strip().removeprefix("(").removesuffix(")").strip().removesuffix(",")
+    if not re.fullmatch(r"(\d+(\s*,\s*\d+)*)?", sizes) or (colon and not dtype):
+        raise UsageError(
+            f"--input {text!r} is not a shape; write sizes with commas and, if you like, a dtype: "
+            "64,10 or 64,10:float32 (an empty shape, as in :int32, is a single number)"
+        )
+    return tuple(int(size) for size in re.findall(r"\d+", sizes)), dtype or None
+
+
+def import_file(file: Path) -> ModuleType:
+    """Run the user's file as a module of its own name, with its folder on the path."""
+    name = file.stem if file.stem not in sys.modules else f"_explained_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{str(file)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[name] = module
     try:
-        if options.batch_size is not None or fresh:
-            brainstate.nn.init_all_states(model, batch_size=options.batch_size)
-        with warnings.catch_warnings():  # they are in the report
-            warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
-            chosen = {"frozen": options.frozen, "recurrence_scope": options.recurrence_scope}
-            return compile_etrace_graph(model, *args, control_flow=policy, **chosen)
-    except CompilationError as error:
-        code = getattr(type(model).update, "__code__", None)
-        where = f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)
-        raise Refusal(f"{where}: {error}") from error
+        spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise Refusal(
+            f"{file} calls sys.exit({error.code}) while it is imported; put what it does as a "
+            "program under: if __name__ == '__main__':"
+        ) from error
     except Exception as error:
         raise Refusal(told(error, file)) from error
-
-
-def _write(graph: ETraceGraph, options: argparse.Namespace) -> None:
-    from ..compiler.graph import summarize
-    from ..show.report import page
-
-    texts = {
-        options.draw: lambda: str(graph.draw()),
-        options.html: lambda: page(summarize(graph), options.model),
-    }
-    for path, text in texts.items():
-        if path is not None:
-            try:
-                Path(path).write_text(text(), encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
-
-
-def _selected(graph: ETraceGraph, options: argparse.Namespace) -> list[CompilationRecord] | None:
-    """The diagnostics that were asked for; ``None``: no selection."""
-    from ..base.diagnostics import DiagnosticKind
-
-    if not (options.weight or options.hidden or options.kind):
-        return None
-    states = [slot.path for slot in graph.module_info.slots]
-    kinds = {kind.value: kind for kind in DiagnosticKind}
-    if options.kind and options.kind.lower() not in kinds:
-        raise UsageError(f"--kind {options.kind!r} is unknown{hint(options.kind, kinds, 'kinds')}")
-    return graph.explain(
-        weight_path=_path("--weight", options.weight, graph.coverage()),
-        hidden_path=_path("--hidden", options.hidden, states),
-        kind=kinds[options.kind.lower()] if options.kind else None,
-    )
-
-
-def _path(option: str, text: str | None, paths: Iterable[StatePath]) -> Any:
-    """The path that is written ``layers[0].weight`` or ``layers.0.weight``."""
-    from ..base.types import show_path
-
-    if text is None:
-        return None
-    known = {_dotted(show_path(path)): path for path in paths}
-    if _dotted(text) not in known:
-        near = hint(text, map(show_path, known.values()), "names")
-        raise UsageError(f"{option} {text!r} is not in the model{near}")
-    return known[_dotted(text)]
-
-
-def _dotted(text: str) -> str:
-    return re.sub(r"\[(\d+)\]", r".\1", text).removeprefix(".")
-
-
-def _advice(record: CompilationRecord) -> dict[str, str] | None:
-    """What a plugin has to say about a diagnostic, if one has."""
-    from ..plugins import services
-    from ..plugins.process import host
-
-    said = services.advice(host(), record)
-    return said and {"family": said[0], "text": said[1]}
-
-
-def _as_text(graph: ETraceGraph, records: list[CompilationRecord] | None) -> str:
-    lines = [graph.report()] if records is None else []
-    for record in graph.diagnostics if records is None else records:
-        said = _advice(record)
-        text = "advice of {family}: {text}".format(**said) if said else ""
-        if records is not None:
-            lines += [str(record), *([f"  {text}"] if text else [])]
-        elif text and text not in lines:
-            lines.append(text)
-    return "\n".join(lines) or "no diagnostic fits"
-
-
-def _as_data(graph: ETraceGraph, records: list[CompilationRecord] | None) -> Any:
-    from ..compiler.graph import summarize
-    from ..show.facts import record_data, to_data
-
-    data = [
-        record_data(record) | ({"advice": said} if (said := _advice(record)) else {})
-        for record in (graph.diagnostics if records is None else records)
-    ]
-    return {**to_data(summarize(graph)), "diagnostics": data} if records is None else data
+    return module

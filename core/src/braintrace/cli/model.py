@@ -1,60 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ``FILE:MODEL`` and shapes on a command line to a model and the arguments of one step."""
+"""From a user's module to a model, the arguments of one step, and the compiled graph shown."""
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import inspect
-import os
 import re
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .common import Refusal, UsageError, hint
+import brainstate
+import jax
+import jax.numpy as jnp
 
-
-def file_and_name(text: str) -> tuple[Path, str | None]:
-    """``dir/file.py:name``; the name may be missing, and a drive letter is not a file."""
-    head, colon, name = text.rpartition(":")
-    if not colon or os.path.isfile(text) or (len(head) == 1 and name[:1] in ("\\", "/")):
-        head, name = text, ""
-    file = Path(head)
-    if not file.is_file():
-        beside = file.parent.glob("*.py") if file.parent.is_dir() else ()
-        near = hint(file.name, (f.name for f in beside), "Python files there")
-        raise UsageError(f"there is no file {head!r}{near}")
-    return file, name or None
-
-
-def import_file(file: Path) -> ModuleType:
-    """Run the user's file as a module of its own name, with its folder on the path."""
-    name = file.stem if file.stem not in sys.modules else f"_explained_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{str(file)!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SystemExit as error:
-        raise Refusal(
-            f"{file} calls sys.exit({error.code}) while it is imported; put what it does as a "
-            "program under: if __name__ == '__main__':"
-        ) from error
-    except Exception as error:
-        raise Refusal(told(error, file)) from error
-    return module
+from ..base.diagnostics import CompilationRecord, DiagnosticKind
+from ..base.errors import CompilationError
+from ..base.types import Path as StatePath
+from ..base.types import show_path
+from ..compiler.compile import compile_etrace_graph
+from ..compiler.control.rewrite import ControlFlowPolicy
+from ..compiler.graph import ETraceGraph, summarize
+from ..plugins import services
+from ..plugins.process import host
+from ..show.facts import record_data, to_data
+from ..show.report import page
+from .common import Refusal, UsageError, as_json, hint, told
 
 
 def build(module: ModuleType, file: Path, name: str | None) -> tuple[Any, tuple[Any, ...] | None]:
     """The model, and its example arguments if it comes with them."""
-    import brainstate
-
     if name is None or not hasattr(module, name):
         near = hint(name or "", _names(module), "models there")
         what = f"{str(file)!r} has no {name!r}" if name else f"name a model: {file}:MODEL"
@@ -95,34 +72,22 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 def _names(module: ModuleType) -> list[str]:
     """What of a file can be explained: models, and what makes one without arguments."""
-    import brainstate
 
-    def makes(value: Any) -> bool:
-        own = getattr(value, "__module__", None) == module.__name__
+    def fits(value: Any) -> bool:
+        if isinstance(value, brainstate.nn.Module):
+            return True
         made = inspect.isclass(value) and issubclass(value, brainstate.nn.Module)
+        own = getattr(value, "__module__", None) == module.__name__
         return own and (made or inspect.isfunction(value)) and not _required(value)
 
-    public = [(name, value) for name, value in vars(module).items() if name[:1] != "_"]
-    return [name for name, v in public if isinstance(v, brainstate.nn.Module) or makes(v)]
-
-
-Shape = tuple[tuple[int, ...], str | None]
-
-
-def parse_shape(text: str) -> Shape:
-    """``64,10:float32`` as a shape and the name of a dtype."""
-    shape, colon, dtype = text.partition(":")
-    sizes = shape.strip().removeprefix("(").removesuffix(")").strip().removesuffix(",")
-    if not re.fullmatch(r"(\d+(\s*,\s*\d+)*)?", sizes) or (colon and not dtype):
-        raise UsageError(
-            f"--input {text!r} is not a shape; write sizes with commas and, if you like, a dtype: "
-            "64,10 or 64,10:float32 (an empty shape, as in :int32, is a single number)"
-        )
-    return tuple(int(size) for size in re.findall(r"\d+", sizes)), dtype or None
+    return [name for name, value in vars(module).items() if name[:1] != "_" and fits(value)]
 
 
 def arguments(
-    model: Any, args: tuple[Any, ...] | None, shapes: Sequence[Shape], batch_size: int | None
+    model: Any,
+    args: tuple[Any, ...] | None,
+    shapes: Sequence[tuple[tuple[int, ...], str | None]],
+    batch_size: int | None,
 ) -> tuple[Any, ...]:
     """Example arguments: those asked for, those that came with the model, or by its input size."""
     if shapes:
@@ -144,10 +109,6 @@ def arguments(
 
 
 def _zeros(shape: tuple[int, ...], name: str | None) -> Any:
-    import brainstate
-    import jax
-    import jax.numpy as jnp
-
     try:
         dtype = jnp.dtype(name or brainstate.environ.dftype())
     except TypeError:
@@ -159,13 +120,85 @@ def _zeros(shape: tuple[int, ...], name: str | None) -> Any:
     return jnp.zeros(shape, dtype)
 
 
-def told(error: BaseException, file: Path) -> str:
-    """An error of the user's code in one line, with the last place beside the file."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
-    folder, where = str(file.resolve().parent), str(file)
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        path = frame.f_code.co_filename
-        if path.startswith(folder) and "site-packages" not in path:
-            where = f"{path}:{line}"
-    return f"{where}: {type(error).__name__}: {error}"
+def compiled(
+    model: Any, args: tuple[Any, ...], options: argparse.Namespace, file: Path
+) -> ETraceGraph:
+    """The graph of a model; its states are initialised if it has none, or with a batch size."""
+    limit = options.scan_unroll_limit
+    policy = ControlFlowPolicy(**({} if limit is None else {"scan_unroll_limit": limit}))
+    fresh = not brainstate.graph.states(model, brainstate.HiddenState)
+    try:
+        if options.batch_size is not None or fresh:
+            brainstate.nn.init_all_states(model, batch_size=options.batch_size)
+        with warnings.catch_warnings():  # they are in the report
+            warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+            chosen = {"frozen": options.frozen, "recurrence_scope": options.recurrence_scope}
+            return compile_etrace_graph(model, *args, control_flow=policy, **chosen)
+    except CompilationError as error:
+        code = getattr(type(model).update, "__code__", None)
+        where = f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)
+        raise Refusal(f"{where}: {error}") from error
+    except Exception as error:
+        raise Refusal(told(error, file)) from error
+
+
+def write(graph: ETraceGraph, options: argparse.Namespace) -> None:
+    """The files that were asked for."""
+    texts = {
+        options.draw: lambda: str(graph.draw()),
+        options.html: lambda: page(summarize(graph), options.model),
+    }
+    for path, text in texts.items():
+        if path is not None:
+            try:
+                Path(path).write_text(text(), encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
+
+
+def shown(graph: ETraceGraph, options: argparse.Namespace) -> str:
+    """The report, or the diagnostics that were selected, with the advice of plugins about them."""
+    selected = bool(options.weight or options.hidden or options.kind)
+    records = _selected(graph, options) if selected else graph.diagnostics
+    said = [(record, services.advice(host(), record)) for record in records]
+    if options.json:
+        data = []
+        for record, advice in said:
+            more = {"advice": {"family": advice[0], "text": advice[1]}} if advice else {}
+            data.append(record_data(record) | more)
+        return as_json(data if selected else {**to_data(summarize(graph)), "diagnostics": data})
+    lines = [] if selected else [graph.report()]
+    for record, advice in said:
+        text = "advice of {}: {}".format(*advice) if advice else ""
+        if selected:
+            lines += [str(record), *([f"  {text}"] if text else [])]
+        elif text and text not in lines:
+            lines.append(text)
+    return "\n".join(lines) or "no diagnostic fits"
+
+
+def _selected(graph: ETraceGraph, options: argparse.Namespace) -> Sequence[CompilationRecord]:
+    states = [slot.path for slot in graph.module_info.slots]
+    kinds = {kind.value: kind for kind in DiagnosticKind}
+    if options.kind and options.kind.lower() not in kinds:
+        raise UsageError(f"--kind {options.kind!r} is unknown{hint(options.kind, kinds, 'kinds')}")
+    return graph.explain(
+        weight_path=_path("--weight", options.weight, graph.coverage()),
+        hidden_path=_path("--hidden", options.hidden, states),
+        kind=kinds[options.kind.lower()] if options.kind else None,
+    )
+
+
+def _path(option: str, text: str | None, paths: Iterable[StatePath]) -> Any:
+    """The path that is written ``layers[0].weight`` or ``layers.0.weight``."""
+    if text is None:
+        return None
+    known = {_dotted(show_path(path)): path for path in paths}
+    if _dotted(text) not in known:
+        near = hint(text, map(show_path, known.values()), "names")
+        raise UsageError(f"{option} {text!r} is not in the model{near}")
+    return known[_dotted(text)]
+
+
+def _dotted(text: str) -> str:
+    return re.sub(r"\[(\d+)\]", r".\1", text).removeprefix(".")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..plugins.declared import HostInfo, PluginInfo
 from ..plugins.hooks import hookimpl
 from ..plugins.host import __version__
+from ..plugins.records import HostInfo, PluginInfo
 from .dni import DNI
 from .e_prop import EProp
 from .learner import ETraceAlgorithm

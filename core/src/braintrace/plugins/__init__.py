@@ -17,7 +17,6 @@ from .process import host as _host
 from .records import PluginRecord as PluginRecord
 from .records import PluginState as PluginState
 from .settings import Settings as _Settings
-from .settings import names as _names
 
 _UNCHANGED: Any = object()
 
@@ -109,14 +108,8 @@ def configure(
     >>> braintrace.plugins.configure(strict=True)  # load_all() raises from now on
     >>> braintrace.plugins.configure(strict=False)
     """
-    changes: dict[str, Any] = {}
-    if allow is not _UNCHANGED:
-        changes["allow"] = None if allow is None else _names_of("allow", allow)
-    if disable is not _UNCHANGED:
-        changes["disable"] = _names_of("disable", disable)
-    if strict is not _UNCHANGED:
-        changes["strict"] = bool(strict)
-    _host().configure(**changes)
+    given = {"allow": allow, "disable": disable, "strict": strict}
+    _host().configure(**{k: value for k, value in given.items() if value is not _UNCHANGED})
 
 
 def register(plugin: object) -> PluginRecord:
@@ -225,9 +218,3 @@ def conformance_cases(family: str) -> tuple[Any, ...]:
     from . import services
 
     return services.conformance_cases(_host(), family)
-
-
-def _names_of(argument: str, given: Iterable[str]) -> frozenset[str]:
-    if isinstance(given, str):
-        raise TypeError(f"{argument} must be an iterable of names, got the string {given!r}")
-    return _names(given)

@@ -15,11 +15,11 @@ from typing import Any
 import pluggy
 
 from ..ops.spec import ETPPrimitiveSpec
-from .declared import API, HostInfo, PluginInfo
+from .records import API, HostInfo, PluginInfo
 
 PROJECT = "braintrace"
 
-hookspec = pluggy.HookspecMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(PROJECT)(firstresult=True)  # a manager knows one plugin
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
@@ -50,7 +50,7 @@ class HookSpecs:
     def braintrace_doctor(self, context: Any) -> Iterable[Any]:  # type: ignore[empty-body]
         """Findings about the installation: id, level, text, fix."""
 
-    @hookspec(firstresult=True)
+    @hookspec
     def braintrace_explain(self, record: Any) -> str | None:  # type: ignore[empty-body]
         """One sentence of advice for a diagnostic of the compiler."""
 
@@ -65,31 +65,22 @@ class Offer:
 
 
 def collect(plugin: object, core_version: str) -> Offer:
-    """Ask one plugin object for its declarations and check them.
+    """Ask one plugin object for its declarations.
 
-    Raises
-    ------
-    TypeError, ValueError, pluggy.PluginValidationError
-        When the object or one of its answers is not what the hooks promise.
-    IncompatibleError
-        When it was written for another plugin API.
+    ``TypeError``, ``ValueError`` and ``pluggy.PluginValidationError`` say that the object or one of
+    its answers is not what the hooks promise, ``IncompatibleError`` that it was written for another
+    plugin API.
     """
     manager = _manager_of(plugin)
-    info = answer(manager, "braintrace_plugin_info")
+    info = manager.hook.braintrace_plugin_info()
     if not isinstance(info, PluginInfo):
         raise TypeError(f"braintrace_plugin_info must return a PluginInfo, got {kind_of(info)}")
     if info.api[0] != API[0] or info.api[1] > API[1]:
         raise IncompatibleError(".".join(map(str, info.api)))
     specs: object = ()
     if manager.hook.braintrace_primitives.get_hookimpls():
-        specs = answer(manager, "braintrace_primitives", api=HostInfo(API, core_version))
+        specs = manager.hook.braintrace_primitives(api=HostInfo(API, core_version))
     return Offer(info, _checked_specs(specs), manager)
-
-
-def answer(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> Any:
-    """A plugin's answer to a hook; ``None`` when it has none."""
-    found = getattr(manager.hook, hook)(**arguments)
-    return (found[0] if found else None) if isinstance(found, list) else found
 
 
 def listed(hook: str, what: str, given: object) -> tuple[Any, ...]:

@@ -36,14 +36,8 @@ _API_GROUP = f"{PLUGIN_GROUP}1"
 class Host:
     """The plugins of one process.
 
-    Parameters
-    ----------
-    settings
-        Which plugins may be used.
-    scanned
-        The installed plugins; ``None``: found from their metadata on first need.
-    restorer
-        Finds the primitive of a pickle; ``None``: among those registered in the process.
+    ``scanned`` are the installed ones (``None``: found from their metadata on first need).
+    ``restorer`` finds the primitive of a pickle (``None``: among those registered in the process).
     """
 
     def __init__(
@@ -78,8 +72,9 @@ class Host:
 
     def record(self, candidate: Candidate) -> PluginRecord:
         """What metadata and settings say of a plugin, then how loading it ended."""
+        now = candidate.record
         if why := self.why_disabled(candidate):
-            return replace(candidate.record, state=PluginState.DISABLED, reason=why)
+            return replace(now, state=PluginState.DISABLED, reason=why)
         rivals = [
             other.title
             for other in self.candidates()
@@ -92,12 +87,10 @@ class Host:
                 f"is not used: {' and '.join(rivals)} provides the family {candidate.family!r} "
                 "too. Uninstall one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
             )
-            return replace(candidate.record, state=PluginState.CONFLICT, reason=why)
+            return replace(now, state=PluginState.CONFLICT, reason=why)
         if why := _why_incompatible(candidate):
-            return replace(candidate.record, state=PluginState.INCOMPATIBLE, reason=why)
-        known, now = self._outcomes.get(candidate.distribution), candidate.record
-        if known is None:
-            return now
+            return replace(now, state=PluginState.INCOMPATIBLE, reason=why)
+        known = self._outcomes.get(candidate.distribution, now)
         return replace(known, version=now.version, origin=now.origin, exports=now.exports)
 
     def why_disabled(self, candidate: Candidate) -> str | None:
@@ -113,13 +106,7 @@ class Host:
         ]
 
     def of_family(self, family: str) -> Candidate:
-        """The distribution that provides a family, an enabled one if there is any.
-
-        Raises
-        ------
-        PluginError
-            When there is none.
-        """
+        """The distribution that provides a family, an enabled one if there is any."""
         found = [c for c in self.candidates() if c.family == family]
         if not found:
             known = ", ".join(sorted({c.family for c in self.candidates()})) or "none"
@@ -131,10 +118,7 @@ class Host:
     def load(self, candidate: Candidate, used: str | None = None) -> None:
         """Load a plugin and commit what it declares, unless that was done before.
 
-        Raises
-        ------
-        PluginError
-            When the plugin cannot be used; ``used`` is what the text says it provides.
+        A ``PluginError`` says that it cannot be used; ``used`` is what the text says it provides.
         """
         record = self.record(candidate)
         if record.state is PluginState.DISCOVERED:
@@ -204,7 +188,10 @@ class Host:
         except BaseException as exception:
             state, reason = PluginState.FAILED, f"failed to load ({brief(exception)})"
             if isinstance(exception, hooks.IncompatibleError):
-                state, reason = PluginState.INCOMPATIBLE, _other_api(candidate, str(exception))
+                state, reason = (
+                    PluginState.INCOMPATIBLE,
+                    _why_incompatible(candidate, str(exception)),
+                )
             return replace(record, state=state, reason=reason, exception=exception), None
         return replace(record, problems=_problems(candidate, offer)), offer
 
@@ -237,10 +224,7 @@ class Host:
     def primitive_of(self, spec: ETPPrimitiveSpec) -> ETPPrimitive:
         """The registered primitive of a specification; loads the plugin that owns it first.
 
-        Raises
-        ------
-        PluginError
-            When the plugin that owns it cannot be used or does not declare it.
+        A ``PluginError`` says that this plugin cannot be used or does not declare it.
         """
         if (primitive := self._primitives.get(spec)) is not None:
             return primitive
@@ -255,13 +239,7 @@ class Host:
         return self._primitives.get(spec) or self._register(spec, package or None)
 
     def find_primitive(self, name: str, package: str) -> ETPPrimitive | None:
-        """The primitive of a name; loads the plugins of ``package``, which owns it, first.
-
-        Raises
-        ------
-        PluginError
-            When one of them cannot be used.
-        """
+        """The primitive of a name; loads the plugins of ``package``, which owns it, first."""
         from ..ops.primitive import find_primitive
 
         for candidate in self._of_package(package):
@@ -289,18 +267,16 @@ class Host:
             info = hooks.collect(plugin, __version__).info
         except Exception as exception:
             raise PluginError(f"{plugin!r:.80} is not a plugin: {brief(exception)}") from exception
-        module = type(plugin).__module__
-        value = f"{module}:{type(plugin).__name__}"
+        module, name = type(plugin).__module__, info.distribution or info.family
         entry: Any = SimpleNamespace(
-            name=info.family, value=value, group=_API_GROUP, load=lambda: plugin
-        )
-        name = info.distribution or info.family
-        candidate = Candidate(name, info.version, module, plugins=(entry,), exports={})
+            name=info.family, value=f"{module}:{type(plugin).__name__}", group=_API_GROUP,
+            load=lambda: plugin,
+        )  # fmt: skip
+        candidate = Candidate(name, info.version, module, plugins=(entry,))
         with self._lock:
             if any(c.distribution == name for c in self.candidates()):
-                raise PluginError(
-                    f"the distribution {name!r} of this plugin is known already", name
-                )
+                text = f"the distribution {name!r} of this plugin is known already"
+                raise PluginError(text, name)
             self._in_process += (candidate,)
         try:
             self.load(candidate)
@@ -333,23 +309,19 @@ class Host:
             print(f"braintrace.plugins: {text}", file=sys.stderr)
 
 
-def _why_incompatible(candidate: Candidate) -> str | None:
-    if not candidate.core_admitted:
-        return (
-            f"needs braintrace-core{candidate.needs_core}, but braintrace-core {__version__} is "
-            f"installed. Run: pip install --upgrade braintrace-core {candidate.distribution}"
-        )
+def _why_incompatible(candidate: Candidate, api: str = "") -> str:
+    """Why this core cannot use a plugin, which may say itself that it speaks another ``api``."""
     groups = {entry.group for entry in candidate.plugins}
-    if groups and _API_GROUP not in groups:
-        return _other_api(candidate, ", ".join(sorted(g[len(PLUGIN_GROUP) :] for g in groups)))
-    return None
-
-
-def _other_api(candidate: Candidate, theirs: str) -> str:
-    return (
-        f"is written for plugin API {theirs}, but braintrace-core {__version__} offers 1.0. "
-        f"Run: pip install --upgrade braintrace-core {candidate.distribution}"
-    )
+    if not api and groups and _API_GROUP not in groups:
+        api = ", ".join(sorted(group.removeprefix(PLUGIN_GROUP) for group in groups))
+    core = f"but braintrace-core {__version__}"
+    if not candidate.core_admitted:
+        why = f"needs braintrace-core{candidate.needs_core}, {core} is installed"
+    elif api:
+        why = f"is written for plugin API {api}, {core} offers 1.0"
+    else:
+        return ""
+    return f"{why}. Run: pip install --upgrade braintrace-core {candidate.distribution}"
 
 
 def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import contextlib
 import importlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -47,8 +48,8 @@ class Candidate:
     distribution: str
     version: str
     origin: str
-    plugins: tuple[metadata.EntryPoint, ...]
-    exports: dict[tuple[str, str], metadata.EntryPoint]
+    plugins: tuple[metadata.EntryPoint, ...] = ()
+    exports: dict[tuple[str, str], metadata.EntryPoint] = field(default_factory=dict)
     needs_core: str = ""
     core_admitted: bool = True
 
@@ -70,14 +71,9 @@ class Candidate:
     @cached_property
     def record(self) -> PluginRecord:
         """What is known of it from its metadata alone."""
-        return PluginRecord(
-            self.family,
-            self.distribution,
-            self.version,
-            self.origin,
-            PluginState.DISCOVERED,
-            tuple(PUBLIC_PREFIX[kind] + name for kind, name in self.exports),
-        )
+        names = tuple(PUBLIC_PREFIX[kind] + name for kind, name in self.exports)
+        who = self.family, self.distribution, self.version, self.origin
+        return PluginRecord(*who, PluginState.DISCOVERED, names)
 
 
 def package_of(entry: metadata.EntryPoint) -> str:
@@ -89,61 +85,47 @@ def scan(core_version: str) -> tuple[Candidate, ...]:
     """Read the metadata of every distribution, once; the broken ones are passed over."""
     found: dict[str, Candidate] = {}
     for dist in _library.distributions():
-        try:
-            entries = [
-                entry
-                for entry in dist.entry_points
-                if entry.group in EXPORT_GROUPS or entry.group.startswith(PLUGIN_GROUP)
-            ]
-            if entries and (name := dist.metadata.get("Name")):
-                # The first on sys.path is the one that gets imported.
-                found.setdefault(normalised(name), _candidate(dist, name, entries, core_version))
-        except Exception:
-            continue
+        with contextlib.suppress(Exception):
+            exported, plugins = [], []
+            for entry in dist.entry_points:
+                if entry.group in EXPORT_GROUPS:
+                    exported.append(entry)
+                elif entry.group.startswith(PLUGIN_GROUP):
+                    plugins.append(entry)
+            # The first on sys.path is the one that gets imported.
+            if (exported or plugins) and (name := normalised(dist.metadata.get("Name") or "")):
+                exports = {(EXPORT_GROUPS[entry.group], entry.name): entry for entry in exported}
+                bounds = _bounds_on_core(dist.requires or [], core_version)
+                who = name, dist.version, _origin(dist)
+                found.setdefault(name, Candidate(*who, tuple(plugins), exports, *bounds))
     return tuple(sorted(found.values(), key=lambda c: c.distribution))
-
-
-def _candidate(
-    dist: Any, name: str, entries: list[metadata.EntryPoint], core_version: str
-) -> Candidate:
-    exported = [entry for entry in entries if entry.group in EXPORT_GROUPS]
-    needs_core, core_admitted = _bounds_on_core(dist.requires or [], core_version)
-    return Candidate(
-        distribution=normalised(name),
-        version=dist.version,
-        origin=_origin(dist),
-        plugins=tuple(entry for entry in entries if entry not in exported),
-        exports={(EXPORT_GROUPS[entry.group], entry.name): entry for entry in exported},
-        needs_core=needs_core,
-        core_admitted=core_admitted,
-    )
-
-
-def _bounds_on_core(requires: list[str], core_version: str) -> tuple[str, bool]:
-    """The bounds that requirements put on core, and whether its version is within them."""
-    ours = [r.strip() for r in requires if (n := _NAME.match(r)) and normalised(n[0]) == CORE]
-    plain = _plain_bounds([_NAME.sub("", r, count=1) for r in ours], core_version)
-    return _parsed_bounds(ours, core_version) if plain is None else plain
 
 
 _NAME = re.compile(r"\s*[\w.-]+")
 _BOUND = re.compile(r"(>=|<)(\d+(?:\.\d+)*)")
 
 
-def _plain_bounds(given: list[str], core_version: str) -> tuple[str, bool] | None:
+def _bounds_on_core(requires: list[str], core_version: str) -> tuple[str, bool]:
+    """The bounds that requirements put on core, and whether its version is within them."""
+    ours = [r.strip() for r in requires if (n := _NAME.match(r)) and normalised(n[0]) == CORE]
+    return _plain_bounds(ours, core_version) or _parsed_bounds(ours, core_version)
+
+
+def _plain_bounds(ours: list[str], core_version: str) -> tuple[str, bool] | None:
     """Bounds like ``>=0.1,<0.2`` on a release; ``None`` where it takes more to read them.
 
     They are the usual ones, and importing their parser takes longer than all else that a first
     operation needs of metadata.
     """
-    parts = [sorted(text.replace(" ", "").split(",")) for text in given]
-    bounds = [_BOUND.fullmatch(part) for group in parts for part in group]
+    texts = [_NAME.sub("", required, count=1).replace(" ", "") for required in ours]
+    parts = [part for text in texts for part in sorted(text.split(","))]
+    bounds = [_BOUND.fullmatch(part) for part in parts]
     here = _BOUND.fullmatch(f"<{core_version}")
     if here is None or None in bounds:
         return None
     version = _release(here[2])
     within = [(version < _release(b[2])) == (b[1] == "<") for b in bounds if b is not None]
-    return ",".join(part for group in parts for part in group), all(within)
+    return ",".join(parts), all(within)
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -152,16 +134,17 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _parsed_bounds(ours: list[str], core_version: str) -> tuple[str, bool]:
+    active = [r.specifier for r in _active(ours)]
+    admitted = all(bounds.contains(core_version, prereleases=True) for bounds in active)
+    return ",".join(map(str, active)), admitted
+
+
+def _active(requires: Iterable[str]) -> list[Any]:
+    """The requirements whose markers hold here, without extras."""
     from packaging.requirements import Requirement
 
-    active = [r for r in map(Requirement, ours) if _applies(r)]
-    admitted = all(r.specifier.contains(core_version, prereleases=True) for r in active)
-    return ",".join(str(r.specifier) for r in active), admitted
-
-
-def _applies(required: Any) -> bool:
-    """Whether the marker of a requirement holds here, without extras."""
-    return required.marker is None or bool(required.marker.evaluate({"extra": ""}))
+    parsed = map(Requirement, requires)
+    return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
 
 
 def _origin(dist: Any) -> str:
@@ -176,29 +159,24 @@ def owners(package: str) -> tuple[Candidate, ...]:
     """The distributions that installed files into an import package, or bear its name."""
     found: dict[object, Candidate] = {}
     for dist in _library.distributions():
-        try:
+        with contextlib.suppress(Exception):
             name = normalised(dist.metadata.get("Name") or "")
             files = dist.read_text("RECORD") or dist.read_text("installed-files.txt") or ""
             holds = any(line.startswith(f"{package}/") for line in files.splitlines())
             if holds or name in (package, CORE):
                 who = name, str(dist.version), _origin(dist)
-                found[who] = Candidate(*who, plugins=(), exports={})
-        except Exception:
-            continue
+                found[who] = Candidate(*who)
     return tuple(found.values())
 
 
 def unmet(distribution: str) -> tuple[tuple[str, str | None], ...]:
     """Requirements of a distribution that are not met, with the version that is installed."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for required in map(Requirement, _library.requires(distribution) or ()):
-        if _applies(required):
-            version = version_of(required.name)
-            if version is None or not required.specifier.contains(version, prereleases=True):
-                found.append((f"{required.name}{required.specifier}", version))
-    return tuple(found)
+    required = [(r, version_of(r.name)) for r in _active(_library.requires(distribution) or ())]
+    return tuple(
+        (f"{r.name}{r.specifier}", version)
+        for r, version in required
+        if version is None or not r.specifier.contains(version, prereleases=True)
+    )
 
 
 def version_of(distribution: str) -> str | None:

@@ -1,10 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about each plugin."""
+"""What a plugin declares of itself, what it is told of its host, and what is known of it."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+API = (1, 0)
+LEVELS = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """Who a plugin is.
+
+    Parameters
+    ----------
+    family
+        Name of the family, that of the entry point in ``braintrace.plugins.v1``.
+    api
+        ``(major, minor)`` of the plugin API it was written for.
+    distribution, version
+        The distribution that ships it.
+    exports
+        Names it provides by kind, ``{"ops": (...), "nn": (...)}``, as in its entry points.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a field of another type, or an unknown kind of export.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import PluginInfo
+    >>> PluginInfo("dense", distribution="braintrace-dense", version="0.1.0").api
+    (1, 0)
+    """
+
+    family: str
+    api: tuple[int, int] = API
+    distribution: str = ""
+    version: str = ""
+    exports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "family", "distribution", "version")
+        if not self.family:
+            raise ValueError("family must not be empty")
+        if not (isinstance(self.api, tuple) and [*map(type, self.api)] == [int, int]):
+            raise TypeError(f"api must be (major, minor), two integers, got {self.api!r}")
+        exports: Any = self.exports
+        if not isinstance(exports, Mapping):
+            raise TypeError(f"exports must map 'ops' and 'nn' to names, got {exports!r}")
+        if unknown := sorted(set(exports) - {"ops", "nn"}):
+            raise ValueError(f"exports has unknown kinds {unknown}; kinds are 'ops' and 'nn'")
+        for kind, given in exports.items():
+            if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+                raise TypeError(f"exports[{kind!r}] must be a tuple of names, got {given!r}")
+        frozen = MappingProxyType({kind: tuple(given) for kind, given in exports.items()})
+        object.__setattr__(self, "exports", frozen)
+
+
+@dataclass(frozen=True)
+class HostInfo:
+    """What a hook is told about its host: plugin API and version of core.
+
+    Parameters
+    ----------
+    version
+        ``(major, minor)`` of the plugin API.
+    core_version
+        Version of ``braintrace-core``.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import HostInfo
+    >>> HostInfo((1, 0), "0.1.0").core_version
+    '0.1.0'
+    """
+
+    version: tuple[int, int]
+    core_version: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about an installation that ``braintrace doctor`` reports.
+
+    Parameters
+    ----------
+    id
+        Short name of the kind of finding, an identifier such as ``"blas_missing"``.
+    level
+        ``"error"`` (the exit status becomes 1), ``"warning"`` or ``"info"``.
+    text
+        What was found, for people.
+    fix
+        What to do about it, if anything.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a field of another type, an empty text, or an unknown level.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import Finding
+    >>> Finding("no_gpu", "info", "no GPU was found").level
+    'info'
+    """
+
+    id: str
+    level: str
+    text: str
+    fix: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "id", "level", "text", "fix")
+        if not self.id.isidentifier():
+            raise ValueError(f"id must be an identifier, got {self.id!r}")
+        if self.level not in LEVELS:
+            raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {self.level!r}")
+        if not self.text.strip():
+            raise ValueError("text must not be empty")
+
+
+@dataclass(frozen=True)
+class DoctorContext:
+    """What ``braintrace_doctor`` is told: the plugin's own distribution, and its host.
+
+    Parameters
+    ----------
+    distribution, version, origin
+        The plugin's own distribution, its version, and where it lies.
+    core_version
+        Version of ``braintrace-core``.
+    api
+        ``(major, minor)`` of the plugin API.
+
+    Examples
+    --------
+    >>> from braintrace.plugin_api import DoctorContext
+    >>> DoctorContext("example-scale", "1.0", "", "0.1.0").api
+    (1, 0)
+    """
+
+    distribution: str
+    version: str
+    origin: str
+    core_version: str
+    api: tuple[int, int] = API
 
 
 class PluginState(enum.StrEnum):
@@ -67,3 +215,9 @@ class PluginRecord:
     exception: BaseException | None = None
     load_time: float | None = None
     problems: tuple[str, ...] = ()
+
+
+def _check_texts(record: Any, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(record, name), str):
+            raise TypeError(f"{name} must be a string, got {getattr(record, name)!r}")

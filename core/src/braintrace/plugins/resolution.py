@@ -31,10 +31,7 @@ def available(host: Host, kind: str) -> frozenset[str]:
 def resolve(host: Host, kind: str, name: str) -> Any:
     """The object exported as ``name``; its plugin is loaded first.
 
-    Raises
-    ------
-    PluginError
-        When no usable plugin provides the name; the text says why.
+    A ``PluginError`` says why no usable plugin provides the name.
     """
     public = PUBLIC_PREFIX[kind] + name
     found = _providers(host, kind, name)

@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..names import PLUGIN_OF_CORE
-from .declared import API, DoctorContext, Finding, HostInfo
 from .errors import PluginError
-from .hooks import Offer, answer, collect, kind_of, listed
+from .hooks import Offer, collect, kind_of, listed
 from .host import __version__, brief
+from .records import API, DoctorContext, Finding, HostInfo
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -32,13 +32,10 @@ def answers(
 ) -> tuple[Any, ...]:
     """The items that one loaded plugin returns from a hook; none when it lacks the hook.
 
-    Raises
-    ------
-    TypeError
-        When the answer is not an iterable of ``what``; also what the plugin raises.
+    A ``TypeError`` says that its answer is not an iterable of ``what``.
     """
     for loaded, manager in host.loaded():
-        if loaded is candidate and (found := answer(manager, hook, **given)) is not None:
+        if loaded is candidate and (found := getattr(manager.hook, hook)(**given)) is not None:
             return listed(hook, what, found)
     return ()  # it may export names and have no plugin object
 
@@ -72,7 +69,7 @@ def advice(host: Host, record: Any) -> tuple[str, str] | None:
     """The first plugin with advice for a diagnostic: its family, and one line of text."""
     for candidate, manager in host.loaded():
         try:
-            said = answer(manager, "braintrace_explain", record=record)
+            said = manager.hook.braintrace_explain(record=record)
             if isinstance(said, str) and len(said.strip().splitlines()) == 1:
                 return candidate.family, said.strip()
             problem = "" if said is None else f"not one line of text: {kind_of(said)}"
@@ -94,47 +91,35 @@ def algorithm(host: Host, name: str, base: type) -> type:
     """The learner class of a name, a subclass of ``base``: core's, or that of a plugin.
 
     The plugins are loaded when core has none of that name. A name that two of them offer is
-    refused to both, because which one is meant would depend on the order of folders.
-
-    Raises
-    ------
-    ValueError
-        When nobody offers the name; the text lists those that are known.
+    refused to both, because which one is meant would depend on the order of folders. A
+    ``ValueError`` lists the names that are known.
     """
     own = _algorithms(plugin_of_core().manager, base)
     if name in own:
         return own[name]
     host.load_all(strict=False)
-    offers: dict[str, list[tuple[Candidate, type]]] = {}
+    offers: dict[str, dict[str, type]] = {}  # by name and title
     notes = []
     for candidate, manager in host.loaded():
         try:
             for theirs, learner in _algorithms(manager, base, own).items():
-                offers.setdefault(theirs, []).append((candidate, learner))
+                offers.setdefault(theirs, {})[candidate.title] = learner
         except Exception as exception:
             notes.append(f"those of {candidate.title} cannot be had ({brief(exception)})")
-    for theirs, by in [*offers.items()]:
-        if len(by) > 1:
-            titles = " and ".join(candidate.title for candidate, _ in by)
-            notes.append(f"{theirs!r} is provided by {titles}; none of them is used")
-            del offers[theirs]
-    if name not in offers:
-        known = sorted({*own, *offers})
-        raise ValueError("; ".join([f"unknown algorithm {name!r}; known are {known}", *notes]))
-    return offers[name][0][1]
+    several = {theirs: by for theirs, by in offers.items() if len(by) > 1}
+    for theirs, by in several.items():
+        notes.append(f"{theirs!r} is provided by {' and '.join(by)}; none of them is used")
+    if name in offers.keys() - several.keys():
+        return next(iter(offers[name].values()))
+    known = sorted(own.keys() | (offers.keys() - several.keys()))
+    raise ValueError("; ".join([f"unknown algorithm {name!r}; known are {known}", *notes]))
 
 
 def _algorithms(
     manager: PluginManager, base: type, taken: Collection[str] = ()
 ) -> Mapping[str, type]:
-    """What one plugin returns from ``braintrace_algorithms``: new names, learner classes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When the answer is something else.
-    """
-    given = answer(manager, "braintrace_algorithms", api=HOST)
+    """What one plugin returns from ``braintrace_algorithms``: new names, learner classes."""
+    given = manager.hook.braintrace_algorithms(api=HOST)
     if given is None:
         return {}
     if not isinstance(given, Mapping):

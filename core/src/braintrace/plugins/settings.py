@@ -23,6 +23,14 @@ class Settings:
     strict: bool = False
     trace: bool = False
 
+    def __post_init__(self) -> None:
+        for field in ("allow", "disable"):
+            given = getattr(self, field)
+            if isinstance(given, str):
+                raise TypeError(f"{field} must be an iterable of names, got the string {given!r}")
+            if given is not None or field == "disable":
+                object.__setattr__(self, field, names(given))
+
     @classmethod
     def from_environment(cls) -> Settings:
         """The settings that the ``BRAINTRACE_*_PLUGINS`` variables ask for."""

@@ -189,7 +189,7 @@ def import_initialises_no_backend(subject: PluginSubject) -> None:
 
 def declared_cases(plugin: Any) -> tuple[ConformanceCase, ...]:
     """What the plugin's own hook ``braintrace_conformance_cases`` returns; none without it."""
-    from braintrace.plugins.declared import API, HostInfo
+    from braintrace.plugins.records import API, HostInfo
 
     hook = getattr(plugin, "braintrace_conformance_cases", None)
     return () if hook is None else tuple(hook(HostInfo(API, __version__)))
