@@ -18,7 +18,7 @@ from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings, relation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
-from .module_info import ModuleInfo, StateKind
+from .module_info import StateKind
 from .perturbation import perturb_hidden
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
@@ -83,7 +83,14 @@ def compile_etrace_graph(
     """
     check_scope(recurrence_scope)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
-    _require(minfo)
+    if not minfo.slots_of(StateKind.HIDDEN):
+        raise CompilationError(
+            "the model has no brainstate.HiddenState of a floating-point dtype, so there is "
+            "nothing to trace. If it has one, initialise the states first: "
+            "brainstate.nn.init_all_states(model, batch_size=...)"
+        )
+    if not minfo.slots_of(StateKind.PARAM):
+        raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
     spared = resolve_frozen(minfo, frozen)
     groups, path_to_group = find_hidden_groups_from_minfo(minfo)
     reach, cones, relations = analyse_operations(minfo, groups, recurrence_scope)
@@ -108,14 +115,3 @@ def compile_etrace_graph(
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         versions.warn(str(record))
     return graph
-
-
-def _require(minfo: ModuleInfo) -> None:
-    if not minfo.slots_of(StateKind.HIDDEN):
-        raise CompilationError(
-            "the model has no brainstate.HiddenState of a floating-point dtype, so there is "
-            "nothing to trace. If it has one, initialise the states first: "
-            "brainstate.nn.init_all_states(model, batch_size=...)"
-        )
-    if not minfo.slots_of(StateKind.PARAM):
-        raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")

@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, program_influences, slice_to
-from ..jaxprs.positions.alignment import align
 from .contexts import Read, plan_backward, run_in_contexts
-from .groups import Groups, HiddenGroup, member_of
+from .groups import Groups, HiddenGroup, member_of, mixing
 from .module_info import is_barrier
 from .reach import Reach
 
@@ -154,20 +153,6 @@ def check_scope(scope: str) -> str:
     if scope not in SCOPES:
         raise ValueError(f"recurrence_scope must be one of {SCOPES}, got {scope!r}")
     return scope
-
-
-def mixing(
-    group: HiddenGroup, eqns: Sequence[JaxprEqn], olds: Sequence[Var], news: Sequence[Var]
-) -> tuple[tuple[int, ...], JaxprEqn | None]:
-    """Axes along which equations mix the positions of a group, and the first that does."""
-    mixed: set[int] = set()
-    offence = None
-    for old in olds:
-        found = align(eqns, old, news, group.ndim, group.ndim)
-        if found is not None and not found.is_identity:
-            mixed |= set(range(group.ndim)) - found.kept
-            offence = offence or found.offence or eqns[-1]
-    return tuple(sorted(mixed)), offence if mixed else None
 
 
 def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base.types import Path
-from ..base.versions import Jaxpr, Var
+from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.slices import Slice, between
-from .module_info import ModuleInfo, StateKind, StateSlot, is_barrier
+from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 
 
@@ -174,7 +174,9 @@ class HiddenGroup:
         old = self.concat_hidden(old_values)
         zeros, num_state = jnp.zeros_like(old), self.num_state
         _, pull = jax.vjp(step, old)
-        if self._stays_in_place():  # a reverse sweep per state, from all positions
+        eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
+        mixed, _ = mixing(self, eqns, self.hidden_invars, self.hidden_outvars)
+        if not mixed:  # a reverse sweep per state, from all positions
             rows = [pull(zeros.at[..., i].set(1))[0] for i in range(num_state)]
             return jnp.stack(rows, axis=-2)
 
@@ -183,13 +185,6 @@ class HiddenGroup:
             return moved.reshape(-1, num_state)[k // num_state]
 
         return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
-
-    def _stays_in_place(self) -> bool:
-        """Whether every position of the new values depends on the same one of the old ones."""
-        eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
-        news, ndim = self.hidden_outvars, self.ndim
-        found = (align(eqns, old, news, ndim, ndim) for old in self.hidden_invars)
-        return all(alignment is None or alignment.is_identity for alignment in found)
 
     def _check(self, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
         if len(values) != len(variables):
@@ -246,11 +241,21 @@ def find_hidden_groups_from_minfo(
             if _compatible(slots[i], target):
                 a, b = sorted((leader[i], leader[j]))
                 leader = [a if k == b else k for k in leader]
-    groups = tuple(
-        _group(minfo, index, [s for s, k in zip(slots, leader, strict=True) if k == first])
-        for index, first in enumerate(sorted(set(leader)))
-    )
-    return groups, {path: group for group in groups for path in group.hidden_paths}
+    groups = []
+    for index, first in enumerate(sorted(set(leader))):
+        members = [slot for slot, k in zip(slots, leader, strict=True) if k == first]
+        group = HiddenGroup(
+            index=index,
+            hidden_paths=tuple(slot.path for slot in members),
+            hidden_states=tuple(slot.state for slot in members),
+            hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
+            hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
+            varshape=tuple(members[0].state.varshape),
+            state_counts=tuple(slot.state.num_state for slot in members),
+            module_info=minfo,
+        )
+        groups.append(group)
+    return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
 
 
 def find_hidden_groups_from_module(
@@ -280,18 +285,18 @@ def find_hidden_groups_from_module(
     return find_hidden_groups_from_minfo(extract_module_info(model, *args))
 
 
-def _group(minfo: ModuleInfo, index: int, members: list[StateSlot]) -> HiddenGroup:
-    states: tuple[Any, ...] = tuple(slot.state for slot in members)
-    return HiddenGroup(
-        index=index,
-        hidden_paths=tuple(slot.path for slot in members),
-        hidden_states=states,
-        hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
-        hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
-        varshape=tuple(states[0].varshape),
-        state_counts=tuple(state.num_state for state in states),
-        module_info=minfo,
-    )
+def mixing(
+    group: HiddenGroup, eqns: Sequence[JaxprEqn], olds: Sequence[Var], news: Sequence[Var]
+) -> tuple[tuple[int, ...], JaxprEqn | None]:
+    """Axes along which equations mix the positions of a group, and the first that does."""
+    mixed: set[int] = set()
+    offence = None
+    for old in olds:
+        found = align(eqns, old, news, group.ndim, group.ndim)
+        if found is not None and not found.is_identity:
+            mixed |= set(range(group.ndim)) - found.kept
+            offence = offence or found.offence or eqns[-1]
+    return tuple(sorted(mixed)), offence if mixed else None
 
 
 def _compatible(a: Any, b: Any) -> bool:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import brainstate
@@ -171,7 +172,7 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     ([('h',)], (2, 4))
     """
     groups, _ = find_hidden_groups_from_minfo(minfo)
-    return perturb_hidden(minfo, groups, analyse_operations(minfo, groups).relations)
+    return perturb_hidden(minfo, groups, analyse_operations(minfo, groups)[-1])
 
 
 def add_hidden_perturbation_in_module(
@@ -270,15 +271,14 @@ def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> H
     """The perturbed step of a compiled model, from the results of the earlier passes."""
     reads = _Reads(minfo, groups, relations)
     outputs = tuple(reads.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
-    backward: list[Instruction] = []
-    for step in plan_backward(minfo.eqns, outputs, reads.operands):
-        backward.append(step)
-        if len(backward) > MOST_COPIES * len(minfo.eqns):
-            raise NotSupportedError(
-                f"the {len(groups)} hidden groups of the model read one another's old values "
-                f"in so many ways that its step would be written out more than {MOST_COPIES} "
-                "times. Let fewer layers read the old states of others"
-            )
+    most = MOST_COPIES * len(minfo.eqns)
+    backward = [*islice(plan_backward(minfo.eqns, outputs, reads.operands), most + 1)]
+    if len(backward) > most:
+        raise NotSupportedError(
+            f"the {len(groups)} hidden groups of the model read one another's old values in so "
+            f"many ways that its step would be written out more than {MOST_COPIES} times. Let "
+            "fewer layers read the old states of others"
+        )
     live = _live(minfo, backward, outputs)
     made = ((step.context, minfo.eqns[step.eqn].outvars) for step in reversed(backward))
     return HiddenPerturbation(

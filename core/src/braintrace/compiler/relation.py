@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import brainstate
 import jax.numpy as jnp
@@ -243,7 +243,7 @@ def find_hidden_param_op_relations_from_minfo(
     missing = [path for path in minfo.hidden_path_to_outvar if path not in held]
     if missing:
         raise ValueError(f"path_to_group lacks the group of {show_path(missing[0])}")
-    return analyse_operations(minfo, groups).relations
+    return analyse_operations(minfo, groups)[-1]
 
 
 def find_hidden_param_op_relations_from_module(
@@ -279,15 +279,9 @@ def find_hidden_param_op_relations_from_module(
 LARGEST_FACTOR = 2**27
 
 
-class Analysis(NamedTuple):
-    """What the three passes over the ETP operations of a step found."""
-
-    reach: tuple[Reach, ...]
-    cones: tuple[Cone, ...]
-    relations: tuple[HiddenParamOpRelation, ...]
-
-
-def analyse_operations(minfo: ModuleInfo, groups: Groups, scope: str = "diagonal") -> Analysis:
+def analyse_operations(
+    minfo: ModuleInfo, groups: Groups, scope: str = "diagonal"
+) -> tuple[tuple[Reach, ...], tuple[Cone, ...], tuple[HiddenParamOpRelation, ...]]:
     """Reach, cones and relations, one after the other.
 
     A ``NotSupportedError`` is raised when a traced operand depends on inputs or states, or a path
@@ -297,15 +291,24 @@ def analyse_operations(minfo: ModuleInfo, groups: Groups, scope: str = "diagonal
     cones = find_cones(groups, reach, scope)
     traced = (r for r in reach if r.traced)
     relations = (_relation(groups, cones, k, r) for k, r in enumerate(traced))
-    return Analysis(reach, cones, tuple(relations))
+    return reach, cones, tuple(relations)
 
 
 def _relation(
     groups: Groups, cones: Sequence[Cone], index: int, reach: Reach
 ) -> HiddenParamOpRelation:
     minfo = groups[0].module_info
-    refuse_dynamic(minfo, reach.eqn, reach.operands)
     eqn, x_index = reach.eqn, reach.eqn.primitive.spec.x_invar_index
+    for operand in reach.operands:
+        if DYNAMIC in minfo.behind(operand.atom):
+            name = f"operand {operand.position}"
+            name = f"operand {operand.key!r} ({name})" if operand.key else name
+            raise NotSupportedError(
+                f"{name} of {eqn.primitive.name!r} at {versions.source_of(eqn)} depends on "
+                "inputs or states of the step; everything but x must be made of parameters and "
+                "constants, because its trace is kept over time. Apply a factor or a bias that "
+                "changes from step to step to the input or to the output of the operation"
+            )
     driven = [groups[g] for g in sorted(reach.near)]
     return HiddenParamOpRelation(
         index=index,
@@ -352,16 +355,3 @@ def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> A
             "product"
         )
     return found
-
-
-def refuse_dynamic(minfo: ModuleInfo, eqn: JaxprEqn, operands: Sequence[TrainableOperand]) -> None:
-    for operand in operands:
-        if DYNAMIC in minfo.behind(operand.atom):
-            name = f"operand {operand.position}"
-            name = f"operand {operand.key!r} ({name})" if operand.key else name
-            raise NotSupportedError(
-                f"{name} of {eqn.primitive.name!r} at {versions.source_of(eqn)} depends on "
-                "inputs or states of the step; everything but x must be made of parameters and "
-                "constants, because its trace is kept over time. Apply a factor or a bias that "
-                "changes from step to step to the input or to the output of the operation"
-            )

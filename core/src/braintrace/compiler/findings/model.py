@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import brainstate
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
-from ...base.versions import Atom, JaxprEqn, Var
+from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, depends, slice_to
 from ...ops.primitive import is_etp_primitive
 from ..cones import Cone
@@ -93,39 +93,34 @@ STRANGE = warning(
 
 def group_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """What is peculiar about the groups that have traces."""
-    crossed = _crossed_by_transitions(found)
-    for group, cone in zip(found.hidden_groups, found.cones, strict=True):
-        if cone.driving:
-            yield from _transition(group, cone, crossed[group.index])
+    crossed = zip(found.hidden_groups, found.cones, _crossed_by_transitions(found), strict=True)
+    for group, cone, cut in crossed:
+        for finding, eqn, facts in _transition(group, cone, cut) if cone.driving else ():
+            context, ends = {"group": group.index, **facts}, ", ".join(map(described, cut))
+            yield finding(eqn, None, group.hidden_paths, context, ends=ends)
     yield from _readers(found)
 
 
 def _transition(
     group: HiddenGroup, cone: Cone, cut: Sequence[JaxprEqn]
-) -> Iterator[CompilationRecord]:
+) -> Iterator[tuple[Finding, JaxprEqn | None, dict[str, Any]]]:
     """Findings about one group; ``cut`` are the ETP equations from its old to its new values."""
-
-    def say(finding: Finding, eqn: JaxprEqn | None, **facts: Any) -> CompilationRecord:
-        ends = ", ".join(map(described, cut))
-        context = {"group": group.index, **facts}
-        return finding(eqn, None, group.hidden_paths, context, ends=ends)
-
-    info = group.module_info
+    info, transition = group.module_info, cone.transition
     place = info.producer(group.hidden_outvars[0])
     for eqn in (info.eqns[i] for i in cone.eqns):
         if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1:
-            yield say(SEVERAL_RESULTS, eqn, results=len(eqn.outvars))
+            yield SEVERAL_RESULTS, eqn, {"results": len(eqn.outvars)}
     if len(group.hidden_paths) > 1:
-        yield say(MERGED, place)
+        yield MERGED, place, {}
     if cone.offence is not None:
-        yield say(MIXING, cone.offence)
-    if cut and cone.transition is None:
-        yield say(STRUCTURALLY_ZERO, place)
-    if cut and cone.transition is not None and cone.transition.program is None:
-        yield say(BOUNDED, cut[0], operations=len(cut))
+        yield MIXING, cone.offence, {}
+    if cut and transition is None:
+        yield STRUCTURALLY_ZERO, place, {}
+    if cut and transition is not None and transition.program is None:
+        yield BOUNDED, cut[0], {"operations": len(cut)}
 
 
-def _crossed_by_transitions(found: ETraceGraph) -> Mapping[int, Sequence[JaxprEqn]]:
+def _crossed_by_transitions(found: ETraceGraph) -> Iterator[Sequence[JaxprEqn]]:
     """Per group, the ETP equations between its old and its new values."""
     groups, eqns = found.hidden_groups, found.module_info.eqns
     member = member_of(groups)
@@ -140,8 +135,9 @@ def _crossed_by_transitions(found: ETraceGraph) -> Mapping[int, Sequence[JaxprEq
 
     olds = {v: frozenset({(g.index, -1)}) for g in groups for v in g.hidden_invars}
     marks = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
-    reach = {g.index: {i for v in g.hidden_outvars for _, i in marks.get(v, ())} for g in groups}
-    return {g: [eqns[i] for i in sorted(crossed - {-1})] for g, crossed in reach.items()}
+    for group in groups:
+        crossed = {i for var in group.hidden_outvars for _, i in marks.get(var, ())}
+        yield [eqns[i] for i in sorted(crossed - {-1})]
 
 
 def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
@@ -157,17 +153,16 @@ def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
         along=Along.DERIVATIVES,
     )
     pairs = {(g, to) for var, to in member_of(groups).items() for g in marks.get(var, ())}
-    for g, to in sorted(pairs):
-        if g != to:
-            group, reader = groups[g], groups[to]
-            yield CROSSES(
-                info.producer(reader.hidden_outvars[0]),
-                None,
-                (*reader.hidden_paths, *group.hidden_paths),
-                {"from": g, "to": to},
-                reader=show_path(reader.hidden_paths[0]),
-                read=show_path(group.hidden_paths[0]),
-            )
+    for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
+        read, reader = groups[g].hidden_paths, groups[to].hidden_paths
+        yield CROSSES(
+            info.producer(groups[to].hidden_outvars[0]),
+            None,
+            (*reader, *read),
+            {"from": g, "to": to},
+            reader=show_path(reader[0]),
+            read=show_path(read[0]),
+        )
 
 
 def model_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
@@ -227,13 +222,11 @@ def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
         along=Along.DERIVATIVES,
     )
 
-    def behind(atom: Atom) -> Marks:
-        return marks.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
-
-    used = [*members, *info.jaxpr.outvars[: info.num_out]]
-    read = {mark for atom in used for mark in behind(atom)}
+    used = filter(versions.is_var, (*members, *info.jaxpr.outvars[: info.num_out]))
+    read = {mark for var in used for mark in marks.get(var, ())}
     for slot in others:
-        taking = [atom for atom in info.outvars_of(slot) if "hidden" in behind(atom)]
+        variables = filter(versions.is_var, info.outvars_of(slot))
+        taking = [var for var in variables if "hidden" in marks.get(var, ())]
         if taking and slot.path in read:
             yield CARRIER(info.producer(taking[0]), hidden_paths=(slot.path,))
 
@@ -244,14 +237,10 @@ def _mismatches(found: ETraceGraph) -> Iterator[CompilationRecord]:
     used = {slot.path for slot in info.slots}
     for path, state in info.retrieved_model_states.items():
         if path not in used and isinstance(state, brainstate.HiddenState):
-            direction = {"direction": "retrieved_not_in_compiled"}
-            yield IDLE(hidden_paths=(path,), context=direction)
+            yield IDLE(None, None, (path,), {"direction": "retrieved_not_in_compiled"})
     for slot in info.slots:
         strange = slot.path not in info.retrieved_model_states
         if strange and not isinstance(slot.state, brainstate.random.RandomState):
-            yield STRANGE(
-                hidden_paths=(slot.path,),
-                context={"direction": "compiled_not_in_retrieved"},
-                type=type(slot.state).__name__,
-                name=slot.state.name or "no name",
-            )
+            about, told = {"direction": "compiled_not_in_retrieved"}, type(slot.state).__name__
+            name = slot.state.name or "no name"
+            yield STRANGE(None, None, (slot.path,), about, type=told, name=name)

@@ -74,10 +74,7 @@ MIXING_TAIL = warning(
 def operation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Operations that are no relations, and operands that are no parameters."""
     for reach in found.reach:
-        if reach.traced:
-            yield from _operands(reach)
-        else:
-            yield _excluded(reach)
+        yield from _operands(reach) if reach.traced else [_excluded(reach)]
 
 
 def _excluded(reach: Reach) -> CompilationRecord:
@@ -98,19 +95,15 @@ def _excluded(reach: Reach) -> CompilationRecord:
 
 def _operands(reach: Reach) -> Iterator[CompilationRecord]:
     """Trainable operands that are no parameters, or of which several leaves are behind one."""
-    keyed = [operand for operand in reach.operands if operand.key]
-    for operand in keyed:
+    for operand in (operand for operand in reach.operands if operand.key):
+        about = {"key": operand.key}
         if not operand.leaves:
             finding = OPERAND_IS_HELD if operand.held else OPERAND_IS_NO_PARAMETER
-            held = operand.held[0][0] if operand.held else None
-            yield finding(reach.eqn, held, context={"key": operand.key})
-    for operand in keyed:
+            yield finding(reach.eqn, next((path for path, _ in operand.held), None), (), about)
         for path in dict.fromkeys(path for path, _ in operand.leaves):
             leaves = [k for owner, k in operand.leaves if owner == path]
             if len(leaves) > 1:
-                yield SEVERAL_LEAVES(
-                    reach.eqn, path, context={"key": operand.key, "leaves": leaves}
-                )
+                yield SEVERAL_LEAVES(reach.eqn, path, (), {**about, "leaves": leaves})
 
 
 def relation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:

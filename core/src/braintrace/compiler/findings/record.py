@@ -39,8 +39,7 @@ class Finding:
         context: Mapping[str, Any] = MappingProxyType({}),
         **told: Any,
     ) -> CompilationRecord:
-        name = None if eqn is None else eqn.primitive.name
-        source = None if eqn is None else versions.source_of(eqn)
+        name, source = (eqn.primitive.name, versions.source_of(eqn)) if eqn else (None, None)
         message = self.message.format(
             **context,
             **told,
