@@ -21,12 +21,12 @@ parameter must be in their domain at every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from operator import not_
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -50,30 +50,16 @@ def varying_variables(jaxpr: Jaxpr, fixed: Sequence[bool]) -> frozenset[Var]:
 class Segment:
     """What a branch runs in front of an operation, or behind its last one.
 
-    Attributes
-    ----------
-    eqns
-        Its equations.
-    operation
-        The ETP equation that follows, or ``None``.
-    masked
-        For each operand of the operation, whether the segment hands it over, so that it is zero if
-        the branch is not taken. That is ``x``, and whatever else depends on inputs or states.
-    results
-        What it is there for: these operands, or the results of the branch.
-    handed_on
-        The variables it computes that later segments read.
+    ``masked`` says of each operand of the operation whether the segment hands it over, so that it
+    is zero if the branch is not taken. That is ``x``, and whatever else depends on inputs or
+    states. ``exports`` are these operands, or the results of the branch, and then the variables
+    that later segments read.
     """
 
-    eqns: tuple[JaxprEqn, ...]
-    operation: JaxprEqn
+    eqns: Sequence[JaxprEqn]
+    operation: JaxprEqn | None
     masked: tuple[bool, ...]
-    results: tuple[Atom, ...]
-    handed_on: tuple[Var, ...]
-
-    @property
-    def exports(self) -> tuple[Atom, ...]:
-        return (*self.results, *self.handed_on)
+    exports: tuple[Atom, ...]
 
     def run(self, env: Env) -> list[Any]:
         """The exports when the branch is taken."""
@@ -85,32 +71,23 @@ class Segment:
         """The exports when it is not."""
         return [jax.lax.full(atom.aval.shape, 0, atom.aval.dtype) for atom in self.exports]
 
-    def operate(self, exported: Sequence[Any], env: Env) -> None:
-        """Run the operation on what was handed over, and keep what was handed on."""
-        eqn, values = self.operation, iter(exported)
-        operands = [
-            next(values) if masked else read(env, atom)
-            for atom, masked in zip(eqn.invars, self.masked, strict=True)
-        ]
+    def operate(self, values: Iterator[Any], env: Env) -> None:
+        """Run the operation on what was handed over, and keep what is for later segments."""
+        eqn: JaxprEqn = self.operation
+        pairs = zip(eqn.invars, self.masked, strict=True)
+        operands = [next(values) if masked else read(env, atom) for atom, masked in pairs]
         # a layer that is itself a branch is attributed to the line of the branches
         results = versions.bind_equation(eqn, operands, own_source=bool(versions.source_of(eqn)))
         env.update(zip(eqn.outvars, results, strict=True))
-        env.update(zip(self.handed_on, values, strict=True))
+        env.update((var, next(values)) for var in self.exports[sum(self.masked) :])
 
 
-@dataclass(frozen=True, eq=False)
-class Branch:
+class Branch(NamedTuple):
     """One branch: what runs ``outside`` of it at every step, and its segments."""
 
     jaxpr: Jaxpr
-    outside: tuple[JaxprEqn, ...]
-    segments: tuple[Segment, ...]
-
-    def start(self, operands: Sequence[Any]) -> Env:
-        """What is known before the first segment."""
-        env = versions.start_env(self.jaxpr, operands)
-        run_equations(self.outside, env)
-        return env
+    outside: Sequence[JaxprEqn]
+    segments: Sequence[Segment]
 
 
 def cut(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Branch:
@@ -120,7 +97,13 @@ def cut(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Branch:
     in the last segment that it can be in.
     """
     eqns, varying = jaxpr.eqns, varying_variables(jaxpr, fixed)
-    masked = {i: _masked(eqns[i], varying) for i in etp_equations(eqns)}
+    masked = {
+        i: tuple(
+            k == eqns[i].primitive.spec.x_invar_index or (versions.is_var(a) and a in varying)
+            for k, a in enumerate(eqns[i].invars)
+        )
+        for i in etp_equations(eqns)
+    }
     unmasked = [a for i in masked for a in compress(eqns[i].invars, map(not_, masked[i]))]
     outside = slice_to(eqns, unmasked)
     operations = [i for i in masked if i not in outside]
@@ -141,35 +124,27 @@ def cut(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Branch:
             read_in.setdefault(atom, set()).add(n)
     segments = []
     for n, mine in enumerate(inside):
+        operation, handed_over, results = None, (), jaxpr.outvars
+        if n < last:
+            operation, handed_over = eqns[operations[n]], masked[operations[n]]
+            results = compress(operation.invars, handed_over)
         made = (var for i in mine for var in eqns[i].outvars)
-        handed_on = tuple(var for var in made if max(read_in.get(var, {n})) > n)
-        own = tuple(eqns[i] for i in mine)
-        if n == last:
-            segments.append(Segment(own, None, (), tuple(jaxpr.outvars), handed_on))
-        else:
-            i = operations[n]
-            results = tuple(compress(eqns[i].invars, masked[i]))
-            segments.append(Segment(own, eqns[i], masked[i], results, handed_on))
-    return Branch(jaxpr, tuple(eqns[i] for i in outside), tuple(segments))
-
-
-def _masked(operation: JaxprEqn, varying: frozenset[Var]) -> tuple[bool, ...]:
-    x = operation.primitive.spec.x_invar_index
-    return tuple(
-        k == x or (versions.is_var(atom) and atom in varying)
-        for k, atom in enumerate(operation.invars)
-    )
+        exports = (*results, *(var for var in made if max(read_in.get(var, {n})) > n))
+        segments.append(Segment([eqns[i] for i in mine], operation, handed_over, exports))
+    return Branch(jaxpr, [eqns[i] for i in outside], segments)
 
 
 def run_branches(branches: Sequence[Branch], index: Any, *operands: Any) -> list[Any]:
     """The results of a ``cond`` whose branches are cut at their ETP equations."""
-    envs = [branch.start(operands) for branch in branches]
+    envs = [versions.start_env(branch.jaxpr, operands) for branch in branches]
+    for branch, env in zip(branches, envs, strict=True):
+        run_equations(branch.outside, env)
     for n in range(max(len(branch.segments) for branch in branches) - 1):
         stage = {k: b.segments[n] for k, b in enumerate(branches) if n < len(b.segments) - 1}
         taken = [partial(_exports, stage, envs, k) for k in range(len(branches))]
         exported = iter(jax.lax.switch(index, taken))
         for k, segment in stage.items():
-            segment.operate([next(exported) for _ in segment.exports], envs[k])
+            segment.operate(exported, envs[k])
     ends = [partial(b.segments[-1].run, env) for b, env in zip(branches, envs, strict=True)]
     return jax.lax.switch(index, ends)
 

@@ -70,15 +70,9 @@ def loops_without_derivative(
         if entries and eqn.primitive is jaxp.while_p:
             yield eqn
         elif entries and eqn.primitive in TRANSPARENT:
-            yield from _loops_inside(eqn, entries, results)
-
-
-def _loops_inside(
-    eqn: JaxprEqn, entries: Sequence[int], results: Sequence[int]
-) -> Iterator[JaxprEqn]:
-    """The same for the programs inside; a carried value of one iteration enters the next."""
-    consts, carried = versions.scan_counts(eqn) if eqn.primitive is jaxp.scan_p else (0, 0)
-    first = 1 if eqn.primitive is jaxp.cond_p else 0  # behind the index of the branch
-    inputs = {*(k - first for k in entries), *range(consts, consts + carried)}
-    for program in versions.inner_jaxprs(eqn):
-        yield from loops_without_derivative(program, inputs, {*results, *range(carried)})
+            # a carried value of one iteration enters the next
+            consts, carried = versions.scan_counts(eqn) if eqn.primitive is jaxp.scan_p else (0, 0)
+            first = 1 if eqn.primitive is jaxp.cond_p else 0  # behind the index of the branch
+            enters = {*(k - first for k in entries), *range(consts, consts + carried)}
+            for program in versions.inner_jaxprs(eqn):
+                yield from loops_without_derivative(program, enters, {*results, *range(carried)})

@@ -64,32 +64,15 @@ class ControlFlowPolicy:
             raise ValueError(f"scan_unroll_limit must not be negative, got {limit}")
 
 
-Note = Callable[[CompilationRecord], None]
-
-
-def canonicalise(
-    jaxpr: Jaxpr, fixed: Sequence[bool], policy: ControlFlowPolicy, note: Note
-) -> Jaxpr:
-    """``jaxpr`` with every ETP operation taken out of branches and loops.
-
-    It holds no calls. ``fixed`` says of each input whether it is made of parameters and constants;
-    ``note`` is called with a record of everything that was rewritten, or found inside.
-
-    Raises
-    ------
-    NotSupportedError
-        When an operation stands in a loop that is not written out, in a ``while``, or in a
-        function with a custom differentiation rule.
-    """
-    return _Rewriting(policy, note).open(jaxpr, fixed)
-
-
 @dataclass(frozen=True)
-class _Rewriting:
-    """One run of the pass; every level of nesting is left behind for good, so it ends."""
+class Rewriting:
+    """One run of the pass; every level of nesting is left behind for good, so it ends.
+
+    ``note`` is called with a record of everything that is rewritten, or found inside.
+    """
 
     policy: ControlFlowPolicy
-    note: Note
+    note: Callable[[CompilationRecord], None]
 
     def program(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """A branch or body without calls, with all its ETP operations in the open."""
@@ -100,20 +83,21 @@ class _Rewriting:
         return self.open(versions.make_jaxpr(run, *jaxpr.in_avals), fixed)
 
     def open(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
-        """The same for a program without calls."""
+        """The same for a program without calls.
+
+        ``fixed`` says of each input whether it is made of parameters and constants. An operation in
+        a loop that is not written out, in a ``while``, or in a function with a custom
+        differentiation rule is refused with a ``NotSupportedError``.
+        """
         nested = {i: first_nested_operation(eqn) for i, eqn in enumerate(jaxpr.eqns)}
         if not any(nested.values()):
             return jaxpr
-        varying = varying_variables(jaxpr, fixed)
-
-        def known(eqn: JaxprEqn) -> list[bool]:
-            return [not (versions.is_var(atom) and atom in varying) for atom in eqn.invars]
-
-        replacements = {
-            i: self.replacement(jaxpr.eqns[i], operation, known(jaxpr.eqns[i]))
-            for i, operation in nested.items()
-            if operation is not None
-        }
+        varying, replacements = varying_variables(jaxpr, fixed), {}
+        for i, operation in nested.items():
+            if operation is not None:
+                atoms = jaxpr.eqns[i].invars
+                known = [not (versions.is_var(atom) and atom in varying) for atom in atoms]
+                replacements[i] = self.replacement(jaxpr.eqns[i], operation, known)
 
         def run(*values: Any) -> list[Any]:
             env = versions.start_env(jaxpr, values)

@@ -19,7 +19,7 @@ from ...base.units import unit_change
 from ...jaxprs.run import flatten
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
-from ..control.rewrite import ControlFlowPolicy, canonicalise
+from ..control.rewrite import ControlFlowPolicy, Rewriting
 from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, WEIGHT_INSIDE
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
@@ -130,7 +130,7 @@ def _trace(
         note=lambda eqn: records.append(IN_CALL(eqn)),
     )
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
-    opened = canonicalise(flat, fixed, policy, records.append)
+    opened = Rewriting(policy, records.append).open(flat, fixed)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
     info = ModuleInfo(
