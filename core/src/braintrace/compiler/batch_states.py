@@ -42,13 +42,7 @@ def is_batched(state: brainstate.State[Any]) -> bool:
 
 
 def batch_size_of(model: brainstate.nn.Module) -> int:
-    """How many examples the states of a model hold.
-
-    Raises
-    ------
-    CompilationError
-        When no state has an axis of examples, or not all have the same.
-    """
+    """How many examples the states of a model hold: all that have an axis of them, the same."""
     sizes: dict[int, Path] = {}
     for path, state in batched_states(model).items():
         for shape in map(jnp.shape, jax.tree.leaves(state.value)):
@@ -89,17 +83,12 @@ def one_example(model: brainstate.nn.Module) -> Iterator[None]:
 
 
 def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
-    """How many examples the arguments of a step hold: the leading axis of its arrays.
+    """How many examples the arguments of a step hold: the leading axis of the arrays.
 
-    ``batch_size`` is what it has to be; it is needed if no argument is an array.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When ``batch_size`` is no positive integer, or the arrays have other leading axes.
+    ``batch_size`` is what it has to be, a positive integer; it is needed if none is an array.
     """
-    size = None if batch_size is None else _checked_size(batch_size)
-    size = leading_axis(args, size, f"batch_size is {size}")
+    given = None if batch_size is None else _checked_size(batch_size)
+    size = leading_axis(args, given, f"batch_size is {given}")
     if size is None:
         raise ValueError(
             "vmap=True needs batch_size=..., because no example input has an axis of examples"
@@ -169,11 +158,6 @@ def init_batched_states(
     makes the states of one example. Afterwards, every state but parameters and random states has a
     leading axis of length ``batch_size``. What ``init_state`` draws from ``brainstate.random`` is
     drawn for each example.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When ``batch_size`` is no positive integer.
     """
     size = _checked_size(batch_size)
     init = partial(brainstate.nn.init_all_states, model, *args, **kwargs)
@@ -189,8 +173,13 @@ def init_batched_states(
         init()  # what a state made under vmap refers to ends with it
     for path, state in brainstate.graph.states(model).items():
         if not _is_shared(state):
-            one = state.value
-            state.value = values[path] if drawn else jax.tree.map(partial(_repeated, size), one)
+            state.value = (
+                values[path]
+                if drawn
+                else jax.tree.map(
+                    lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], size, axis=0), state.value
+                )
+            )
             state.add_tag(BATCHED)
 
 
@@ -200,12 +189,8 @@ def reset_batched_states(
     """Reset the states of a batched model, each example on its own.
 
     ``batch_size`` is the number of examples from now on; default: as before. The further arguments
-    go to ``brainstate.nn.reset_all_states``, which is called for one example.
-
-    Raises
-    ------
-    ValueError
-        For another number of examples, when ``reset_state`` leaves a state as it is.
+    go to ``brainstate.nn.reset_all_states``, which is called for one example. Another number of
+    examples is refused when ``reset_state`` leaves a state as it is.
     """
     present = batch_size_of(model)
     size = present if batch_size is None else _checked_size(batch_size)
@@ -252,11 +237,10 @@ def _each(
             call()
         after = dict(brainstate.graph.states(model))
         left[:] = [p for p, v in given.items() if after[p] is states[p] and after[p].value is v]
-        mine = {p: s.value for p, s in after.items() if not _is_shared(s)}
-        common = {p: s for p, s in after.items() if _is_shared(s) and s not in generators}
-        return mine, {
-            p: s.value for p, s in common.items() if s.value is not before.get(s, s.value)
-        }
+        common = {p: s for p, s in after.items() if _is_shared(s)}
+        changed = (p for p, s in common.items() if s.value is not before.get(s, s.value))
+        mine = {p: s.value for p, s in after.items() if p not in common}
+        return mine, {p: common[p].value for p in changed if common[p] not in generators}
 
     try:
         axes = (0, 0 if mapped else None)
@@ -286,10 +270,6 @@ def _is_shared(state: brainstate.State[Any]) -> bool:
 
 def _first(value: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], value)
-
-
-def _repeated(size: int, leaf: Any) -> jax.Array:
-    return jnp.repeat(jnp.asarray(leaf)[None], size, axis=0)
 
 
 def _checked_size(batch_size: Any) -> int:
@@ -324,26 +304,21 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
 
     ``args`` says of each leaf of its arguments whether every example has its own. What comes from
     ``brainstate.environ`` is the same for all.
-
-    Raises
-    ------
-    CompilationError
-        When examples would have to share a state that each of them changes.
     """
     num_args, num_out, old, new = info.num_args, info.num_out, info.jaxpr.invars, info.jaxpr.outvars
     states = [slot.state for slot in info.slots for _ in slot.leaves]
-    none = [False] * (num_args - len(args))
-    each = [*args, *none, *map(is_batched, states)]
+    each = [*args, *[False] * (num_args - len(args)), *map(is_batched, states)]
     random = brainstate.random.RandomState
     keys = [i for i, state in enumerate(states, num_args) if isinstance(state, random)]
     axes = [0 if mapped or i in keys else None for i, mapped in enumerate(each)]
     _refuse_shared(info, axes)
 
-    def one(*inputs: Any) -> list[Any]:
-        return run_inlined(info.jaxpr, inputs)
-
-    out_axes = [0] * num_out + axes[num_args:]
-    mapped = jax.vmap(one, in_axes=axes, out_axes=out_axes, axis_size=size)
+    mapped = jax.vmap(
+        lambda *inputs: run_inlined(info.jaxpr, inputs),
+        in_axes=axes,
+        out_axes=[0] * num_out + axes[num_args:],
+        axis_size=size,
+    )
 
     def step(*inputs: Any) -> list[Any]:
         """A random state is split: one part for each example, and one for the next step."""
@@ -359,8 +334,7 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
         for var, batched in zip(old, each, strict=True)
     ]
     jaxpr = versions.make_jaxpr(step, *types)
-    hidden = info.slots_of(StateKind.HIDDEN)
-    own = [num_out + i for slot in hidden for i in slot.leaves]
+    own = [num_out + i for slot in info.slots_of(StateKind.HIDDEN) for i in slot.leaves]
     flat = flatten(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)), own)
     return replace(info, jaxpr=flat)
 

@@ -41,13 +41,7 @@ def find_coverage(
 def require_coverage(
     minfo: ModuleInfo, coverage: Mapping[Path, str], frozen: frozenset[Path]
 ) -> None:
-    """Raise when a parameter that is not frozen has no gradient.
-
-    Raises
-    ------
-    CompilationError
-        Lists all of them with the reason, and says how to freeze them.
-    """
+    """Refuse parameters without a gradient that are not frozen, with the reason for each."""
     lost = [path for path, how in coverage.items() if how == "none" and path not in frozen]
     if not lost:
         return
@@ -84,15 +78,7 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
 
 
 def resolve_frozen(minfo: ModuleInfo, frozen: Frozen) -> frozenset[Path]:
-    """The paths of the parameters that ``frozen`` names.
-
-    Raises
-    ------
-    ValueError
-        When an entry names no parameter of the model; the text suggests similar names.
-    TypeError
-        When an entry is neither a path, a string nor a ``ParamState``.
-    """
+    """The paths of the parameters that ``frozen`` names."""
     states = minfo.model_parameters
     if callable(frozen):
         return frozenset(path for path in states if frozen(path))
@@ -115,15 +101,12 @@ def _named(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> list[Pat
             "an entry of frozen must be a path, the name of one ('out.weight'), a prefix of one or "
             f"a ParamState, got {type(entry).__name__}"
         )
-    if not found:
-        raise ValueError(_unknown(entry, states))
-    return found
-
-
-def _unknown(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> str:
+    if found:
+        return found
     if isinstance(entry, brainstate.State):
-        return f"frozen holds a {type(entry).__name__} that is not a parameter of the model"
+        held = type(entry).__name__
+        raise ValueError(f"frozen holds a {held} that is not a parameter of the model")
     name = entry if isinstance(entry, str) else show_path(entry)
     prefixes = dict.fromkeys(show_path(p[:n]) for p in states for n in range(len(p), 0, -1))
     near = difflib.get_close_matches(name, prefixes, n=3, cutoff=0.5) or [*prefixes][:3]
-    return f"frozen names no parameter: {entry!r}; similar names are {near}"
+    raise ValueError(f"frozen names no parameter: {entry!r}; similar names are {near}")

@@ -80,9 +80,8 @@ def changed_setting(settings: Mapping[str, Any]) -> str | None:
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    tree: Any = jax.tree.structure(a)
-    alike = bool(tree == jax.tree.structure(b))
-    return alike and all(map(_same_leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
+    (leaves, tree), (others, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return bool(tree == other) and all(map(_same_leaf, leaves, others))
 
 
 def _same_leaf(a: Any, b: Any) -> bool:

@@ -23,15 +23,7 @@ def checked_args(
 ) -> list[Any]:
     """The leaves of the arguments of a step, as arrays of the compiled types.
 
-    Parameters
-    ----------
-    remedy
-        What to do about an argument of another shape.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When one has another type than the compiled one.
+    ``remedy`` is what to do about an argument of another shape.
     """
     args = in_units_of(info.arg_treedef, info.with_environment(args))
     treedef = jax.tree.structure(args)
@@ -65,13 +57,7 @@ def checked_args(
 
 
 def check_states(model: Any, info: ModuleInfo) -> None:
-    """States must be those that were compiled, of the same shapes.
-
-    Raises
-    ------
-    CompilationError, ValueError
-        When they are not.
-    """
+    """States must be those that were compiled, of the same shapes."""
     check_same_states(model, info)
     for slot in info.slots:
         leaves, treedef = jax.tree.flatten(slot.state.value)
@@ -82,10 +68,11 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            for what, now, then in (
-                ("shape", jnp.shape(leaf), var.aval.shape),
-                ("dtype", jnp.result_type(leaf), var.aval.dtype),
-            ):
+            shapes, dtypes = (
+                (jnp.shape(leaf), var.aval.shape),
+                (jnp.result_type(leaf), var.aval.dtype),
+            )
+            for what, (now, then) in {"shape": shapes, "dtype": dtypes}.items():
                 if now != then:
                     raise ValueError(
                         f"the state {show_path(slot.path)} has {what} {now}, but the learner was "
@@ -94,13 +81,7 @@ def check_states(model: Any, info: ModuleInfo) -> None:
 
 
 def check_same_states(model: Any, info: ModuleInfo) -> None:
-    """States made anew after compiling would be left behind silently.
-
-    Raises
-    ------
-    CompilationError
-        When a state was replaced, or a setting that the model reads has changed.
-    """
+    """No state may be made anew after compiling, and no setting that the model reads may change."""
     for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
         if state_lookup(model, slot.path) is not slot.state:
             raise CompilationError(
