@@ -97,19 +97,9 @@ def compile_etrace_graph(
     perturbed = perturb_hidden(minfo, groups, relations)
     coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
     require_coverage(minfo, coverage, spared)
-    graph = ETraceGraph(
-        minfo,
-        groups,
-        path_to_group,
-        relations,
-        perturbed if include_hidden_perturb else None,
-        (),
-        cones,
-        recurrence_scope,
-        spared,
-        reach,
-        coverage,
-    )
+    kept = perturbed if include_hidden_perturb else None
+    found = (minfo, groups, path_to_group, relations, kept, (), cones, recurrence_scope)
+    graph = ETraceGraph(*found, spared, reach, coverage)
     finders = (operation_findings, group_findings, relation_findings, model_findings)
     graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):

@@ -107,11 +107,8 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
         emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
         along=Along.DERIVATIVES,
     )
-    eqns = tuple(
-        i
-        for i in behind
-        if not is_barrier(program[i]) and any(marks.get(var) for var in program[i].outvars)
-    )
+    moving = (i for i in behind if any(marks.get(var) for var in program[i].outvars))
+    eqns = tuple(i for i in moving if not is_barrier(program[i]))
     inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}
     read = [atom for i in eqns for atom in program[i].invars if versions.is_var(atom)]
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
@@ -173,7 +170,7 @@ def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
         return contexts
 
     olds = dict.fromkeys(group.hidden_invars, BOTH)
-    moving = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
+    moving = group.module_info.credit(olds, through=through)
 
     def read(atom: Atom, crossed: bool) -> Read:
         moves = versions.is_var(atom) and crossed in moving.get(atom, NEITHER)

@@ -13,7 +13,7 @@ from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.versions import Var
-from ..jaxprs.depends import Along, depends, slice_to
+from ..jaxprs.depends import slice_to
 from .module_info import ModuleInfo
 from .relation import HiddenParamOpRelation
 
@@ -67,7 +67,7 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
     needed = [minfo.eqns[i] for i in slice_to(minfo.eqns, targets)]
     if not any(versions.is_var(a) and a in own for eqn in needed for a in eqn.invars):
         return "its value reaches neither the result nor a state"
-    moving = depends(minfo.eqns, {v: frozenset({0}) for v in leaves}, along=Along.DERIVATIVES)
+    moving = minfo.credit(dict.fromkeys(leaves, frozenset({0})))
     ends = [eqn for eqn in needed if moving.keys().isdisjoint(eqn.outvars)]
     blocks = [e for e in ends if any(versions.is_var(a) and a in moving for a in e.invars)]
     where = f", at {versions.source_of(blocks[0])}" if blocks else ""

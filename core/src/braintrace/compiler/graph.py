@@ -133,16 +133,11 @@ class ETraceGraph:
         >>> [record.weight_path for record in graph.explain(kind="relation_included")]
         [('Wz', 'weight'), ('Wh', 'weight')]
         """
-        kind = None if kind is None else DiagnosticKind(kind)
-        level = None if level is None else DiagnosticLevel(level)
-        return [
-            record
-            for record in self.diagnostics
-            if (weight_path is None or record.weight_path == weight_path)
-            and (hidden_path is None or hidden_path in record.hidden_paths)
-            and (kind is None or record.kind is kind)
-            and (level is None or record.level is level)
-        ]
+        kinds = DiagnosticKind if kind is None else [DiagnosticKind(kind)]
+        levels = DiagnosticLevel if level is None else [DiagnosticLevel(level)]
+        found = (r for r in self.diagnostics if r.kind in kinds and r.level in levels)
+        of_weight = (r for r in found if weight_path in (None, r.weight_path))
+        return [r for r in of_weight if hidden_path in (None, *r.hidden_paths)]
 
     def report(self, width: int | None = None, fold: bool = True) -> str:
         """What the compiler found, as text for a terminal.

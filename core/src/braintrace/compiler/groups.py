@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
-from ..jaxprs.depends import Along, depends
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.slices import Slice, between
 from .module_info import ModuleInfo, StateKind, is_barrier
@@ -234,7 +233,7 @@ def find_hidden_groups_from_minfo(
     """
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
-    marks = depends(minfo.eqns, seeds, minfo.near, along=Along.DERIVATIVES)
+    marks = minfo.credit(seeds, minfo.near)
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):
@@ -244,17 +243,12 @@ def find_hidden_groups_from_minfo(
     groups = []
     for index, first in enumerate(sorted(set(leader))):
         members = [slot for slot, k in zip(slots, leader, strict=True) if k == first]
-        group = HiddenGroup(
-            index=index,
-            hidden_paths=tuple(slot.path for slot in members),
-            hidden_states=tuple(slot.state for slot in members),
-            hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
-            hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
-            varshape=tuple(members[0].state.varshape),
-            state_counts=tuple(slot.state.num_state for slot in members),
-            module_info=minfo,
-        )
-        groups.append(group)
+        paths, states = zip(*((slot.path, slot.state) for slot in members), strict=True)
+        of = (minfo.invars_of, minfo.outvars_of)
+        olds, news = (tuple(leaves(slot)[0] for slot in members) for leaves in of)
+        counts = tuple(state.num_state for state in states)
+        shape = tuple(states[0].varshape)
+        groups.append(HiddenGroup(index, paths, states, olds, news, shape, counts, minfo))
     return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
 
 

@@ -293,11 +293,15 @@ class ModuleInfo:
 
     @cached_property
     def _trained(self) -> dict[Var, Marks]:
-        return depends(self.eqns, self._marked, along=Along.DERIVATIVES)
+        return self.credit(self._marked)
 
     @property
     def _marked(self) -> dict[Var, Marks]:
         return {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
+
+    def credit(self, seeds: dict[Var, Marks], *rules: Any, **named: Any) -> dict[Var, Marks]:
+        """Which marks reach each variable along derivatives: :func:`depends` of the step."""
+        return depends(self.eqns, seeds, *rules, along=Along.DERIVATIVES, **named)
 
     def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
         """Whether a path stays *near* through an operand of an equation of the step.

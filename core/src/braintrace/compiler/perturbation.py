@@ -282,10 +282,10 @@ def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> H
     live = _live(minfo, backward, outputs)
     made = ((step.context, minfo.eqns[step.eqn].outvars) for step in reversed(backward))
     return HiddenPerturbation(
-        minfo=minfo,
-        groups=tuple(groups),
-        instructions=tuple(reversed(backward)),
-        outputs=outputs,
+        minfo,
+        tuple(groups),
+        tuple(reversed(backward)),
+        outputs,
         anywhere={var: Read(var, context) for context, results in made for var in results},
         late_reads=frozenset(g for var, g in reads.old.items() if var in live),
         direct_leaves=live.intersection(minfo.parameter_leaves.values()),

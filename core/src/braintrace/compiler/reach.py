@@ -11,7 +11,7 @@ from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path
 from ..base.versions import Atom, JaxprEqn, Var
-from ..jaxprs.depends import Along, depends, slice_to
+from ..jaxprs.depends import Along, slice_to
 from ..jaxprs.sites import etp_equations
 from .groups import Groups, member_of
 from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier
@@ -89,23 +89,14 @@ def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
         at = barriers.get(var)
         return marks if at is None else marks | {(i, True) for i, _ in marks if i != at}
 
-    credit = Along.DERIVATIVES
-    near = _turned(member, depends(eqns, {}, minfo.near, starts, ends, credit))
-    every = depends(eqns, {}, emits=starts, through=crosses, along=credit)
-    far = _turned(member, every)
-    needed = {*slice_to(eqns, minfo.jaxpr.outvars)}
-    return tuple(
-        Reach(
-            i,
-            eqns[i],
-            tuple(weight_operands(minfo, i)),
-            frozenset(member[var] for var in near[i]),
-            frozenset(member[var] for var in far[i]),
-            frozenset(var for var in far[i] if (i, True) in every[var]),
-        )
-        for i in etp
-        if i in needed
-    )
+    every = minfo.credit({}, emits=starts, through=crosses)
+    near, far = _turned(member, minfo.credit({}, minfo.near, starts, ends)), _turned(member, every)
+    found = []
+    for i in sorted(etp.keys() & slice_to(eqns, minfo.jaxpr.outvars)):
+        crossing = frozenset(var for var in far[i] if (i, True) in every[var])
+        groups_at = (frozenset(member[var] for var in news[i]) for news in (near, far))
+        found.append(Reach(i, eqns[i], weight_operands(minfo, i), *groups_at, crossing))
+    return tuple(found)
 
 
 def _turned(news: Iterable[Var], marks: Mapping[Var, Marks]) -> dict[int, set[Var]]:
@@ -117,7 +108,7 @@ def _turned(news: Iterable[Var], marks: Mapping[Var, Marks]) -> dict[int, set[Va
     return found
 
 
-def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]:
+def weight_operands(minfo: ModuleInfo, eqn_index: int) -> tuple[TrainableOperand, ...]:
     """Every operand but ``x``, with the parameter leaves behind the trainable ones."""
     eqn = minfo.eqns[eqn_index]
     spec = eqn.primitive.spec
@@ -129,11 +120,8 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> list[TrainableOperand]
             f"trainable, but at {versions.source_of(eqn)} it is bound with {len(eqn.invars)} "
             "operands; give it a trainable_invars_fn that says where its trainable operands stand"
         )
-    return [
-        _operand(minfo, keys.get(position, ""), position, atom)
-        for position, atom in enumerate(eqn.invars)
-        if position != spec.x_invar_index
-    ]
+    others = ((k, atom) for k, atom in enumerate(eqn.invars) if k != spec.x_invar_index)
+    return tuple(_operand(minfo, keys.get(k, ""), k, atom) for k, atom in others)
 
 
 def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> TrainableOperand:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import brainstate
@@ -148,17 +148,9 @@ class HiddenParamOpRelation:
         """
         info = self.module_info
         states = frozenset(info.hidden_path_to_outvar.values())
-        return tuple(
-            between(
-                info.eqns,
-                [self.y_var],
-                group.hidden_outvars,
-                states.difference(group.hidden_outvars),
-                info.near,
-                Along.DERIVATIVES,
-            )
-            for group in self.hidden_groups
-        )
+        tail = partial(between, info.eqns, [self.y_var], follows=info.near, along=Along.DERIVATIVES)
+        news = [group.hidden_outvars for group in self.hidden_groups]
+        return tuple(tail(own, states.difference(own)) for own in news)
 
     @cached_property
     def y_to_hidden_group_jaxprs(self) -> tuple[Jaxpr, ...]:

@@ -13,7 +13,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
 from ...base.versions import JaxprEqn, Var
-from ...jaxprs.depends import Along, depends, slice_to
+from ...jaxprs.depends import Along, slice_to
 from ...ops.primitive import is_etp_primitive
 from ..cones import Cone
 from ..coverage import why_uncovered
@@ -96,8 +96,8 @@ def group_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     crossed = zip(found.hidden_groups, found.cones, _crossed_by_transitions(found), strict=True)
     for group, cone, cut in crossed:
         for finding, eqn, facts in _transition(group, cone, cut) if cone.driving else ():
-            context, ends = {"group": group.index, **facts}, ", ".join(map(described, cut))
-            yield finding(eqn, None, group.hidden_paths, context, ends=ends)
+            about, ends = {"group": group.index, **facts}, ", ".join(map(described, cut))
+            yield finding(eqn, None, group.hidden_paths, about, ends=ends)
     yield from _readers(found)
 
 
@@ -134,7 +134,7 @@ def _crossed_by_transitions(found: ETraceGraph) -> Iterator[Sequence[JaxprEqn]]:
         return marks
 
     olds = {v: frozenset({(g.index, -1)}) for g in groups for v in g.hidden_invars}
-    marks = depends(eqns, olds, through=through, along=Along.DERIVATIVES)
+    marks = found.module_info.credit(olds, through=through)
     for group in groups:
         crossed = {i for var in group.hidden_outvars for _, i in marks.get(var, ())}
         yield [eqns[i] for i in sorted(crossed - {-1})]
@@ -145,13 +145,12 @@ def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     groups, info = found.hidden_groups, found.module_info
     driven = {cone.group for cone in found.cones if cone.driving}
     sources = {var: g for var, g in member_of(groups).items() if g in driven}
-    marks = depends(
-        info.eqns,
-        {v: frozenset({g.index}) for g in groups if g.index in driven for v in g.hidden_invars},
-        info.near,
-        emits=lambda i, eqn: frozenset(sources[v] for v in eqn.outvars if v in sources),
-        along=Along.DERIVATIVES,
-    )
+    olds = {v: frozenset({g.index}) for g in groups if g.index in driven for v in g.hidden_invars}
+
+    def emits(i: int, eqn: JaxprEqn) -> Marks:
+        return frozenset(sources[var] for var in eqn.outvars if var in sources)
+
+    marks = info.credit(olds, info.near, emits)
     pairs = {(g, to) for var, to in member_of(groups).items() for g in marks.get(var, ())}
     for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
         read, reader = groups[g].hidden_paths, groups[to].hidden_paths
@@ -196,7 +195,7 @@ def _outside(found: ETraceGraph) -> Iterator[CompilationRecord]:
         return not etp or operand == eqn.primitive.spec.x_invar_index
 
     seeds = {var: frozenset({path}) for (path, _), var in info.parameter_leaves.items()}
-    marks = depends(info.eqns, seeds, passes, along=Along.DERIVATIVES)
+    marks = info.credit(seeds, passes)
     news = [var for group in found.hidden_groups for var in group.hidden_outvars]
     reaching = {path for var in news for path in marks.get(var, ())}
     if not reaching:
@@ -211,17 +210,12 @@ def _outside(found: ETraceGraph) -> Iterator[CompilationRecord]:
 def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Other states that take up hidden values and are read again by a later step."""
     info, groups = found.module_info, found.hidden_groups
-    others = [s for s in info.slots_of(StateKind.OTHER) if s.leaves]
+    others, taken = info.slots_of(StateKind.OTHER), frozenset({"hidden"})
     seeds = {v: frozenset({s.path}) for s in others for v in info.invars_of(s)}
-    seeds |= {v: frozenset({"hidden"}) for g in groups for v in g.hidden_invars}
+    seeds |= {v: taken for g in groups for v in g.hidden_invars}
     members = {v for g in groups for v in g.hidden_outvars}
-    marks = depends(
-        info.eqns,
-        seeds,
-        emits=lambda i, eqn: frozenset({"hidden"} if members & set(eqn.outvars) else ()),
-        along=Along.DERIVATIVES,
-    )
-
+    new = {i for i, eqn in enumerate(info.eqns) if not members.isdisjoint(eqn.outvars)}
+    marks = info.credit(seeds, emits=lambda i, eqn: taken if i in new else frozenset())
     used = filter(versions.is_var, (*members, *info.jaxpr.outvars[: info.num_out]))
     read = {mark for var in used for mark in marks.get(var, ())}
     for slot in others:
