@@ -24,6 +24,10 @@ from .compiler.module_info import ModuleInfo as ModuleInfo
 from .compiler.perturbation import HiddenPerturbation as HiddenPerturbation
 from .compiler.perturbation import add_hidden_perturbation_from_minfo as add_hidden_perturbation_from_minfo
 from .compiler.perturbation import add_hidden_perturbation_in_module as add_hidden_perturbation_in_module
+from .compiler.reach import Cone as Cone
+from .compiler.reach import Reach as Reach
+from .compiler.reach import TrainableOperand as TrainableOperand
+from .compiler.reach import Transition as Transition
 from .compiler.relation import HiddenParamOpRelation as HiddenParamOpRelation
 from .compiler.relation import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from .compiler.relation import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module

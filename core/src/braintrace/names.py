@@ -17,6 +17,7 @@ _DEFINED_IN = {
     "compiler.perturbation": (
         "HiddenPerturbation add_hidden_perturbation_from_minfo add_hidden_perturbation_in_module"
     ),
+    "compiler.reach": "Cone Reach TrainableOperand Transition",
     "compiler.relation": (
         "HiddenParamOpRelation find_hidden_param_op_relations_from_minfo "
         "find_hidden_param_op_relations_from_module"

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..compiler.cones import Pattern
+from ..compiler.reach import Pattern
 from ..ops.traces.base import UNROLL_STATES
 
 

@@ -11,7 +11,6 @@ import brainstate
 from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError
-from .cones import check_scope
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
 from .findings.model import group_findings, model_findings
@@ -20,6 +19,7 @@ from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
 from .module_info import StateKind
 from .perturbation import perturb_hidden
+from .reach import check_scope
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
 

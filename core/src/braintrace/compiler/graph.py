@@ -18,11 +18,10 @@ from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment
 from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
-from .cones import Cone
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
-from .reach import Reach
+from .reach import Cone, Reach
 from .relation import HiddenParamOpRelation
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ class HiddenPerturbation:
         How the outputs of the step are read.
     anywhere
         For every computed variable, one read of its value.
-    late_reads
+    old_reads
         Groups whose old value reaches an output while their new value is held fixed: for all
         others ``e_g`` is structurally zero.
     direct_leaves
@@ -85,7 +85,7 @@ class HiddenPerturbation:
     instructions: tuple[Instruction, ...]
     outputs: tuple[Read, ...]
     anywhere: Mapping[Var, Read]
-    late_reads: frozenset[int]
+    old_reads: frozenset[int]
     direct_leaves: frozenset[Var]
 
     @property
@@ -97,6 +97,12 @@ class HiddenPerturbation:
     def perturb_hidden_states(self) -> tuple[brainstate.HiddenState, ...]:
         """The hidden states in the order of :attr:`perturb_hidden_paths`."""
         return tuple(state for group in self.groups for state in group.hidden_states)
+
+    @property
+    def late_reads(self) -> frozenset[int]:
+        """The former name of ``old_reads``."""
+        versions.warn("HiddenPerturbation.late_reads is called old_reads now", DeprecationWarning)
+        return self.old_reads
 
     @property
     def _perturb_types(self) -> list[Any]:
@@ -287,7 +293,7 @@ def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> H
         tuple(reversed(backward)),
         outputs,
         anywhere={var: Read(var, context) for context, results in made for var in results},
-        late_reads=frozenset(g for var, g in reads.old.items() if var in live),
+        old_reads=frozenset(g for var, g in reads.old.items() if var in live),
         direct_leaves=live.intersection(minfo.parameter_leaves.values()),
     )
 

@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hidden group every ETP operation reaches, and with which parameters: the first pass."""
+"""Which hidden groups every ETP operation reaches, and the cone of each: what leads to a group.
+
+Which paths from old to new values count, those that ``D`` is the diagonal of, is the *recurrence
+scope*:
+
+- ``'diagonal'``: those that cross no ETP operation;
+- ``'coupled'``: a path may cross any of them until it meets its first new value of the group. From
+  there on it may not: credit that leaves a new value through an ETP operation is in the learning
+  signal of the same step already.
+
+Either way a path ends at the new values of other groups.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path
-from ..base.versions import Atom, JaxprEqn, Var
-from ..jaxprs.depends import Along, slice_to
+from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
+from ..jaxprs.depends import Along, depends, program_influences, slice_to
 from ..jaxprs.sites import etp_equations
-from .groups import Groups, member_of
+from .contexts import Read, plan_backward, run_in_contexts
+from .groups import Groups, HiddenGroup, member_of, mixing
 from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier
+
+SCOPES = ("diagonal", "coupled")
+T = TypeVar("T")
+Pattern = tuple[tuple[bool, ...], ...]
+Contexts = frozenset[bool]
+NEITHER, BOTH = Contexts(), Contexts({False, True})
 
 Leaf = tuple[Path, int]
 """A parameter's path and the index of one of its leaves."""
@@ -24,9 +43,24 @@ Leaf = tuple[Path, int]
 class TrainableOperand:
     """An operand of an ETP equation but ``x``, and the parameter leaves it is made from.
 
-    ``leaves`` are those that it has a derivative of; ``held`` are the other ones, which are behind
-    ``stop_gradient`` or of integers. ``chain`` holds the indices of the parameter-only equations
-    that lead from all of them to it.
+    Attributes
+    ----------
+    key, position, atom
+        Its trainable key (empty if it has none), its place among the operands, and its variable.
+    leaves, held
+        The parameter leaves ``(path, index)`` that it has a derivative of, and the other ones,
+        which are behind ``stop_gradient`` or of integers.
+    chain
+        Indices of the parameter-only equations that lead from all of them to it.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> [operand.leaves for operand in graph.hidden_param_op_relations[0].trainables]
+    [((('Wz', 'weight'), 1),), ((('Wz', 'weight'), 0),)]
     """
 
     key: str
@@ -53,6 +87,15 @@ class Reach:
         belongs to that state's learning signal.
     crossing
         New values of hidden states that it reaches through a further ETP operation.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> [reach.traced for reach in graph.reach], graph.reach[1].near, graph.reach[1].far
+    ([True, False, True], frozenset(), frozenset({0}))
     """
 
     eqn_index: int
@@ -66,6 +109,77 @@ class Reach:
     def traced(self) -> bool:
         """Whether the operation becomes a relation."""
         return bool(self.near) and any(operand.leaves for operand in self.operands)
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """The transition of a group within the recurrence scope.
+
+    Attributes
+    ----------
+    mixed
+        Axes of the positions along which positions are mixed: ``D`` is the block diagonal of the
+        Jacobian, computed position by position along them. Empty: one sweep gives all of it.
+    program, free
+        In the ``'coupled'`` scope, the transition as a closed jaxpr of the variables ``free`` and
+        then the old values; ``None`` otherwise (the equations of the cone are it).
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> graph.cones[0].transition
+    Transition(mixed=(), program=None, free=())
+    """
+
+    mixed: tuple[int, ...]
+    program: Jaxpr | None = None
+    free: tuple[Var, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """The part of a step that leads to a hidden group without crossing an ETP operation.
+
+    Attributes
+    ----------
+    group, eqns
+        Number of the group, and indices of the equations.
+    free
+        Its inputs but the group's old values and the outputs ``y`` of its relations: variables that
+        are held constant.
+    old_reaches
+        Whether an old value leads to a new one.
+    transition
+        That of the group; ``None`` when it is structurally zero.
+    offence
+        The first equation that mixes positions on the way from old to new values. (What mixes in
+        an ETP operation is left out by the choice of the recurrence scope.)
+    passing
+        Which entries of ``D`` are not structurally zero, by new and old state [S][S].
+    driving
+        Which new states each ``y`` drives [S].
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax.numpy as jnp
+    >>> cell = braintrace.nn.GRUCell(3, 4)
+    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> graph.cones[0].passing, [*graph.cones[0].driving.values()]
+    (((True,),), [(True,), (True,)])
+    """
+
+    group: int
+    eqns: tuple[int, ...]
+    free: tuple[Var, ...]
+    old_reaches: bool
+    offence: JaxprEqn | None
+    transition: Transition | None
+    passing: Pattern
+    driving: Mapping[Var, tuple[bool, ...]]
 
 
 def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
@@ -138,3 +252,122 @@ def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> Trainabl
         else ()
     )
     return TrainableOperand(key, position, atom, leaves, tuple(chain), held)
+
+
+# --- cones ---
+
+
+def find_cones(groups: Groups, reach: Sequence[Reach], scope: str) -> tuple[Cone, ...]:
+    """The cones of all groups, within a recurrence scope."""
+    ys = [[r.eqn.outvars[0] for r in reach if r.traced and g.index in r.near] for g in groups]
+    return tuple(_cone(groups, *pair, scope) for pair in zip(groups, ys, strict=True))
+
+
+def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> Cone:
+    """The cone of a group that is driven by the operations with outputs ``ys``.
+
+    Without any of them, no transition is needed.
+    """
+    program, member = group.module_info.eqns, member_of(groups)
+
+    def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        atom = eqn.invars[operand]
+        g = member.get(atom, group.index) if versions.is_var(atom) else group.index
+        return g == group.index and group.module_info.near(i, eqn, operand)
+
+    behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
+    marks = depends(
+        [program[i] for i in behind],
+        {var: frozenset({var}) for var in group.hidden_invars},
+        enters,
+        emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
+        along=Along.DERIVATIVES,
+    )
+    moving = (i for i in behind if any(marks.get(var) for var in program[i].outvars))
+    eqns = tuple(i for i in moving if not is_barrier(program[i]))
+    inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}
+    read = [atom for i in eqns for atom in program[i].invars if versions.is_var(atom)]
+    free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
+    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
+    old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
+    transition, offence = None, None
+    if ys and old_reaches:
+        between = [program[i] for i in eqns]
+        mixed, offence = mixing(group, between, group.hidden_invars, group.hidden_outvars)
+        transition = Transition(mixed)
+    if ys and scope == "coupled":
+        transition = coupled_transition(groups, group)
+    passing = _passing(group, transition, behind_new)
+    driving = {y: _by_state(group, [y in behind for behind in behind_new]) for y in ys}
+    return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
+
+
+def _passing(
+    group: HiddenGroup, transition: Transition | None, behind_new: Sequence[frozenset[Var]]
+) -> Pattern:
+    """Which old states (by column) are behind which new ones (by row)."""
+    if transition is not None and transition.program is not None:
+        first = len(transition.free)
+        behind = program_influences(transition.program, Along.DERIVATIVES)
+        rows = [[first + k in b for k in range(len(group.hidden_invars))] for b in behind]
+    else:
+        rows = [[old in behind for old in group.hidden_invars] for behind in behind_new]
+    return _by_state(group, [_by_state(group, row) for row in rows])
+
+
+def _by_state(group: HiddenGroup, members: Sequence[T]) -> tuple[T, ...]:
+    """An entry per state, from one per member of the group."""
+    pairs = zip(members, group.state_counts, strict=True)
+    return tuple(entry for entry, count in pairs for _ in range(count))
+
+
+def check_scope(scope: str) -> str:
+    """``scope``, if there is such a recurrence scope."""
+    if scope not in SCOPES:
+        raise ValueError(f"recurrence_scope must be one of {SCOPES}, got {scope!r}")
+    return scope
+
+
+def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
+    """The transition of a group with its ETP operations; ``None`` when it is structurally zero.
+
+    An equation runs in the context ``False``, or ``True`` on paths that have an ETP operation
+    still to cross, on which new values of the group are constants. The old values move only some
+    variables, in one of the contexts or in both; all others are constants, too.
+    """
+    eqns, member = group.module_info.eqns, member_of(groups)
+    crossing = {var for eqn in eqns if is_barrier(eqn) for var in eqn.outvars}
+
+    def through(var: Var, contexts: Contexts) -> Contexts:
+        if var in crossing:
+            contexts = BOTH if True in contexts else NEITHER
+        if var in member:
+            return contexts - {True} if member[var] == group.index else NEITHER
+        return contexts
+
+    olds = dict.fromkeys(group.hidden_invars, BOTH)
+    moving = group.module_info.credit(olds, through=through)
+
+    def read(atom: Atom, crossed: bool) -> Read:
+        moves = versions.is_var(atom) and crossed in moving.get(atom, NEITHER)
+        if not moves or atom in olds:
+            return Read(atom)
+        return Read(atom, crossed or atom in crossing)
+
+    def operands(i: int, crossed: bool) -> tuple[Read, ...]:
+        return tuple(read(atom, crossed) for atom in eqns[i].invars)
+
+    news = tuple(read(var, False) for var in group.hidden_outvars)
+    steps = tuple(plan_backward(eqns, news, operands))[::-1]
+    if not steps:
+        return None
+    reads = [*(ref for step in steps for ref in step.operands), *news]
+    given = [ref.atom for ref in reads if ref.context is None and versions.is_var(ref.atom)]
+    free = tuple(dict.fromkeys(var for var in given if var not in olds))
+
+    def run(*values: Any) -> list[Any]:
+        return run_in_contexts(eqns, steps, dict(zip((*free, *olds), values, strict=True)), news)
+
+    program = versions.make_jaxpr(run, *(var.aval for var in (*free, *olds)))
+    mixed, _ = mixing(group, program.eqns, program.invars[len(free) :], program.outvars)
+    return Transition(mixed, program, free)

@@ -21,11 +21,10 @@ from ..jaxprs.positions.alignment import Alignment, align
 from ..jaxprs.slices import Slice, between
 from ..ops.primitive import ETPPrimitive
 from ..ops.spec import ETPPrimitiveSpec
-from .cones import Cone, find_cones
 from .findings.record import described
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import DYNAMIC, ModuleInfo
-from .reach import Reach, TrainableOperand, find_reach
+from .reach import Cone, Reach, TrainableOperand, find_cones, find_reach
 from .tracing.extract import extract_module_info
 
 

@@ -48,7 +48,7 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         pull, jacobians, params, states, traces, after, given = residuals
         direct, args_bar, old_bar, signal = pull(cotangents[:2])
         olds = _arrays(old_bar, hidden.intersection(old_bar))
-        signals = executor.signals(signal), executor.old_signals(olds, plan.late_reads)
+        signals = executor.signals(signal), executor.old_signals(olds, plan.old_reads)
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
         found = rule.solve_after(traces, after, block, executor.operand_values(params))
         params_bar = _add_traced(direct, executor.param_gradients(params, found))

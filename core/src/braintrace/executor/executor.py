@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.types import Path, State
 from ..base.versions import Atom, Var
-from ..compiler.cones import Cone, Pattern
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
+from ..compiler.reach import Cone, Pattern
 from ..jaxprs.run import read, run_equations
 from .jacobians import GroupAtStep, StepJacobians, takes_forward_mode
 from .layout import Link, Positions

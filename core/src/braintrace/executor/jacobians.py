@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
-from ..compiler.cones import Cone
+from ..compiler.reach import Cone
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.sites import holds
 from .layout import Link, Positions

@@ -22,9 +22,9 @@ import numpy as np
 from ..base import versions
 from ..base.types import show_path
 from ..base.versions import Jaxpr, JaxprEqn, Var
-from ..compiler.cones import Transition
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import ModuleInfo, StateKind
+from ..compiler.reach import Transition
 from .layout import Link, Positions, join_states
 from .pullback import Pullback
 

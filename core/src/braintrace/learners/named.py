@@ -8,7 +8,7 @@ from typing import Any
 from brainstate.nn import Module
 
 from ..algorithms.config import ETraceConfig, decays_of
-from ..compiler.cones import check_scope
+from ..compiler.reach import check_scope
 from .vjp import ETraceVjpAlgorithm, preset
 
 

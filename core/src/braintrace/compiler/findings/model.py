@@ -15,11 +15,11 @@ from ...base.types import show_path
 from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, slice_to
 from ...ops.primitive import is_etp_primitive
-from ..cones import Cone
 from ..coverage import why_uncovered
 from ..graph import ETraceGraph
 from ..groups import HiddenGroup, member_of
 from ..module_info import Marks, StateKind, is_barrier
+from ..reach import Cone
 from .record import Finding, Kind, described, info, warning
 
 SEVERAL_RESULTS = info(
