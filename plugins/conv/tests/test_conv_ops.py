@@ -305,8 +305,21 @@ def test_units_that_cancel_give_an_array():
     assert_same(y, reference(x * 1e-3, kernel, bias))
 
 
-def test_parameter_functions_see_the_quantity():
-    x, kernel, _ = arrays("1d")
+def test_parameter_functions_see_numbers_and_the_unit_stays():
+    """The numbers of the bias are those in the unit of the product."""
+    x, kernel, bias = arrays("1d")
+    functions = {"kernel_fn": jnp.square, "bias_fn": jnp.exp}
+
+    def ours(k, b):
+        y = conv(x * saiunit.mV, k * saiunit.mS, b * saiunit.nA, **functions)
+        assert y.unit == saiunit.mV * saiunit.mS
+        return jnp.sin(y.mantissa).sum()
+
+    def plain(k, b):
+        return jnp.sin(reference(x, k**2, jnp.exp(b * 1e-3))).sum()
+
+    assert_same(ours(kernel, bias), plain(kernel, bias))
+    assert_same(jax.grad(ours, (0, 1))(kernel, bias), jax.grad(plain, (0, 1))(kernel, bias))
     y = conv(x, kernel * saiunit.volt, kernel_fn=lambda k: k / saiunit.mV)
     assert_same(y, reference(x, kernel * 1e3))
 

@@ -139,7 +139,7 @@ class Leaky(brainstate.nn.Module):
         yield matmul(x, self.shared.value) + matmul(jnp.cos(x), self.shared.value)
         turned = self.turned.value
         yield matmul(x, turned["weight"], turned["bias"], weight_fn=jnp.transpose, bias_fn=jnp.exp)
-        yield matmul(x * saiunit.mV, self.unit.value).to_decimal(saiunit.uA)
+        yield matmul(x * saiunit.mV, self.unit.value, weight_fn=jnp.sin).to_decimal(saiunit.uA)
         yield from (layer(x) for layer in (self.linear, self.signed, self.scaled))
 
     def update(self, x):

@@ -240,8 +240,27 @@ def test_the_bound_operands_are_mantissas():
     assert "etp_mm" in primitives_in(jaxpr)
 
 
-def test_parameter_functions_see_the_quantity():
+def test_parameter_functions_see_numbers_and_the_unit_stays():
+    """The numbers of the bias are those in the unit of the product."""
+    x, weight, bias = arrays((BATCH,))
+    functions = {"weight_fn": jnp.square, "bias_fn": jnp.exp}
+
+    def ours(w, b):
+        y = matmul(x * saiunit.mV, w * saiunit.mS, b * saiunit.nA, **functions)
+        assert y.unit == saiunit.mV * saiunit.mS
+        return jnp.sin(y.mantissa).sum()
+
+    def plain(w, b):
+        return jnp.sin(reference(x, w**2, jnp.exp(b * 1e-3))).sum()
+
+    assert_same(ours(weight, bias), plain(weight, bias))
+    assert_same(jax.grad(ours, (0, 1))(weight, bias), jax.grad(plain, (0, 1))(weight, bias))
+
+
+def test_a_parameter_function_may_bring_a_unit():
     x, weight, _ = arrays()
+    y = matmul(x, weight, weight_fn=lambda w: w * saiunit.mV)
+    assert y.unit == saiunit.mV
     y = matmul(x, weight * saiunit.volt, weight_fn=lambda w: w / saiunit.mV)
     assert_same(y, reference(x, weight * 1e3))
 

@@ -126,6 +126,17 @@ def test_the_function_sees_the_quantity():
     assert element_wise(weight, fn=lambda w: w * saiunit.mV).unit == saiunit.mV
 
 
+def test_weight_fn_sees_the_numbers_and_the_unit_stays():
+    weight = draw(4)
+
+    def ours(w):
+        y = element_wise(w * saiunit.ms, weight_fn=jnp.exp)
+        assert y.unit == saiunit.ms
+        return jnp.sin(y.mantissa).sum()
+
+    assert_same(jax.grad(ours)(weight), jax.grad(lambda w: jnp.sin(jnp.exp(w)).sum())(weight))
+
+
 def test_gradient_through_a_quantity():
     def ours(w):
         return jnp.sin(element_wise(w * saiunit.ms).to_decimal(saiunit.second)).sum()

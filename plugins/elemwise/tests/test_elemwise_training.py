@@ -109,8 +109,9 @@ def new_shape(self):
 
 def new_unit(self):
     tau = element_wise(self.u.value, fn=lambda w: jnp.exp(w) * saiunit.ms)
-    gain = element_wise(self.w.value * saiunit.volt, weight_fn=lambda w: w / (2 * saiunit.mV))
-    return jnp.exp(-(0.5 * saiunit.ms / tau)), 1e-3 * gain
+    gain = element_wise(self.w.value * saiunit.volt, fn=lambda w: w / (2 * saiunit.mV))
+    leak = element_wise(self.w.value * saiunit.ms, weight_fn=jnp.cosh)
+    return jnp.exp(-(0.5 * saiunit.ms / (tau + leak))), 1e-3 * gain
 
 
 def new_dtype(self):

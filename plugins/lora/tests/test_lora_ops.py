@@ -215,6 +215,24 @@ def test_gradients_with_units():
     assert_same(jax.grad(energy, every(3))(B, A, bias), jax.grad(plain, every(3))(B, A, bias))
 
 
+def test_functions_see_numbers_and_the_units_stay():
+    """The numbers of the bias are those in the unit of the product."""
+    x, B, A, bias = arrays((BATCH,))
+    functions = {"b_fn": jnp.square, "a_fn": jnp.sin, "bias_fn": jnp.exp}
+
+    def energy(B, A, bias):
+        factors, bias = (B * saiunit.siemens, A * saiunit.ohm), 1e-3 * bias * saiunit.volt
+        y = lora_matmul(x * saiunit.mV, *factors, bias=bias, **functions)
+        assert y.unit.has_same_dim(saiunit.mV)
+        return jnp.sin(y.mantissa).sum()
+
+    def plain(B, A, bias):
+        return jnp.sin(x @ B**2 @ jnp.sin(A) + jnp.exp(bias)).sum()
+
+    assert_same(energy(B, A, bias), plain(B, A, bias))
+    assert_same(jax.grad(energy, every(3))(B, A, bias), jax.grad(plain, every(3))(B, A, bias))
+
+
 def test_a_bias_of_another_dimension_names_both_units():
     x, B, A, bias = arrays()
     with pytest.raises(TypeError, match=r"bias has the unit nA, expected the unit of .*, mV"):

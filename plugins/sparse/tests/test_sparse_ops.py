@@ -441,6 +441,24 @@ def test_gradients_through_quantities():
     assert_same(jax.grad(product)(weight), expected)
 
 
+def test_parameter_functions_see_numbers_and_the_unit_stays():
+    """The numbers of the bias are those in the unit of the product."""
+    x, weight, bias = arrays((BATCH,))
+    functions = {"weight_fn": jnp.square, "bias_fn": jnp.exp}
+
+    def product(w, b):
+        values = {"sparse_mat": built(), "bias": b * saiunit.nA}
+        y = sparse_matmul(x * saiunit.mV, w * saiunit.mS, **values, **functions)
+        assert y.unit == saiunit.mV * saiunit.mS
+        return jnp.sin(y.mantissa).sum()
+
+    def plain(w, b):
+        return jnp.sin(reference(x, w**2, jnp.exp(b * 1e-3))).sum()
+
+    assert_same(product(weight, bias), plain(weight, bias))
+    assert_same(jax.grad(product, (0, 1))(weight, bias), jax.grad(plain, (0, 1))(weight, bias))
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 X, W, B = np.ones(IN), np.ones(NNZ), np.ones(OUT)

@@ -46,6 +46,10 @@ def test_a_bias_has_the_shape_and_the_dimension_of_the_product() -> None:
 def test_functions_of_parameters() -> None:
     assert processed("scale", "weight_fn", None, -2.0) == -2.0
     assert processed("scale", "weight_fn", abs, -2.0) == 2.0
+    volt = -2.0 * saiunit.volt
+    assert processed("scale", "weight_fn", lambda w: w**2, volt) == 4.0 * saiunit.volt
+    assert processed("scale", "bias_fn", lambda w: w + 1, volt, saiunit.mV) == -1.999 * saiunit.volt
+    assert processed("scale", "bias_fn", lambda w: w + 1, volt, saiunit.mA) == -1.0 * saiunit.volt
     with pytest.raises(TypeError, match="scale: weight_fn must be a function, got int"):
         processed("scale", "weight_fn", 3, -2.0)  # type: ignore[arg-type]
 

@@ -68,8 +68,10 @@ def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, 
     return array, unit
 
 
-def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any) -> Any:
-    """``fn(parameter)``, or the parameter itself without ``fn``.
+def processed(
+    operation: str, name: str, fn: ParameterFn | None, parameter: Any, unit: Any = None
+) -> Any:
+    """``fn`` of the numbers of a parameter, in its unit; or the parameter itself without ``fn``.
 
     Parameters
     ----------
@@ -78,7 +80,9 @@ def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any)
     fn
         A function of the parameter, or ``None``.
     parameter
-        The parameter.
+        The parameter. Of a quantity, ``fn`` gets the mantissa, and the unit multiplies the result.
+    unit
+        A unit in which its numbers are taken where it has that dimension; ``None`` for its own.
 
     Raises
     ------
@@ -88,14 +92,19 @@ def processed(operation: str, name: str, fn: ParameterFn | None, parameter: Any)
     Examples
     --------
     >>> from braintrace.plugin_api import processed
-    >>> processed("scale", "weight_fn", abs, -2.0)
-    2.0
+    >>> import saiunit
+    >>> str(processed("scale", "weight_fn", lambda w: w**2, -2.0 * saiunit.mV))
+    '4. mV'
     """
     if fn is None:
         return parameter
     if not callable(fn):
         raise TypeError(f"{operation}: {name} must be a function, got {type(fn).__name__}")
-    return fn(parameter)
+    if not isinstance(parameter, saiunit.Quantity):
+        return fn(parameter)
+    if unit is not None and parameter.unit.has_same_dim(unit):
+        parameter = parameter.in_unit(unit)
+    return fn(parameter.mantissa) * parameter.unit
 
 
 def bias_in_unit(

@@ -78,8 +78,10 @@ def conv(
         example ``("NHWC", "HWIO", "NHWC")``. ``None``: batch and channels in front, in all three.
     kernel_fn, bias_fn
         Functions of the parameter alone (a mask, a sign, a normalisation), applied before the
-        operation. They are as exact as the operation itself: the compiler keeps the trace of the
-        processed parameter and pulls its gradient back. ``bias_fn`` is unused without ``bias``.
+        operation. Of a parameter with a unit they get the numbers, those of the bias in the unit of
+        the product, and the unit stays. They are as exact as the operation itself: the compiler
+        keeps the trace of the processed parameter and pulls its gradient back. ``bias_fn`` is
+        unused without ``bias``.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def conv(
         kernel_value.transpose(layout.kernel),
     ]
     if bias is not None:
-        bias = _on_channels(processed("conv", "bias_fn", bias_fn, bias), layout)
+        bias = _on_channels(processed("conv", "bias_fn", bias_fn, bias, unit), layout)
         shape = (layout.kernel_shape[-1],)
         operands.append(bias_in_unit("conv", bias, shape, unit, "x times kernel"))
     dtype = jnp.result_type(*operands)

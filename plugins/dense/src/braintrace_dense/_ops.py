@@ -40,8 +40,10 @@ def matmul(
         Bias, [out] after ``bias_fn``; its unit must have the dimension of ``x @ weight``.
     weight_fn, bias_fn
         Functions of the parameter alone (a mask, a sign, a normalisation), applied before the
-        operation. They are as exact as the operation itself: the compiler keeps the trace of the
-        processed parameter and pulls its gradient back. ``bias_fn`` is unused without ``bias``.
+        operation. Of a parameter with a unit they get the numbers, those of the bias in the unit of
+        the product, and the unit stays. They are as exact as the operation itself: the compiler
+        keeps the trace of the processed parameter and pulls its gradient back. ``bias_fn`` is
+        unused without ``bias``.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def matmul(
     _check_product(x_value, w_value)
     operands, unit = [x_value, w_value], x_unit * w_unit
     if bias is not None:
-        bias = processed("matmul", "bias_fn", bias_fn, bias)
+        bias = processed("matmul", "bias_fn", bias_fn, bias, unit)
         operands.append(bias_in_unit("matmul", bias, w_value.shape[1:], unit, "x @ weight"))
     dtype = jnp.result_type(*operands)
     y = bind(

@@ -34,19 +34,21 @@ def element_wise(
         Function of the parameter alone, applied before the operation. It may return another
         shape, dtype or unit; the compiler pulls the gradient back through it.
     weight_fn
-        Another name for ``fn``; at most one of them is given.
+        The same, of the numbers of the parameter; its unit multiplies the result, as in the other
+        operations. At most one of both is given.
 
     Returns
     -------
     jax.Array or saiunit.Quantity
-        ``fn(weight)``, with its unit. Its shape broadcasts against the hidden state that it acts
-        on: ``()``, ``(1,)``, one entry per neuron, ``(channels, 1, 1)``, ...
+        ``fn(weight)`` with its unit, or ``weight_fn`` of the numbers in the unit of ``weight``. Its
+        shape broadcasts against the hidden state that it acts on: ``()``, ``(1,)``, one entry per
+        neuron, ``(channels, 1, 1)``, ...
 
     Raises
     ------
     TypeError
-        When ``fn`` is no function, both names of it are given, or ``weight`` or ``fn(weight)`` is
-        no array of a real floating-point dtype.
+        When ``fn`` or ``weight_fn`` is no function, both are given, or ``weight`` or ``fn(weight)``
+        is no array of a real floating-point dtype.
 
     Notes
     -----
@@ -63,9 +65,11 @@ def element_wise(
     """
     if weight_fn is not None and fn is not _unchanged:
         raise TypeError("element_wise: give either fn or weight_fn, not both")
-    fn = fn if weight_fn is None else weight_fn
     real_array("element_wise", "weight", weight)
-    value, unit = real_array(
-        "element_wise", "fn(weight)", processed("element_wise", "fn", fn, weight)
-    )
+    of_weight = processed("element_wise", "weight_fn", weight_fn, weight)
+    if weight_fn is None:
+        if not callable(fn):
+            raise TypeError(f"element_wise: fn must be a function, got {type(fn).__name__}")
+        of_weight = fn(weight)
+    value, unit = real_array("element_wise", "fn(weight)", of_weight)
     return with_unit(bind(ETP_ELEMWISE, value), unit)

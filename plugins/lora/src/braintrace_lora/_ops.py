@@ -52,8 +52,10 @@ def lora_matmul(
         Bias, [out] after ``bias_fn``; its unit must have the dimension of ``x @ B @ A``.
     b_fn, a_fn, bias_fn
         Functions of the parameter alone (a mask, a sign, a normalisation), applied before the
-        operation. They are as exact as the operation itself: the compiler keeps the trace of the
-        processed parameter and pulls its gradient back. ``bias_fn`` is unused without ``bias``.
+        operation. Of a parameter with a unit they get the numbers, those of the bias in the unit of
+        the product, and the unit stays. They are as exact as the operation itself: the compiler
+        keeps the trace of the processed parameter and pulls its gradient back. ``bias_fn`` is
+        unused without ``bias``.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def lora_matmul(
     alpha = fixed_number("lora_matmul", alpha)
     operands, unit = [x_value, b_value, a_value], x_unit * b_unit * a_unit
     if bias is not None:
-        bias = processed("lora_matmul", "bias_fn", bias_fn, bias)
+        bias = processed("lora_matmul", "bias_fn", bias_fn, bias, unit)
         operands.append(bias_in_unit("lora_matmul", bias, a_value.shape[1:], unit, "x @ B @ A"))
     dtype = jnp.result_type(*operands)
     y = bind(

@@ -56,8 +56,10 @@ def sparse_matmul(
         Bias, [out] after ``bias_fn``; its unit must have the dimension of ``x @ W``.
     weight_fn, bias_fn
         Functions of the parameter alone (a mask, a sign, a normalisation), applied before the
-        operation. They are as exact as the operation itself: the compiler keeps the trace of the
-        processed parameter and pulls its gradient back. ``bias_fn`` is unused without ``bias``.
+        operation. Of a parameter with a unit they get the numbers, those of the bias in the unit of
+        the product, and the unit stays. They are as exact as the operation itself: the compiler
+        keeps the trace of the processed parameter and pulls its gradient back. ``bias_fn`` is
+        unused without ``bias``.
 
     Returns
     -------
@@ -100,7 +102,7 @@ def sparse_matmul(
     _check_product(x_value, w_unit, entries)
     operands, unit = [x_value, _stored_values(w_value, entries)], x_unit * w_unit
     if bias is not None:
-        bias = processed(OP, "bias_fn", bias_fn, bias)
+        bias = processed(OP, "bias_fn", bias_fn, bias, unit)
         operands.append(bias_in_unit(OP, bias, entries.shape[1:], unit, "x @ sparse_mat"))
     dtype = jnp.result_type(*operands)
     y = bind(
