@@ -48,7 +48,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
     "base": 565,
-    "ops": 1554,
+    "ops": 1572,
     "show": 1355,
     "jaxprs": 1180,
     "plugins": 1640,

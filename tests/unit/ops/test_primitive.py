@@ -140,6 +140,15 @@ def test_rules_can_be_set_later() -> None:
     assert primitive.spec.xy_to_dw is spec.xy_to_dw
 
 
+def test_a_rule_by_its_other_name() -> None:
+    primitive = bt.register_primitive("unit_other_name", times)
+    assert primitive.register_etp_rules(dt_to_t=times).spec.yw_to_w is times
+    assert primitive.register_dt_to_t(max) is primitive.spec.yw_to_w is max
+    with pytest.raises(TypeError, match="yw_to_w and dt_to_t of 'unit_other_name' are one rule"):
+        primitive.register_etp_rules(dt_to_t=times, yw_to_w=times)
+    assert primitive.spec.yw_to_w is max
+
+
 @pytest.mark.parametrize("primitive", [affine_p, batched_p])
 def test_copies_and_pickles_are_the_same_object(primitive: Any) -> None:
     assert copy.copy(primitive) is primitive

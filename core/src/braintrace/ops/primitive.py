@@ -24,6 +24,8 @@ from .spec import RULES, ETPPrimitiveSpec
 Restorer: TypeAlias = Callable[[str, str], "ETPPrimitive"]
 F = TypeVar("F", bound=Callable[..., Any])
 BATCHED = "_batched"  # how the name of a derived batched primitive ends
+#: Rules by their names in ``braintrace`` 0.2.
+OTHER_NAMES = {"dt_to_t": "yw_to_w"}
 
 
 def _register(name: str) -> Callable[[ETPPrimitive, F], F]:
@@ -86,11 +88,17 @@ class ETPPrimitive(versions.Primitive):
     def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
         """Set rules by name (``yw_to_w``, ``xy_to_dw``, ``init_drtrl``, ``init_pp``, ...).
 
+        ``dt_to_t`` is another name for ``yw_to_w``.
+
         Raises
         ------
         TypeError
-            For a name that is not a rule.
+            For a name that is not a rule, or both names of one.
         """
+        for other in rules.keys() & OTHER_NAMES.keys():
+            if (name := OTHER_NAMES[other]) in rules:
+                raise TypeError(f"{name} and {other} of {self.name!r} are one rule; give one")
+            rules[name] = rules.pop(other)
         unknown = sorted(set(rules) - set(RULES))
         if unknown:
             raise TypeError(f"unknown rules {unknown} for {self.name!r}; rules are {list(RULES)}")
@@ -99,6 +107,7 @@ class ETPPrimitive(versions.Primitive):
         return self
 
     register_yw_to_w = _register("yw_to_w")
+    register_dt_to_t = _register("dt_to_t")
     register_xy_to_dw = _register("xy_to_dw")
     register_init_drtrl = _register("init_drtrl")
     register_init_pp = _register("init_pp")
