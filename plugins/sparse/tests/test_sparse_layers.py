@@ -53,6 +53,16 @@ def test_more_axes_are_folded_into_the_batch():
     assert with_unit.shape == (1, 2, 3, OUT)
 
 
+def test_brainevent_with_as_many_values_in_each_row():
+    events = pytest.importorskip("brainevent")
+    col = np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
+    layer = SparseLinear(events.FixedNumPerPre((draw(IN, 2), col), shape=(IN, OUT)), b_init=0.5)
+    assert layer.weight.value["weight"].shape == (IN, 2)
+    dense = np.zeros((IN, OUT))
+    np.add.at(dense, (np.arange(IN)[:, None], col), draw(IN, 2))
+    np.testing.assert_allclose(layer(draw(5, IN)), draw(5, IN) @ dense + 0.5, 1e-12)
+
+
 def test_bcoo():
     layer, x = SparseLinear(BCOO.fromdense(DENSE)), draw(5, IN)
     np.testing.assert_allclose(layer(x), x @ DENSE, 1e-12, 1e-12)

@@ -15,6 +15,7 @@ from jax.experimental.sparse import BCOO
 from saiunit.sparse import COO, CSC, CSR
 
 from braintrace_sparse import _ops, sparse_matmul
+from braintrace_sparse._matrices import entries_of
 from braintrace_sparse._primitives import DENSE_BATCH, DENSE_SIZE
 
 IN, OUT, BATCH = 4, 3, 5
@@ -146,6 +147,89 @@ def test_brainevent(name):
     matrix = make(getattr(events, name), draw(NNZ))
     x = draw(BATCH, IN)
     assert_same(sparse_matmul(x, matrix.data, sparse_mat=matrix), x @ matrix.todense())
+
+
+@pytest.mark.parametrize("name", ["FixedNumPerPre", "FixedNumPerPost", "Dense"])
+def test_brainevent_with_values_of_two_axes(name):
+    events = pytest.importorskip("brainevent")
+    values, col = draw(IN, 2), np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
+
+    def by_rows(w):
+        return jnp.zeros((IN, OUT)).at[np.arange(IN)[:, None], col].add(w)
+
+    matrix, dense = {
+        "FixedNumPerPre": (lambda kind: kind((values, col), shape=(IN, OUT)), by_rows),
+        "FixedNumPerPost": (
+            lambda kind: kind((values, col), shape=(OUT, IN)),
+            lambda w: by_rows(w).T,
+        ),
+        "Dense": (lambda kind: kind(draw(IN, OUT)), lambda w: w),
+    }[name]
+    matrix = matrix(getattr(events, name))
+    x, weight = draw(BATCH, matrix.shape[0]), draw(*matrix.data.shape, seed=1)
+
+    def ours(w):
+        return sparse_matmul(x, w, sparse_mat=matrix)
+
+    def plain(w):
+        return x @ dense(w)
+
+    assert_same(ours(weight), plain(weight))
+    assert_same(jax.grad(scalar(ours))(weight), jax.grad(scalar(plain))(weight))
+    with pytest.raises(ValueError, match=rf"must have shape \({matrix.data.shape[0]}, \d\), one"):
+        ours(weight[:1])
+
+
+class Ring(saiunit.sparse.SparseMatrix):
+    """A matrix of one's own: two values, of which the second stands twice, and once negative."""
+
+    def __init__(self, data, *, shape):
+        super().__init__(data, shape=shape)
+        self.data = data
+
+    def with_data(self, data):
+        assert data.shape == self.data.shape and data.dtype == self.data.dtype
+        assert saiunit.get_unit(data) == saiunit.get_unit(self.data)
+        return Ring(data, shape=self.shape)
+
+    def todense(self):
+        first, second = self.data
+        rows = [[first, 0 * first, -second], [second, first, 0 * first], [0 * first, second, first]]
+        return saiunit.math.asarray([saiunit.math.asarray(row) for row in rows])
+
+
+@pytest.mark.parametrize("unit", [saiunit.UNITLESS, saiunit.mS])
+def test_a_matrix_of_another_class(unit):
+    x, weight = draw(BATCH, 3), draw(2)
+    matrix = Ring(jnp.full(2, jnp.nan, "float32") * unit, shape=(3, 3))
+
+    def ours(w):
+        y = sparse_matmul(x, w * unit, sparse_mat=matrix, weight_fn=jnp.sin)
+        assert saiunit.get_unit(y) == unit
+        return saiunit.get_mantissa(y)
+
+    def plain(w):
+        return x @ Ring(jnp.sin(w), shape=(3, 3)).todense()
+
+    assert_same(ours(weight), plain(weight), 1e-6)
+    assert_same(jax.grad(scalar(ours))(weight), jax.grad(scalar(plain))(weight), 1e-6)
+    assert bound_in(ours, weight) == ["etp_sp_mm"]
+    assert entries_of(matrix).nnz == 6  # the trace has no entry where the matrix has none
+
+
+def test_where_the_values_of_another_class_stand_must_be_known():
+    class Traced(Ring):
+        def with_data(self, data):
+            return Traced(data * self.shift, shape=self.shape)
+
+    @jax.jit
+    def product(x, shift):
+        matrix = Traced(jnp.ones(2), shape=(3, 3))
+        matrix.shift = shift
+        return sparse_matmul(x, jnp.ones(2), sparse_mat=matrix)
+
+    with pytest.raises(ValueError, match="sparse_mat, a Traced, .* must be known, so make it outs"):
+        product(draw(3), jnp.ones(()))
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

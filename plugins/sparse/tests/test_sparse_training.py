@@ -137,6 +137,33 @@ def test_a_leaky_cell_equals_backpropagation(form, batch, shared):
         assert_tree_close(online(learner, xs, ys, block_size=block_size), expected, 1e-9)
 
 
+class Shift(saiunit.sparse.SparseMatrix):
+    """A class of one's own: each value stands along a diagonal, and in the first row twice."""
+
+    def __init__(self, data, *, shape):
+        super().__init__(data, shape=shape)
+        self.data = data
+
+    def with_data(self, data):
+        return Shift(data, shape=self.shape)
+
+    def todense(self):
+        dense = sum(value * jnp.eye(*self.shape, k=-k) for k, value in enumerate(self.data))
+        return dense.at[0].multiply(2)
+
+
+def test_values_that_a_matrix_of_another_class_puts_in_several_places():
+    model = Leaky(Shift(jnp.zeros(2), shape=(IN, OUT)))
+    xs, ys = sequences(model.matrix, (BATCH,))
+    learner = compiled(model, xs[0], BATCH)
+    (relation,) = learner.graph.hidden_param_op_relations
+    assert relation.primitive.name == "etp_sp_mm"
+    for trace in learner.get_etrace_of(model.w["a"]):
+        assert trace["weight"].shape == (BATCH, 2 * OUT, 2)
+    expected = reference(model, xs, ys)
+    assert_tree_close(online(learner, xs, ys, block_size=4), expected, 1e-9)
+
+
 @pytest.mark.parametrize("scope", ["diagonal", "coupled"])
 def test_a_recurrent_weight_equals_the_oracle(scope):
     row, col = np.array([2, 0, 1, 2, 0]), np.array([1, 0, 0, 1, 2])

@@ -2,11 +2,13 @@
 """Where the stored values of a sparse matrix stand, whatever its format.
 
 Indices that are known while tracing are checked and prepared once, outside the traced program.
-Indices that are traced themselves go through the same steps inside of it.
+Indices that are traced themselves go through the same steps inside of it. A matrix of a class that
+is not known has no indices to read: its positions are those that its values reach.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +20,12 @@ import numpy as np
 import saiunit
 from jax.experimental.sparse import BCOO
 
+from braintrace.plugin_api import with_unit
+
 EXPECTED = (
-    "a CSR, CSC or COO of saiunit.sparse or brainevent, or a jax.experimental.sparse.BCOO without "
-    "batch or dense dimensions"
+    "a CSR, CSC or COO of saiunit.sparse or brainevent, another saiunit.sparse.SparseMatrix or "
+    "brainevent.DataRepresentation with data, with_data and todense, or a "
+    "jax.experimental.sparse.BCOO without batch or dense dimensions"
 )
 
 
@@ -30,7 +35,8 @@ class Entries:
 
     ``row`` and ``col`` are int32 [nnz]. An entry outside the matrix stands for nothing (padding);
     both of its indices are then just past the end. ``shared`` says that the matrix keeps a single
-    value for all entries, ``unit`` is that of its values.
+    value for all entries, ``unit`` is that of its values, ``data`` the shape of all of them.
+    ``whole`` makes the matrix [in, out] of them, where it has no indices to read.
     """
 
     row: jax.Array
@@ -38,6 +44,8 @@ class Entries:
     shape: tuple[int, int]
     shared: bool
     unit: saiunit.Unit
+    data: tuple[int, ...]
+    whole: Callable[[jax.Array], jax.Array] | None = None
 
     @property
     def nnz(self) -> int:
@@ -51,23 +59,30 @@ def entries_of(sparse_mat: Any) -> Entries:
     Raises
     ------
     TypeError
-        When it is no sparse matrix of a known format, or its indices are no integers.
+        When it is no sparse matrix, or its indices are no integers.
     ValueError
-        When its indices do not fit together or to its shape.
+        When its indices do not fit together or to its shape, or are not known where they must be.
     """
     read = next((read for kind, read in _readers() if isinstance(sparse_mat, kind)), None)
-    if read is None:
+    whole = None if read is not None else _whole(sparse_mat)
+    if read is not None:
+        row, col = read(sparse_mat)
+    elif whole is not None:
+        row, col = _reached(sparse_mat, whole)
+    else:
         raise TypeError(
             f"sparse_matmul: sparse_mat must be {EXPECTED}, got {type(sparse_mat).__name__}"
         )
-    row, col = read(sparse_mat)
     shape = (int(sparse_mat.shape[0]), int(sparse_mat.shape[1]))
     data = saiunit.math.shape(sparse_mat.data)
+    listed = whole is None
     return Entries(
         *_padded(row, col, shape),
         shape,
-        shared=data in ((), (1,)) and data != row.shape,
+        shared=listed and data in ((), (1,)) and data != row.shape,
         unit=saiunit.get_unit(sparse_mat.data),
+        data=row.shape if listed and math.prod(data) != row.shape[0] else data,
+        whole=whole,
     )
 
 
@@ -125,8 +140,25 @@ def _from_bcoo(matrix: BCOO) -> tuple[Any, Any]:
     return indices[:, 0], indices[:, 1]
 
 
+def _per_row(matrix: Any) -> tuple[Any, Any]:
+    """As many values in each row: their columns are [in, number]."""
+    col = _plain(matrix.indices)
+    return np.repeat(np.arange(col.shape[0]), col.shape[1]), col.reshape(-1)
+
+
+def _per_column(matrix: Any) -> tuple[Any, Any]:
+    """As many values in each column: their rows are [out, number]."""
+    return _per_row(matrix)[::-1]
+
+
 Reader = Callable[[Any], tuple[Any, Any]]
-_READERS: dict[str, Reader] = {"CSR": _from_csr, "CSC": _from_csc, "COO": _from_coo}
+_READERS: dict[str, Reader] = {
+    "CSR": _from_csr,
+    "CSC": _from_csc,
+    "COO": _from_coo,
+    "FixedNumPerPre": _per_row,
+    "FixedNumPerPost": _per_column,
+}
 
 
 def _readers() -> Iterator[tuple[type, Reader]]:
@@ -136,6 +168,35 @@ def _readers() -> Iterator[tuple[type, Reader]]:
         for name, read in _READERS.items():
             if isinstance(kind := getattr(module, name, None), type):
                 yield kind, read
+
+
+def _whole(matrix: Any) -> Callable[[jax.Array], jax.Array] | None:
+    """The matrix [in, out] of other values, where it can make one of them; without units."""
+    kind = getattr(sys.modules.get("saiunit.sparse"), "SparseMatrix", ())
+    if not isinstance(matrix, kind) or not hasattr(matrix, "data"):
+        return None
+    unit, dtype = saiunit.get_unit(matrix.data), saiunit.math.get_dtype(matrix.data)
+
+    def whole(values: jax.Array) -> jax.Array:
+        other = matrix.with_data(with_unit(values.astype(dtype), unit))
+        return jnp.asarray(saiunit.get_mantissa(other.todense()), values.dtype)
+
+    return whole
+
+
+def _reached(matrix: Any, whole: Callable[[jax.Array], jax.Array]) -> tuple[Any, Any]:
+    """The positions that are not zero with random values."""
+    shape = saiunit.math.shape(matrix.data)
+    values = np.random.default_rng(0).uniform(1, 2, shape)
+    with jax.ensure_compile_time_eval():
+        dense = whole(jnp.asarray(values, saiunit.math.get_dtype(matrix.data)))
+    if not _known(dense):
+        raise ValueError(
+            f"sparse_matmul: sparse_mat, a {type(matrix).__name__}, is an argument of a traced "
+            "function; where its values stand must be known, so make it outside"
+        )
+    row, col = np.nonzero(np.asarray(dense))
+    return row, col
 
 
 # --- indices -----------------------------------------------------------------------------------

@@ -44,13 +44,15 @@ def sparse_matmul(
     x
         Input, [in] for one example or [batch, in] for a batch of independent examples.
     weight_data
-        Stored values [nnz] after ``weight_fn``, in the order of ``sparse_mat.data``; where the
-        matrix keeps one value for all its entries, that one value.
+        Stored values [nnz] after ``weight_fn``, in the shape and order of ``sparse_mat.data``;
+        where the matrix keeps one value for all its entries, that one value.
     sparse_mat
         Matrix [in, out] that says where the values stand: a ``CSR``, ``CSC`` or ``COO`` of
         ``saiunit.sparse`` or ``brainevent``, or a ``jax.experimental.sparse.BCOO`` without batch or
-        dense dimensions. Its own values are not used. Indices may be in any order; values of
-        equal indices are added; entries of a ``COO`` or ``BCOO`` outside the matrix, and those of
+        dense dimensions; or another ``saiunit.sparse.SparseMatrix``, such as a
+        ``brainevent.DataRepresentation``, of which ``with_data(weight_data).todense()`` is taken.
+        Its own values are not used. Indices may be in any order; values of equal indices are
+        added; entries of a ``COO`` or ``BCOO`` outside the matrix, and those of
         the others beyond the last pointer, are padding.
     bias
         Bias, [out] after ``bias_fn``; its unit must have the dimension of ``x @ W``.
@@ -138,9 +140,11 @@ def _stored_values(weight: jax.Array, entries: Entries) -> jax.Array:
     """One value per entry; a value that all entries share is repeated."""
     if entries.shared and weight.shape in ((), (1,)):
         return jnp.broadcast_to(weight.reshape(()), (entries.nnz,))
-    if weight.shape != (entries.nnz,):
+    if weight.shape != entries.data:
         raise ValueError(
-            f"{OP}: weight_data must have shape {(entries.nnz,)}, one value per entry of "
+            f"{OP}: weight_data must have shape {entries.data}, one value per entry of "
             f"sparse_mat, got shape {weight.shape}"
         )
-    return weight
+    if entries.whole is None:
+        return weight.reshape(-1)
+    return entries.whole(weight)[entries.row, entries.col]
