@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..names import CORE, OFFICIAL, SUBMODULES
@@ -21,22 +20,28 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the files of a plugin with one operation."""
+    """Write the files of ``template`` with the placeholders filled in, in paths and texts."""
     name = checked_name(options.name)
     dashed = name.replace("_", "-")
     folder = Path(options.directory or f"braintrace-{dashed}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{str(folder)!r} exists already; choose another --directory")
     values = {"@NAME@": name, "@DASHED@": dashed, "@CORE@": bounds(core_version())}
+
+    def filled(text: str) -> str:
+        return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
+
+    template = Path(__file__).with_name("template")
     try:
-        write(folder, values)
+        for file in template.rglob("*.txt"):
+            target = folder / filled(file.relative_to(template).with_suffix("").as_posix())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
     print(
-        f"wrote {folder}\n"
-        f"  cd {folder}\n"
-        '  python -m pip install -e ".[test]"\n'
-        "  python -m pytest\n"
+        f"wrote {folder}\n  cd {folder}\n"
+        '  python -m pip install -e ".[test]"\n  python -m pytest\n'
         f"  braintrace doctor {name}"
     )
     return OK
@@ -57,16 +62,3 @@ def bounds(version: str) -> str:
     """The versions of core that a plugin written today may expect to work with."""
     major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
-
-
-def write(folder: Path, values: Mapping[str, str]) -> None:
-    """Write the files of ``template`` with the placeholders filled in, in paths and texts."""
-
-    def filled(text: str) -> str:
-        return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
-
-    template = Path(__file__).with_name("template")
-    for file in template.rglob("*.txt"):
-        target = folder / filled(file.relative_to(template).with_suffix("").as_posix())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..plugins import metadata
 from ..plugins.process import host
@@ -30,26 +30,21 @@ def run(options: argparse.Namespace) -> int:
         ]
         print(as_json({"plugins": data, "not_installed": absent}))
     else:
-        _print_table(records)
+        print("\n".join(_table(records)) if records else "no plugin is installed")
         if absent:
             print(f"not installed: {', '.join(absent)}")
     broken = {"failed", "incompatible", "conflict"}
     return REFUSED if options.load and any(str(r.state) in broken for r in records) else OK
 
 
-def _print_table(records: Sequence[PluginRecord]) -> None:
+def _table(records: Sequence[PluginRecord]) -> Iterator[str]:
     rows = [("family", "distribution", "version", "state", "names")]
     for r in records:
         names = ", ".join(name.removeprefix("braintrace.") for name in r.exports)
         shown = names if len(names) <= 60 else f"{names[:57]}..."
         rows.append((r.family, r.distribution, r.version, str(r.state), shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if records else ():
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
-    if not records:
-        print("no plugin is installed")
-    for record in records:
-        if record.reason:
-            print(f"{record.distribution!r} {record.reason}")
-        for problem in record.problems:
-            print(f"{record.distribution!r}: {problem}")
+    yield from ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    for r in records:
+        yield from [f"{r.distribution!r} {r.reason}"] if r.reason else []
+        yield from (f"{r.distribution!r}: {problem}" for problem in r.problems)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import PluginError
 from .metadata import PLUGIN_GROUP, Candidate, package_of, scan
-from .records import PluginRecord, PluginState
+from .records import PluginInfo, PluginRecord, PluginState
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -73,23 +73,25 @@ class Host:
     def record(self, candidate: Candidate) -> PluginRecord:
         """What metadata and settings say of a plugin, then how loading it ended."""
         now = candidate.record
-        if why := self.why_disabled(candidate):
-            return replace(now, state=PluginState.DISABLED, reason=why)
-        rivals = [
+        rivals = " and ".join(
             other.title
             for other in self.candidates()
-            if other.distribution != candidate.distribution
-            and other.family == candidate.family
+            if other.family == candidate.family
+            and other.distribution != candidate.distribution
             and not self.why_disabled(other)
-        ]
-        if rivals:
-            why = (
-                f"is not used: {' and '.join(rivals)} provides the family {candidate.family!r} "
-                "too. Uninstall one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
-            )
-            return replace(now, state=PluginState.CONFLICT, reason=why)
-        if why := _why_incompatible(candidate):
-            return replace(now, state=PluginState.INCOMPATIBLE, reason=why)
+        )
+        reasons = {
+            PluginState.DISABLED: self.why_disabled(candidate),
+            PluginState.CONFLICT: rivals
+            and (
+                f"is not used: {rivals} provides the family {candidate.family!r} too. Uninstall "
+                "one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
+            ),
+            PluginState.INCOMPATIBLE: _why_incompatible(candidate),
+        }
+        for state, reason in reasons.items():
+            if reason:
+                return replace(now, state=state, reason=reason)
         known = self._outcomes.get(candidate.distribution, now)
         return replace(known, version=now.version, origin=now.origin, exports=now.exports)
 
@@ -122,7 +124,7 @@ class Host:
         """
         record = self.record(candidate)
         if record.state is PluginState.DISCOVERED:
-            self._attempt(candidate, record)
+            self._attempt(candidate)
             record = self.record(candidate)
         if record.state is not PluginState.LOADED:
             what = used or f"the plugin family {candidate.family!r}"
@@ -147,8 +149,8 @@ class Host:
             ) from failures[0]
         return self.records()
 
-    def _attempt(self, candidate: Candidate, record: PluginRecord) -> None:
-        key = candidate.distribution
+    def _attempt(self, candidate: Candidate) -> None:
+        key, start = candidate.distribution, time.perf_counter()
         under_way: set[str] = self._here.__dict__.setdefault("loading", set())
         if key in under_way:
             raise PluginError(
@@ -157,20 +159,20 @@ class Host:
                 key,
             )
         under_way.add(key)
-        start = time.perf_counter()
         try:
-            record, offer = self._ask(candidate, record)
+            record, offer = self._ask(candidate)
         finally:
             under_way.discard(key)
         record = replace(record, load_time=time.perf_counter() - start)
         with self._lock:
             if key not in self._outcomes:
-                self._outcomes[key] = record = self._committed(candidate, record, offer)
+                self._outcomes[key] = self._committed(candidate, record, offer)
+                record = self._outcomes[key]
                 self.trace(f"{key}: {record.state} {record.reason}".rstrip())
 
-    def _ask(self, candidate: Candidate, record: PluginRecord) -> tuple[PluginRecord, Offer | None]:
+    def _ask(self, candidate: Candidate) -> tuple[PluginRecord, Offer | None]:
         """Import a plugin and collect its declarations; whatever it raises becomes its record."""
-        record = replace(record, state=PluginState.LOADED)
+        record = replace(candidate.record, state=PluginState.LOADED)
         if not candidate.plugins:
             return record, None
         from . import hooks
@@ -193,7 +195,7 @@ class Host:
                     _why_incompatible(candidate, str(exception)),
                 )
             return replace(record, state=state, reason=reason, exception=exception), None
-        return replace(record, problems=_problems(candidate, offer)), offer
+        return replace(record, problems=_problems(candidate, offer.info)), offer
 
     def _committed(
         self, candidate: Candidate, record: PluginRecord, offer: Offer | None
@@ -231,11 +233,8 @@ class Host:
         package = getattr(spec.impl, "__module__", "").partition(".")[0]
         known, owners = self.find_primitive(spec.name, package), self._of_package(package)
         if spec not in self._primitives and owners and known is None:
-            raise PluginError(
-                f"the primitive {spec.name!r} is not among those that {owners[0].title} declares "
-                "in braintrace_primitives",
-                owners[0].distribution,
-            )
+            text = f"the primitive {spec.name!r} is not among those that {owners[0].title} declares"
+            raise PluginError(f"{text} in braintrace_primitives", owners[0].distribution)
         return self._primitives.get(spec) or self._register(spec, package or None)
 
     def find_primitive(self, name: str, package: str) -> ETPPrimitive | None:
@@ -324,14 +323,13 @@ def _why_incompatible(candidate: Candidate, api: str = "") -> str:
     return f"{why}. Run: pip install --upgrade braintrace-core {candidate.distribution}"
 
 
-def _problems(candidate: Candidate, offer: Offer) -> tuple[str, ...]:
+def _problems(candidate: Candidate, info: PluginInfo) -> tuple[str, ...]:
     """Where a plugin's own account of itself differs from its metadata."""
-    info = offer.info
-    declared = {(kind, name) for kind, names in info.exports.items() for name in names}
+    declared = sorted((kind, name) for kind, names in info.exports.items() for name in names)
     pairs = (
         ("distribution", info.distribution, candidate.distribution),
         ("version", info.version, candidate.version),
-        ("exports", sorted(declared), sorted(candidate.exports)),
+        ("exports", declared, sorted(candidate.exports)),
     )
     return tuple(
         f"gives {said!r} as its {what} in braintrace_plugin_info and {known!r} in its metadata; "

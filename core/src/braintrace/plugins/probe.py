@@ -41,12 +41,7 @@ class Report:
 def probe(distribution: str, timeout: float) -> Report:
     """Load a plugin in a fresh interpreter with this one's path and environment.
 
-    Parameters
-    ----------
-    distribution
-        Normalised name of the distribution.
-    timeout
-        Seconds after which it is ended.
+    It is ended after ``timeout`` seconds; its stack is logged before.
     """
     with tempfile.TemporaryDirectory() as name:
         answer, log = Path(name, "answer.json"), Path(name, "log.txt")
@@ -58,16 +53,18 @@ def probe(distribution: str, timeout: float) -> Report:
             r'most recent call first\):\n  File "(.+)", line (\d+)',
             log.read_text(encoding="utf-8", errors="replace"),
         )
-    place = f", at {stack[-1][0]}:{stack[-1][1]}" if stack else ""
+    place = ", at {}:{}".format(*stack[-1]) if stack else ""
+    ending = f"ends the interpreter (exit status {status})"
+    if status is not None and status < 0:
+        ending = f"crashes the interpreter ({signal.Signals(-status).name})"
     if data is None and status is None:
         return Report("hang", f"does not finish loading within {timeout:g} s{place}")
     if data is None:
-        return Report("crash", f"{_ending(status or 0)} while it is loaded{place}")
+        return Report("crash", f"{ending} while it is loaded{place}")
     if status is None:
         return Report("hang", f"keeps the interpreter from ending within {timeout:g} s")
     if status:
-        reason = f"{_ending(status)} when the interpreter ends"
-        return Report("crash", reason, data["seconds"])
+        return Report("crash", f"{ending} when the interpreter ends", data["seconds"])
     fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     return Report(**fields)
 
@@ -88,17 +85,8 @@ def _run(command: list[str], stream: Any, timeout: float) -> int | None:
                     process.kill()
 
 
-def _ending(status: int) -> str:
-    if status < 0:
-        return f"crashes the interpreter ({signal.Signals(-status).name})"
-    return f"ends the interpreter (exit status {status})"
-
-
 def main(distribution: str, answer: str, seconds: str) -> None:
-    """In a process of its own: load a plugin and write its report as JSON.
-
-    The stack is logged after ``seconds``.
-    """
+    """In a process of its own: load a plugin and write its report as JSON."""
     import faulthandler
 
     faulthandler.enable()
@@ -119,10 +107,10 @@ def _load(distribution: str) -> Report:
     with contextlib.suppress(PluginError):
         found.load(candidate)
     record = found.record(candidate)
-    state, problems = str(record.state), list(record.problems)
-    known = state, record.reason, record.load_time, record.primitives
-    if state != "loaded":
-        return Report(*known, tuple(problems))
+    known = str(record.state), record.reason, record.load_time, record.primitives
+    if record.state != "loaded":
+        return Report(*known, record.problems)
+    problems = [*record.problems]
     for (_, name), entry in candidate.exports.items():
         try:
             entry.load()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
+from math import dist
 
 from .cards import HEIGHT, Item, make_cards, text_size
 from .facts import Flow, Node, Summary
@@ -251,8 +252,7 @@ def _rounded(points: Sequence[Point], radius: float = 5) -> str:
 
 def _towards(a: Point, b: Point, step: float) -> Point:
     """A point on the way from ``a`` to ``b``, at most half of it away."""
-    length = abs(b[0] - a[0]) + abs(b[1] - a[1])
-    part = min(step, length / 2) / length if length else 0
+    part = min(step / dist(a, b), 0.5)
     return a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part
 
 
@@ -262,17 +262,16 @@ def _joints(wires: Mapping[Flow, Sequence[Point]], looks: Mapping[Flow, str]) ->
     for flow in wires:
         nets.setdefault(flow.source, []).append(flow)
     for net in nets.values():
-        lines = [line for flow in net for line in pairwise(wires[flow])]
+        lines = [sorted(line) for flow in net for line in pairwise(wires[flow])]
         corners = sorted({p for flow in net for p in wires[flow][1:-1]})
-        dots = [p for p in corners if any(_within(p, a, b) for a, b in lines)]
+        dots = [
+            p
+            for p in corners
+            if any(a < p < b and (a[0] == p[0] == b[0] or a[1] == p[1] == b[1]) for a, b in lines)
+        ]
         if dots:
             circles = (_tag("circle", class_="head", cx=x, cy=y, r=2.6) for x, y in dots)
             yield _tag("g", *circles, class_=f"wire {looks[net[0]]}")
-
-
-def _within(p: Point, a: Point, b: Point) -> bool:
-    """Whether ``p`` is inside a horizontal or vertical line from ``a`` to ``b``."""
-    return (p[0] == a[0] == b[0] or p[1] == a[1] == b[1]) and min(a, b) < p < max(a, b)
 
 
 BOXES = {

@@ -11,7 +11,7 @@ have tracks of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .cards import Card, Item, text_size
@@ -159,36 +159,39 @@ class Layout:
             max(height + 12, 8 + PORT * max(left, right)),
         )
 
-    def _margins(self, k: int) -> tuple[float, float]:
-        """Room left of the operations of a card, and between them and the group."""
+    def _card(self, k: int) -> tuple[Placed, list[Placed], dict[str, float]]:
+        """A card at the origin: its border, its boxes, and where its corridors begin."""
         card = self.cards[k]
-        if not card.items:
-            return PAD, 0
-        wide = 26 if card.group is not None else PAD
-        return PAD + 8 + self._room("left", k), wide + self._room("middle", k)
-
-    def _stack(self, k: int) -> tuple[float, float]:
-        """Width and height of the operations of a card, under one another."""
-        sizes = [self._box_size(item) for item in self.cards[k].items]
-        height = sum(h for _, h in sizes) + GAP * max(len(sizes) - 1, 0)
-        return max((w for w, _ in sizes), default=0), height
-
-    def _card_size(self, k: int) -> tuple[float, float]:
-        card = self.cards[k]
-        width, height = self._stack(k)
-        width += sum(self._margins(k))
+        sizes = [self._box_size(item) for item in card.items]
+        wide = max((w for w, _ in sizes), default=0)
+        high = inner = sum(h for _, h in sizes) + GAP * max(len(sizes) - 1, 0)
+        left = width = PAD
+        if sizes:
+            left += 8 + self._room("left", k)
+            width = left + wide + (26 if card.group else PAD) + self._room("middle", k)
         if card.group is not None:
             w, h = self._box_size(card.group)
-            width, height = width + w + PAD, max(height, h + GAP)
-        title, _ = text_size(("name", card.title))
-        return max(width, title + 2 * PAD), 34 + height + PAD + self._room("bottom", k)
+            inner = max(high, h + GAP)
+            group = Placed(card.group, width, 34 + (inner + GAP - h) / 2, w, h)
+            width += w + PAD
+        y = 34 + (inner - high) / 2
+        boxes = []
+        for item, (_, h) in zip(card.items, sizes, strict=True):
+            boxes.append(Placed(item, left, y, wide, h))
+            y += h + GAP
+        boxes += [group] if card.group is not None else []
+        width = max(width, text_size(("name", card.title))[0] + 2 * PAD)
+        frame = Placed(card.title, 0, 0, width, 34 + inner + PAD + self._room("bottom", k))
+        return frame, boxes, {"left": 8, "middle": left + wide + 10, "bottom": 34 + inner + 8}
 
     def _place(self, ends: Sequence[Item]) -> float:
         """Place every card in its cell, and the input and the output beside them; the height."""
         n = self.num_columns
-        sizes = [self._card_size(k) for k in range(len(self.cards))]
-        widths = [max(w for w, _ in sizes[c::n]) for c in range(n)]
-        heights = [max(h for _, h in sizes[k : k + n]) for k in range(0, len(sizes), n)]
+        cards = [self._card(k) for k in range(len(self.cards))]
+        widths = [max(frame.width for frame, *_ in cards[c::n]) for c in range(n)]
+        heights = [
+            max(frame.height for frame, *_ in cards[k : k + n]) for k in range(0, len(cards), n)
+        ]
         columns, rows = [], []
         x, y = PAD + self._box_size(ends[0])[0], 0.0
         for c, width in enumerate((*widths, 0)):  # a gutter in front of each, one behind the last
@@ -199,34 +202,20 @@ class Layout:
             self.first["channel", r] = y + 10
             rows.append(y + 16 + self._room("channel", r))
             y = rows[-1] + height
-        for k, card in enumerate(self.cards):
+        for k, (frame, boxes, corridors) in enumerate(cards):
             r, c = divmod(k, n)
-            wide, high = (widths[c], sizes[k][1]) if card.group is not None else sizes[k]
-            self._place_card(k, Placed(card.title, columns[c], rows[r], wide, high))
+            x, y_ = columns[c], rows[r]
+            wide = widths[c] if self.cards[k].group else frame.width
+            self.frames.append(replace(frame, x=x, y=y_, width=wide))
+            for box in boxes:
+                self.boxes[box.what.node] = replace(box, x=x + box.x, y=y_ + box.y)
+            for kind, at in corridors.items():
+                self.first[kind, k] = at + (x if kind in UPRIGHT else y_)
         row, column = self._cell(("output", 0))
         for item, x, r in ((ends[0], PAD, 0), (ends[1], columns[column], row)):
             w, h = self._box_size(item)
             self.boxes[item.node] = Placed(item, x, rows[r] + heights[r] / 2 - h / 2, w, h)
         return y
-
-    def _place_card(self, k: int, frame: Placed) -> None:
-        card, x, y = self.cards[k], frame.x, frame.y
-        self.frames.append(frame)
-        left, middle = self._margins(k)
-        wide, high = self._stack(k)
-        top, bottom = y + 34, y + frame.height - PAD - self._room("bottom", k)
-        at = top + (bottom - top - high) / 2
-        for item in card.items:
-            _, h = self._box_size(item)
-            self.boxes[item.node] = Placed(item, x + left, at, wide, h)
-            at += h + GAP
-        if card.group is not None:
-            w, h = self._box_size(card.group)
-            at = (top + bottom + GAP - h) / 2
-            self.boxes[card.group.node] = Placed(card.group, x + left + wide + middle, at, w, h)
-        self.first["left", k] = x + 8
-        self.first["middle", k] = x + left + wide + 10
-        self.first["bottom", k] = bottom + 8
 
     def _along(self, corridor: Corridor, net: Node) -> float:
         """The coordinate of a wire that runs in a corridor."""
