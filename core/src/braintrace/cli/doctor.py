@@ -19,7 +19,7 @@ from ..plugins.process import host
 from ..plugins.records import Finding
 from ..plugins.resolution import enabled_providers
 from ..plugins.settings import normalised
-from .common import OK, REFUSED, UsageError, as_json, core_version, hint, official
+from . import OK, REFUSED, UsageError, as_json, core_version, hint, official
 
 CORE, PACKAGE = "braintrace-core", "braintrace"
 REINSTALL = f"Run: pip install --force-reinstall --no-deps {CORE}"

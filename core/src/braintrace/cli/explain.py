@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .common import OK, Refusal, UsageError, hint, told
+from . import OK, Refusal, UsageError, hint, told
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

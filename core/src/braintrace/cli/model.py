@@ -27,7 +27,7 @@ from ..plugins import services
 from ..plugins.process import host
 from ..show.facts import record_data, to_data
 from ..show.report import page
-from .common import Refusal, UsageError, as_json, hint, told
+from . import Refusal, UsageError, as_json, hint, told
 
 
 def build(module: ModuleType, file: Path, name: str | None) -> tuple[Any, tuple[Any, ...] | None]:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..names import CORE, OFFICIAL, SUBMODULES
-from .common import OK, UsageError, core_version, official
+from . import OK, UsageError, core_version, official
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ..plugins import metadata
 from ..plugins.process import host
 from ..plugins.records import PluginRecord
-from .common import OK, REFUSED, as_json, official
+from . import OK, REFUSED, as_json, official
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

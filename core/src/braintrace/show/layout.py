@@ -77,6 +77,9 @@ class Layout:
             for k, card in enumerate(cards)
             for item in (*card.items, *filter(None, [card.group]))
         }
+        self.cells = {node: divmod(k, self.num_columns) for node, k in self.card_of.items()}
+        row, column = divmod(len(cards) - 1, self.num_columns)
+        self.cells |= {("input", 0): (0, -1), ("output", 0): (row, column + 1)}
         self.attached: dict[Side, list[object]] = {}
         spans: dict[Corridor, dict[Node, tuple[int, int]]] = {}
         routes = [self._route(flow) for flow in flows]
@@ -100,15 +103,6 @@ class Layout:
         self.width = PAD + max([*rights, *(one.x + one.width for one in placed)])
         self.wires = {route.flow: self._wire(route) for route in routes}
 
-    def _cell(self, node: Node) -> tuple[int, int]:
-        """Row and column of the card that a box stands in; the ends have cells of their own."""
-        if node[0] == "input":
-            return 0, -1
-        if node[0] == "output":
-            row, column = divmod(len(self.cards) - 1, self.num_columns)
-            return row, column + 1
-        return divmod(self.card_of[node], self.num_columns)
-
     def _route(self, flow: Flow) -> _Route:
         """The corridors that a flow takes in turn."""
         source, target = flow.source, flow.target
@@ -126,7 +120,7 @@ class Layout:
 
     def _between(self, flow: Flow, box: Node) -> _Route:
         """From card to card, through gutters and a channel next to the source."""
-        (r1, c1), (r2, c2) = self._cell(box), self._cell(flow.target)
+        (r1, c1), (r2, c2) = self.cells[box], self.cells[flow.target]
         into_group = flow.target[0] == "group"
         card, a, b = self.card_of.get(box), c1 + 1, c2 + into_group
         corridors: dict[Corridor, tuple[int, int]] = {}
@@ -211,7 +205,7 @@ class Layout:
                 self.boxes[box.what.node] = replace(box, x=x + box.x, y=y_ + box.y)
             for kind, at in corridors.items():
                 self.first[kind, k] = at + (x if kind in UPRIGHT else y_)
-        row, column = self._cell(("output", 0))
+        row, column = self.cells["output", 0]
         for item, x, r in ((ends[0], PAD, 0), (ends[1], columns[column], row)):
             w, h = self._box_size(item)
             self.boxes[item.node] = Placed(item, x, rows[r] + heights[r] / 2 - h / 2, w, h)
