@@ -710,3 +710,9 @@ def test_the_jacobians_of_a_step_give_its_gradient(kind: Any) -> None:
     assert len(executor.solve_h2w_h2h_jacobian(x)) == 5
     with pytest.raises(ValueError, match="vjp_method must be 'single-step'"):
         bt.ETraceVjpGraphExecutor(model, vjp_method="multi-step")
+
+
+def test_late_reads_are_called_old_reads(model: Any) -> None:
+    perturb = bt.add_hidden_perturbation_in_module(model, X)
+    with pytest.warns(DeprecationWarning, match="late_reads is called old_reads now"):
+        assert perturb.late_reads is perturb.old_reads

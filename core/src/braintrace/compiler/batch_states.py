@@ -310,29 +310,22 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
     each = [*args, *[False] * (num_args - len(args)), *map(is_batched, states)]
     random = brainstate.random.RandomState
     keys = [i for i, state in enumerate(states, num_args) if isinstance(state, random)]
-    axes = [0 if mapped or i in keys else None for i, mapped in enumerate(each)]
+    axes = [0 if batched or i in keys else None for i, batched in enumerate(each)]
     _refuse_shared(info, axes)
-
-    mapped = jax.vmap(
-        lambda *inputs: run_inlined(info.jaxpr, inputs),
-        in_axes=axes,
-        out_axes=[0] * num_out + axes[num_args:],
-        axis_size=size,
-    )
+    results = [0] * num_out + axes[num_args:]
+    run = jax.vmap(lambda *v: run_inlined(info.jaxpr, v), axes, results, axis_size=size)
 
     def step(*inputs: Any) -> list[Any]:
         """A random state is split: one part for each example, and one for the next step."""
         split = {i: jax.random.split(inputs[i], size + 1) for i in keys}
-        found = mapped(*(split[i][1:] if i in keys else v for i, v in enumerate(inputs)))
+        found = run(*(split[i][1:] if i in keys else v for i, v in enumerate(inputs)))
         for i in keys:
             k = num_out + i - num_args
             found[k] = inputs[i] if new[k] is old[i] else split[i][0]
         return found
 
-    types = [
-        var.aval.update(shape=(size, *var.aval.shape)) if batched else var.aval
-        for var, batched in zip(old, each, strict=True)
-    ]
+    pairs = zip((var.aval for var in old), each, strict=True)
+    types = [aval.update(shape=(size, *aval.shape)) if b else aval for aval, b in pairs]
     jaxpr = versions.make_jaxpr(step, *types)
     own = [num_out + i for slot in info.slots_of(StateKind.HIDDEN) for i in slot.leaves]
     flat = flatten(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)), own)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import brainstate
@@ -15,16 +15,14 @@ from ..base.types import Path, show_path
 from ..base.versions import Var
 from ..jaxprs.depends import slice_to
 from .module_info import ModuleInfo
-from .relation import HiddenParamOpRelation
+from .relation import Relations
 
 Frozen = Callable[[Path], bool] | Iterable[Path | str | brainstate.State[Any]]
 """Which parameters are frozen: a predicate on the path, or paths, prefixes of paths, states."""
 
 
 def find_coverage(
-    minfo: ModuleInfo,
-    relations: Sequence[HiddenParamOpRelation],
-    direct_leaves: frozenset[Var],
+    minfo: ModuleInfo, relations: Relations, direct_leaves: frozenset[Var]
 ) -> dict[Path, str]:
     """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``.
 

@@ -104,11 +104,8 @@ class HiddenGroup:
             When the number of values or a shape is not that of the members.
         """
         self._check("member", values, self.hidden_outvars)
-        columns = [
-            jnp.reshape(value, (*self.varshape, count))
-            for value, count in zip(values, self.state_counts, strict=True)
-        ]
-        return jnp.concatenate(columns, axis=-1)
+        pairs = zip(values, self.state_counts, strict=True)
+        return jnp.concatenate([jnp.reshape(v, (*self.varshape, n)) for v, n in pairs], axis=-1)
 
     def split_hidden(self, array: Any) -> list[jax.Array]:
         """The inverse of :meth:`concat_hidden`: values of the members, in their own dtypes.
@@ -124,10 +121,8 @@ class HiddenGroup:
                 f"{self.index}, got {jnp.shape(array)}"
             )
         parts = jnp.split(jnp.asarray(array), [*accumulate(self.state_counts)][:-1], axis=-1)
-        return [
-            part.reshape(var.aval.shape).astype(var.aval.dtype)
-            for part, var in zip(parts, self.hidden_outvars, strict=True)
-        ]
+        pairs = zip(parts, [var.aval for var in self.hidden_outvars], strict=True)
+        return [part.reshape(aval.shape).astype(aval.dtype) for part, aval in pairs]
 
     def transition(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> list[Any]:
         """New values of the members from their old ones.

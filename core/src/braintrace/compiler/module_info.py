@@ -226,9 +226,8 @@ class ModuleInfo:
         leaves += [leaf for slot in self.slots for leaf in jax.tree.leaves(values[slot.path])]
         results = versions.jaxpr_as_fun(self.jaxpr)(*leaves)
         out, new = results[: self.num_out], results[self.num_out :]
-        return self.out_treedef.unflatten(out), {
-            slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in self.slots
-        }
+        states = ((s.path, s.treedef.unflatten([new[i] for i in s.leaves])) for s in self.slots)
+        return self.out_treedef.unflatten(out), dict(states)
 
     def trace_to_param(self, var: Var) -> tuple[Path | None, tuple[versions.Primitive, ...]]:
         """The first parameter that leads to a variable, and the primitives crossed, in order.

@@ -219,10 +219,8 @@ class _Reads:
 
     def __init__(self, minfo: ModuleInfo, groups: Groups, relations: Relations) -> None:
         self.minfo, self.member = minfo, member_of(groups)
-        self.traced = {
-            r.eqn_index: (frozenset(r.group_alignments), {t.position for t in r.trainables})
-            for r in relations
-        }
+        facts = ((r.eqn_index, r.group_alignments, r.trainables) for r in relations)
+        self.traced = {i: (frozenset(to), {t.position for t in of}) for i, to, of in facts}
         self.perturbation = {v: k for k, v in enumerate(self.member)}
         self.old = {v: g.index for g in groups for v in g.hidden_invars}
         olds = depends(minfo.eqns, {v: frozenset({g}) for v, g in self.old.items()})
@@ -237,7 +235,7 @@ class _Reads:
         # path, and those near which it is read otherwise than elsewhere
         none: frozenset[int] = frozenset()
         self.matters = [
-            tuple(none.union(*(found.get(v, none) for v in eqn.outvars)) for found in (olds, nears))
+            [none.union(*(found.get(v, none) for v in eqn.outvars)) for found in (olds, nears)]
             for eqn in minfo.eqns
         ]
 
@@ -265,12 +263,9 @@ class _Reads:
         if near is not None:
             hold |= {near}
         outside = None if is_barrier(eqn) else near
-        return tuple(
-            self.read(atom, hold, None, near in driven)
-            if k in positions
-            else self.read(atom, hold, outside)
-            for k, atom in enumerate(eqn.invars)
-        )
+        weight, other = (None, near in driven), (outside, False)
+        hows = (weight if k in positions else other for k in range(len(eqn.invars)))
+        return tuple(self.read(a, hold, *how) for a, how in zip(eqn.invars, hows, strict=True))
 
 
 def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> HiddenPerturbation:

@@ -276,13 +276,13 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
         return g == group.index and group.module_info.near(i, eqn, operand)
 
     behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
-    marks = depends(
-        [program[i] for i in behind],
-        {var: frozenset({var}) for var in group.hidden_invars},
-        enters,
-        emits=lambda i, eqn: frozenset(eqn.outvars) & frozenset(ys),
-        along=Along.DERIVATIVES,
-    )
+    olds = {var: frozenset({var}) for var in group.hidden_invars}
+
+    def emits(i: int, eqn: JaxprEqn) -> Marks:
+        return frozenset(ys).intersection(eqn.outvars)
+
+    within = [program[i] for i in behind]
+    marks = depends(within, olds, enters, emits, along=Along.DERIVATIVES)
     moving = (i for i in behind if any(marks.get(var) for var in program[i].outvars))
     eqns = tuple(i for i in moving if not is_barrier(program[i]))
     inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}

@@ -68,12 +68,8 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            shapes, dtypes = (
-                (jnp.shape(leaf), var.aval.shape),
-                (jnp.result_type(leaf), var.aval.dtype),
-            )
-            for what, (now, then) in {"shape": shapes, "dtype": dtypes}.items():
-                if now != then:
+            for what, find in {"shape": jnp.shape, "dtype": jnp.result_type}.items():
+                if (now := find(leaf)) != (then := getattr(var.aval, what)):
                     raise ValueError(
                         f"the state {show_path(slot.path)} has {what} {now}, but the learner was "
                         f"compiled for {then}; convert what is assigned to it, or compile again"

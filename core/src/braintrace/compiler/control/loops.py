@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ...base import versions
-from ...base.versions import Jaxpr, JaxprEqn, jaxp
+from ...base.versions import Jaxpr, JaxprEqn, Var, jaxp
 from ...jaxprs.depends import Along, depends, influences, operands_behind
 from ...jaxprs.run import run_inlined
 from ...jaxprs.sites import holds
@@ -56,12 +56,12 @@ def loops_without_derivative(
     made = {var for eqn in suspects for var in eqn.outvars}
     entering = [v for i, v in enumerate(jaxpr.invars) if inputs is None or i in inputs]
     leaving = [a for i, a in enumerate(jaxpr.outvars) if outputs is None or i in outputs]
-    passed = depends(
-        jaxpr.eqns,
-        {var: frozenset({True}) for var in entering if versions.is_float(var.aval)},
-        through=lambda var, marks: marks | {var} if var in made else marks,
-        along=Along.DERIVATIVES,
-    )
+    seeds = {var: frozenset({True}) for var in entering if versions.is_float(var.aval)}
+
+    def through(var: Var, marks: frozenset[Any]) -> frozenset[Any]:
+        return marks | {var} if var in made else marks
+
+    passed = depends(jaxpr.eqns, seeds, through=through, along=Along.DERIVATIVES)
     wanted = {mark for a in leaving if versions.is_var(a) for mark in passed.get(a, ())}
     for eqn in suspects:
         results = [k for k, var in enumerate(eqn.outvars) if var in wanted]

@@ -154,14 +154,9 @@ def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     pairs = {(g, to) for var, to in member_of(groups).items() for g in marks.get(var, ())}
     for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
         read, reader = groups[g].hidden_paths, groups[to].hidden_paths
-        yield CROSSES(
-            info.producer(groups[to].hidden_outvars[0]),
-            None,
-            (*reader, *read),
-            {"from": g, "to": to},
-            reader=show_path(reader[0]),
-            read=show_path(read[0]),
-        )
+        place = info.producer(groups[to].hidden_outvars[0])
+        told = {"reader": show_path(reader[0]), "read": show_path(read[0])}
+        yield CROSSES(place, None, (*reader, *read), {"from": g, "to": to}, **told)
 
 
 def model_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:

@@ -84,13 +84,11 @@ def _excluded(reach: Reach) -> CompilationRecord:
         finding = WEIGHT_TO_WEIGHT if reach.far else NON_TEMPORAL
     else:
         finding = HELD_PARAMETER if held else NO_PARAMETER
-    cut = reach.near and is_barrier(reach.eqn)
-    return finding(
-        reach.eqn,
-        next((path for path, _ in leaves or held), None),
-        context={"near_groups": sorted(reach.near), "far_groups": sorted(reach.far)},
-        cut="; paths from hidden state to hidden state are cut at it all the same" if cut else "",
-    )
+    cut = "; paths from hidden state to hidden state are cut at it all the same"
+    cut = cut if reach.near and is_barrier(reach.eqn) else ""
+    about = {"near_groups": sorted(reach.near), "far_groups": sorted(reach.far)}
+    path = next((path for path, _ in leaves or held), None)
+    return finding(reach.eqn, path, (), about, cut=cut)
 
 
 def _operands(reach: Reach) -> Iterator[CompilationRecord]:
@@ -110,10 +108,8 @@ def relation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """All relations, and what is peculiar about some."""
     relations, eqns = found.hidden_param_op_relations, found.module_info.eqns
     for r in relations:
-        facts = {
-            "hidden_group_indices": [*r.group_alignments],
-            "path_classification": dict(r.path_classification),
-        }
+        indices, classes = [*r.group_alignments], dict(r.path_classification)
+        facts = {"hidden_group_indices": indices, "path_classification": classes}
         yield INCLUDED(eqns[r.eqn_index], r.weight_path, r.connected_hidden_paths, facts)
     for r in relations:
         if partial := tuple(p for p, how in r.path_classification.items() if how == "partial"):
@@ -122,11 +118,6 @@ def relation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
         for group, lies in zip(r.hidden_groups, r.group_alignments.values(), strict=True):
             if lies.mixed and lies.extra and lies.offence is not None:
                 factor = math.prod(lies.result[k] for k in lies.extra)
-                yield MIXING_TAIL(
-                    lies.offence,
-                    r.weight_path,
-                    group.hidden_paths,
-                    {"group": group.index, "factor": factor},
-                    operation=r.primitive.name,
-                    state=show_path(group.hidden_paths[0]),
-                )
+                about = {"group": group.index, "factor": factor}
+                told = {"operation": r.primitive.name, "state": show_path(group.hidden_paths[0])}
+                yield MIXING_TAIL(lies.offence, r.weight_path, group.hidden_paths, about, **told)

@@ -40,14 +40,10 @@ class Finding:
         **told: Any,
     ) -> CompilationRecord:
         name, source = (eqn.primitive.name, versions.source_of(eqn)) if eqn else (None, None)
-        message = self.message.format(
-            **context,
-            **told,
-            primitive=name,
-            at=f"{name!r} ({source})",
-            parameter=show_path(weight_path or ()),
-            states=", ".join(map(show_path, hidden_paths)),
-        )
+        facts = {"primitive": name, "at": f"{name!r} ({source})"}
+        facts |= {"parameter": show_path(weight_path or ())}
+        facts |= {"states": ", ".join(map(show_path, hidden_paths))}
+        message = self.message.format(**context, **told, **facts)
         about = (name, weight_path, hidden_paths, dict(context), source)
         return CompilationRecord(self.kind, self.level, message, *about, self.remedy)
 

@@ -122,30 +122,19 @@ def _trace(
     num_args, num_out = first + len(places), len(jax.tree.leaves(out))
     own = [num_out + i for s in slots if s.kind is StateKind.HIDDEN for i in s.leaves]
     records: list[CompilationRecord] = []
-    flat = flatten(
-        jaxpr,
-        inputs=[*range(first), *places, *(end + i for i in order)],
-        outputs=[*range(num_out), *(num_out + i for i in order)],
-        own=own,
-        note=lambda eqn: records.append(IN_CALL(eqn)),
-    )
+    inputs = [*range(first), *places, *(end + i for i in order)]
+    outputs = [*range(num_out), *(num_out + i for i in order)]
+    flat = flatten(jaxpr, inputs, outputs, own, lambda eqn: records.append(IN_CALL(eqn)))
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
     opened = Rewriting(policy, records.append).open(flat, fixed)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    info = ModuleInfo(
-        flat,
-        slots,
-        num_args,
-        num_out,
-        arg_treedef=jax.tree.structure(args),
-        out_treedef=jax.tree.structure(out),
-        retrieved_model_states=states,
-        environment=environment,
-        settings={k: v for k, v in settings.items() if k not in environment},
-    )
+    trees = jax.tree.structure(args), jax.tree.structure(out)
+    constant = {name: value for name, value in settings.items() if name not in environment}
+    found = (flat, slots, num_args, num_out, *trees, states, tuple(records), environment, constant)
+    info = ModuleInfo(*found)
     _check(info)
-    return replace(info, rewrites=(*records, *_weights_in_control_flow(info)))
+    return replace(info, rewrites=(*info.rewrites, *_weights_in_control_flow(info)))
 
 
 def _run(
