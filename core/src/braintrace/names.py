@@ -51,7 +51,7 @@ CORE = {name: module for module, names in _DEFINED_IN.items() for name in names.
 SUBMODULES = ("algorithms", "nn", "plugin_api", "plugins", "rules", "testing")
 
 #: The plugin object that offers core's own algorithms.
-PLUGIN_OF_CORE = "braintrace.learners.plugin:plugin"
+PLUGIN_OF_CORE = "braintrace.learners.compile:plugin"
 
 #: Submodules that are a distribution of their own: its name and its import package.
 DISTRIBUTED = {"testing": ("braintrace-testing", "braintrace_testing")}

@@ -34,12 +34,8 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
     Blocks divide the sequence if they can do so and be about as long; a shorter last block is
     another program to compile.
 
-    Parameters
-    ----------
-    carried
-        Whether traces lead into and out of the sequence.
-    besides
-        Bytes that a step records for parameters without a trace.
+    ``carried``: whether traces lead into and out of the sequence. ``besides``: bytes that a step
+    records for parameters without a trace.
     """
     per_step = record_bytes(rule) + besides
     traces = bytes_of(jax.eval_shape(rule.init))

@@ -11,10 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..base.errors import NotSupportedError
-from ..compiler.module_info import ModuleInfo
-from ..compiler.requirements import checked_args
-
 
 @partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=[])
 @dataclass(frozen=True)
@@ -72,10 +68,7 @@ def _unwrapped(args: Any, of_multi: Callable[[Any], Any], of_single: Callable[[A
 def number_of_steps(args: Any) -> int | None:
     """``k`` of the arguments of a call; ``None`` when none of them is a ``MultiStepData``.
 
-    Raises
-    ------
-    ValueError
-        When their lengths differ, or one is a scalar or of length zero.
+    It raises ``ValueError`` when lengths differ, or one is a scalar or of length zero.
     """
     found = jax.tree.leaves(args, is_leaf=_wrapped)
     multi = [v for v in found if isinstance(v, MultiStepData)]
@@ -99,22 +92,3 @@ def one_step_of(args: Any) -> Any:
 def steps_of(args: Any, steps: int) -> Any:
     """Arguments of every step, [k, ...]."""
     return _unwrapped(args, lambda v: v, lambda v: jnp.broadcast_to(v, (steps, *jnp.shape(v))))
-
-
-def checked_steps(info: ModuleInfo, args: Any, steps: int) -> list[Any]:
-    """The leaves [k, ...] of the arguments of a call, as arrays of the compiled types.
-
-    Raises
-    ------
-    NotSupportedError
-        When the model reads a setting that changes from step to step.
-    TypeError, ValueError
-        When an argument has another type than the compiled one.
-    """
-    if info.environment:
-        raise NotSupportedError(
-            f"the model reads {list(info.environment)} from brainstate.environ, which has one "
-            "value for all steps of a call; pass it as an argument of the model, or learn with "
-            "vjp_method='single-step'"
-        )
-    return jax.vmap(lambda one: checked_args(info, one))(steps_of(args, steps))

@@ -33,16 +33,10 @@ PRODUCTS = (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
 
 @dataclass(frozen=True, eq=False)
 class DirectProduct:
-    """One product of a step.
+    """One product of a step: the equation ``eqn``, by number ``index``.
 
-    Attributes
-    ----------
-    index, eqn
-        Which equation of the step it is.
-    moving
-        Positions of the operands that change from step to step: ``x``.
-    trained
-        Positions of the operands that lead to wanted parameters.
+    ``moving`` are the positions of the operands that change from step to step, ``x``, and
+    ``trained`` those of the operands that lead to wanted parameters.
     """
 
     index: int
@@ -53,30 +47,23 @@ class DirectProduct:
     def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
 
-        From the moving operands [K, ...], the cotangents of the result [K, *Y], and all operands
-        (``None`` at the moving ones).
+        From the moving operands [K, ...], the cotangents of the result [K, *Y], and the others.
         """
         if not is_etp_primitive(self.eqn.primitive):
             return self._pulled(moving, dy, operands)
         spec = self.eqn.primitive.spec
         positions = spec.resolve_trainable_invars(self.eqn.params)
-        operation = Operation(
-            spec=spec,
-            params=self.eqn.params,
-            operand_avals=tuple(atom.aval for atom in self.eqn.invars),
-            y_aval=self.eqn.outvars[0].aval,
-            traced=tuple(key for key, i in positions.items() if i in self.trained),
-        )
+        avals, y_aval = tuple(a.aval for a in self.eqn.invars), self.eqn.outvars[0].aval
+        keys = {i: key for key, i in positions.items() if i in self.trained}
+        operation = Operation(spec, self.eqn.params, avals, y_aval, tuple(keys.values()))
         found = operation.contract(moving[0] if moving else None, dy, operands)
-        by_position = {positions[key]: leaf for key, leaf in found.items()}
-        return [by_position[i].astype(self.eqn.invars[i].aval.dtype) for i in self.trained]
+        return [found[keys[i]].astype(avals[i].dtype) for i in self.trained]
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         def run(trained: Sequence[Any]) -> jax.Array:
-            known = {**dict(enumerate(operands)), **dict(zip(self.trained, trained, strict=True))}
-
             def one(*moving: Any) -> Any:
-                full = {**known, **dict(zip(self.moving, moving, strict=True))}
+                changed = zip((*self.trained, *self.moving), (*trained, *moving), strict=True)
+                full = {**dict(enumerate(operands)), **dict(changed)}
                 return versions.bind_equation(self.eqn, [*full.values()])[0]
 
             return jax.vmap(one)(*moving)
@@ -89,16 +76,8 @@ class DirectProduct:
 class DirectProducts:
     """The products of a step whose direct gradients are taken block by block.
 
-    Attributes
-    ----------
-    jaxpr
-        The step as a closed jaxpr; its first result is the loss.
-    products
-        The products.
-    chains
-        The equations that compute their operands from parameters alone.
-    leaves
-        The parameters (by input) behind them.
+    ``jaxpr`` is the step; its first result is the loss. ``chains`` are the equations that compute
+    the operands of the products from parameters alone, and ``leaves`` the inputs behind them.
     """
 
     jaxpr: Jaxpr
@@ -109,9 +88,8 @@ class DirectProducts:
     @property
     def bytes_per_step(self) -> int:
         """Memory of what a step of a block records: moving operands, and gradients of results."""
-        operands = (p.eqn.invars[k] for p in self.products for k in p.moving)
-        recorded = {atom for atom in operands if versions.is_var(atom)}
-        recorded.update(p.eqn.outvars[0] for p in self.products)
+        moving = (p.eqn.invars[k] for p in self.products for k in p.moving)
+        recorded = {*filter(versions.is_var, moving), *(p.eqn.outvars[0] for p in self.products)}
         return bytes_of([var.aval for var in recorded])
 
     def shifts(self) -> tuple[jax.Array, ...]:
@@ -125,11 +103,7 @@ class DirectProducts:
         cut = {p.index: p.trained for p in self.products}
         marks = depends(
             self.jaxpr.eqns,
-            {
-                v: frozenset({i})
-                for i, v in enumerate(self.jaxpr.invars)
-                if versions.is_float(v.aval)
-            },
+            {v: frozenset({i}) for i, v in enumerate(self.jaxpr.invars)},
             lambda i, eqn, operand: operand not in cut.get(i, ()),
             along=Along.DERIVATIVES,
         )
@@ -190,19 +164,14 @@ def direct_products(
     """
     eqns, invars = jaxpr.eqns, jaxpr.invars
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
-    chosen = {invars[i]: frozenset({i}) for i in wanted}
-    led = depends(eqns, chosen, along=Along.DERIVATIVES)
-    useful = sorted(slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES))
+    led = depends(eqns, {invars[i]: frozenset({i}) for i in wanted}, along=Along.DERIVATIVES)
+    useful = slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES)
     candidates = (_product(i, eqns[i], moves, led) for i in useful if _is_product(eqns[i]))
-    found = [product for product in candidates if product is not None]
-    behind = [p.eqn.invars[k] for p in found for k in range(len(p.eqn.invars)) if k not in p.moving]
+    found = tuple(product for product in candidates if product is not None)
+    behind = [a for p in found for k, a in enumerate(p.eqn.invars) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
-    return DirectProducts(
-        jaxpr,
-        tuple(found),
-        tuple(slice_to(eqns, behind, along=Along.EQUATIONS)),
-        tuple(sorted(leaves)),
-    )
+    chains = slice_to(eqns, behind, along=Along.EQUATIONS)
+    return DirectProducts(jaxpr, found, tuple(chains), tuple(sorted(leaves)))
 
 
 def _is_product(eqn: JaxprEqn) -> bool:

@@ -72,8 +72,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         progress.advance(number, losses)
         flags = None
         if options.check:
-            named = {names[i]: value for i, value in direct.items()}
-            flags = guards.flags_of(rule, block, found, traces, named, losses)
+            named = [(names[i], value) for i, value in direct.items()]
+            flags = guards.flags_of_block(rule, losses, named, traces, block, found)
         total = jax.tree.map(jnp.add, total, found)
         return (leaves, traces, direct, total), (losses, aux, flags)
 

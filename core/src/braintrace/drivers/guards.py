@@ -7,7 +7,7 @@ is said on the host when the program has ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +23,11 @@ STEPS_TO_WARN = 10
 
 
 class Flags(NamedTuple):
-    """What a block shows: one entry per operand cotangent, parameter and trace.
+    """What a block shows.
 
-    Attributes
-    ----------
-    finite
-        By what it is about, whether all numbers are finite.
-    radius
-        Per group, the smallest spectral radius of ``D`` over the steps, by position.
+    ``finite``: by what it is about (an operand cotangent, a parameter, a trace), whether all
+    numbers are finite. ``radius``: per group, the smallest spectral radius of ``D`` over the steps,
+    by position.
     """
 
     finite: dict[str, Any]
@@ -38,40 +35,39 @@ class Flags(NamedTuple):
 
 
 def flags_of(
+    rule: LearningRule, losses: Any, gradients: Iterable[tuple[str, Any]], traces: Traces | None
+) -> Flags:
+    """The flags of a window: of its losses, and of gradients by what they are called."""
+    named = [
+        (f"the trace of {show_path(path)}", rule.of_link(traces, i))
+        for i, link in enumerate(rule.links if traces is not None else ())
+        for path in link.relation.parameter_paths
+    ]
+    return Flags(finite_of([("the loss", losses), *gradients, *named]), {})
+
+
+def flags_of_block(
     rule: LearningRule,
+    losses: Any,
+    direct: Iterable[tuple[str, Any]],
+    traces: Traces | None,
     block: Block,
     gradients: Sequence[Any],
-    traces: Traces | None,
-    direct: Mapping[str, Any],
-    losses: Any,
 ) -> Flags:
-    """The flags of a block."""
+    """The flags of a block, from direct gradients and operand cotangents."""
     graph = rule.executor.graph
     traced = [
         (f"the traced gradient of {show_path(path)}", found)
         for relation, found in zip(graph.hidden_param_op_relations, gradients, strict=True)
         for path in relation.parameter_paths
     ]
-    straight = [(f"the direct gradient of {name}", value) for name, value in direct.items()]
-    finite = finite_of([("the loss", losses), *straight, *traced, *named_traces(rule, traces)])
-    transitions = zip(graph.hidden_groups, block.jacobians.transition, strict=True)
+    straight = [(f"the direct gradient of {name}", value) for name, value in direct]
     radius = {
         ", ".join(map(show_path, group.hidden_paths)): jax.vmap(spectral_radius)(D).min(0)
-        for group, D in transitions
+        for group, D in zip(graph.hidden_groups, block.jacobians.transition, strict=True)
         if D is not None
     }
-    return Flags(finite, radius)
-
-
-def named_traces(rule: LearningRule, traces: Traces | None) -> list[tuple[str, Any]]:
-    """The traces of every parameter, with what to call them."""
-    if traces is None:
-        return []
-    return [
-        (f"the trace of {show_path(path)}", rule.of_link(traces, i))
-        for i, link in enumerate(rule.links)
-        for path in link.relation.parameter_paths
-    ]
+    return flags_of(rule, losses, [*straight, *traced], traces)._replace(radius=radius)
 
 
 def finite_of(values: Iterable[tuple[str, Any]]) -> dict[str, jax.Array]:
@@ -102,14 +98,9 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
 
 
 def report(flags: Flags, block_size: int, steps: int, every: int) -> None:
-    """Say what flags [blocks, ..] of a sequence of ``steps`` mean.
+    """Say what flags [blocks, ..] of ``steps``, with blocks that start anew every few, mean.
 
-    Blocks start anew every ``every`` steps.
-
-    Raises
-    ------
-    FloatingPointError
-        When a number was not finite; the message names what it is about and the first step.
+    It raises ``FloatingPointError`` when a number was not finite, with what it is about and when.
     """
     finite = {name: np.asarray(values) for name, values in flags.finite.items()}
     first = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import brainstate
@@ -31,6 +30,8 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     steps, size = common_length(sequences), int(options.chunk_size or 1)
     weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
+    paths = {state: show_path(path) for path, state in learner.param_states.items()}
+    names = [paths.get(state, key) for key, state in options.weights]
     progress = Progress(-(-steps // size) * options.progress)
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
@@ -42,7 +43,10 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
 
         differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
         grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
-        flags = _window_flags(learner, options, grads, losses) if options.check else None
+        flags = None
+        if options.check:
+            named = [(f"the gradient of {names[i]}", grads[i]) for i in weights]
+            flags = guards.flags_of(learner.rule, losses, named, learner.read_traces())
         progress.advance(number, losses)
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
         return total, (losses, aux, flags)
@@ -84,15 +88,3 @@ def _window_loss(learner: Running, options: GradOptions, inputs: tuple[Any, ...]
             f"along its first axis; got shape {short[0]}"
         )
     return weighted_sum(losses, mask), (losses, aux)
-
-
-def _window_flags(
-    learner: Running, options: GradOptions, grads: Mapping[int, Any], losses: Any
-) -> guards.Flags:
-    paths = {state: show_path(path) for path, state in learner.param_states.items()}
-    named = [
-        (f"the gradient of {paths.get(s, key)}", grads[i])
-        for i, (key, s) in enumerate(options.weights)
-    ]
-    traces = guards.named_traces(learner.rule, learner.read_traces())
-    return guards.Flags(guards.finite_of([("the loss", losses), *named, *traces]), {})

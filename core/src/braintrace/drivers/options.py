@@ -73,13 +73,7 @@ class GradOptions:
 
 
 def common_length(sequences: tuple[Any, ...]) -> int:
-    """The common length T of sequences.
-
-    Raises
-    ------
-    ValueError
-        When there is none, or it is zero.
-    """
+    """The common length T of sequences; raises ``ValueError`` when there is none, or it is zero."""
     lengths = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(sequences):
         name = f"sequences{jax.tree_util.keystr(path)}"
@@ -122,10 +116,7 @@ def check_count(name: str, value: Any, others: str = "") -> int:
 def checked_mask(mask: Any, steps: int) -> jax.Array | None:
     """A mask [T, ..] as floating-point numbers.
 
-    Raises
-    ------
-    TypeError, ValueError
-        When it is no array of numbers, or its first axis is not the length of the sequences.
+    It raises ``TypeError`` or ``ValueError`` when it is no array of numbers, or of another length.
     """
     if mask is None:
         return None

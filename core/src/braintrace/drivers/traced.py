@@ -26,18 +26,11 @@ from .running import Running, read_states, write_states
 class TracedStep:
     """One step of the user's loss as a flat program over inputs and states.
 
-    Attributes
-    ----------
-    run
-        ``run(perturb, inputs, leaves, shifts) -> (loss, aux, recorded, new_leaves, moving)``, with
-        the leaves of states by input of the program, the record of :class:`Tape`, and the shifts
-        and records of ``direct``.
-    direct
-        The products of the step with parameters.
-    leaves
-        Every state the step reads or writes, and which inputs its leaves are.
-    live
-        Inputs with a differentiable path to the loss.
+    ``run(perturb, inputs, leaves, shifts) -> (loss, aux, recorded, new_leaves, moving)`` takes the
+    leaves of states by input of the program, and gives the record of :class:`Tape`; shifts and
+    moving operands are those of ``direct``, its products with parameters. ``leaves`` has every
+    state that the step reads or writes, and which inputs its leaves are; ``live`` are the inputs
+    with a differentiable path to the loss.
     """
 
     run: Callable[..., tuple[Any, Any, tuple[Any, ...], dict[int, Any], Any]]
@@ -67,11 +60,8 @@ def trace_step(
 ) -> TracedStep:
     """Trace ``step_fn(*inputs) -> (loss, aux)`` with a tape that takes the learner's call.
 
-    Raises
-    ------
-    ValueError
-        When ``step_fn`` does not call the learner directly and exactly once, changes the type of a
-        state, or writes a parameter or a hidden state.
+    It raises ``ValueError`` when ``step_fn`` does not call the learner directly and exactly once,
+    changes the type of a state, or writes a parameter or a hidden state.
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import brainstate
 import jax
 
+from ..base.errors import NotSupportedError
 from ..compiler.requirements import checked_args
-from ..drivers.call_arguments import checked_steps, number_of_steps, one_step_of, steps_of
+from ..drivers.call_arguments import number_of_steps, one_step_of, steps_of
 from ..drivers.running import Running, Stepper, read_states, write_states
 
 
@@ -35,8 +36,14 @@ def in_windows(run: Callable[..., Any]) -> Stepper:
     def call(learner: Running, args: tuple[Any, ...], given: Any) -> Any:
         info, steps = learner.graph.module_info, number_of_steps(args)
         predictor = {} if learner.synthesizer is None else learner.synthesizer.values()
+        if steps is not None and info.environment:
+            raise NotSupportedError(
+                f"the model reads {list(info.environment)} from brainstate.environ, which has one "
+                "value for all steps of a call; pass it as an argument of the model, or learn with "
+                "vjp_method='single-step'"
+            )
         if steps is not None:
-            leaves = checked_steps(info, args, steps)
+            leaves = jax.vmap(lambda one: checked_args(info, one))(steps_of(args, steps))
             return _moved(learner, run, leaves, predictor, steps)
         wrap = "wrap arguments of several steps in braintrace.MultiStepData"
         leaves = [leaf[None] for leaf in checked_args(info, one_step_of(args), wrap)]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``compile``: a ready learner from a model and the name of a rule."""
+"""``compile``: a ready learner from a model and a name; core's names, offered as a plugin's are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,9 +12,14 @@ import brainstate
 from ..algorithms.config import ETraceConfig
 from ..compiler.batch_states import examples_in, init_batched_states
 from ..plugins import services
+from ..plugins.records import HostInfo, PluginInfo
+from ..plugins.hooks import hookimpl
+from ..plugins.host import __version__
 from ..plugins.process import host
 from .dni import DNI
+from .e_prop import EProp
 from .learner import ETraceAlgorithm
+from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
 from .options import check_required
 from .three_factor import ThreeFactor
 from .vjp import ETraceVjpAlgorithm
@@ -99,3 +105,31 @@ def compile(
     if verbose:
         print(learner.report)
     return learner
+
+
+class CorePlugin:
+    """The algorithms of ``braintrace-core``."""
+
+    @hookimpl
+    def braintrace_plugin_info(self) -> PluginInfo:
+        """Who provides them."""
+        return PluginInfo("core", distribution="braintrace-core", version=__version__)
+
+    @hookimpl
+    def braintrace_algorithms(self, api: HostInfo) -> Mapping[str, type[ETraceAlgorithm]]:
+        """Learner classes by the names that ``braintrace.compile`` takes."""
+        return {
+            "d_rtrl": D_RTRL,
+            **dict.fromkeys(("pp_prop", "es_d_rtrl", "esd_rtrl"), pp_prop),
+            **dict.fromkeys(("eprop", "e_prop"), EProp),
+            "ostl_recurrent": OSTLRecurrent,
+            "ostl_feedforward": OSTLFeedforward,
+            "snap": SnAp,
+            "rtrl": RTRL,
+            "uoro": UORO,
+            "three_factor": ThreeFactor,
+            "dni": DNI,
+        }
+
+
+plugin = CorePlugin()

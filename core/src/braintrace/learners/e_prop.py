@@ -18,10 +18,7 @@ from .vjp import ETraceVjpAlgorithm, preset
 def feedback_matrix(seed: Any, out: Any, error: Any) -> jax.Array:
     """A fixed matrix [m, n] for an output [.., n] and an error [.., m], of variance ``1 / m``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        When the output is not one floating-point array, or the axes in front differ.
+    It raises ``TypeError`` or ``ValueError`` when they are not such arrays.
     """
     if len(jax.tree.leaves(out)) != 1 or not versions.is_float(jnp.asarray(out)):
         raise TypeError(
@@ -75,8 +72,6 @@ class EProp(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     feedback
         ``'symmetric'``: learning signals are gradients of the loss. ``'random'``: they pass a fixed
         random matrix. Without an error, the gradient at the hidden states [.., n] passes a matrix
@@ -87,7 +82,7 @@ class EProp(ETraceVjpAlgorithm):
         ``kappa``, in [0, 1).
     random_feedback_key
         An integer or a JAX key, which ``'random'`` needs.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
     Raises

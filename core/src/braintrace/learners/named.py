@@ -22,13 +22,11 @@ class D_RTRL(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     recurrence_scope
         ``'diagonal'``: recurrent ETP operations are left out of ``D``. ``'coupled'``: ``D`` is the
         diagonal of the transition with them (it contains ``act' W_ii``), which costs a reverse
         pass for each position of a layer at every step.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` has traces per parameter, too.
 
     Examples
@@ -64,14 +62,12 @@ class pp_prop(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     decay_or_rank
         A float in [0, 1): the decay ``a``. An integer ``k`` from 1, the rank: ``a = (k - 1) /
         (k + 1)``. Two of these: ``(a_x, a_f)``.
     recurrence_scope
         As in :class:`D_RTRL`.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is factorized, too, and its decay counts.
 
     Raises
@@ -174,11 +170,9 @@ class SnAp(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     n
         The order, from 1.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
     Notes
@@ -236,11 +230,9 @@ class UORO(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     projection_key
         An integer or a JAX key; the same key gives the same signs after every reset.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
     Notes

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.types import Path, restore_values, show_path
+from ..base.types import restore_values, show_path
 from ..compiler.batch_states import reset_batched_states
 from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.requirements import state_lookup
@@ -25,12 +25,8 @@ def reset_model(
     """Reset the states of a compiled model, by ``brainstate.nn.reset_all_states``.
 
     Returns ``executor``, or, if the states came out for another batch, one that is compiled for it.
-
-    Raises
-    ------
-    ValueError
-        When states come out with other shapes than those of another batch, or the model cannot be
-        compiled for it. All states are then as they were.
+    It raises ``ValueError`` when they came out with other shapes, or the model cannot be compiled;
+    all states are then as they were.
     """
     model, info = executor.model, executor.graph.module_info
     before = {s: s.value for s in brainstate.graph.states(model).values()}
@@ -55,20 +51,18 @@ def _batch_change(
     All of them must have changed in one axis, of one length before and one after.
     """
     changes: set[Any] = set()
-    first = None
+    changed = None
     for slot in info.slots_of(StateKind.HIDDEN):
-        old, new = (
-            jnp.shape(jax.tree.leaves(v)[0]) for v in (before[slot.state], slot.state.value)
-        )
-        differing: list[Any] = [(a, b) for a, b in zip(old, new, strict=False) if a != b] or [()]
+        both = before[slot.state], slot.state.value
+        old, new = (jnp.shape(jax.tree.leaves(value)[0]) for value in both)
+        differing = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
         changes.add(differing[0] if len(old) == len(new) and len(differing) == 1 else None)
-        if first is None and old != new:
-            first = show_path(slot.path), old, new
-    if first is None:
+        changed = changed or (old != new and (show_path(slot.path), old, new))
+    if not changed:
         return None
     if len(changes) == 1 and None not in changes:
         return changes.pop()
-    path, old, new = first
+    path, old, new = changed
     raise ValueError(
         f"batch_size={batch_size} resets {path} to shape {new}, but the learner was compiled for "
         f"{old}; to go on with another batch, all hidden states must come out with another length "
@@ -110,7 +104,9 @@ def _resized(leaf: Any, old: int, new: int) -> Any:
 def _warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) -> None:
     """Say so when hidden states were left as they were, as their module resets nothing."""
     for slot in info.slots_of(StateKind.HIDDEN):
-        owner = _owner(model, slot.path)
+        along = (state_lookup(model, slot.path[:k]) for k in reversed(range(len(slot.path))))
+        owners = (found for found in along if isinstance(found, brainstate.nn.Module))
+        owner = next(owners, model)  # the innermost module that holds the state
         resets = type(owner).reset_state is not brainstate.nn.Module.reset_state
         if slot.state.value is before[slot.state] and not resets:
             versions.warn(
@@ -119,9 +115,3 @@ def _warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) ->
                 "reset_state(batch_size=None) beside init_state"
             )
             return
-
-
-def _owner(model: Any, path: Path) -> Any:
-    """The innermost module that holds the state at a path."""
-    along = (state_lookup(model, path[:k]) for k in reversed(range(len(path))))
-    return next((found for found in along if isinstance(found, brainstate.nn.Module)), model)

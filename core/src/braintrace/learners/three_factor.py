@@ -73,14 +73,12 @@ class ThreeFactor(ETraceVjpAlgorithm):
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states.
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
         is read at every call. ``learner.modulator = ...`` changes it. Calls take another one,
         ``learner(x, modulator=...)``: a number, or an array that broadcasts to the positions of
         every hidden group.
-    vjp_method, trace_dtype, **options
+    model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
     Examples
