@@ -37,8 +37,6 @@ from .drivers.call_arguments import SingleStepData as SingleStepData
 from .executor.graph_executor import ETraceGraphExecutor as ETraceGraphExecutor
 from .executor.graph_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
 from .learners.compile import compile as compile
-from .learners.dni import DNI as DNI
-from .learners.e_prop import EProp as EProp
 from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
 from .learners.learner import EligibilityTrace as EligibilityTrace
 from .learners.named import D_RTRL as D_RTRL
@@ -52,7 +50,9 @@ from .learners.named import SnAp as SnAp
 from .learners.named import UORO as UORO
 from .learners.named import pp_prop as pp_prop
 from .learners.optimizers import OptaxOptimizer as OptaxOptimizer
-from .learners.three_factor import ThreeFactor as ThreeFactor
+from .learners.signals import DNI as DNI
+from .learners.signals import EProp as EProp
+from .learners.signals import ThreeFactor as ThreeFactor
 from .learners.vjp import ETraceVjpAlgorithm as ETraceVjpAlgorithm
 from .ops.primitive import ETPPrimitive as ETPPrimitive
 from .ops.primitive import get_primitive_spec as get_primitive_spec

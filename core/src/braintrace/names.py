@@ -26,15 +26,13 @@ _DEFINED_IN = {
     "drivers.call_arguments": "MultiStepData SingleStepData",
     "executor.graph_executor": "ETraceGraphExecutor ETraceVjpGraphExecutor",
     "learners.compile": "compile",
-    "learners.dni": "DNI",
-    "learners.e_prop": "EProp",
     "learners.learner": "EligibilityTrace ETraceAlgorithm",
     "learners.named": (
         "D_RTRL ES_D_RTRL IODimVjpAlgorithm OSTLFeedforward OSTLRecurrent ParamDimVjpAlgorithm "
         "RTRL SnAp UORO pp_prop"
     ),
     "learners.optimizers": "OptaxOptimizer",
-    "learners.three_factor": "ThreeFactor",
+    "learners.signals": "DNI EProp ThreeFactor",
     "learners.vjp": "ETraceVjpAlgorithm",
     "ops.primitive": (
         "ETPPrimitive get_primitive_spec is_etp_primitive register_primitive "

@@ -16,7 +16,7 @@ import saiunit
 import saiunit as u
 
 import braintrace as bt
-from braintrace.learners.e_prop import feed_back, feedback_matrix
+from braintrace.learners.signals import feed_back, feedback_matrix
 from braintrace.testing import assert_tree_close, bptt
 
 T, B, IN, HIDDEN = 7, 3, 2, 3
@@ -642,7 +642,7 @@ def test_an_error_is_fed_back_in_the_dtype_of_the_output() -> None:
 
 def test_an_error_is_fed_back_to_the_output(data: Any) -> None:
     """The gradient is that of the output's product with the error times a fixed matrix."""
-    from braintrace.learners.e_prop import feedback_matrix
+    from braintrace.learners.signals import feedback_matrix
 
     xs, ys = data
     random = {"feedback": "random", "random_feedback_key": 5}

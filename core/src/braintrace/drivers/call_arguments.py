@@ -70,8 +70,7 @@ def number_of_steps(args: Any) -> int | None:
 
     It raises ``ValueError`` when lengths differ, or one is a scalar or of length zero.
     """
-    found = jax.tree.leaves(args, is_leaf=_wrapped)
-    multi = [v for v in found if isinstance(v, MultiStepData)]
+    multi = [v for v in jax.tree.leaves(args, is_leaf=_wrapped) if isinstance(v, MultiStepData)]
     if not multi:
         return None
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves([v.data for v in multi])}

@@ -10,14 +10,14 @@ into cotangents of the operands and, where the trace goes on, into the next trac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import Block
-from ..base.types import State, show_path, start_of_sum
+from ..base.types import State, start_of_sum
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
@@ -25,9 +25,9 @@ from . import guards
 from .block_size import auto_block_size
 from .in_windows import in_windows
 from .loops import Progress, in_parts, recorded_scan
-from .options import GradOptions, Outcome, common_length, end_of_sum, masked_step, scale_of
+from .options import GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
-from .steps import add_gradients, not_differentiable
+from .steps import add_gradients, end_of_sum, not_differentiable
 from .traced import TracedStep, trace_step
 
 
@@ -52,7 +52,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     if isinstance(size, str):
         size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
     progress = Progress(-(-steps // size) * options.progress)
-    names = _names(learner, weights, step)
+    names = _places(options.names(learner.param_states), step)
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands = executor.operand_values(params)
@@ -137,26 +137,18 @@ def _record(
     return new, total, block, losses, aux
 
 
-def _names(learner: Running, weights: Sequence[State], step: TracedStep) -> dict[int, str]:
-    """What the leaves of the wanted parameters are called, by their place in a step."""
-    paths = {state: show_path(path) for path, state in learner.param_states.items()}
-    return {
-        i: f"{paths.get(state, 'a parameter')}{jax.tree_util.keystr(place)}"
-        for state in weights
-        for i, (place, _) in zip(
-            step.leaves.get(state, ()),
-            jax.tree_util.tree_leaves_with_path(state.value),
-            strict=False,
-        )
-    }
+def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:
+    """What the leaves of parameters are called, by their place in a step."""
+    found: dict[int, str] = {}
+    for state, name in names.items():
+        leaves = jax.tree_util.tree_leaves_with_path(state.value)
+        named = (f"{name}{jax.tree_util.keystr(place)}" for place, _ in leaves)
+        found.update(zip(step.leaves.get(state, ()), named, strict=False))
+    return found
 
 
 def _total(
-    executor: Executor,
-    state: State,
-    step: TracedStep,
-    direct: Mapping[int, Any],
-    by_path: Mapping[Any, Any],
+    executor: Executor, state: State, step: TracedStep, direct: Any, by_path: Mapping[Any, Any]
 ) -> Any:
     """Direct plus traced gradient of one parameter, zero where neither exists."""
     leaves, treedef = jax.tree.flatten(state.value)

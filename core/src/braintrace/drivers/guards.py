@@ -7,14 +7,14 @@ is said on the host when the program has ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..algorithms.base import Block, LearningRule, Traces
+from ..algorithms.base import Block, LearningRule
 from ..base import versions
 from ..base.types import show_path
 
@@ -35,7 +35,7 @@ class Flags(NamedTuple):
 
 
 def flags_of(
-    rule: LearningRule, losses: Any, gradients: Iterable[tuple[str, Any]], traces: Traces | None
+    rule: LearningRule, losses: Any, gradients: Iterable[tuple[str, Any]], traces: Any
 ) -> Flags:
     """The flags of a window: of its losses, and of gradients by what they are called."""
     named = [
@@ -47,14 +47,9 @@ def flags_of(
 
 
 def flags_of_block(
-    rule: LearningRule,
-    losses: Any,
-    direct: Iterable[tuple[str, Any]],
-    traces: Traces | None,
-    block: Block,
-    gradients: Sequence[Any],
+    rule: LearningRule, losses: Any, direct: Any, traces: Any, block: Block, gradients: Any
 ) -> Flags:
-    """The flags of a block, from direct gradients and operand cotangents."""
+    """The flags of a block: of direct gradients by name, and of cotangents per relation, too."""
     graph = rule.executor.graph
     traced = [
         (f"the traced gradient of {show_path(path)}", found)

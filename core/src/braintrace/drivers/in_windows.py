@@ -9,20 +9,12 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..base.types import show_path, start_of_sum
+from ..base.types import start_of_sum
 from . import guards
 from .loops import Progress, in_parts
-from .options import (
-    GradOptions,
-    Outcome,
-    checked_losses,
-    common_length,
-    end_of_sum,
-    scale_of,
-    weighted_sum,
-)
+from .options import GradOptions, Outcome, checked_losses, common_length, scale_of, weighted_sum
 from .running import Running
-from .steps import add_gradients
+from .steps import add_gradients, end_of_sum
 
 
 def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -30,8 +22,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     steps, size = common_length(sequences), int(options.chunk_size or 1)
     weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
-    paths = {state: show_path(path) for path, state in learner.param_states.items()}
-    names = [paths.get(state, key) for key, state in options.weights]
+    names = options.names(learner.param_states)
     progress = Progress(-(-steps // size) * options.progress)
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
@@ -45,7 +36,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
         flags = None
         if options.check:
-            named = [(f"the gradient of {names[i]}", grads[i]) for i in weights]
+            named = [(f"the gradient of {names[state]}", grads[i]) for i, state in weights.items()]
             flags = guards.flags_of(learner.rule, losses, named, learner.read_traces())
         progress.advance(number, losses)
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
@@ -54,8 +45,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
     values = tuple(state.value for state in weights.values())
-    start = jax.tree.map(start_of_sum, values)
-    total, found = in_parts(one, start, (mask, *sequences), size)
+    total, found = in_parts(one, jax.tree.map(start_of_sum, values), (mask, *sequences), size)
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
     return Outcome(jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), *found)

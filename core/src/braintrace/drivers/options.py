@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit
 
-from ..base.types import State
+from ..base.types import State, show_path
 
 
 def require_callable(step_fn: Any) -> None:
@@ -57,6 +57,11 @@ class GradOptions:
     carry_trace: bool = True
     check: bool = False
     progress: bool = False
+
+    def names(self, of_states: Mapping[Any, State]) -> dict[State, str]:
+        """What the weights are called: by their path among ``of_states``, or else by their key."""
+        paths = {state: show_path(path) for path, state in of_states.items()}
+        return {state: paths.get(state, str(key)) for key, state in self.weights}
 
     def by_key(self, grads: Sequence[Any]) -> dict[Any, Any]:
         """Gradients by the keys of the weights."""
@@ -197,11 +202,6 @@ def scale_of(reduction: str, mask: Any, steps: int) -> Any:
         return 1.0 / steps
     total = mask.sum()
     return jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
-
-
-def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
-    """A sum of gradients, scaled, in the dtype of what it is the gradient of."""
-    return (total * scale).astype(jnp.result_type(like))
 
 
 def shown_losses(losses: Any, mask: Any, loss_output: str, reduction: str) -> Any:

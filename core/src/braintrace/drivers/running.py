@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drivers and learners ask of each other: a learner calls a stepper, a driver may bring its
-own, and compiled drivers are kept for the next call.
+"""What drivers and learners ask of each other: a learner calls a stepper, its own or the one that
+a driver brings, and compiled drivers are kept for the next call.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import brainstate
+import jax
 
 from ..algorithms.base import LearningRule
 from ..base import versions
+from ..base.errors import NotSupportedError
 from ..base.types import Path, State
 from ..compiler.batch_states import refuse_lost_examples
 from ..compiler.environment import changed_setting, recorded_settings
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
-from ..compiler.requirements import check_states
+from ..compiler.requirements import check_states, checked_args
+from .call_arguments import number_of_steps, one_step_of, steps_of
 
 Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
 """What a call of a learner does: the model moves on, and so do traces, or a record.
@@ -111,3 +114,52 @@ def write_states(learner: Running, old: Mapping[Path, Any], new: Mapping[Path, A
     for slot in learner.graph.module_info.slots:
         if slot.path in old:
             slot.state.value = new[slot.path]
+
+
+# --- the steppers of learners --------------------------------------------------------------------
+
+
+def steps_by_call(run: Callable[..., Any]) -> Stepper:
+    """The stepper of online steps: one, or one for each step of the arguments."""
+
+    def call(learner: Running, args: tuple[Any, ...], given: Any) -> Any:
+        steps, loop = number_of_steps(args), brainstate.transform.for_loop
+        if steps is not None:
+            return loop(lambda now: call(learner, now, given), steps_of(args, steps))
+        leaves = checked_args(learner.graph.module_info, one_step_of(args))
+        return _moved(learner, run, leaves, given, 1)
+
+    return call
+
+
+def window_by_call(run: Callable[..., Any]) -> Stepper:
+    """The stepper of windows; the result of one of a single step has no axis of steps."""
+
+    def call(learner: Running, args: tuple[Any, ...], given: Any) -> Any:
+        info, steps = learner.graph.module_info, number_of_steps(args)
+        predictor = {} if learner.synthesizer is None else learner.synthesizer.values()
+        if steps is None:
+            wrap = "wrap arguments of several steps in braintrace.MultiStepData"
+            leaves = [leaf[None] for leaf in checked_args(info, one_step_of(args), wrap)]
+            return jax.tree.map(lambda v: v[0], _moved(learner, run, leaves, predictor, 1))
+        if info.environment:
+            raise NotSupportedError(
+                f"the model reads {list(info.environment)} from brainstate.environ, which has one "
+                "value for all steps of a call; pass it as an argument of the model, or learn with "
+                "vjp_method='single-step'"
+            )
+        leaves = jax.vmap(lambda one: checked_args(info, one))(steps_of(args, steps))
+        return _moved(learner, run, leaves, predictor, steps)
+
+    return call
+
+
+def _moved(
+    learner: Running, run: Callable[..., Any], leaves: list[Any], given: Any, steps: int
+) -> Any:
+    """The model's result, after which states and traces have moved on."""
+    params, states = read_states(learner)
+    out, new, traces = run(params, leaves, states, learner.read_traces(), given)
+    write_states(learner, states, new)
+    learner.write_traces(traces, steps)
+    return out

@@ -11,6 +11,7 @@ the sum of their online gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -143,6 +144,11 @@ def add_gradients(a: Any, b: Any) -> Any:
     return a if jax.dtypes.float0 in (a.dtype, b.dtype) else jnp.add(a, b)
 
 
+def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
+    """A sum of gradients, scaled, in the dtype of what it is the gradient of."""
+    return (total * scale).astype(jnp.result_type(like))
+
+
 def _add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[Any, Any]:
     """Cotangents of all parameters by path, to which those through traces are added."""
     return {
@@ -151,30 +157,30 @@ def _add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[An
     }
 
 
-def _refusing(message: str) -> Callable[[Any, Any], Any]:
-    """``f(results, inputs) -> results``, which refuses to be differentiated."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _refusing(message: str, results: Any, inputs: Any) -> Any:
+    """``results``, which refuse to be differentiated in ``inputs``."""
+    return results
 
-    @jax.custom_vjp
-    def fixed(results: Any, inputs: Any) -> Any:
-        return results
 
-    def refuse(_: Any, cotangents: Any) -> Any:
-        raise NotSupportedError(message)
+def _refuse(message: str, kept: Any, cotangents: Any) -> Any:
+    raise NotSupportedError(message)
 
-    fixed.defvjp(lambda results, inputs: (results, None), refuse)
-    return fixed
 
+_refusing.defvjp(lambda message, results, inputs: (results, None), _refuse)
 
 #: The ordinary derivative would leave out everything that is in the traces.
-not_differentiable = _refusing(
+not_differentiable = partial(
+    _refusing,
     "the result of etrace_grad (its gradients and its losses) cannot be differentiated; "
-    "differentiate a loss of learner(x), or use what etrace_grad returns as it is"
+    "differentiate a loss of learner(x), or use what etrace_grad returns as it is",
 )
 
 #: Traced operands are cut out of the step, and a second derivative would leave them out silently.
-_first_order = _refusing(
+_first_order = partial(
+    _refusing,
     "the gradient of learner(x) cannot be differentiated again: it is an online gradient, and "
-    "its derivative is not that of any loss. Take second derivatives of the model itself"
+    "its derivative is not that of any loss. Take second derivatives of the model itself",
 )
 
 

@@ -27,19 +27,11 @@ WITHOUT_STATES = (
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """One array.
+    """One array: its state, and its ``value`` without the unit.
 
-    Attributes
-    ----------
-    name
-        The path of its state, and that inside of the state's value.
-    kind
-        ``'param'``, ``'hidden'``, ``'other'``, ``'trace'``, ``'learner'``, ``'optimizer'`` or
-        ``'random'``.
-    unit
-        Its unit, as text that is the same for equal units only; empty without one.
-    state, value
-        The state, and the array without its unit.
+    ``name`` is the path of the state, and that inside of the state's value. ``kind`` is
+    ``'param'``, ``'hidden'``, ``'other'``, ``'trace'``, ``'learner'``, ``'optimizer'`` or
+    ``'random'``; ``unit`` text that is the same for equal units only, empty without one.
     """
 
     name: str
@@ -92,13 +84,7 @@ def _states(learner: Any, optimizer: Any) -> dict[State, tuple[str, str]]:
 
 
 def _compiled(learner: Any) -> ETraceGraph:
-    """The graph of a learner whose states are those it was compiled with.
-
-    Raises
-    ------
-    CompilationError
-        When it is not compiled, or the states were made anew since.
-    """
+    """The graph of a learner; raises ``CompilationError`` if it has other states, or is none."""
     if not learner.executor.is_compiled:
         raise CompilationError(
             "call compile_graph(*example_inputs) before saving or restoring a learner"
@@ -141,10 +127,8 @@ def unit_of(unit: saiunit.Unit) -> str:
 def _states_of_optimizer(optimizer: Any) -> dict[Path, State]:
     """The states of an optimizer, by path.
 
-    Raises
-    ------
-    TypeError
-        When there are none, or it holds bare arrays, which could not be restored in their place.
+    It raises ``TypeError`` when there are none, or it holds bare arrays, which could not be
+    restored in their place.
     """
     if optimizer is None:
         return {}

@@ -41,12 +41,7 @@ def save_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = No
         "kinds": {leaf.name: leaf.kind for leaf in leaves},
         "units": {leaf.name: leaf.unit for leaf in leaves if leaf.unit},
     }
-    types = [leaf.type for leaf in leaves]  # all of them before anything is written
-    arrays = (
-        (leaf.name, found, storage.encoded(leaf.value))
-        for leaf, found in zip(leaves, types, strict=True)
-    )
-    storage.write(path, manifest, arrays)
+    storage.write(path, manifest, [(leaf.name, leaf.type, leaf.value) for leaf in leaves])
 
 
 def restore_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = None) -> None:

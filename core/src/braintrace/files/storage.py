@@ -49,14 +49,9 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, Val
 class ArrayType:
     """What an array is besides its bits.
 
-    Attributes
-    ----------
-    shape, dtype
-        As JAX sees it.
-    weak_type
-        Whether its dtype gives way to others, as that of a Python number does.
-    held_as
-        ``'jax'``, ``'numpy'`` or ``'python'``: whose array or number it is.
+    ``shape`` and ``dtype`` are as JAX sees them. ``weak_type``: whether its dtype gives way to
+    others, as that of a Python number does. ``held_as``: whose it is, ``'jax'``, ``'numpy'`` or
+    ``'python'``.
     """
 
     shape: tuple[int, ...]
@@ -66,13 +61,7 @@ class ArrayType:
 
 
 def type_of(value: Any) -> ArrayType:
-    """The type of an array or a number.
-
-    Raises
-    ------
-    TypeError
-        When it is neither.
-    """
+    """The type of an array or a number; raises ``TypeError`` for anything else."""
     try:
         aval: Any = jax.typeof(value)
     except (TypeError, OverflowError) as error:
@@ -95,10 +84,7 @@ def encoded(value: Any) -> np.ndarray:
 def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
     """The array that :func:`encoded` was given, in the place of one of the same shape and dtype.
 
-    Raises
-    ------
-    ValueError
-        When what was stored is not of its type.
+    It raises ``ValueError`` when what was stored is not of its type.
     """
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
     if not _is_key(like):
@@ -148,7 +134,7 @@ def _is_key(value: Any) -> bool:
 def write(
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
-    arrays: Iterable[tuple[str, ArrayType, np.ndarray]],
+    arrays: Iterable[tuple[str, ArrayType, Any]],
 ) -> None:
     """Write a file, or leave the one that is there as it is.
 
@@ -157,12 +143,8 @@ def write(
     ``.braintrace-*.tmp`` behind.
 
     A symbolic link stays, and the file it leads to is replaced. ``manifest`` is of strings,
-    numbers, lists and dicts, and arrays are as :func:`encoded` gave them.
-
-    Raises
-    ------
-    OSError
-        When there is no such folder, or it cannot be written to.
+    numbers, lists and dicts. It raises ``OSError`` when there is no such folder, or it cannot be
+    written to.
     """
     target = _target(path)
     temporary = os.path.join(os.path.dirname(target), f".braintrace-{secrets.token_hex(8)}.tmp")
@@ -170,10 +152,10 @@ def write(
         with open(temporary, "xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 types = {}
-                for name, stored, array in arrays:
+                for name, stored, value in arrays:
                     types[name] = asdict(stored)
                     with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
+                        np.lib.format.write_array(member, encoded(value), allow_pickle=False)
                 version = {"format": FORMAT, "format_version": FORMAT_VERSION}
                 head = json.dumps(
                     version | {**manifest, "arrays": types}, indent=1, allow_nan=False
@@ -244,12 +226,8 @@ class Content(NamedTuple):
 def read(path: str | os.PathLike[str]) -> Content:
     """Read a whole file, every array of which is checked against its checksum.
 
-    Raises
-    ------
-    OSError
-        When there is no such file, or it cannot be read.
-    ValueError
-        When it was not written by :func:`write`, or by that of a newer format, or is damaged.
+    It raises ``OSError`` when it cannot be read, and ``ValueError`` when it was not written by
+    :func:`write`, or by that of a newer format, or is damaged.
     """
     name = file_name(path)
     try:

@@ -16,12 +16,10 @@ from ..plugins.records import HostInfo, PluginInfo
 from ..plugins.hooks import hookimpl
 from ..plugins.host import __version__
 from ..plugins.process import host
-from .dni import DNI
-from .e_prop import EProp
 from .learner import ETraceAlgorithm
 from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
-from .options import check_required
-from .three_factor import ThreeFactor
+from .options import options_of
+from .signals import DNI, EProp, ThreeFactor
 from .vjp import ETraceVjpAlgorithm
 
 
@@ -94,7 +92,12 @@ def compile(
         algorithm = services.algorithm(host(), name, ETraceAlgorithm)
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
         raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
-    check_required(algorithm, options)
+    required = {name for name, p in options_of(algorithm).items() if p.default is p.empty}
+    if missing := sorted(required - {*options}):
+        raise TypeError(
+            f"{algorithm.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
+            f"compile; help({algorithm.__name__}) says which values it takes"
+        )
     learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
     with nullcontext() if seed is None else brainstate.random.seed_context(seed):
         if vmap:

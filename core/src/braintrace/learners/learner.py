@@ -19,13 +19,12 @@ from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
 from ..drivers.call_arguments import one_step_of
-from ..drivers.running import Drivers, Stepper
+from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
 from . import sequences
-from .calls import in_steps, in_windows, model_arguments
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import Report, report_of
@@ -91,13 +90,14 @@ class ETraceAlgorithm(brainstate.nn.Module):
     #: ``'single-step'``, or ``'multi-step'`` for a learner that learns in windows.
     vjp_method = "single-step"
 
-    #: What calls take, and what they do with it.
-    call_takes: ClassVar[Any] = staticmethod(model_arguments)
+    #: What calls take, and what they do with it: here, the arguments of the model.
+    call_takes: ClassVar[Any] = staticmethod(lambda learner, args: learner.run_call(args))
 
     #: What predicts the gradients of later losses from the hidden states, if anything does.
     synthesizer_of: ClassVar[Any] = None
 
-    #: What ``D`` and ``f`` of the steps hold, ``'near'`` or ``'whole'``; see ``LearningRule``.
+    #: What its rule needs ``D`` and ``f`` of the steps to hold, ``'near'`` or ``'whole'`` (as the
+    #: class of the rule says: ``UORORule.jacobians``); ``None``: what the configuration needs.
     jacobians: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -161,10 +161,10 @@ class ETraceAlgorithm(brainstate.nn.Module):
         check_jacobians(rule)
         # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
         if self.vjp_method != "multi-step":
-            self._stepper = in_steps(jax.jit(online_step(rule)))
+            self._stepper = steps_by_call(jax.jit(online_step(rule)))
         else:
             predict = getattr(self.synthesizer_of, "predict", None)
-            self._stepper = in_windows(jax.jit(window_step(rule, predict)))
+            self._stepper = window_by_call(jax.jit(window_step(rule, predict)))
         self._executor, self._rule = executor, rule
 
     @property

@@ -154,11 +154,8 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     """
 
     def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
-        super().__init__(
-            model,
-            *_late,
-            **preset(ETraceConfig(trace_factorization="io_factorized", decay=0.0), options),
-        )
+        config = ETraceConfig(trace_factorization="io_factorized", decay=0.0)
+        super().__init__(model, *_late, **preset(config, options))
 
 
 class SnAp(ETraceVjpAlgorithm):
@@ -190,9 +187,8 @@ class SnAp(ETraceVjpAlgorithm):
     """
 
     def __init__(self, model: Module, n: int = 2, *_late: Any, **options: Any) -> None:
-        super().__init__(
-            model, *_late, **preset(ETraceConfig(recurrence_scope="sparse_n", sparse_n=n), options)
-        )
+        config = ETraceConfig(recurrence_scope="sparse_n", sparse_n=n)
+        super().__init__(model, *_late, **preset(config, options))
 
 
 class RTRL(ETraceVjpAlgorithm):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import brainstate
@@ -32,10 +32,10 @@ class Signature:
         if all(p.kind is not p.VAR_KEYWORD for p in own):
             return inspect.Signature(own)
         shown = {p.name: p for p in own if p.kind in NAMED}
-        compiling = inspect.signature(compile_etrace_graph).parameters
-        others = {name: compiling[name] for name in compiling.keys() & compile_options()}
-        del others["recurrence_scope"]  # which learners take by themselves, or not at all
-        for name, parameter in {**options_of(kind), **others}.items():
+        others = inspect.signature(compile_etrace_graph).parameters.items()
+        # learners take recurrence_scope by themselves, or not at all
+        compiling = {k: p for k, p in others if k in compile_options() - {"recurrence_scope"}}
+        for name, parameter in {**options_of(kind), **compiling}.items():
             shown.setdefault(name, parameter.replace(kind=parameter.KEYWORD_ONLY))
         return inspect.Signature([*shown.values()])
 
@@ -66,13 +66,3 @@ def checked_options(learner: type, options: Mapping[str, Any]) -> dict[str, Any]
             f"{sorted({*known, *compile_options()})}"
         )
     return {name: value for name, value in options.items() if name not in obsolete}
-
-
-def check_required(learner: type, options: Collection[str]) -> None:
-    """Raise ``TypeError`` when an option of a class of learners without a default is missing."""
-    required = {k for k, p in options_of(learner).items() if p.default is p.empty}
-    if missing := sorted(required - {*options}):
-        raise TypeError(
-            f"{learner.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
-            f"compile; help({learner.__name__}) says which values it takes"
-        )

@@ -126,7 +126,7 @@ def etrace_grad(
 
 
 def _options(
-    learner: Running, steps: int, step_fn: Any, weights: Any, *how: Any, **check: bool
+    learner: Running, steps: int, step_fn: Any, weights: Any, *how: Any, **check: Any
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     chosen = learner.param_states if weights is None else checked_weights(weights)
@@ -265,7 +265,7 @@ def etrace_evolve(
 
 
 def _say(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
-    """Say what the flags of a checked call mean, at once or when the program runs."""
+    """What the flags of a checked call mean, at once or when the program runs."""
     size = options.chunk_size or int(options.block_size)
     say = partial(guards.report, block_size=size, steps=steps, every=every or steps)
     if any(versions.is_traced(v) for v in jax.tree.leaves(flags)):

@@ -62,10 +62,6 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     [1]
     """
 
-    #: What its rule needs ``D`` and ``f`` to hold, ``'near'`` or ``'whole'`` (as the class of the
-    #: rule says: ``UORORule.jacobians``); ``None``: what the configuration needs.
-    jacobians: str | None = None
-
     def __init__(
         self,
         model: brainstate.nn.Module,
