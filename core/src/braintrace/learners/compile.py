@@ -12,10 +12,10 @@ import brainstate
 from ..algorithms.config import ETraceConfig
 from ..compiler.batch_states import examples_in, init_batched_states
 from ..plugins import services
-from ..plugins.records import HostInfo, PluginInfo
 from ..plugins.hooks import hookimpl
 from ..plugins.host import __version__
 from ..plugins.process import host
+from ..plugins.records import HostInfo, PluginInfo
 from .learner import ETraceAlgorithm
 from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
 from .options import options_of
