@@ -13,14 +13,23 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ..names import OFFICIAL
 
 OK, REFUSED, USAGE = 0, 1, 2
 LISTED = 30  # names, where none is like the one that was given
+
+# Another distribution may have written over the package: the doctor still has to run.
+VERSION: str = getattr(sys.modules["braintrace"], "__version__", "0+unknown")
+
+#: The distributions of the official families.
+FAMILIES = {distribution for names in OFFICIAL.values() for distribution in names.values()}
+
+#: Data as the option ``--json`` prints them.
+as_json = partial(json.dumps, indent=2, ensure_ascii=False)
 
 #: What the sub-commands do; each is the module of its name, with ``declare`` and ``run``.
 COMMANDS = {
@@ -45,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="braintrace",
         description="Online learning by eligibility traces: tools for models and plugins.",
     )
-    parser.add_argument("--version", action="version", version=f"braintrace-core {core_version()}")
+    parser.add_argument("--version", action="version", version=f"braintrace-core {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text}.")
@@ -57,20 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = int(module.run(options))
         sys.stdout.flush()
         return status
-    except (UsageError, Refusal) as error:
+    except Refusal as error:
         print(f"braintrace: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else REFUSED
+        return error.status
     except BrokenPipeError:  # the reader of the output, such as ``head``, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
 
-class UsageError(Exception):
-    """The command cannot be carried out as it was given; exit status 2."""
-
-
 class Refusal(Exception):
-    """What the user gave cannot be used, such as a model that does not compile; exit status 1."""
+    """What the user gave cannot be used, such as a model that does not compile."""
+
+    status = REFUSED
+
+
+class UsageError(Refusal):
+    """The command cannot be carried out as it was given."""
+
+    status = USAGE
 
 
 def hint(name: str, known: Iterable[str], what: str) -> str:
@@ -83,21 +96,6 @@ def hint(name: str, known: Iterable[str], what: str) -> str:
         return f"; there are no {what}"
     more = ", ..." if len(known) > LISTED else ""
     return f"; {what}: {', '.join(known[:LISTED])}{more}"
-
-
-def as_json(data: Any) -> str:
-    """Data as the option ``--json`` prints them."""
-    return json.dumps(data, indent=2, ensure_ascii=False)
-
-
-def core_version() -> str:
-    """The version of the package; another distribution may have written over it."""
-    return str(getattr(sys.modules["braintrace"], "__version__", "0+unknown"))
-
-
-def official() -> set[str]:
-    """The distributions of the official families."""
-    return {distribution for names in OFFICIAL.values() for distribution in names.values()}
 
 
 def told(error: BaseException, file: Path) -> str:

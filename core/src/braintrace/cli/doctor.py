@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from .. import names
@@ -19,7 +19,7 @@ from ..plugins.process import host
 from ..plugins.records import Finding
 from ..plugins.resolution import enabled_providers
 from ..plugins.settings import normalised
-from . import OK, REFUSED, UsageError, as_json, core_version, hint, official
+from . import FAMILIES, OK, REFUSED, VERSION, UsageError, as_json, hint
 
 CORE, PACKAGE = "braintrace-core", "braintrace"
 REINSTALL = f"Run: pip install --force-reinstall --no-deps {CORE}"
@@ -44,16 +44,15 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--timeout must be positive, got {options.timeout:g}")
     metadata.use_backport()
     candidates = host().candidates()
-    absent = sorted(official() - {c.distribution for c in candidates})
-    chosen = _chosen(options.name, candidates, absent)
+    absent = sorted(FAMILIES - {c.distribution for c in candidates})
+    every, named = options.name is None, normalised(options.name or "")
+    chosen = [c for c in candidates if every or named in (normalised(c.family), c.distribution)]
+    missing = [] if chosen or every else [_missing(options.name, candidates, absent)]
     reports = {c.distribution: _report(c, options.timeout) for c in chosen}
     found = _safely(CORE, _core())
     for candidate in chosen:
         found += _safely(candidate.distribution, _plugin(candidate, reports))
-    if options.name and not chosen:
-        name = _official_name(options.name)
-        fix = f"Run: pip install {name}"
-        found.append((name, Finding("not_installed", "error", "is not installed.", fix)))
+    found += missing
     bad = any(finding.level == "error" for _, finding in found)
     plugins = [
         {"family": c.family, "distribution": c.distribution, "version": c.version,
@@ -64,11 +63,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         findings = [{"subject": about, **asdict(finding)} for about, finding in found]
         print(as_json({
-            "core": core_version(), "python": platform.python_version(), "ok": not bad,
+            "core": VERSION, "python": platform.python_version(), "ok": not bad,
             "plugins": plugins, "not_installed": absent, "findings": findings,
         }))  # fmt: skip
     else:
-        print(f"{CORE} {core_version()}, Python {platform.python_version()}")
+        print(f"{CORE} {VERSION}, Python {platform.python_version()}")
         for plugin in plugins:
             time = f" ({plugin['seconds']:.1f} s)" if plugin["seconds"] else ""
             print(f"{plugin['distribution']} {plugin['version']}: {plugin['state']}{time}")
@@ -101,22 +100,14 @@ def _safely(subject: str, check: Iterator[Found]) -> list[Found]:
     return found
 
 
-def _chosen(
-    name: str | None, candidates: Sequence[Candidate], absent: Sequence[str]
-) -> list[Candidate]:
-    """The plugins to examine; none for an official one that is not installed."""
-    if name is None:
-        return list(candidates)
-    wanted = normalised(name)
-    found = [c for c in candidates if wanted in (normalised(c.family), c.distribution)]
-    if not found and _official_name(name) not in absent:
+def _missing(name: str, candidates: Iterable[Candidate], absent: Sequence[str]) -> Found:
+    """What is found of an official plugin that is not installed; another name is a mistake."""
+    distribution = f"braintrace-{normalised(name).removeprefix('braintrace-')}"
+    if distribution not in absent:
         known = {c.family for c in candidates} | {n.removeprefix("braintrace-") for n in absent}
         raise UsageError(f"no plugin is called {name!r}{hint(name, known, 'plugins')}")
-    return found
-
-
-def _official_name(name: str) -> str:
-    return f"braintrace-{normalised(name).removeprefix('braintrace-')}"
+    fix = f"Run: pip install {distribution}"
+    return distribution, Finding("not_installed", "error", "is not installed.", fix)
 
 
 def _core() -> Iterator[Found]:
@@ -131,17 +122,17 @@ def _core() -> Iterator[Found]:
     if not own:
         text = "is imported, but no distribution of that name is installed"
         yield CORE, Finding("no_metadata", "warning", text, REINSTALL)
-    elif (known := own[0].version) != core_version():
-        text = f"{known} is installed, but the package that is imported is {core_version()}"
+    elif (known := own[0].version) != VERSION:
+        text = f"{known} is installed, but the package that is imported is {VERSION}"
         yield CORE, Finding("wrong_package", "error", text, REINSTALL)
     if len(own) > 1:
         places = " and ".join(f"{o.version} in {o.origin}" for o in own)
         yield CORE, Finding("installed_twice", "warning", f"is installed more than once: {places}")
     for distribution, _ in names.DISTRIBUTED.values():
-        if (version := metadata.version_of(distribution)) not in (None, core_version()):
+        if (version := metadata.version_of(distribution)) not in (None, VERSION):
             text = f"{version} is installed, but it must have the version of {CORE}: "
-            fix = f"Run: pip install {distribution}=={core_version()}"
-            yield distribution, Finding("other_version", "error", text + core_version(), fix)
+            fix = f"Run: pip install {distribution}=={VERSION}"
+            yield distribution, Finding("other_version", "error", text + VERSION, fix)
     if own:
         yield from _requirements(CORE)
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..names import CORE, OFFICIAL, SUBMODULES
-from . import OK, UsageError, core_version, official
+from . import FAMILIES, OK, VERSION, UsageError
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.directory or f"braintrace-{dashed}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{str(folder)!r} exists already; choose another --directory")
-    values = {"@NAME@": name, "@DASHED@": dashed, "@CORE@": bounds(core_version())}
+    values = {"@NAME@": name, "@DASHED@": dashed, "@CORE@": bounds(VERSION)}
 
     def filled(text: str) -> str:
         return re.sub(r"@[A-Z]+@", lambda found: values[found[0]], text)
@@ -52,7 +52,7 @@ def checked_name(text: str) -> str:
     name = text.removeprefix("braintrace-").removeprefix("braintrace_").replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UsageError(f"{text!r} is not a name for a plugin; write a lower-case Python name")
-    families = {distribution.removeprefix("braintrace-") for distribution in official()}
+    families = {distribution.removeprefix("braintrace-") for distribution in FAMILIES}
     if name in {*families, *CORE, *SUBMODULES, *OFFICIAL["ops"], "core"}:
         raise UsageError(f"{name!r} is a name of braintrace itself; choose another")
     return name

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ..plugins import metadata
 from ..plugins.process import host
 from ..plugins.records import PluginRecord
-from . import OK, REFUSED, as_json, official
+from . import FAMILIES, OK, REFUSED, as_json
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """List the plugins; with ``--load`` the status is 1 when one of them does not load."""
     metadata.use_backport()
     records = host().load_all(strict=False) if options.load else host().records()
-    absent = sorted(official() - {record.distribution for record in records})
+    absent = sorted(FAMILIES - {record.distribution for record in records})
     if options.json:
         data = [
             {**vars(r), "exception": r.exception and f"{type(r.exception).__name__}: {r.exception}"}

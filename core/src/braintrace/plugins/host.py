@@ -107,16 +107,6 @@ class Host:
             if c.distribution in self._managers and self.record(c).state is PluginState.LOADED
         ]
 
-    def of_family(self, family: str) -> Candidate:
-        """The distribution that provides a family, an enabled one if there is any."""
-        found = [c for c in self.candidates() if c.family == family]
-        if not found:
-            known = ", ".join(sorted({c.family for c in self.candidates()})) or "none"
-            raise PluginError(
-                f"no installed plugin provides the family {family!r}; families are: {known}"
-            )
-        return min(found, key=lambda c: self.why_disabled(c) is not None)
-
     def load(self, candidate: Candidate, used: str | None = None) -> None:
         """Load a plugin and commit what it declares, unless that was done before.
 

@@ -16,11 +16,10 @@ _HOST: Host | None = None
 def host() -> Host:
     """The host of this process, made on first need with the settings of the environment."""
     global _HOST
-    if _HOST is None:
-        with _LOCK:
-            if _HOST is None:
-                _HOST = Host(Settings.from_environment(), restorer=restored)
-    return _HOST
+    with _LOCK:
+        if _HOST is None:
+            _HOST = Host(Settings.from_environment(), restorer=restored)
+        return _HOST
 
 
 def restored(name: str, owner: str) -> Any:

@@ -42,7 +42,12 @@ def answers(
 
 def conformance_cases(host: Host, family: str) -> tuple[Any, ...]:
     """See :func:`braintrace.plugins.conformance_cases`."""
-    candidate = host.of_family(family)
+    found = [c for c in host.candidates() if c.family == family]
+    if not found:
+        known = ", ".join(sorted({c.family for c in host.candidates()})) or "none"
+        text = f"no installed plugin provides the family {family!r}; families are: {known}"
+        raise PluginError(text)
+    candidate = min(found, key=lambda c: host.why_disabled(c) is not None)
     host.load(candidate)
     try:
         return answers(host, candidate, "braintrace_conformance_cases", "cases", api=HOST)

@@ -104,37 +104,30 @@ class Layout:
         self.wires = {route.flow: self._wire(route) for route in routes}
 
     def _route(self, flow: Flow) -> _Route:
-        """The corridors that a flow takes in turn."""
+        """The corridors that a flow takes in turn; gutters and a channel lead to another card."""
         source, target = flow.source, flow.target
         box = ("group", source[1]) if source[0] in ("new", "old") else source
-        card = self.card_of.get(box)
-        if card is None or card != self.card_of.get(target):
-            return self._between(flow, box)
-        if box != source:  # from a group back to an operation of its own card
-            lanes = {("bottom", card): (0, 0), ("left", card): (0, 0)}
-            return _Route(flow, (box, "bottom"), lanes, (target, "left"))
-        lanes = {("middle", card): (0, 0)}
-        if target[0] == "group":
-            return _Route(flow, (box, "right"), lanes, (target, "left"))
-        return _Route(flow, (box, "right"), {**lanes, ("above", card): (0, 0)}, (target, "top"))
-
-    def _between(self, flow: Flow, box: Node) -> _Route:
-        """From card to card, through gutters and a channel next to the source."""
-        (r1, c1), (r2, c2) = self.cells[box], self.cells[flow.target]
-        into_group = flow.target[0] == "group"
-        card, a, b = self.card_of.get(box), c1 + 1, c2 + into_group
-        corridors: dict[Corridor, tuple[int, int]] = {}
-        if card is not None and box[0] != "group" and self.cards[card].group is not None:
-            corridors = {("middle", card): (0, 0), ("bottom", card): (0, 0)}  # under the group
-        if a == b:
-            corridors["gutter", a] = (2 * r1 + 1, 2 * r2 + 1)
-        else:
-            channel = r1 + 1 if r2 > r1 else r1
-            corridors["gutter", a] = (2 * r1 + 1, 2 * channel)
-            corridors["channel", channel] = (a, b)
-            corridors["gutter", b] = (2 * channel, 2 * r2 + 1)
-        side = "right" if into_group else "left"
-        return _Route(flow, (box, "right"), corridors, (flow.target, side))
+        card, into_group = self.card_of.get(box, -1), target[0] == "group"
+        start, end, inside = "right", "left", ["middle"]
+        outside: dict[Corridor, tuple[int, int]] = {}
+        if card < 0 or card != self.card_of.get(target):
+            end = "right" if into_group else "left"
+            passes = card >= 0 and box[0] != "group" and self.cards[card].group is not None
+            inside = ["middle", "bottom"] if passes else []  # under the group
+            (r1, c1), (r2, c2) = self.cells[box], self.cells[target]
+            a, b, channel = c1 + 1, c2 + into_group, r1 + (r2 > r1)  # next to the source
+            if a == b:
+                outside = {("gutter", a): (2 * r1 + 1, 2 * r2 + 1)}
+            else:
+                outside["gutter", a] = (2 * r1 + 1, 2 * channel)
+                outside["channel", channel] = (a, b)
+                outside["gutter", b] = (2 * channel, 2 * r2 + 1)
+        elif box != source:  # from a group back to an operation of its own card
+            start, inside = "bottom", ["bottom", "left"]
+        elif not into_group:
+            end, inside = "top", ["middle", "above"]
+        corridors = {(kind, card): (0, 0) for kind in inside} | outside
+        return _Route(flow, (box, start), corridors, (target, end))
 
     def _room(self, kind: str, number: int, least: int = 0) -> int:
         """What the tracks of a corridor take."""
@@ -157,9 +150,9 @@ class Layout:
         """A card at the origin: its border, its boxes, and where its corridors begin."""
         card = self.cards[k]
         sizes = [self._box_size(item) for item in card.items]
-        wide = max((w for w, _ in sizes), default=0)
+        wide = max((w for w, _ in sizes), default=0.0)
         high = inner = sum(h for _, h in sizes) + GAP * max(len(sizes) - 1, 0)
-        left = width = PAD
+        left = width = float(PAD)
         if sizes:
             left += 8 + self._room("left", k)
             width = left + wide + (26 if card.group else PAD) + self._room("middle", k)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import sub
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
@@ -58,6 +59,11 @@ class Span(int):
     """Consecutive integers as one part of a path; equal to the first of them."""
 
     last: int
+
+    def __new__(cls, first: int, last: int) -> Span:
+        span = super().__new__(cls, first)
+        span.last = last
+        return span
 
     def __format__(self, spec: str) -> str:
         return f"{int(self)}-{self.last}"
@@ -148,57 +154,50 @@ def fold_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     >>> f"{row[0].paths[0][1]}", row[1].numbers
     ('0-4', (0, 2, 4, 6, 8))
     """
-    runs: list[dict[int, Row]] = []
-    growing: dict[object, dict[int, Row]] = {}
+    runs: list[dict[int, list[int]]] = []
+    growing: dict[object, dict[int, list[int]]] = {}
     for k, row in enumerate(rows):
-        template = tuple(
-            (cell.text, cell.items, len(cell.numbers), *(_renumbered(p, None) for p in cell.paths))
-            for cell in row
-        )
-        run = growing.get(template)
-        if run is None or not _evenly([*[*run.values()][-2:], row]):
+        template, numbers = _apart(row)
+        run = growing.get(template, {})
+        steps = {tuple(map(sub, b, a)) for a, b in pairwise([*[*run.values()][-2:], numbers])}
+        if template is None or len(steps) != 1 or steps.pop()[0] != 1:
             runs.append(run := {})
             growing[template] = run
-        run[k] = row
+        run[k] = numbers
     folded: dict[int, Row] = {}
     for run in runs:
-        columns = zip(*run.values(), strict=True)
-        folded |= {min(run): tuple(map(_merged, columns))} if len(run) >= FOLDED else run
+        same = [rows[k] for k in run]
+        if len(run) >= FOLDED:
+            same = [tuple(map(_merged, zip(*same, strict=True)))]
+        folded |= zip(run, same, strict=False)
     return tuple(folded[k] for k in sorted(folded))
 
 
-def _place(path: Path) -> int | None:
-    """Where in a path the number of the layer stands."""
-    return next((k for k, part in enumerate(path) if isinstance(part, int)), None)
+def _apart(row: Row) -> tuple[object, list[int]]:
+    """What rows to fold have in common, ``None`` without one layer; layer and other numbers."""
+    layers: set[Any] = {_layer(path) for cell in row for path in cell.paths}
+    if len(layers) != 1 or None in layers:
+        return None, []
+    template = tuple(
+        (cell.text, cell.items, len(cell.numbers), *(_numbered(path, None) for path in cell.paths))
+        for cell in row
+    )
+    return template, [*layers, *(n for cell in row for n in cell.numbers)]
 
 
-def _renumbered(path: Path, number: object) -> Path:
+def _layer(path: Path) -> Any:
+    """The number of the layer in a path."""
+    return next((part for part in path if isinstance(part, int)), None)
+
+
+def _numbered(path: Path, number: object) -> Path:
     """A path with something else in the place of its layer's number."""
-    k = _place(path)
-    return path if k is None else (*path[:k], number, *path[k + 1 :])
-
-
-def _evenly(rows: Sequence[Row]) -> bool:
-    """Whether the layers of rows follow one another and their numbers advance evenly."""
-    places: list[list[int]] = []
-    for row in rows:
-        paths = ((path, _place(path)) for cell in row for path in cell.paths)
-        layers: set[Any] = {None if k is None else path[k] for path, k in paths}
-        if len(layers) != 1 or None in layers:
-            return False
-        places.append([*layers, *(n for cell in row for n in cell.numbers)])
-    steps = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(places)]
-    return all(step[0] == 1 and step == steps[0] for step in steps)
+    k = path.index(_layer(path))
+    return (*path[:k], number, *path[k + 1 :])
 
 
 def _merged(column: Sequence[Cell]) -> Cell:
     """The cells of rows that are one row now."""
-    paths = []
-    for first, last in zip(column[0].paths, column[-1].paths, strict=True):
-        if (k := _place(first)) is not None:
-            span = Span(first[k])
-            span.last = last[k]
-            first = _renumbered(first, span)
-        paths.append(first)
-    numbers = tuple(n for cell in column for n in cell.numbers)
-    return replace(column[0], numbers=numbers, paths=tuple(paths))
+    ends = zip(column[0].paths, column[-1].paths, strict=True)
+    paths = tuple(_numbered(a, Span(_layer(a), _layer(b))) for a, b in ends)
+    return replace(column[0], numbers=tuple(n for c in column for n in c.numbers), paths=paths)
