@@ -27,7 +27,6 @@ Traces = tuple[Any, ...]
 Operands = Sequence[Sequence[Any]]
 """Per relation, the values of its operands (``None`` at ``x``)."""
 
-
 Cotangents = list[Arrays]
 """Per relation or per link, cotangents of the traced operands by trainable key."""
 
@@ -193,22 +192,18 @@ class LearningRule(ABC):
         return self.of_link(traces, index)
 
     def summed(self, found: Sequence[Arrays], operands: Operands) -> Cotangents:
-        """Cotangents per relation from those per link, in the dtypes of the weights."""
+        """Cotangents per relation from those per link, in the dtypes of the weights.
+
+        A link without any has those of zero.
+        """
         total: dict[int, Arrays] = {}
         for link, one in zip(self.links, found, strict=True):
             r = link.relation.index
             like = link.operation.weights(operands[r])
-            cast = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
-            total[r] = add(total[r], cast) if r in total else cast
+            own = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
+            own = own or {key: jnp.zeros_like(like[key]) for key in link.operation.traced}
+            total[r] = add(total.get(r, {}), own)
         return [total[r] for r in sorted(total)]
-
-    def nothing(self, operands: Operands) -> Cotangents:
-        """Cotangents of zero, per link."""
-        pairs = [(link.operation, operands[link.relation.index]) for link in self.links]
-        return [
-            {key: jnp.zeros_like(held[operation.positions[key]]) for key in operation.traced}
-            for operation, held in pairs
-        ]
 
     @property
     def bytes_per_step(self) -> int:
@@ -217,13 +212,7 @@ class LearningRule(ABC):
 
 
 def check_jacobians(rule: LearningRule) -> None:
-    """Whether the executor of a rule gives the Jacobians that the rule needs.
-
-    Raises
-    ------
-    ValueError
-        When it does not.
-    """
+    """Raise ``ValueError`` unless the executor of a rule gives the Jacobians that it needs."""
     needed, given = rule.jacobians, rule.executor.jacobians
     if needed not in (given, "near"):
         raise ValueError(
@@ -234,8 +223,8 @@ def check_jacobians(rule: LearningRule) -> None:
 
 
 def add(a: Arrays, b: Arrays) -> Arrays:
-    """The sum of two dicts of arrays."""
-    return jax.tree.map(jnp.add, a, b)
+    """The sum of two dicts of arrays; an empty one is zero."""
+    return jax.tree.map(jnp.add, a, b) if a and b else a or b
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,30 +243,31 @@ class ParameterTraces(LearningRule):
         return tuple(trace_rules(k.operation, k.extra, self.states_of(k)) for k in self.links)
 
     def with_entries(
-        self,
-        found: Sequence[Arrays],
-        traces: Sequence[Arrays],
-        entries: Entries,
-        operands: Operands,
-        rules: Sequence[TraceRules | None] | None = None,
+        self, found: Cotangents, traces: Traces | None, entries: Entries, operands: Operands
     ) -> Cotangents:
-        """Cotangents ``found`` per link plus what signals [S, *V] by group find in traces.
-
-        ``rules`` are those of the traces, ``None`` for a link without one; default: :attr:`rules`.
-        """
+        """Cotangents ``found`` per link plus what signals [S, *V] by group find in traces."""
         total = list(found)
-        for i, (link, own) in enumerate(zip(self.links, rules or self.rules, strict=True)):
-            entry = entries.get(link.group.index)
-            if entry is not None and own is not None:
-                met = own.solve(link.to_y(entry, 1), traces[i], operands[link.relation.index])
-                total[i] = add(total[i], met)
+        for link, rules in zip(self.links, self.rules, strict=True):
+            i, entry = link.index, entries.get(link.group.index)
+            if traces is not None and entry is not None and rules.num_state:
+                kept, held = self.read(link, entry, 0), operands[link.relation.index]
+                total[i] = add(total[i], rules.solve(link.to_y(kept, 1), traces[i], held))
         return total
+
+    def read(self, link: Link, array: jax.Array, *axes: int) -> jax.Array:
+        """The entries of the states that a trace of the link has, along axes of states."""
+        return array
 
     def states_of(self, link: Link) -> int:
         """How many states a trace of the link has."""
         return link.group.num_state
 
-    def stored(self, i: int, trace: Arrays) -> Arrays:
+    def zeros(self, link: Link) -> Arrays:
+        """The trace of a link before the first step."""
+        rules = self.rules[link.index]
+        return self.stored(link, rules.init()) if rules.num_state else {}
+
+    def stored(self, link: Link, trace: Arrays) -> Arrays:
         """The trace of a link in the dtypes in which it is kept."""
-        like = self.rules[i].types
-        return {k: leaf.astype(self.trace_dtype or like[k].dtype) for k, leaf in trace.items()}
+        own, rules = self.trace_dtype, self.rules[link.index]
+        return {key: leaf.astype(own or rules.types[key].dtype) for key, leaf in trace.items()}

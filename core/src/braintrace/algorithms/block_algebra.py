@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,42 +32,25 @@ from ..compiler.reach import Pattern
 from ..ops.traces.base import UNROLL_STATES
 
 
-class Accumulated(NamedTuple):
-    """``signal`` a^t [K, S, *V] and ``entry`` c^0 [S, *V] (``None`` where structurally zero)."""
-
-    signal: jax.Array
-    entry: jax.Array | None
-
-
 def accumulate(
     transition: jax.Array | None,
     signal: jax.Array,
     old_signal: jax.Array | None,
     passing: Pattern | None = None,
-) -> Accumulated:
-    """The accumulated signal of one group.
+) -> tuple[jax.Array, jax.Array | None]:
+    """The accumulated signal of one group, ``a^t`` [K, S, *V], and ``c^0`` [S, *V].
 
-    Parameters
-    ----------
-    transition
-        ``D`` [K, S, S, *V], or ``None`` for zero.
-    signal
-        ``l`` [K, S, *V].
-    old_signal
-        ``e`` [K, S, *V], or ``None`` for zero.
-    passing
-        Which entries of ``D`` are not structurally zero [S][S]; ``None``: any may be other.
+    It is that of ``D`` [K, S, S, *V], ``l`` and ``e`` [K, S, *V], ``None`` where structurally zero,
+    as ``c^0`` is. ``passing`` says which entries of ``D`` are not [S][S]; ``None``: any may be.
     """
-    if transition is None:
-        if old_signal is None:
-            return Accumulated(signal, None)
-        shifted = jnp.concatenate([old_signal[1:], jnp.zeros_like(old_signal[:1])])
-        return Accumulated(signal + shifted, old_signal[0])
-
-    start = jnp.zeros_like(signal[0])
-    rows = (transition, signal, old_signal)
-    entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
-    return Accumulated(accumulated, entry)
+    if transition is not None:
+        rows, start = (transition, signal, old_signal), jnp.zeros_like(signal[0])
+        entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
+        return accumulated, entry
+    if old_signal is None:
+        return signal, None
+    shifted = jnp.concatenate([old_signal[1:], jnp.zeros_like(old_signal[:1])])
+    return signal + shifted, old_signal[0]
 
 
 # Bodies of scans are made once: outside of jit, a new function is compiled at each call.
@@ -94,6 +77,7 @@ def suffix_products(
     With ``decays`` [K], ``Q^t = decays^t + Q^{t+1} D^{t+1}`` in place of ``P^t``, and ``Q^1 D^1``.
     """
     start = _identity(transition[0]) if decays is None else jnp.zeros_like(transition[0])
+    decays = None if decays is None else decays.astype(transition.dtype)
     whole, products = jax.lax.scan(_multiplied, start, (transition, decays), reverse=True)
     return products, whole
 
@@ -118,12 +102,12 @@ def apply(matrix: jax.Array, vector: jax.Array, passing: Pattern | None = None) 
     """
     if matrix.shape[1] > UNROLL_STATES:
         return jnp.einsum("ij...,j...->i...", matrix, vector)
-    rows, columns = range(matrix.shape[0]), range(matrix.shape[1])
-
-    def entry(i: int, j: int) -> Any:
-        return matrix[i, j] * vector[j] if passing is None or passing[i][j] else None
-
-    return jnp.stack([_summed([entry(i, j) for j in columns], vector[0]) for i in rows])
+    columns = [*enumerate(vector)]
+    terms = [
+        [matrix[i, j] * v for j, v in columns if passing is None or passing[i][j]]
+        for i in range(len(matrix))
+    ]
+    return jnp.stack([_summed(row, columns[0][1]) for row in terms])
 
 
 def meet(f: jax.Array, signal: jax.Array, driving: Sequence[bool] | None = None) -> jax.Array:
@@ -138,10 +122,9 @@ def meet(f: jax.Array, signal: jax.Array, driving: Sequence[bool] | None = None)
     return _summed([f[:, s] * signal[:, s] for s in chosen], f[:, 0])
 
 
-def _summed(terms: Sequence[Any], like: jax.Array) -> jax.Array:
-    """The sum of the terms that are not ``None``; zeros without any."""
-    known = [term for term in terms if term is not None]
-    return sum(known[1:], known[0]) if known else jnp.zeros_like(like)
+def _summed(terms: Sequence[jax.Array], like: jax.Array) -> jax.Array:
+    """The sum of some terms; zeros without any."""
+    return sum(terms[1:], terms[0]) if terms else jnp.zeros_like(like)
 
 
 def compose(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -16,35 +18,28 @@ from ..base import versions
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor, compiled_step
 from .base import LearningRule
-from .d_rtrl import ParamDimRule
+from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
 from .e_prop import EPropRule
-from .lagged import LaggedDRTRLRule, may_lag
 from .pp_prop import IODimRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
 from .snap import SnApRule
 from .uoro import UORORule
 
-COORDINATES = {
-    "trace_factorization": ("per_param", "io_factorized", "random_projection", "none"),
-    "recurrence_scope": ("diagonal", "coupled", "sparse_n", "full"),
-    "learning_signal": ("symmetric", "random_feedback", "modulatory", "bootstrapped"),
-    "trace_filter": ("none", "kappa"),
-}
+SIGNALS = ("symmetric", "random_feedback", "modulatory")
+SCOPES = ("diagonal", "coupled", "sparse_n", "full")
 
-#: Which scopes and signals go with each factorization, and whether a filter does.
+#: Each factorization, and which scopes, signals and filters go with it.
 LEGAL = {
-    "per_param": (
-        ("diagonal", "coupled", "sparse_n", "full"),
-        ("symmetric", "random_feedback", "modulatory"),
-        True,
-    ),
-    "io_factorized": (
-        ("diagonal", "coupled"),
-        ("symmetric", "random_feedback", "modulatory"),
-        False,
-    ),
-    "random_projection": (("full",), ("symmetric", "random_feedback", "modulatory"), False),
-    "none": (("diagonal",), ("bootstrapped",), False),
+    "per_param": (SCOPES, SIGNALS, ("none", "kappa")),
+    "io_factorized": (("diagonal", "coupled"), SIGNALS, ("none",)),
+    "random_projection": (("full",), SIGNALS, ("none",)),
+    "none": (("diagonal",), ("bootstrapped",), ("none",)),
+}
+COORDINATES = {
+    "trace_factorization": (*LEGAL,),
+    "recurrence_scope": SCOPES,
+    "learning_signal": (*SIGNALS, "bootstrapped"),
+    "trace_filter": ("none", "kappa"),
 }
 
 
@@ -105,49 +100,30 @@ class ETraceConfig:
         for name, legal in COORDINATES.items():
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} must be one of {legal}, got {getattr(self, name)!r}")
-        self._check_coefficients()
-        if self.trace_filter == "kappa" and self.kappa == 0:
-            self._set(trace_filter="none", kappa=None)
-        if self.recurrence_scope == "sparse_n" and self.sparse_n == 1:
-            self._set(recurrence_scope="coupled", sparse_n=None)
-        self._check_combination()
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def _check_coefficients(self) -> None:
-        """Every coefficient belongs to one value of one coordinate, and is there with it."""
-        for coefficient, coordinate, value, check in (
-            ("decay", "trace_factorization", "io_factorized", decays_of),
-            ("kappa", "trace_filter", "kappa", _check_kappa),
-            ("sparse_n", "recurrence_scope", "sparse_n", _check_order),
-        ):
-            chosen, given = getattr(self, coordinate) == value, getattr(self, coefficient)
+        for name, (coordinate, value, check) in COEFFICIENTS.items():
+            chosen, given = getattr(self, coordinate) == value, getattr(self, name)
             if chosen and given is None:
-                raise ValueError(f"{coordinate}={value!r} needs {coefficient}")
+                raise ValueError(f"{coordinate}={value!r} needs {name}")
             if given is not None and not chosen:
-                raise ValueError(f"{coefficient}={given!r} needs {coordinate}={value!r}")
+                raise ValueError(f"{name}={given!r} needs {coordinate}={value!r}")
             if given is not None:
                 check(given)
         _check_seed(self.seed)
+        if self.trace_filter == "kappa" and self.kappa == 0:
+            vars(self).update(trace_filter="none", kappa=None)
+        if self.recurrence_scope == "sparse_n" and self.sparse_n == 1:
+            vars(self).update(recurrence_scope="coupled", sparse_n=None)
+        for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
+            self._check("trace_factorization", name, legal)
+        if self.trace_filter == "kappa":
+            self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
 
-    def _check_combination(self) -> None:
-        scopes, signals, filtered = LEGAL[self.trace_factorization]
-        for name, legal in (
-            ("recurrence_scope", scopes),
-            ("learning_signal", signals),
-            ("trace_filter", ("none", "kappa") if filtered else ("none",)),
-        ):
-            if getattr(self, name) not in legal:
-                raise ValueError(
-                    f"trace_factorization={self.trace_factorization!r} goes with {name} in "
-                    f"{legal}, not with {getattr(self, name)!r}"
-                )
-        if self.recurrence_scope == "sparse_n" and self.trace_filter != "none":
+    def _check(self, coordinate: str, other: str, legal: tuple[str, ...]) -> None:
+        """Whether the value of a coordinate goes with that of another."""
+        if getattr(self, other) not in legal:
             raise ValueError(
-                "trace_filter='kappa' goes with recurrence_scope in "
-                f"('diagonal', 'coupled', 'full'), not with {self.recurrence_scope!r}"
+                f"{coordinate}={getattr(self, coordinate)!r} goes with {other} in "
+                f"{legal}, not with {getattr(self, other)!r}"
             )
 
     @property
@@ -160,8 +136,6 @@ class ETraceConfig:
         """Whether the rule exists in windows."""
         return self.learning_signal != "modulatory"
 
-    # --- what it is made of --------------------------------------------------------------------
-
     @property
     def jacobians(self) -> str:
         """What ``D`` and ``f`` must hold, as for :class:`braintrace.ETraceGraphExecutor`."""
@@ -171,15 +145,15 @@ class ETraceConfig:
         self, model: brainstate.nn.Module, jacobians: str | None = None, **options: Any
     ) -> ETraceGraphExecutor:
         """An executor that gives the Jacobians of the recurrence scope, or those asked for."""
-        if jacobians in (None, "near"):
-            jacobians = self.jacobians
+        jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
         return ETraceGraphExecutor(model, jacobians=jacobians, recurrence_scope=scope, **options)
 
     def rule(self, executor: Executor, trace_dtype: Any = None) -> LearningRule:
         """The learning rule for a compiled executor of :meth:`executor`."""
-        rule = self._traces(compiled_step(executor), trace_dtype)
+        executor = compiled_step(executor)
+        rule = self._traces(executor, trace_dtype)
         if self.learning_signal == "random_feedback":
             return Resignalled(rule, RandomFeedback(executor, self.seed))
         if self.learning_signal == "modulatory":
@@ -193,8 +167,8 @@ class ETraceConfig:
             return UORORule(executor, dtype, self.seed)
         if self.trace_factorization == "io_factorized":
             return IODimRule(executor, *decays_of(self.decay), dtype)
-        if self.recurrence_scope == "sparse_n":
-            return SnApRule(executor, dtype, self.sparse_n or 1)
+        if self.sparse_n is not None:
+            return SnApRule(executor, dtype, self.sparse_n)
         if self.kappa is not None:
             return EPropRule(executor, dtype, float(self.kappa))
         if may_lag(executor):
@@ -205,15 +179,8 @@ class ETraceConfig:
 def decays_of(decay_or_rank: Any) -> tuple[float, float]:
     """``a_x`` and ``a_f`` of the option ``decay_or_rank``: one value for both, or a pair.
 
-    Raises
-    ------
-    TypeError, ValueError
-        For something else than a float in [0, 1), an integer from 1, or two of these.
-
-    Examples
-    --------
-    >>> decays_of(0.9), decays_of(3), decays_of((0.0, 0.9))
-    ((0.9, 0.9), (0.5, 0.5), (0.0, 0.9))
+    Raises ``TypeError`` or ``ValueError`` for something else than floats in [0, 1) and integers
+    from 1: ``0.9`` gives (0.9, 0.9), ``3`` (0.5, 0.5), and ``(0.0, 0.9)`` itself.
     """
     if not isinstance(decay_or_rank, tuple | list):
         return (_decay(decay_or_rank),) * 2
@@ -222,35 +189,25 @@ def decays_of(decay_or_rank: Any) -> tuple[float, float]:
             "decay_or_rank must be one value or a pair, for x and for f; got "
             f"{len(decay_or_rank)} values"
         )
-    of_x, of_f = map(_decay, decay_or_rank)
-    return of_x, of_f
+    return _decay(decay_or_rank[0]), _decay(decay_or_rank[1])
 
 
 def _decay(value: Any) -> float:
     legal = "decay_or_rank must be a decay (a float in [0, 1)) or a rank (an integer from 1)"
-    if not isinstance(value, numbers.Integral):
-        return float(_number(value, legal, numbers.Real, 0, 1))
-    rank = int(_number(value, legal, numbers.Integral, -math.inf, math.inf))
-    if rank < 1:
-        raise ValueError(f"{legal}, got the integer {rank}; no memory at all is 0.0")
-    return (rank - 1) / (rank + 1)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return float(_number(legal, numbers.Real, 0, 1, value))
+    if value < 1:
+        raise ValueError(f"{legal}, got the integer {value}; no memory at all is 0.0")
+    return (int(value) - 1) / (int(value) + 1)
 
 
-def _number(value: Any, legal: str, kind: Any, least: float, below: float) -> Any:
+def _number(legal: str, kind: Any, least: float, below: float, value: Any) -> Any:
     """``value``, if it is a number of a kind in a range."""
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"{legal}, got {value!r}")
     if not least <= value < below:
         raise ValueError(f"{legal}, got {value!r}")
     return value
-
-
-def _check_kappa(kappa: Any) -> None:
-    _number(kappa, "kappa must be a number in [0, 1)", numbers.Real, 0, 1)
-
-
-def _check_order(n: Any) -> None:
-    _number(n, "n must be an integer from 1", numbers.Integral, 1, math.inf)
 
 
 def _check_seed(seed: Any) -> None:
@@ -265,3 +222,14 @@ def _check_seed(seed: Any) -> None:
             "seed (projection_key, random_feedback_key) must be an integer or a JAX key, got "
             f"{seed!r:.80}"
         )
+
+
+_of_kappa = partial(_number, "kappa must be a number in [0, 1)", numbers.Real, 0, 1)
+_of_order = partial(_number, "n must be an integer from 1", numbers.Integral, 1, math.inf)
+
+#: Every coefficient belongs to one value of one coordinate, and is there with it.
+COEFFICIENTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "decay": ("trace_factorization", "io_factorized", decays_of),
+    "kappa": ("trace_filter", "kappa", _of_kappa),
+    "sparse_n": ("recurrence_scope", "sparse_n", _of_order),
+}

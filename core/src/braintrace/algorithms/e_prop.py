@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ..ops.operation import Arrays
 from .base import Block, Cotangents, OldSignals, Operands, Traces, add
-from .block_algebra import Accumulated, accumulate, suffix_products
+from .block_algebra import accumulate
 from .d_rtrl import ParamDimRule
 
 
@@ -60,58 +60,40 @@ class EPropRule(ParamDimRule):
         """Traces of zeros."""
         return (*super().init(), *super().init())
 
-    def _halves(self, traces: Traces) -> tuple[Traces, Traces]:
-        """``eps`` and ``ebar``."""
-        return traces[: len(self.links)], traces[len(self.links) :]
+    def _halves(self, traces: Traces | None) -> tuple[Any, Any]:
+        """``eps`` and ``ebar``, if there are any."""
+        n = len(self.links)
+        return (None, None) if traces is None else (traces[:n], traces[n:])
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-
         def filtered(carried: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
             carried = now + self.kappa * carried
             return carried, carried
 
-        raw: dict[int, Accumulated] = {}
-        entries: dict[int, jax.Array] = {}  # mbar^0 without l^0, for the trace that enters
+        signals, of_eps, of_ebar = {}, {}, {}
         for g in (group.index for group in self.executor.driven):
             total, first = accumulate(None, block.signal[g], block.old_signal[g])
             last, signal = jax.lax.scan(filtered, jnp.zeros_like(total[0]), total, reverse=True)
-            entries[g] = self.kappa * last if first is None else self.kappa * last + first
-            raw[g] = accumulate(block.jacobians.transition[g], signal, None)
-        found = self.contracted(block, raw, operands)
-        if traces is not None:
-            eps, ebar = self._halves(traces)
-            found = self.with_entries(found, eps, {g: a.entry for g, a in raw.items()}, operands)
-            found = self.with_entries(found, ebar, entries, operands)
-        return self.summed(found, operands)
+            # mbar^0 without l^0, for the trace that enters
+            of_ebar[g] = self.kappa * last if first is None else self.kappa * last + first
+            signals[g], of_eps[g] = accumulate(block.jacobians.transition[g], signal, None)
+        eps, ebar = self._halves(traces)
+        found = [self.contracted(link, block, signals, operands) for link in self.links]
+        found = self.with_entries(found, eps, of_eps, operands)
+        return self.summed(self.with_entries(found, ebar, of_ebar, operands), operands)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         return super().solve_at_start(self._halves(traces)[1], signal, operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        eps, ebar = (None, None) if traces is None else self._halves(traces)
+        eps, ebar = self._halves(traces)
         steps = block.jacobians.f[0].shape[0] if self.links else 0
-        products = [
-            None if d is None else suffix_products(d, self._decays(steps, d.dtype))
-            for d in block.jacobians.transition
-        ]
-        new = []
-        for i, link in enumerate(self.links):
-            f, found = block.jacobians.f[i], products[link.group.index]
-            if found is None:
-                weights = self._decays(steps, f.dtype).reshape(-1, *(1,) * (f.ndim - 1))
-                trace = self.increments(i, block, weights * f, operands)
-            else:
-                trace = self.rolled(i, None if eps is None else eps[i], found, block, operands)
-            if ebar is not None:
-                decay = self.kappa**steps
-                kept = {key: (decay * leaf).astype(leaf.dtype) for key, leaf in ebar[i].items()}
-                trace = add(trace, kept)
-            new.append(self.stored(i, trace))
-        return (*super().update(eps, block, operands), *new)
-
-    def _decays(self, steps: int, dtype: Any) -> jax.Array:
-        """``kappa^{K-t}`` for t = 1..K."""
-        return self.kappa ** jnp.arange(steps - 1, -1, -1, dtype)
+        new = self.moved(eps, block, operands, self.kappa ** jnp.arange(steps - 1.0, -1, -1))
+        if ebar is not None:
+            decay = self.kappa**steps
+            kept = ({k: (decay * v).astype(v.dtype) for k, v in one.items()} for one in ebar)
+            new = [*map(add, new, kept)]
+        return (*super().update(eps, block, operands), *map(self.stored, self.links, new))
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The filtered trace of a link by trainable key."""

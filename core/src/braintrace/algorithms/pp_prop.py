@@ -34,6 +34,7 @@ then takes one product per relation and group over all its steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -53,18 +54,26 @@ from .block_algebra import accumulate, apply
 
 
 class Filters(NamedTuple):
-    """``eps_x`` by source (the first relation with the same input) and ``eps_f`` per link."""
+    """How many ``steps`` were filtered, ``eps_x`` by source, and ``eps_f`` per link.
 
+    A source is the first relation with the same input.
+    """
+
+    steps: Any
     x: dict[int, Any]
     f: tuple[Any, ...]
+
+    def of(self, link: Link, sources: Mapping[int, int]) -> tuple[Any, Any, Any]:
+        """The number of steps, ``eps_x`` (if there is an input), and ``eps_f`` of a link."""
+        return self.steps, self.x.get(sources.get(link.relation.index, -1)), self.f[link.index]
 
 
 @dataclass(frozen=True, eq=False)
 class IODimRule(LearningRule):
     """The learning rule pp_prop for one compiled model.
 
-    Traces are ``(steps, eps_x, eps_f)``: the number of steps since they were zero, and the fields
-    of :class:`Filters`.
+    Traces are ``(steps, eps_x, eps_f)``, the fields of :class:`Filters`: the number of steps since
+    they were zero, and what they hold.
 
     Parameters
     ----------
@@ -112,16 +121,13 @@ class IODimRule(LearningRule):
                     "unfiltered with decay_or_rank=(0.0, decay)"
                 )
 
-    # --- traces ------------------------------------------------------------------------------
-
     @property
     def name(self) -> str:
         return f"pp_prop, decays {self.decay_x:.3g} and {self.decay_f:.3g}"
 
     def init(self) -> Traces:
         """No step, and filters of zeros."""
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), self._types)
-        return jnp.zeros((), jnp.int32), zeros.x, zeros.f
+        return tuple(jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), self._types))
 
     @cached_property
     def _types(self) -> Filters:
@@ -131,45 +137,38 @@ class IODimRule(LearningRule):
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
             return jax.ShapeDtypeStruct(shape, own or sum_dtype(dtype))
 
-        relations, sources = self.executor.graph.hidden_param_op_relations, self.executor.sources
-        inputs = {s: relations[s].x_var for s in sources.values()}
-        return Filters(
-            {s: kept(x.aval.shape, x.aval.dtype) for s, x in inputs.items() if x is not None},
-            tuple(
-                kept(
-                    (link.group.num_state, *link.extra, *link.operation.y_aval.shape),
-                    output_trace(link.operation, link.group.num_state).dtype,
-                )
-                for link in self.links
-            ),
-        )
+        def factor(link: Link) -> jax.ShapeDtypeStruct:
+            states, y = link.group.num_state, link.operation.y_aval
+            dtype = output_trace(link.operation, states).dtype
+            return kept((states, *link.extra, *y.shape), dtype)
+
+        sources, number = {*self.executor.sources.values()}, jax.ShapeDtypeStruct((), jnp.int32)
+        inputs = [(r.index, r.x_var) for r in self.executor.graph.hidden_param_op_relations]
+        x = {i: kept(x.aval.shape, x.aval.dtype) for i, x in inputs if x and i in sources}
+        return Filters(number, x, tuple(map(factor, self.links)))
 
     @property
     def bytes_per_step(self) -> int:
         """The filters of every step are held until the product."""
-        return bytes_of(self._types)
+        return bytes_of(self._types[1:])
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
-        _, x, f = traces
-        source = self.executor.sources.get(self.links[index].relation.index)
-        found = {} if source is None else {"x": x[source]}
-        return {**found, "f": jnp.moveaxis(f[index], 0, -1)}
-
-    # --- steps -------------------------------------------------------------------------------
+        _, x, f = Filters(*traces).of(self.links[index], self.executor.sources)
+        return {**({} if x is None else {"x": x}), "f": jnp.moveaxis(f, 0, -1)}
 
     def _filtered(self, traces: Traces | None, block: Block) -> tuple[Filters, Traces]:
         """The filters at each of ``K`` steps, and the traces after them."""
-        traces = self.init() if traces is None else traces
+        held = Filters(*(self.init() if traces is None else traces))
         if not self.links:
-            return Filters({}, ()), traces
-        steps, *kept = traces
+            return held, tuple(held)
         x, f, transition = block.jacobians
-        now = Filters({s: x[s] for s in self.executor.sources.values()}, f)
+        one = jnp.ones(f[0].shape[0], held.steps.dtype)
+        now = Filters(one, {s: x[s] for s in self.executor.sources.values()}, f)
         # a dtype that loses nothing of what is kept or new, and that filters can run in
         start = jax.tree.map(
             lambda v, new: v.astype(jnp.promote_types(sum_dtype(v.dtype), sum_dtype(new.dtype))),
-            Filters(*kept),
+            held,
             now,
         )
 
@@ -186,17 +185,15 @@ class IODimRule(LearningRule):
             now, transition = new
             x = {s: next_x(v, now.x[s].astype(v.dtype)) for s, v in held.x.items()}
             transitions = (transition[link.group.index] for link in self.links)
-            held = Filters(x, tuple(map(next_f, self.links, held.f, now.f, transitions)))
+            f = tuple(map(next_f, self.links, held.f, now.f, transitions))
+            held = Filters(held.steps + now.steps, x, f)
             return held, held
 
         last, history = jax.lax.scan(step, start, (now, transition))
-        last = jax.tree.map(lambda v, kept: v.astype(kept.dtype), last, self._types)
-        return history, (steps + jnp.asarray(f[0].shape[0], steps.dtype), last.x, last.f)
+        return history, tuple(jax.tree.map(lambda v, kept: v.astype(kept.dtype), last, self._types))
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         return self._filtered(traces, block)[1]
-
-    # --- gradients ---------------------------------------------------------------------------
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         return self.advance(traces, block, operands)[0]
@@ -204,73 +201,46 @@ class IODimRule(LearningRule):
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
     ) -> tuple[Cotangents, Traces]:
-        """Gradients and new traces, from one run of the filters."""
-        history, new = self._filtered(traces, block)
-        found = [
-            self._of_block(i, traces, history, block, operands) for i in range(len(self.links))
-        ]
-        return self.summed(found, operands), new
-
-    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        steps, held_x, held_f = traces
-        found = []
-        for i, link in enumerate(self.links):
-            group, source = link.group, self.executor.sources.get(link.relation.index)
-            own = signal[group.index]
-            own = jnp.zeros((group.num_state, *group.varshape)) if own is None else own
-            x = None if source is None else held_x[source][None]
-            found.append(
-                self._contracted(link, x, held_f[i][None], own[None], steps[None], operands)
-            )
-        return self.summed(found, operands)
-
-    def _of_block(
-        self, i: int, traces: Traces | None, history: Filters, block: Block, operands: Operands
-    ) -> Arrays:
-        """Cotangents of a link over a block.
+        """Gradients and new traces, from one run of the filters.
 
         Where there is a signal at the first old values, the traces that enter the block come first.
         """
-        link, source = self.links[i], self.executor.sources.get(self.links[i].relation.index)
-        g = link.group.index
-        signal, first = accumulate(None, block.signal[g], block.old_signal[g])
-        x = None if source is None else history.x[source]
-        f, count = history.f[i], 1 + jnp.arange(signal.shape[0])
-        if traces is not None:
-            steps, held_x, held_f = traces
-            count = steps + count
-            if first is not None:
-                signal, f = _after(first, signal), _after(held_f[i], f)
-                count = _after(steps, count)
-                if source is not None and x is not None:
-                    x = _after(jnp.where(steps > 0, held_x[source].astype(x.dtype), x[0]), x)
-        return self._contracted(link, x, f, signal, count, operands)
+        history, new = self._filtered(traces, block)
+        found, sources = [], self.executor.sources
+        for link in self.links:
+            g, seen = link.group.index, history.of(link, sources)
+            signal, first = accumulate(None, block.signal[g], block.old_signal[g])
+            if first is not None and traces is not None:
+                steps, x, f = Filters(*traces).of(link, sources)
+                x = None if x is None else jnp.where(steps > 0, x.astype(seen[1].dtype), seen[1][0])
+                signal, seen = jax.tree.map(_after, (first, (steps, x, f)), (signal, seen))
+            found.append(self._contracted(link, seen, signal, operands))
+        return self.summed(found, operands), new
+
+    def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
+        found: Cotangents = [{} for _ in self.links]
+        held = Filters(*jax.tree.map(lambda v: v[None], traces))
+        for link in self.links:
+            if (own := signal[link.group.index]) is not None:
+                seen = held.of(link, self.executor.sources)
+                found[link.index] = self._contracted(link, seen, own[None], operands)
+        return self.summed(found, operands)
 
     def _contracted(
-        self,
-        link: Link,
-        x: jax.Array | None,
-        f: jax.Array,
-        signal: jax.Array,
-        count: jax.Array,
-        operands: Operands,
+        self, link: Link, seen: tuple[Any, Any, Any], signal: jax.Array, operands: Operands
     ) -> Arrays:
-        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these traces, signals and numbers."""
-        operation = link.operation
+        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these numbers, filters and signals."""
+        (count, x, f), operation = seen, link.operation
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
-        correction = self._correction(count).astype(dy.dtype)
-        dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
-        if x is not None:
-            x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
-        return operation.contract(
-            x, dy.astype(operation.y_aval.dtype), operands[link.relation.index]
-        )
-
-    def _correction(self, count: jax.Array) -> jax.Array:
-        """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
+        # c = 1 / (1 - a_f^n) after n steps, exact for decays close to one; 0 for n = 0
         log = math.log(self.decay_f) if self.decay_f else -math.inf
         power = jnp.maximum(count, 1).astype(float) * log
-        return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
+        c = jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0).astype(dy.dtype)
+        dy = dy * c.reshape(-1, *(1,) * (dy.ndim - 1))
+        if x is not None:
+            x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
+        held = operands[link.relation.index]
+        return operation.contract(x, dy.astype(operation.y_aval.dtype), held)
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:

@@ -128,17 +128,14 @@ class RandomFeedback(SignalSource):
     @cached_property
     def matrices(self) -> tuple[jax.Array, ...]:
         """``B`` of every group."""
-        with jax.ensure_compile_time_eval():
-            bits = versions.random_bits_of(self.seed)
-            return tuple(
-                self._drawn(jax.random.fold_in(bits, group.index), group.varshape[-1:])
-                for group in self.executor.graph.hidden_groups
-            )
 
-    @staticmethod
-    def _drawn(key: jax.Array, last: tuple[int, ...]) -> jax.Array:
-        size = last[0] if last else 1
-        return jax.random.normal(key, (size, size), jnp.float32) / math.sqrt(size)
+        def drawn(index: int, size: int) -> jax.Array:
+            key = jax.random.fold_in(versions.random_bits_of(self.seed), index)
+            return jax.random.normal(key, (size, size), jnp.float32) / math.sqrt(size)
+
+        with jax.ensure_compile_time_eval():
+            groups = self.executor.graph.hidden_groups
+            return tuple(drawn(g.index, math.prod(g.varshape[-1:])) for g in groups)
 
     def _fed_back(self, index: int, signal: jax.Array) -> jax.Array:
         """``signal`` [.., S, *V] through the matrix of a group."""
@@ -174,49 +171,41 @@ class Modulated(SignalSource):
                 "the rule needs a modulator, and this learner passes none; ThreeFactor(model, "
                 "config=...) and compile(model, config, ...) give learners that take one"
             )
-        signal = tuple(
-            self._spread(given.astype(like.dtype), group)
-            for given, like, group in zip(
-                block.given, block.signal, self.executor.groups, strict=True
-            )
-        )
+        triples = zip(block.given, block.signal, self.executor.groups, strict=True)
+        signal = tuple(_spread(m.astype(like.dtype), group) for m, like, group in triples)
         return block._replace(signal=signal, old_signal=(None,) * len(block.old_signal))
-
-    def _spread(self, given: jax.Array, positions: Positions) -> jax.Array:
-        """A modulator [K, *V of the group], or [K] for all, for every state: [K, S, *V]."""
-        group, steps = positions.group, given.shape[0]
-        missing = (1,) * (1 + group.ndim - (given.ndim - 1))
-        wide = given.reshape(steps, *missing, *given.shape[1:])
-        laid = jnp.broadcast_to(wide, (steps, group.num_state, *group.varshape))
-        return positions.joined(laid, 1)
 
     def at_start(self, signal: OldSignals) -> OldSignals:
         """Windows contain the gradient of the loss, which no modulator can replace."""
         raise NotImplementedError("a modulated rule has no windows")
 
 
+def _spread(given: jax.Array, positions: Positions) -> jax.Array:
+    """A modulator [K, *V of the group], or [K] for all, for every state: [K, S, *V]."""
+    group, steps = positions.group, given.shape[0]
+    missing = (1,) * (2 + group.ndim - given.ndim)
+    wide = given.reshape(steps, *missing, *given.shape[1:])
+    laid = jnp.broadcast_to(wide, (steps, group.num_state, *group.varshape))
+    return positions.joined(laid, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class TracelessRule(LearningRule):
-    """No traces: nothing from before a window reaches it."""
+    """No traces: nothing from before a window reaches it, whose gradient is of reverse mode."""
 
     executor: Executor
 
     def init(self) -> Traces:
-        """Nothing."""
         return ()
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
-        """Not used: a window's gradient is that of reverse mode."""
         raise NotImplementedError("a rule without traces learns in windows")
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        """Zeros."""
-        return self.summed(self.nothing(operands), operands)
+        return self.summed([{} for _ in self.links], operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        """Nothing."""
         return ()
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
-        """Nothing."""
         return {}

@@ -82,32 +82,30 @@ class SnApRule(ParamDimRule):
         kept = reached[:, places]
         return None if kept.all() else np.tile(kept, (group.group.num_state, *(1,) * places.ndim))
 
-    def _masked(self, i: int, array: jax.Array) -> jax.Array:
+    def _masked(self, link: Link, array: jax.Array) -> jax.Array:
         """``array`` [S, *E, *Y] with zeros where the trace is cut off."""
-        mask = self.masks[i]
+        mask = self.masks[link.index]
         if mask is None:
             return array
-        extra = (1,) * len(self.links[i].extra)
-        return jnp.where(mask.reshape(mask.shape[0], *extra, *mask.shape[1:]), array, 0)
+        return jnp.where(np.expand_dims(mask, (*range(1, 1 + len(link.extra)),)), array, 0)
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         found = []
-        for i, (link, rules) in enumerate(zip(self.links, self.rules, strict=True)):
-            r = link.relation.index
-            entry, signal = self._accumulated(i, block)
-            dy = link.sum_to_y((block.jacobians.f[i] * signal).sum(1), 1)
-            one = link.operation.contract(block.jacobians.x[r], dy, operands[r])
+        for link, rules in zip(self.links, self.rules, strict=True):
+            held, (x, f, _) = operands[link.relation.index], block.jacobians.of(link)
+            entry, signal = self._accumulated(link, block)
+            one = link.operation.contract(x, link.sum_to_y((f * signal).sum(1), 1), held)
             if traces is not None:
-                one = add(one, rules.solve(entry, traces[i], operands[r]))
+                one = add(one, rules.solve(entry, traces[link.index], held))
             found.append(one)
         return self.summed(found, operands)
 
-    def _accumulated(self, i: int, block: Block) -> tuple[jax.Array, jax.Array]:
+    def _accumulated(self, link: Link, block: Block) -> tuple[jax.Array, jax.Array]:
         """``c^0`` [S, *E, *Y] and ``a^t`` [K, S, *E, *Y] of a link; see ``block_algebra``.
 
         The trace is cut off element by element of ``y``, so that signals are, too.
         """
-        link, g = self.links[i], self.links[i].group.index
+        g = link.group.index
 
         def step(carried: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
             signal, transition, old_signal = now
@@ -116,7 +114,7 @@ class SnApRule(ParamDimRule):
                 carried = jnp.zeros_like(total)
             else:
                 matrix = link.to_y(jnp.swapaxes(transition, 0, 1), 2)
-                carried = apply(matrix, self._masked(i, total))
+                carried = apply(matrix, self._masked(link, total))
             return carried if old_signal is None else carried + link.to_y(old_signal, 1), total
 
         rows = block.signal[g], block.jacobians.transition[g], block.old_signal[g]
@@ -126,24 +124,24 @@ class SnApRule(ParamDimRule):
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces after a block, step by step: what is cut off differs from entry to entry."""
         start = self.init() if traces is None else traces
-        return tuple(self._moved(i, trace, block, operands) for i, trace in enumerate(start))
+        return tuple(self._moved(link, start, block, operands) for link in self.links)
 
-    def _moved(self, i: int, trace: Arrays, block: Block, operands: Operands) -> Arrays:
+    def _moved(self, link: Link, traces: Traces, block: Block, operands: Operands) -> Arrays:
         """The trace of a link after a block."""
-        link, rules, held = self.links[i], self.rules[i], operands[self.links[i].relation.index]
+        rules, held = self.rules[link.index], operands[link.relation.index]
         y = link.operation.y_aval
         ones = jnp.ones((link.group.num_state, *link.extra, *y.shape), y.dtype)
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
             x, f, transition = now
-            new = rules.increments(None if x is None else x[None], f[None], held)
+            new = rules.increments(x, f, held)
             if transition is not None:
                 moved = rules.propagate(link.to_y(transition, 2), trace, held)
-                if self.masks[i] is not None:  # each state scaled by its own row of the mask
-                    moved = rules.scaled(self._masked(i, ones), moved, held)
+                if self.masks[link.index] is not None:  # each state scaled by its row of the mask
+                    moved = rules.scaled(self._masked(link, ones), moved, held)
                 new = add(new, moved)
-            return self.stored(i, new), None
+            return self.stored(link, new), None
 
-        x, f, transition = block.jacobians
-        rows = x[link.relation.index], f[i], transition[link.group.index]
-        return jax.lax.scan(step, trace, rows)[0]
+        x, f, transition = block.jacobians.of(link)
+        x, f = jax.tree.map(lambda v: v[:, None], (x, f))
+        return jax.lax.scan(step, traces[link.index], (x, f, transition))[0]

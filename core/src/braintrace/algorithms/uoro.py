@@ -17,7 +17,9 @@ own. The relations of a group share ``s`` and ``nu``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..executor.jacobians import StepJacobians
-from ..executor.layout import Link, Positions
+from ..executor.layout import Link
 from ..ops.operation import Arrays
 from .base import Block, Cotangents, OldSignals, Operands, ParameterTraces, Traces, add
 from .block_algebra import apply
@@ -75,90 +77,77 @@ class UORORule(ParameterTraces):
 
     def init(self) -> Traces:
         """Estimates of zero, and the first random state."""
-        theta = tuple(self.stored(i, rules.init()) for i, rules in enumerate(self.rules))
-        s = {
-            g.index: jnp.zeros((g.num_state, *g.varshape), self._dtype(g))
-            for g in self.executor.driven
-        }
-        return tuple(RankOne(s, theta, versions.random_bits_of(self.seed)))
-
-    def _dtype(self, group: Positions) -> Any:
-        ys = [k.relation.y_var.aval.dtype for k in self.links if k.group is group]
-        return self.trace_dtype or jnp.result_type(*ys)
-
-    # --- one step ----------------------------------------------------------------------------
+        s = {}
+        for g in self.executor.driven:
+            ys = [k.relation.y_var.aval.dtype for k in self.links if k.group is g]
+            dtype = self.trace_dtype or jnp.result_type(*ys)
+            s[g.index] = jnp.zeros((g.num_state, *g.varshape), dtype)
+        bits = versions.random_bits_of(self.seed)
+        return tuple(RankOne(s, tuple(map(self.zeros, self.links)), bits))
 
     def _advanced(self, held: RankOne, now: StepJacobians, operands: Operands) -> RankOne:
         """The estimate after a step."""
         key, draw = jax.random.split(held.key)
-        s, theta = {}, dict(enumerate(held.theta))
+        s, theta = {}, [*held.theta]
         for n, group in enumerate(self.executor.driven):
             g, s_old = group.index, held.s[group.index]
             signs = jax.random.rademacher(jax.random.fold_in(draw, n), s_old.shape, s_old.dtype)
-            links = [i for i, k in enumerate(self.links) if k.group is group]
-            fresh = {i: self._drawn(i, now, signs, operands) for i in links}
+            links = [link for link in self.links if link.group is group]
+            fresh = [self._drawn(link, now, signs, operands) for link in links]
+            kept = [held.theta[link.index] for link in links]
             transition = now.transition[g]
             moved = jnp.zeros_like(s_old) if transition is None else apply(transition, s_old)
-            old = self._norm({i: theta[i] for i in links}, group, operands)
-            to_s, to_theta = _balanced(old, _length(moved))
-            of_s, of_theta = _balanced(self._norm(fresh, group, operands), _length(signs))
+            to_s, to_theta = _balanced(self._norm(links, kept, operands), moved)
+            of_s, of_theta = _balanced(self._norm(links, fresh, operands), signs)
             s[g] = (to_s * moved + of_s * signs).astype(s_old.dtype)
-            for i in links:
-                kept = self._scaled(i, to_theta, theta[i], operands)
-                found = add(kept, self._scaled(i, of_theta, fresh[i], operands))
-                theta[i] = self.stored(i, found)
-        return RankOne(s, tuple(theta.values()), key)
+            for link, old, new in zip(links, kept, fresh, strict=True):
+                old = self._scaled(link, to_theta, old, operands)
+                found = add(old, self._scaled(link, of_theta, new, operands))
+                theta[link.index] = self.stored(link, found)
+        return RankOne(s, tuple(theta), key)
 
-    def _drawn(self, i: int, now: StepJacobians, signs: jax.Array, operands: Operands) -> Arrays:
+    def _drawn(
+        self, link: Link, now: StepJacobians, signs: jax.Array, operands: Operands
+    ) -> Arrays:
         """``nu^T F`` of a link, in the structure of ``theta``."""
-        link, r = self.links[i], self.links[i].relation.index
-        f = (now.f[i] * link.to_y(signs, 1)).sum(0)
-        x = None if now.x[r] is None else now.x[r][None]
-        return self.rules[i].increments(x, f[None, None], operands[r])
+        x, f, _ = now.of(link)
+        f = (f * link.to_y(signs, 1)).sum(0)[None, None]
+        x = None if x is None else x[None]
+        return self.rules[link.index].increments(x, f, operands[link.relation.index])
 
-    def _scaled(self, i: int, factor: jax.Array, theta: Arrays, operands: Operands) -> Arrays:
+    def _scaled(self, link: Link, factor: jax.Array, theta: Arrays, operands: Operands) -> Arrays:
         """``theta`` times a factor [*V] per position."""
-        link = self.links[i]
-        laid = link.to_y(factor, 0)[None]
-        return self.rules[i].scaled(laid, theta, operands[link.relation.index])
+        laid, held = link.to_y(factor, 0)[None], operands[link.relation.index]
+        return self.rules[link.index].scaled(laid, theta, held)
 
-    def _norm(self, thetas: dict[int, Arrays], group: Positions, operands: Operands) -> jax.Array:
-        """Length of all entries that belong to a position [*V].
+    def _norm(
+        self, links: Sequence[Link], thetas: Sequence[Arrays], operands: Operands
+    ) -> jax.Array:
+        """Length of all entries of links of a group that belong to a position [*V].
 
         The transpose of a scaling by position is the sum over what is scaled.
         """
-        total = jnp.zeros(group.varshape)
-        for i, theta in thetas.items():
+        ones = jnp.ones(links[0].group.varshape)
+        total = jnp.zeros_like(ones)
+        for link, theta in zip(links, thetas, strict=True):
             squares = {key: leaf.astype(total.dtype) ** 2 for key, leaf in theta.items()}
-            _, pull = jax.vjp(
-                lambda factor, i=i, squares=squares: self._scaled(i, factor, squares, operands),
-                jnp.ones(group.varshape),
-            )
+            scaled = partial(self._scaled, link, theta=squares, operands=operands)
+            _, pull = jax.vjp(scaled, ones)
             total = total + pull(jax.tree.map(jnp.ones_like, squares))[0]
         return jnp.sqrt(total)
 
     def _met(self, held: RankOne, signal: OldSignals, operands: Operands) -> Cotangents:
         """Per link, ``<signal, s> theta``."""
-        found = []
-        for link, rules, theta in zip(self.links, self.rules, held.theta, strict=True):
-            g, r = link.group.index, link.relation.index
-            l_g = signal[g]
-            along = jnp.zeros(link.group.varshape) if l_g is None else (l_g * held.s[g]).sum(0)
-            found.append(rules.solve(link.to_y(along, 0)[None], theta, operands[r]))
-        return found
-
-    # --- blocks ------------------------------------------------------------------------------
+        met = {g: (signal[g] * s).sum(0)[None] for g, s in held.s.items() if signal[g] is not None}
+        return self.with_entries([{} for _ in self.links], held.theta, met, operands)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         return self.summed(self._met(RankOne(*traces), signal, operands), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-
-        def step(held: Traces, now: StepJacobians) -> tuple[Traces, None]:
-            return tuple(self._advanced(RankOne(*held), now, operands)), None
-
-        start = self.init() if traces is None else traces
-        return jax.lax.scan(step, start, block.jacobians)[0]
+        none = (None,) * len(self.executor.groups)
+        unread = block._replace(signal=none, old_signal=none)
+        return self.advance(traces, unread, operands)[1]
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         return self.advance(traces, block, operands)[0]
@@ -178,7 +167,7 @@ class UORORule(ParameterTraces):
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, list(found))
             return (tuple(after), total), None
 
-        first = tuple(signal[0] for signal in block.signal)
+        first = jax.tree.map(lambda v: v[0], block.signal)
         shapes = jax.eval_shape(lambda: self._met(RankOne(*start), first, operands))
         zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
         (last, total), _ = jax.lax.scan(step, (start, zeros), tuple(block._replace(given=None)))
@@ -191,16 +180,13 @@ class UORORule(ParameterTraces):
         return {**theta, "s": jnp.moveaxis(held.s[self.links[index].group.index], 0, -1)}
 
 
-def _length(array: jax.Array) -> jax.Array:
-    """Euclidean length over the states [*V]."""
-    return jnp.sqrt((array**2).sum(0))
-
-
 def _balanced(theta: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``rho`` and ``1 / rho`` for factors of these lengths; both 0 where one factor is zero.
+    """``rho`` and ``1 / rho`` for a length of ``theta`` and ``s`` itself [S, *V].
 
-    There the product is zero, and what is left of the other factor would only add noise.
+    Where one is zero, both are 0: the product is zero, and what is left of the other factor would
+    only add noise.
     """
-    product = (theta > 0) & (s > 0)
-    rho = jnp.sqrt(jnp.where(product, theta, 1.0) / jnp.where(product, s, 1.0))
+    length = jnp.sqrt((s**2).sum(0))
+    product = (theta > 0) & (length > 0)
+    rho = jnp.sqrt(jnp.where(product, theta, 1.0) / jnp.where(product, length, 1.0))
     return jnp.where(product, rho, 0.0), jnp.where(product, 1.0 / rho, 0.0)

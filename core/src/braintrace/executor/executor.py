@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,14 @@ from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
-from ..compiler.reach import Cone, Pattern
+from ..compiler.reach import Pattern
 from ..jaxprs.run import read, run_equations
-from .jacobians import GroupAtStep, StepJacobians, takes_forward_mode
+from .jacobians import StepJacobians, jacobians_of_group, takes_forward_mode
 from .layout import Link, Positions
 
 
-@dataclass(frozen=True, eq=False)
-class WeightAddress:
-    """Where a parameter is met in a compiled step.
-
-    Attributes
-    ----------
-    path
-        In the model.
-    inputs
-        Variables of its leaves in the step's program.
-    links
-        Numbers of the links (relations in their groups) that it is a weight of.
-    """
+class WeightAddress(NamedTuple):
+    """Where a parameter is met: its path, the variables of its leaves, and its links by number."""
 
     path: Path
     inputs: tuple[Var, ...]
@@ -64,18 +53,18 @@ class Executor:
     @cached_property
     def groups(self) -> tuple[Positions, ...]:
         """The hidden groups as rules see them."""
-        mixed = (() if c.transition is None else c.transition.mixed for c in self.graph.cones)
         whole = self.jacobians == "whole"
-        pairs = zip(self.graph.hidden_groups, mixed, strict=True)
-        return tuple(Positions(group, axes if whole else ()) for group, axes in pairs)
+        pairs = ((c.group, c.transition if whole else None) for c in self.graph.cones)
+        return tuple(Positions(self.graph.hidden_groups[g], t.mixed if t else ()) for g, t in pairs)
 
     @cached_property
     def links(self) -> tuple[Link, ...]:
         """The relations in their groups."""
+        relations = self.graph.hidden_param_op_relations
+        pairs = [(r, *pair) for r in relations for pair in r.group_alignments.items()]
         return tuple(
-            Link(relation, self.groups[g], self.groups[g].alignment(alignment))
-            for relation in self.graph.hidden_param_op_relations
-            for g, alignment in relation.group_alignments.items()
+            Link(r, self.groups[g], self.groups[g].alignment(alignment), i)
+            for i, (r, g, alignment) in enumerate(pairs)
         )
 
     @cached_property
@@ -88,10 +77,10 @@ class Executor:
         """Variables whose values determine the Jacobians of a step."""
         info, relations = self.graph.module_info, self.graph.hidden_param_op_relations
         wanted: list[Any] = []
-        for group, cone in zip(self.groups, self.graph.cones, strict=True):
-            if group in self.driven:
-                held = () if cone.transition is None else cone.transition.free
-                wanted += [*group.group.hidden_invars, *cone.free, *held]
+        for group in self.driven:
+            cone = self.graph.cones[group.index]
+            held = () if cone.transition is None else cone.transition.free
+            wanted += [*group.group.hidden_invars, *cone.free, *held]
         wanted += [atom for relation in relations for atom in (relation.y_var, relation.x_var)]
         known = {*info.producers, *info.jaxpr.invars}
         return tuple(dict.fromkeys(v for v in wanted if versions.is_var(v) and v in known))
@@ -101,9 +90,8 @@ class Executor:
         """The parameters of the step."""
         info, found = self.graph.module_info, {}
         for slot in info.slots_of(StateKind.PARAM):
-            links = enumerate(link.relation.parameter_paths for link in self.links)
-            led = tuple(i for i, paths in links if slot.path in paths)
-            found[slot.state] = WeightAddress(slot.path, info.invars_of(slot), led)
+            links = (k.index for k in self.links if slot.path in k.relation.parameter_paths)
+            found[slot.state] = WeightAddress(slot.path, info.invars_of(slot), (*links,))
         return found
 
     @cached_property
@@ -114,57 +102,35 @@ class Executor:
 
     def passing(self, index: int) -> Pattern:
         """Which entries of a group's ``D`` are not structurally zero [S][S]."""
-        if self.jacobians == "near":
-            return self.graph.cones[index].passing
         states = self.groups[index].num_state
-        return ((True,) * states,) * states
+        every = ((True,) * states,) * states
+        return every if self.jacobians == "whole" else self.graph.cones[index].passing
 
     def driving(self, index: int) -> tuple[bool, ...]:
         """Which states of its group a link drives: where ``f`` is not structurally zero [S]."""
-        link = self.links[index]
-        if self.jacobians == "near":
-            return self.graph.cones[link.group.index].driving[link.relation.y_var]
-        return (True,) * link.group.num_state
-
-    # --- steps -------------------------------------------------------------------------------
+        group, y = self.links[index].group, self.links[index].relation.y_var
+        every = (True,) * group.num_state
+        return every if self.jacobians == "whole" else self.graph.cones[group.index].driving[y]
 
     def run(
-        self,
-        args: Sequence[Any],
-        states: Mapping[Path, Any],
-        perturb: Sequence[Any] | None = None,
+        self, args: Sequence[Any], states: Mapping[Path, Any], perturb: Sequence[Any] | None = None
     ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
         """Run one perturbed step.
 
-        Parameters
-        ----------
-        args
-            Leaves of the arguments.
-        states
-            Value of every state, by path.
-        perturb
-            One array per hidden state, in the order of ``graph.perturbed``; zeros if omitted.
-
-        Returns
-        -------
-        out, states, inputs_of_jacobians
-            The result, the new values of the states, and the values of
-            :attr:`inputs_of_jacobians`, for :meth:`jacobians_at`.
+        From leaves of the arguments, the value of every state by path, and one array per hidden
+        state in the order of ``graph.perturbed`` (zeros if omitted), it gives the result, the new
+        values of the states, and the values of :attr:`inputs_of_jacobians`.
         """
         plan = self.graph.perturbed
         perturb = plan.init_perturb_data() if perturb is None else perturb
-        outputs, extras = plan.eval_jaxpr(
-            self._inputs(args, states), perturb, self.inputs_of_jacobians
-        )
+        inputs = self._inputs(args, states)
+        outputs, extras = plan.eval_jaxpr(inputs, perturb, self.inputs_of_jacobians)
         return *self._results(outputs), tuple(extras)
 
     def run_plain(
         self, args: Sequence[Any], states: Mapping[Path, Any]
     ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
-        """Run one step as it was traced: its derivative is the ordinary one, with every path.
-
-        Parameters and results are those of :meth:`run`.
-        """
+        """:meth:`run`, as the step was traced: its derivative is the ordinary one of every path."""
         jaxpr = self.graph.module_info.jaxpr
         env = versions.start_env(jaxpr, self._inputs(args, states))
         run_equations(jaxpr.eqns, env)
@@ -185,59 +151,52 @@ class Executor:
         }
         return info.out_treedef.unflatten(outputs[: info.num_out]), states
 
-    # --- Jacobians and signals ---------------------------------------------------------------
-
     def jacobians_at(self, values: Sequence[Any]) -> StepJacobians:
         """``x``, ``f`` and ``D`` of a step, from the values of :attr:`inputs_of_jacobians`."""
-        info = self.graph.module_info
-        env = versions.constants(info.jaxpr)
+        info, env = self.graph.module_info, versions.constants(self.graph.module_info.jaxpr)
         env.update(zip(self.inputs_of_jacobians, values, strict=True))
-        factors: dict[int, jax.Array] = {}
+        f: dict[int, jax.Array] = {}
         transitions: list[jax.Array | None] = []
         for group, cone in zip(self.groups, self.graph.cones, strict=True):
-            links = {i: k for i, k in enumerate(self.links) if k.group is group}
-            transition, found = GroupAtStep(info.eqns, group, cone, links, env).jacobians()
+            links = [link for link in self.links if link.group is group]
+            transition, found = jacobians_of_group(info.eqns, cone, group, links, env)
             transitions.append(transition)
-            factors.update(found)
+            f |= found
+        return self._step(lambda x: read(env, x), lambda link: f[link.index], transitions)
+
+    def _step(
+        self, x: Callable[[Atom], Any], f: Callable[[Link], Any], transitions: Iterable[Any]
+    ) -> StepJacobians:
         xs = (r.x_var for r in self.graph.hidden_param_op_relations)
-        return StepJacobians(
-            tuple(None if x is None else read(env, x) for x in xs),
-            tuple(factors[i] for i in range(len(self.links))),
-            tuple(transitions),
-        )
+        of_x = tuple(None if atom is None else x(atom) for atom in xs)
+        return StepJacobians(of_x, tuple(map(f, self.links)), tuple(transitions))
 
     @cached_property
     def jacobian_types(self) -> StepJacobians:
         """Types of what :meth:`jacobians_at` gives, without tracing it."""
+        eqns, cones = self.graph.module_info.eqns, self.graph.cones
 
-        def array(shape: tuple[int, ...], atoms: Sequence[Atom]) -> Any:
+        def array(shape: tuple[int, ...], *atoms: Atom) -> Any:
             return jax.ShapeDtypeStruct(shape, jnp.result_type(*(a.aval.dtype for a in atoms)))
 
         def factor(link: Link) -> Any:
             group, y = link.group, link.relation.y_var
-            cone = self.graph.cones[group.index]
-            forward = takes_forward_mode(self.graph.module_info.eqns, cone, link)
-            shape = (group.num_state, *link.extra, *y.aval.shape)
-            return array(shape, group.group.hidden_outvars if forward else [y])
+            forward = takes_forward_mode(eqns, cones[group.index], link)
+            made_of = group.group.hidden_outvars if forward else [y]
+            return array((group.num_state, *link.extra, *y.aval.shape), *made_of)
 
-        def transition(group: Positions, cone: Cone) -> Any:
-            shape = (group.num_state, group.num_state, *group.varshape)
-            known = group in self.driven and cone.transition is not None
-            return array(shape, group.group.hidden_invars) if known else None
+        def transition(group: Positions) -> Any:
+            if group not in self.driven or cones[group.index].transition is None:
+                return None
+            states = group.num_state
+            return array((states, states, *group.varshape), *group.group.hidden_invars)
 
-        xs = (r.x_var for r in self.graph.hidden_param_op_relations)
-        return StepJacobians(
-            tuple(None if x is None else array(x.aval.shape, [x]) for x in xs),
-            tuple(map(factor, self.links)),
-            tuple(map(transition, self.groups, self.graph.cones)),
-        )
+        return self._step(lambda x: array(x.aval.shape, x), factor, map(transition, self.groups))
 
-    def signals(self, perturb: Sequence[Any]) -> tuple[jax.Array, ...]:
+    def signals(self, perturb: Sequence[Any]) -> tuple[Any, ...]:
         """Gradients of the perturbations, per group: ``l`` [S, *V]."""
         by_path = dict(zip(self.graph.perturbed.perturb_hidden_paths, perturb, strict=True))
-        return tuple(
-            g.stacked([by_path[path] for path in g.group.hidden_paths]) for g in self.groups
-        )
+        return self.old_signals(by_path, range(len(self.groups)))
 
     def old_signals(
         self, gradients: Mapping[Path, Any], groups: Container[int]
@@ -247,8 +206,6 @@ class Executor:
             g.stacked([gradients[p] for p in g.group.hidden_paths]) if g.index in groups else None
             for g in self.groups
         )
-
-    # --- parameters --------------------------------------------------------------------------
 
     def operand_values(self, params: Mapping[Path, Any]) -> list[list[Any]]:
         """Per relation, the values of all operands but ``x`` (``None`` there), from parameters.
@@ -261,25 +218,18 @@ class Executor:
         for weight in self.weights.values():
             env.update(zip(weight.inputs, jax.tree.leaves(params[weight.path]), strict=True))
         relations = self.graph.hidden_param_op_relations
-        operands = [operand for r in relations for operand in (*r.trainables, *r.constants)]
-        chains = dict.fromkeys(i for operand in operands for i in operand.chain)
+        operands = [(*r.trainables, *r.constants) for r in relations]
+        chains = dict.fromkeys(i for own in operands for operand in own for i in operand.chain)
         run_equations([info.eqns[i] for i in chains], env)
-        found: list[list[Any]] = [[None] * len(r.operands) for r in relations]
-        for relation, values in zip(relations, found, strict=True):
-            for operand in (*relation.trainables, *relation.constants):
-                values[operand.position] = read(env, operand.atom)
-        return found
+        known = [{o.position: read(env, o.atom) for o in own} for own in operands]
+        pairs = zip(relations, known, strict=True)
+        return [[values.get(k) for k in range(len(r.operands))] for r, values in pairs]
 
     def param_gradients(
         self, params: Mapping[Path, Any], cotangents: Sequence[Mapping[str, Any]]
     ) -> dict[Path, Any]:
-        """Pull cotangents of traced operands, per relation, back to the parameters.
+        """Cotangents of the traced parameters from those of traced operands, per relation."""
 
-        Returns
-        -------
-        dict
-            For every traced parameter, a cotangent like its value.
-        """
         relations = self.graph.hidden_param_op_relations
 
         def operands(chosen: dict[Path, Any]) -> list[dict[str, Any]]:

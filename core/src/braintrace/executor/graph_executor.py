@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import brainstate
@@ -96,12 +95,9 @@ class ETraceGraphExecutor:
     ) -> None:
         if jacobians not in JACOBIANS:
             raise ValueError(f"jacobians must be one of {(*JACOBIANS,)}, got {jacobians!r}")
-        unknown = sorted(options.keys() - compile_options())
-        if unknown:
-            raise TypeError(
-                f"unknown option {unknown[0]!r}; options of compiling are "
-                f"{sorted(compile_options())}"
-            )
+        known = sorted(compile_options())
+        if unknown := sorted(options.keys() - known):
+            raise TypeError(f"unknown option {unknown[0]!r}; options of compiling are {known}")
         if jacobians == "whole":
             options = {"recurrence_scope": "coupled", **options}
             if options["recurrence_scope"] != "coupled":
@@ -150,13 +146,7 @@ class ETraceGraphExecutor:
 
     @property
     def compiled(self) -> Executor:
-        """What runs the steps of the compiled model.
-
-        Raises
-        ------
-        CompilationError
-            Before :meth:`compile_graph`.
-        """
+        """What runs the steps; raises ``CompilationError`` before :meth:`compile_graph`."""
         if self._compiled is None:
             raise CompilationError("call compile_graph(*example_inputs) before using the learner")
         return self._compiled
@@ -203,7 +193,7 @@ class ETraceGraphExecutor:
         CompilationError, TypeError, ValueError
             As for a call of a learner.
         """
-        return self._solved(args)[0]
+        return self.solve_h2w_h2h_l2h_jacobian(*args)[:-1]
 
     def solve_h2w_h2h_l2h_jacobian(self, *args: Any) -> tuple[Any, ...]:
         """Like :meth:`solve_h2w_h2h_jacobian`, with the pull-back to the hidden states.
@@ -214,15 +204,6 @@ class ETraceGraphExecutor:
             ``l2h(out_bar)`` gives, for a cotangent like ``out``, the learning signals ``l`` [*V, S]
             by number of the group.
         """
-        solved, pull = self._solved(args)
-
-        def l2h(out_bar: Any) -> dict[int, jax.Array]:
-            signals = self.compiled.signals(pull(out_bar)[0])
-            return {g: jnp.moveaxis(signal, 0, -1) for g, signal in enumerate(signals)}
-
-        return (*solved, l2h)
-
-    def _solved(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any]]:
         step, info = self.compiled, self.graph.module_info
         check_states(self.model, info)
         leaves = checked_args(info, args)
@@ -234,25 +215,26 @@ class ETraceGraphExecutor:
 
         zeros = self.graph.perturbed.init_perturb_data()
         out, pull, (new, inputs_of_jacobians) = jax.vjp(run, zeros, has_aux=True)
-        x, f, transition = step.jacobians_at(inputs_of_jacobians)
+        found = step.jacobians_at(inputs_of_jacobians)
         hidden, other = (
             {slot.path: new[slot.path] for slot in info.slots_of(kind)}
             for kind in (StateKind.HIDDEN, StateKind.OTHER)
         )
         h2w = tuple(
-            HiddenToWeight(
-                link.relation.parameter_paths,
-                link.group.index,
-                x[link.relation.index],
-                jnp.moveaxis(of_link, 0, -1),
-            )
-            for link, of_link in zip(step.links, f, strict=True)
+            HiddenToWeight(k.relation.parameter_paths, k.group.index, x, jnp.moveaxis(f, 0, -1))
+            for k in step.links
+            for x, f, _ in (found.of(k),)
         )
         h2h = {
             g: None if d is None else jnp.moveaxis(d, (0, 1), (-2, -1))
-            for g, d in enumerate(transition)
+            for g, d in enumerate(found.transition)
         }
-        return (out, hidden, other, h2w, h2h), pull
+
+        def l2h(out_bar: Any) -> dict[int, jax.Array]:
+            signals = step.signals(pull(out_bar)[0])
+            return {g: jnp.moveaxis(signal, 0, -1) for g, signal in enumerate(signals)}
+
+        return out, hidden, other, h2w, h2h, l2h
 
 
 class ETraceVjpGraphExecutor(ETraceGraphExecutor):

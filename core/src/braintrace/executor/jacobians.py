@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Jacobians of one step: what there are, what they are computed from, and how."""
+"""The Jacobians of one step: what there are, what they are computed from, and how.
+
+They come from reverse mode of the new values of a hidden group. A cotangent of ones at one state
+sums, for every position of an input, over the positions that depend on it. Where that is a single
+one, the sum is the derivative itself. Along axes where it is not, cotangents at one position at a
+time are pulled back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -12,17 +20,20 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
+from ..compiler.groups import HiddenGroup
 from ..compiler.reach import Cone
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.sites import holds
-from .layout import Link, Positions
-from .pullback import Pullback
+from .layout import Link, Positions, numbers_along
 
 #: What ``D`` and ``f`` may hold, and a learning rule may need.
 JACOBIANS = {
     "near": "the entries between equal positions",
     "whole": "every entry within a hidden group",
 }
+
+#: How many positions are pulled back together where positions are mixed.
+TOGETHER = 32
 
 
 class StepJacobians(NamedTuple):
@@ -42,6 +53,92 @@ class StepJacobians(NamedTuple):
     f: tuple[jax.Array, ...]
     transition: tuple[jax.Array | None, ...]
 
+    def of(self, link: Link) -> tuple[Any, jax.Array, jax.Array | None]:
+        """``x``, ``f`` and ``D`` of a link."""
+        return self.x[link.relation.index], self.f[link.index], self.transition[link.group.index]
+
+
+@dataclass(frozen=True, eq=False)
+class Pullback:
+    """Reverse mode of a group's new values: ``pull(cotangents) -> (of old values, of each y)``."""
+
+    group: HiddenGroup
+    news: Sequence[Any]
+    pull: Callable[[list[Any]], Any]
+
+    @classmethod
+    def of_program(
+        cls, group: HiddenGroup, program: Any, held: Sequence[Any], olds: Sequence[Any]
+    ) -> Pullback:
+        """Of a transition that has a program of its own, in the old values."""
+        call = versions.jaxpr_as_fun(program)
+        return cls(group, *jax.vjp(lambda olds: call(*held, *olds), [*olds]))
+
+    def rows(self, mask: jax.Array) -> list[Any]:
+        """Per state, what is pulled back from ``mask`` [*V of the group] at that state."""
+        found, zeros = [], jnp.zeros_like(mask)
+        for member, (new, count) in enumerate(zip(self.news, self.group.state_counts, strict=True)):
+            for k in range(count):
+                own = [mask if j == k else zeros for j in range(count)]
+                cotangents = [jnp.zeros(v.shape, v.dtype) for v in self.news]
+                whole = mask if new.shape == mask.shape else jnp.stack(own, -1)
+                cotangents[member] = whole.astype(new.dtype)
+                found.append(self.pull(cotangents))
+        return found
+
+    @cached_property
+    def sums(self) -> list[Any]:
+        """The rows of ones everywhere."""
+        return self.rows(jnp.ones(self.group.varshape))
+
+    def each(self, axes: Sequence[int], take: Callable[[list[Any], jax.Array], Any]) -> Any:
+        """``take(rows, index)`` for each index of the flattened ``axes`` of positions, stacked.
+
+        The rows belong to cotangents that are one at the positions with that index.
+        """
+        shape = self.group.varshape
+        numbers, count = numbers_along(shape, axes), math.prod(shape[k] for k in axes)
+
+        def one(index: jax.Array) -> Any:
+            mask = jnp.broadcast_to(numbers == index, shape).astype(jnp.result_type(float))
+            return take(self.rows(mask), index)
+
+        return jax.lax.map(one, jnp.arange(count), batch_size=min(TOGETHER, count))
+
+    def olds(self, rows: Sequence[Any]) -> jax.Array:
+        """What rows hold of the old values: [S, S, *V of the group]."""
+        return jnp.stack([Positions(self.group).stacked(row[0]) for row in rows])
+
+    def transition(self, mixed: tuple[int, ...], whole: bool) -> jax.Array:
+        """``D``: every entry, as :class:`Positions` says, or the diagonal along mixed axes."""
+        if not mixed:
+            return self.olds(self.sums)
+        wide, states = Positions(self.group, mixed), self.group.num_state
+
+        def one(rows: list[Any], index: jax.Array) -> jax.Array:
+            found = wide.joined(self.olds(rows), 1)  # [S, S M, *kept]
+            if whole:
+                return found
+            return jnp.take(found.reshape(states, states, -1, *wide.varshape), index, axis=2)
+
+        found = jnp.moveaxis(self.each(mixed, one), 0, 1 if whole else 2)
+        if whole:
+            return found.reshape(wide.num_state, wide.num_state, *wide.varshape)
+        return wide.parted(found.reshape(states, wide.num_state, *wide.varshape), 1)
+
+    def factor(self, link: Link) -> jax.Array:
+        """``f`` [S, *E, *Y] of a link."""
+
+        def of_y(rows: Sequence[Any], _: Any = None) -> jax.Array:
+            return jnp.stack([row[1][link.index] for row in rows])
+
+        positions = link.group
+        axes = (*positions.mixed, *(positions.kept[k] for k in link.alignment.extra))
+        if not axes:
+            return of_y(self.sums)
+        found = jnp.moveaxis(self.each(axes, of_y), 0, 1)  # [S of the group, M E, *Y]
+        return found.reshape(positions.num_state, *link.extra, *found.shape[2:])
+
 
 def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool:
     """Whether forward mode gives ``f`` at once: ``y`` is broadcast, and nothing forbids it.
@@ -53,91 +150,59 @@ def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool
     return not any(holds(eqns[i], versions.jaxp.custom_vjp_call_p) for i in cone.eqns)
 
 
-@dataclass(frozen=True, eq=False)
-class GroupAtStep:
-    """A hidden group at one step: its new values as a function of old ones and of each ``y``.
+def jacobians_of_group(
+    eqns: Sequence[JaxprEqn],
+    cone: Cone,
+    positions: Positions,
+    links: Sequence[Link],
+    values: dict[Var, Any],
+) -> tuple[jax.Array | None, dict[int, jax.Array]]:
+    """``D`` of a group, and ``f`` of the links that lead to it, by number.
 
-    Attributes
-    ----------
-    eqns
-        The equations of the step.
-    positions, cone
-        The group, and the part of the step that leads to it.
-    links
-        The links that lead to it, by number.
-    values
-        Values of the variables that determine its Jacobians.
+    They are computed from the ``values`` of variables, by the part of the step's equations that
+    leads to the group, as a function of its old values and of each ``y``.
+
+    While positions are apart, one pull-back of ones per state gives ``D[p, i, :]`` and
+    ``f_r[p, i]`` of all relations at once. A relation whose ``y`` is broadcast over positions
+    takes forward mode instead, because a pull-back would sum. Along axes where positions are
+    mixed, there is a pull-back for each of them.
     """
+    if not links:
+        return None, {}
+    group, transition = positions.group, cone.transition
+    ys = {link.index: link.relation.y_var for link in links}
+    zeros = {i: jnp.zeros(y.aval.shape, y.aval.dtype) for i, y in ys.items()}
+    own = [values[var] for var in group.hidden_invars]
+    olds = own if cone.old_reaches else []
+    inside = {var for i in cone.eqns for var in eqns[i].outvars}
 
-    eqns: Sequence[JaxprEqn]
-    positions: Positions
-    cone: Cone
-    links: Mapping[int, Link]
-    values: dict[Var, Any]
-
-    def jacobians(self) -> tuple[jax.Array | None, dict[int, jax.Array]]:
-        """``D`` of the group, and ``f`` of its links.
-
-        While positions are apart, one pull-back of ones per state gives ``D[p, i, :]`` and
-        ``f_r[p, i]`` of all relations at once. A relation whose ``y`` is broadcast over positions
-        takes forward mode instead, because a pull-back would sum. Along axes where positions are
-        mixed, there is a pull-back for each of them.
-        """
-        if not self.links:
-            return None, {}
-        pairs = self.links.items()
-        forward = [i for i, k in pairs if takes_forward_mode(self.eqns, self.cone, k)]
-        pullback = self._pullback([i for i in self.links if i not in forward])
-        factors = {
-            i: self._pushed(link) if i in forward else pullback.factor(link, i) for i, link in pairs
-        }
-        transition = self.cone.transition
-        if transition is None:
-            return None, factors
-        if transition.program is not None:
-            held = [read(self.values, var) for var in transition.free]
-            pullback = Pullback.of_program(self.positions, transition.program, held, self._olds())
-        return pullback.transition(transition.mixed), factors
-
-    def _olds(self) -> list[Any]:
-        return [self.values[var] for var in self.positions.group.hidden_invars]
-
-    def _new_values(self, olds: Sequence[Any], shift: Mapping[Var, Any]) -> list[Any]:
-        """New values from old ones, with ``shift`` added to some ``y``."""
-        group = self.positions.group
-        env = {**self.values, **dict(zip(group.hidden_invars, olds, strict=False))}
-        inside = {var for i in self.cone.eqns for var in self.eqns[i].outvars}
-        env.update({y: env[y] + change for y, change in shift.items() if y not in inside})
-        for i in self.cone.eqns:
-            run_equations([self.eqns[i]], env)
-            for var in shift.keys() & self.eqns[i].outvars:
-                env[var] = env[var] + shift[var]
+    def new_values(olds: Sequence[Any], shifts: Mapping[int, Any]) -> list[Any]:
+        """New values from old ones, with ``shifts`` added to some ``y``."""
+        shift = {ys[i]: change for i, change in shifts.items()}
+        env = {**values, **dict(zip(group.hidden_invars, olds, strict=False))}
+        env |= {y: env[y] + change for y, change in shift.items() if y not in inside}
+        for i in cone.eqns:
+            run_equations([eqns[i]], env)
+            env |= {y: env[y] + shift[y] for y in shift.keys() & eqns[i].outvars}
         return [env[var] for var in group.hidden_outvars]
 
-    def _pullback(self, chosen: Sequence[int]) -> Pullback:
-        """Reverse mode in the old values and the ``y`` of chosen links."""
-        olds = self._olds() if self.cone.old_reaches else []
-        zeros = {i: _zeros(self.links[i]) for i in chosen}
+    def pushed(link: Link) -> jax.Array:
+        """``f`` from the forward derivative along ones in ``y``."""
+        i = link.index
+        along = (zeros[i],), (jnp.ones_like(zeros[i]),)
+        _, moved = jax.jvp(lambda y: new_values(olds, {i: y}), *along)
+        return link.to_y(positions.stacked(moved), 1)
 
-        def new_values(olds: list[Any], shifts: dict[int, Any]) -> list[Any]:
-            by_y = {self.links[i].relation.y_var: shift for i, shift in shifts.items()}
-            return self._new_values(olds, by_y)
-
-        news, pull = jax.lax.optimization_barrier(jax.vjp(new_values, olds, zeros))
-        return Pullback(self.positions, news, pull)
-
-    def _pushed(self, link: Link) -> jax.Array:
-        """``f`` of a link from the forward derivative along ones in its ``y``."""
-        zeros, olds = _zeros(link), self._olds() if self.cone.old_reaches else []
-        _, moved = jax.jvp(
-            lambda y: self._new_values(olds, {link.relation.y_var: y}),
-            (zeros,),
-            (jnp.ones_like(zeros),),
-        )
-        return link.to_y(self.positions.stacked(moved), 1)
-
-
-def _zeros(link: Link) -> jax.Array:
-    """Zeros like the ``y`` of a link."""
-    y = link.operation.y_aval
-    return jnp.zeros(y.shape, y.dtype)
+    forward = {link.index for link in links if takes_forward_mode(eqns, cone, link)}
+    reverse = {i: zero for i, zero in zeros.items() if i not in forward}
+    pullback = Pullback(group, *jax.lax.optimization_barrier(jax.vjp(new_values, olds, reverse)))
+    factors = {
+        link.index: pushed(link) if link.index in forward else pullback.factor(link)
+        for link in links
+    }
+    if transition is None:
+        return None, factors
+    if transition.program is not None:
+        held = [read(values, var) for var in transition.free]
+        pullback = Pullback.of_program(group, transition.program, held, own)
+    return pullback.transition(transition.mixed, bool(positions.mixed)), factors

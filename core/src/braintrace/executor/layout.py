@@ -8,7 +8,7 @@ element-wise loop short.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,18 @@ from ..compiler.groups import HiddenGroup
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
 from ..ops.operation import Operation
+
+
+def numbers_along(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
+    """Indices along some axes of a shape, flattened in their order; of size 1 along the others."""
+    sizes, others = [shape[k] for k in axes], tuple({*range(len(shape))} - {*axes})
+    numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(np.argsort(axes))
+    return np.expand_dims(numbers, others)
+
+
+def numbered(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
+    """The same for every position of the shape."""
+    return np.broadcast_to(numbers_along(shape, axes), shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +78,20 @@ class Positions:
 
     def stacked(self, members: Sequence[Any]) -> jax.Array:
         """One array per member as [S, *V]."""
-        return self.joined(join_states(self.group, members))
+        shape = self.group.varshape
+        rows = (v[None] if v.shape == shape else jnp.moveaxis(v, -1, 0) for v in members)
+        return self.joined(jnp.concatenate([*rows]))
 
     def joined(self, array: jax.Array, lead: int = 0) -> jax.Array:
         """States and positions of the group, after ``lead`` other axes, as [*lead, S, *V]."""
-        first = lead + 1
-        array = array.transpose(*range(first), *(first + k for k in (*self.mixed, *self.kept)))
+        array = array.transpose(*_after(lead + 1, (*self.mixed, *self.kept)))
         return array.reshape(*array.shape[:lead], self.num_state, *self.varshape)
 
     def parted(self, array: jax.Array, lead: int = 0) -> jax.Array:
         """The inverse of :meth:`joined`."""
         sizes = [self.group.varshape[k] for k in self.mixed]
         array = array.reshape(*array.shape[:lead], self.group.num_state, *sizes, *self.varshape)
-        first, order = lead + 1, np.argsort((*self.mixed, *self.kept))
-        return array.transpose(*range(first), *(first + int(k) for k in order))
-
-    def places(self) -> np.ndarray:
-        """For each position of the group, its index along the flattened mixed axes."""
-        sizes = [n if k in self.mixed else 1 for k, n in enumerate(self.group.varshape)]
-        return np.broadcast_to(np.arange(self.num_mixed).reshape(sizes), self.group.varshape)
+        return array.transpose(*_after(lead + 1, np.argsort((*self.mixed, *self.kept))))
 
     def alignment(self, found: Alignment) -> Alignment:
         """How ``y``, which lies in the group as ``found``, lies along the kept axes."""
@@ -96,9 +103,8 @@ class Positions:
         if all(n == 1 or k in axes for k, n in enumerate(self.varshape)):
             elements = None
         elif elements is not None:
-            where = np.unravel_index(np.maximum(elements, 0), self.group.varshape)
-            flat = np.ravel_multi_index([where[k] for k in self.kept], self.varshape)
-            elements = np.where(elements < 0, elements, flat)
+            places = numbered(self.group.varshape, self.kept).reshape(-1)
+            elements = np.where(elements < 0, elements, places[elements])
         return replace(found, result=self.varshape, axes=axes, elements=elements)
 
 
@@ -112,6 +118,7 @@ class Link:
     relation: HiddenParamOpRelation
     group: Positions
     alignment: Alignment
+    index: int = 0
 
     @property
     def extra(self) -> tuple[int, ...]:
@@ -132,35 +139,34 @@ class Link:
         )
 
     @cached_property
-    def _aligned(self) -> tuple[int, ...]:
-        """Axes of ``y`` that run along one of the group."""
-        return tuple(i for i, k in enumerate(self.alignment.axes) if k is not None)
+    def _along(self) -> dict[int, int]:
+        """Axes of ``y`` that run along one of the group, and which."""
+        return {i: k for i, k in enumerate(self.alignment.axes) if k is not None}
 
     @cached_property
-    def _order(self) -> tuple[int, ...]:
-        """The group's axes: those that an axis of ``y`` runs along in front, in its order."""
-        mapped = tuple(self.alignment.axes[i] for i in self._aligned)
-        rest = tuple(k for k in range(self.group.ndim) if k not in mapped)
-        return (*mapped, *rest)  # type: ignore[arg-type]
+    def _others(self) -> tuple[int, ...]:
+        """The group's other axes."""
+        return tuple(k for k in range(self.group.ndim) if k not in self._along.values())
 
     def to_y(self, array: jax.Array, lead: int = 0) -> jax.Array:
         """Lay out [*lead, *V] as [*lead, *E, *Y].
 
         Along an axis of ``y`` that is mixed, all entries are the same.
         """
-        order = tuple(lead + k for k in self._order)
-        array = array.transpose(*range(lead), *order)
-        if self.alignment.elements is not None:
-            return self._taken(array, lead)
-        aligned, head = len(self._aligned), array.shape[:lead]
-        array = jnp.moveaxis(
-            array.reshape(*array.shape[: lead + aligned], *self.extra),
-            range(lead, lead + aligned),
-            range(-aligned, 0) if aligned else [],
-        )
-        y = self.relation.y_var.aval.shape
-        own = tuple(n if i in self._aligned else 1 for i, n in enumerate(y))
-        return jnp.broadcast_to(array.reshape(*head, *self.extra, *own), (*head, *self.extra, *y))
+        along, y = tuple(self._along.values()), self.relation.y_var.aval.shape
+        if self.alignment.elements is None:
+            array = array.transpose(*_after(lead, (*self._others, *along)))
+            head = (*array.shape[:lead], *self.extra)
+            own = (n if i in self._along else 1 for i, n in enumerate(y))
+            return jnp.broadcast_to(array.reshape(*head, *own), (*head, *y))
+        order, places = self._taking
+        array = array.transpose(*_after(lead, (*along, *self._others)))
+        kept = array.shape[: lead + len(along)]
+        array = array.reshape(*kept, -1)
+        if not np.array_equal(places, np.arange(array.shape[-1])):
+            array = jnp.take(array, places, axis=-1)
+        array = array.reshape(*kept, *(y[i] for i in order[len(along) :]))
+        return array.transpose(*_after(lead, np.argsort(order)))
 
     @cached_property
     def _taking(self) -> tuple[tuple[int, ...], np.ndarray]:
@@ -169,43 +175,17 @@ class Link:
         Elements of ``y`` find their position along the other axes of the group, flattened, in the
         same way for every index of the aligned axes.
         """
-        y_shape, v_shape = self.alignment.source, self.alignment.result
-        rest = tuple(i for i in range(len(y_shape)) if i not in self._aligned)
-        order = (*self._aligned, *rest)
-        elements = np.asarray(self.alignment.elements).transpose(order)
-        positions = np.arange(math.prod(v_shape)).reshape(v_shape).transpose(self._order)
-        aligned = len(self._aligned)
-        flat = positions.reshape(*positions.shape[:aligned], -1)
-        first = (0,) * aligned
-        place = {p: k for k, p in enumerate(flat[first].tolist())}
-        return order, np.array([place.get(p, 0) for p in elements[first].reshape(-1).tolist()])
-
-    def _taken(self, array: jax.Array, lead: int) -> jax.Array:
-        """Pick the position of each element of ``y`` from [*lead, *aligned, *rest]."""
-        order, places = self._taking
-        kept = array.shape[: lead + len(self._aligned)]
-        array = array.reshape(*kept, -1)
-        if not np.array_equal(places, np.arange(array.shape[-1])):
-            array = jnp.take(array, places, axis=-1)
-        y = self.alignment.source
-        rest = tuple(y[i] for i in order[len(self._aligned) :])
-        array = array.reshape(*kept, *rest)
-        return array.transpose(*range(lead), *(lead + k for k in np.argsort(order)))
+        elements = np.asarray(self.alignment.elements)
+        order = (*self._along, *(i for i in range(elements.ndim) if i not in self._along))
+        first = elements.transpose(order)[(0,) * len(self._along)].reshape(-1)
+        places = numbered(self.alignment.result, self._others).reshape(-1)
+        return order, places[np.maximum(first, 0)]
 
     def sum_to_y(self, array: jax.Array, lead: int) -> jax.Array:
         """Sum [*lead, *E, *Y] over the axes ``E``."""
         return array.sum(tuple(range(lead, lead + len(self.extra)))) if self.extra else array
 
 
-def join_states(group: HiddenGroup, members: Sequence[Any]) -> jax.Array:
-    """Stack one array per member along a leading state axis: [S, *V].
-
-    The state axis leads in all internal arrays: a trailing axis of one or two entries makes every
-    element-wise loop short.
-    """
-    return jnp.concatenate(
-        [
-            array[None] if array.shape == group.varshape else jnp.moveaxis(array, -1, 0)
-            for array in members
-        ]
-    )
+def _after(lead: int, axes: Iterable[int]) -> tuple[int, ...]:
+    """``lead`` axes, and then these of the rest."""
+    return (*range(lead), *(lead + int(k) for k in axes))

@@ -12,8 +12,8 @@ cases are added up. What it reaches with a number other than zero can depend on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Set
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +21,23 @@ import numpy as np
 
 from ..base import versions
 from ..base.types import show_path
-from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..base.versions import JaxprEqn, Var
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.reach import Transition
-from .layout import Link, Positions, join_states
-from .pullback import Pullback
+from ..jaxprs.depends import Along, depends
+from ..jaxprs.run import read, run_equations, run_inlined
+from .jacobians import Pullback
+from .layout import Link, Positions, numbered
 
 #: Linear in one operand, and selecting by the size of another.
 SELECTING = frozenset({"select_and_scatter_add", "select_and_gather_add"})
 
+LINEAR, MOVING = frozenset({"linear"}), frozenset({"moving"})
+
 
 class Unknown(Exception):
     """The structure of an equation cannot be told."""
-
-
-class Traced(NamedTuple):
-    """A value and its kind; neither ``linear`` nor ``moving``: fixed."""
-
-    value: Any
-    linear: bool = False
-    moving: bool = False
 
 
 def places_of_y(link: Link) -> np.ndarray | None:
@@ -54,7 +50,8 @@ def places_of_y(link: Link) -> np.ndarray | None:
         return None
     near = Link(link.relation, Positions(group.group), alignment)
     with jax.ensure_compile_time_eval():
-        laid = np.asarray(near.to_y(jnp.asarray(group.places())))
+        places = jnp.asarray(numbered(group.group.varshape, group.mixed))
+        laid = np.asarray(near.to_y(places))
     return laid[(0,) * len(near.extra)]
 
 
@@ -87,36 +84,40 @@ def structure_of(
 ) -> np.ndarray:
     """The position graph of a transition, from values of what stems from parameters alone.
 
-    Raises
-    ------
-    Unknown
-        When the structure cannot be told: the transition has no program of its own, or it has a
-        loop, or an index that is computed from inputs or states.
+    Raises ``Unknown`` where it cannot be told: the transition has no program of its own, or it has
+    a loop, or an index that is computed from inputs or states.
     """
     if transition.program is None:
         raise Unknown
     group, held = positions.group, len(transition.free)
-    count, places = positions.num_mixed, positions.places()
-    random = np.random.default_rng(0)
+    places = numbered(group.varshape, positions.mixed)
+    inputs, random = (*transition.free, *group.hidden_invars), np.random.default_rng(0)
 
     def reverse(*inputs: Any) -> jax.Array:
         frees, olds, cotangent = inputs[:held], inputs[held:-1], inputs[-1]
-        rows = Pullback.of_program(positions, transition.program, frees, olds).rows(cotangent)
-        return jnp.stack([join_states(group, row[0]) for row in rows]).sum(0)
+        pullback = Pullback.of_program(group, transition.program, frees, olds)
+        return pullback.olds(pullback.rows(cotangent)).sum(0)
 
-    inputs = [
-        Traced(fixed[v]) if v in fixed else Traced(_generic(v.aval, random), moving=True)
-        for v in (*transition.free, *group.hidden_invars)
-    ]
-    start = jnp.zeros(group.varshape, jnp.result_type(float))
-    program = jax.make_jaxpr(reverse)(*(i.value for i in inputs), start)
-    found = np.zeros((count, count), bool)
-    for p in range(count):
-        cotangent = random.normal(size=places.shape) * (places == p)
-        values = [*inputs, Traced(jnp.asarray(cotangent, start.dtype), linear=True)]
-        (reached,) = _run(program, values, random)
-        hit = (np.asarray(reached.value) != 0).any(0)
-        found[p, np.unique(places[hit])] = True
+    values = [fixed[v] if v in fixed else _generic(v.aval, random) for v in inputs]
+    values.append(jnp.zeros(group.varshape, jnp.result_type(float)))
+    calling = jax.make_jaxpr(reverse)(*values)
+    program = jax.make_jaxpr(lambda *values: run_inlined(calling, values))(*values)
+    *others, cotangent = program.invars
+    marks = {v: MOVING for v, given in zip(others, inputs, strict=True) if given not in fixed}
+    marks = depends(program.eqns, {**marks, cotangent: LINEAR}, along=Along.EQUATIONS)
+    linear = {var for var, found in marks.items() if found >= LINEAR}
+    env = versions.start_env(program, values)
+    run_equations((eqn for eqn in program.eqns if linear.isdisjoint(eqn.outvars)), env)
+    found = np.zeros((positions.num_mixed, positions.num_mixed), bool)
+    for p, row in enumerate(found):
+        start = random.normal(size=places.shape) * (places == p)
+        env[cotangent] = jnp.asarray(start, values[-1].dtype)
+        for eqn in program.eqns:
+            if not linear.isdisjoint(eqn.outvars):
+                results = _linear(eqn, env, marks.keys() - linear, random)
+                env.update(zip(eqn.outvars, results, strict=True))
+        hit = (np.asarray(read(env, *program.outvars)) != 0).any(0)
+        row[np.unique(places[hit])] = True
     return found
 
 
@@ -132,8 +133,7 @@ def values_of_parameters(info: ModuleInfo, sign: int = 1) -> dict[Var, Any]:
         env |= {var: sign * _generic(var.aval, random) for var in info.invars_of(slot)}
     for eqn in info.eqns:
         if all(not versions.is_var(a) or a in env for a in eqn.invars):
-            values = [env[a] if versions.is_var(a) else a.val for a in eqn.invars]
-            env |= dict(zip(eqn.outvars, versions.bind_equation(eqn, values), strict=True))
+            run_equations([eqn], env)
     return env
 
 
@@ -144,44 +144,21 @@ def _generic(aval: Any, random: np.random.Generator) -> jax.Array:
     return jnp.asarray(random.normal(size=aval.shape), aval.dtype)
 
 
-def _run(program: Jaxpr, inputs: Sequence[Traced], random: np.random.Generator) -> list[Traced]:
-    """Run a program on values of three kinds."""
-    env = {var: Traced(value) for var, value in versions.constants(program).items()}
-    env.update(zip(program.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Traced:
-        return env[atom] if versions.is_var(atom) else Traced(atom.val)
-
-    for eqn in program.eqns:
-        found = _equation(eqn, [read(a) for a in eqn.invars], random)
-        env.update(zip(eqn.outvars, found, strict=True))
-    return [read(a) for a in program.outvars]
-
-
-def _equation(
-    eqn: JaxprEqn, operands: Sequence[Traced], random: np.random.Generator
-) -> list[Traced]:
-    moving, linear = any(o.moving for o in operands), any(o.linear for o in operands)
-    if not linear:
-        values = versions.bind_equation(eqn, [o.value for o in operands])
-        return [Traced(value, moving=moving) for value in values]
-    if eqn.primitive in versions.CALL_PRIMITIVES:
-        return _run(versions.sub_jaxpr(eqn), operands, random)
-    if eqn.primitive.name == "select_n" and operands[0].moving:
+def _linear(
+    eqn: JaxprEqn, env: dict[Var, Any], moving: Set[Var], random: np.random.Generator
+) -> list[Any]:
+    """The results of an equation with a linear operand."""
+    values = [read(env, atom) for atom in eqn.invars]
+    moves = [k for k, a in enumerate(eqn.invars) if versions.is_var(a) and a in moving]
+    if eqn.primitive.name == "select_n" and 0 in moves:
         # weighted at random: plus one of a case and minus one of another do not cancel
-        weighted = [o.value * _generic(jax.typeof(o.value), random) for o in operands[1:]]
-        return [Traced(sum(weighted[1:], weighted[0]), linear=True)]
-    if moving and (versions.inner_jaxprs(eqn) or eqn.primitive.name in SELECTING):
+        weighted = [value * _generic(jax.typeof(value), random) for value in values[1:]]
+        return [sum(weighted[1:], weighted[0])]
+    if moves and (versions.inner_jaxprs(eqn) or eqn.primitive.name in SELECTING):
         raise Unknown
-    values = versions.bind_equation(eqn, [_seen(o, random) for o in operands])
-    return [Traced(value, linear=True) for value in values]
-
-
-def _seen(operand: Traced, random: np.random.Generator) -> Any:
-    """A value as a linear equation sees it."""
-    if operand.linear or not operand.moving:
-        return operand.value
-    aval = jax.typeof(operand.value)
-    if not versions.is_float(aval):
-        raise Unknown
-    return _generic(aval, random)
+    for k in moves:
+        aval = jax.typeof(values[k])
+        if not versions.is_float(aval):
+            raise Unknown
+        values[k] = _generic(aval, random)
+    return versions.bind_equation(eqn, values)
