@@ -232,15 +232,18 @@ class IODimRule(LearningRule):
         """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these numbers, filters and signals."""
         (count, x, f), operation = seen, link.operation
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
-        # c = 1 / (1 - a_f^n) after n steps, exact for decays close to one; 0 for n = 0
-        log = math.log(self.decay_f) if self.decay_f else -math.inf
-        power = jnp.maximum(count, 1).astype(float) * log
-        c = jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0).astype(dy.dtype)
-        dy = dy * c.reshape(-1, *(1,) * (dy.ndim - 1))
+        correction = self._correction(count).astype(dy.dtype)
+        dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
         if x is not None:
             x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
         held = operands[link.relation.index]
         return operation.contract(x, dy.astype(operation.y_aval.dtype), held)
+
+    def _correction(self, count: jax.Array) -> jax.Array:
+        """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
+        log = math.log(self.decay_f) if self.decay_f else -math.inf
+        power = jnp.maximum(count, 1).astype(float) * log
+        return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
 
 
 def _after(first: jax.Array, rest: jax.Array) -> jax.Array:
