@@ -173,13 +173,7 @@ def init_batched_states(
         init()  # what a state made under vmap refers to ends with it
     for path, state in brainstate.graph.states(model).items():
         if not _is_shared(state):
-            state.value = (
-                values[path]
-                if drawn
-                else jax.tree.map(
-                    lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], size, axis=0), state.value
-                )
-            )
+            state.value = values[path] if drawn else _repeated(state.value, size)
             state.add_tag(BATCHED)
 
 
@@ -194,12 +188,13 @@ def reset_batched_states(
     """
     present = batch_size_of(model)
     size = present if batch_size is None else _checked_size(batch_size)
-    resized = size != present
-    before = {path: state.value for path, state in batched_states(model).items()}
-    given = {path: _first(v) for path, v in before.items()} if resized else before
-    reset = partial(brainstate.nn.reset_all_states, model, **kwargs)
-    values, kept = _each(model, size, reset, given, mapped=not resized)
-    if kept and resized:
+    given = {path: state.value for path, state in batched_states(model).items()}
+    if size != present:
+        given = {path: _repeated(_first(value), size) for path, value in given.items()}
+    values, kept = _each(
+        model, size, partial(brainstate.nn.reset_all_states, model, **kwargs), given
+    )
+    if kept and size != present:
         raise ValueError(
             f"batch_size={size} cannot reset {show_path(kept[0])}, which holds {present} examples: "
             "no reset_state of the model sets it. Define reset_state beside init_state"
@@ -211,18 +206,13 @@ def reset_batched_states(
 
 
 def _each(
-    model: brainstate.nn.Module,
-    size: int,
-    call: Callable[[], None],
-    values: Mapping[Path, Any],
-    mapped: bool = True,
-) -> tuple[dict[Path, Any], tuple[Path, ...]]:
+    model: brainstate.nn.Module, size: int, call: Callable[[], None], values: Mapping[Path, Any]
+) -> tuple[dict[Path, Any], list[Path]]:
     """What a function does to the states of every example, and which it leaves as they are.
 
     ``call`` initialises or resets the states of one example; it is run under ``vmap``. It starts
-    from ``values`` by path, which have an axis of examples if they are ``mapped``. The new values
-    have one. Afterwards, the states of the model hold what they held before, but for those that all
-    examples share, and random states have moved on.
+    from ``values`` by path. Afterwards, the states of the model hold what they held before, but for
+    those that all examples share, and random states have moved on.
     """
     states = dict(brainstate.graph.states(model))
     generators = _generators(model)
@@ -243,16 +233,14 @@ def _each(
         return mine, {p: common[p].value for p in changed if common[p] not in generators}
 
     try:
-        axes = (0, 0 if mapped else None)
-        found, shared = jax.vmap(one, in_axes=axes, out_axes=(0, None), axis_size=size)(
-            [split[1:] for split in splits], dict(values)
-        )
+        each = jax.vmap(one, out_axes=(0, None), axis_size=size)
+        found, shared = each([split[1:] for split in splits], dict(values))
     finally:
         restore_values(before)
         restore_values({g: split[0] for g, split in zip(generators, splits, strict=True)})
     for path, value in shared.items():
         states[path].value = value
-    return found, tuple(left)
+    return found, left
 
 
 def _generators(model: brainstate.nn.Module) -> list[brainstate.random.RandomState]:
@@ -272,6 +260,10 @@ def _first(value: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], value)
 
 
+def _repeated(value: Any, size: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], size, axis=0), value)
+
+
 def _checked_size(batch_size: Any) -> int:
     try:
         size = -1 if isinstance(batch_size, bool) else operator.index(batch_size)
@@ -286,15 +278,11 @@ def _checked_size(batch_size: Any) -> int:
 
 
 def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
-    """Types of the arguments of one example, and which leaves have an axis of examples.
-
-    Every array of a batch has a leading axis of ``size``; a scalar is the same for all examples.
-    """
+    """Types of the arguments of one example, and which leaves have an axis of examples: arrays."""
     leading_axis(args, size, f"the states of the model hold {size} examples")
 
     def of_one(leaf: Any) -> Any:
-        shape = jnp.shape(leaf)
-        return jax.ShapeDtypeStruct(shape[1:], leaf.dtype) if shape else leaf
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if jnp.ndim(leaf) else leaf
 
     return jax.tree.map(of_one, args), tuple(jnp.ndim(leaf) > 0 for leaf in jax.tree.leaves(args))
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,8 +17,7 @@ from ..base import versions
 from ..base.versions import Atom, JaxprEqn, Var
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """How an operand is read: as computed in a context, or as given (``None``).
 
     ``perturb`` is the number of a perturbation to add; ``stop`` stops the gradient.
@@ -31,8 +29,7 @@ class Read:
     stop: bool = False
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """Run equation ``eqn`` in ``context`` on ``operands``."""
 
     eqn: int

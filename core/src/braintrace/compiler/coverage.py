@@ -24,14 +24,11 @@ Frozen = Callable[[Path], bool] | Iterable[Path | str | brainstate.State[Any]]
 def find_coverage(
     minfo: ModuleInfo, relations: Relations, direct_leaves: frozenset[Var]
 ) -> dict[Path, str]:
-    """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``.
-
-    ``direct_leaves`` are the parameter leaves with an ordinary derivative of the perturbed step.
-    """
+    """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``."""
     traced = {path for relation in relations for path in relation.parameter_paths}
     covered = {}
     for path, leaves in minfo.weight_path_to_invars.items():
-        direct = any(leaf in direct_leaves for leaf in leaves)
+        direct = not direct_leaves.isdisjoint(leaves)
         covered[path] = "+".join(["trace"] * (path in traced) + ["direct"] * direct) or "none"
     return covered | {path: "none" for path in minfo.model_parameters if path not in covered}
 
@@ -70,9 +67,6 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
     blocks = [e for e in ends if any(versions.is_var(a) and a in moving for a in e.invars)]
     where = f", at {versions.source_of(blocks[0])}" if blocks else ""
     return f"it is used only behind stop_gradient or in integers and booleans{where}"
-
-
-# --- frozen parameters --------------------------------------------------------------------------
 
 
 def resolve_frozen(minfo: ModuleInfo, frozen: Frozen) -> frozenset[Path]:

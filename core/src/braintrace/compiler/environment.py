@@ -80,7 +80,8 @@ def changed_setting(settings: Mapping[str, Any]) -> str | None:
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    (leaves, tree), (others, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    flat: Any = jax.tree.flatten(a), jax.tree.flatten(b)
+    (leaves, tree), (others, other) = flat
     return bool(tree == other) and all(map(_same_leaf, leaves, others))
 
 
@@ -91,9 +92,6 @@ def _same_leaf(a: Any, b: Any) -> bool:
         return bool(np.array_equal(a, b))
     except (TypeError, ValueError):
         return bool(a == b)
-
-
-# --- what moves ----------------------------------------------------------------------------------
 
 
 def moving_values(names: Iterable[str] = MOVING) -> dict[str, Any]:

@@ -290,11 +290,11 @@ def _units(slot: StateSlot) -> tuple[str, ...]:
 
 def _stores(graph: ETraceGraph) -> dict[Node, StateSlot]:
     """Parameters, and states that carry hidden values to the next step without being hidden."""
-    info, stores = graph.module_info, {}
+    info = graph.module_info
     records = graph.explain(kind=DiagnosticKind.CREDIT_THROUGH_OTHER_STATE)
     carriers = {path for record in records for path in record.hidden_paths}
-    stores |= {("plain", k): slot for k, slot in enumerate(info.slots_of(StateKind.PARAM))}
-    return stores | {("state", k): s for k, s in enumerate(info.slots) if s.path in carriers}
+    parameters = {("plain", k): slot for k, slot in enumerate(info.slots_of(StateKind.PARAM))}
+    return parameters | {("state", k): s for k, s in enumerate(info.slots) if s.path in carriers}
 
 
 def _flows(graph: ETraceGraph) -> tuple[Flow, ...]:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import brainstate
@@ -298,9 +298,10 @@ class ModuleInfo:
     def _marked(self) -> dict[Var, Marks]:
         return {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
 
-    def credit(self, seeds: dict[Var, Marks], *rules: Any, **named: Any) -> dict[Var, Marks]:
-        """Which marks reach each variable along derivatives: :func:`depends` of the step."""
-        return depends(self.eqns, seeds, *rules, along=Along.DERIVATIVES, **named)
+    @property
+    def credit(self) -> Callable[..., dict[Var, Marks]]:
+        """Which marks reach each variable along derivatives: ``depends`` of the step."""
+        return partial(depends, self.eqns, along=Along.DERIVATIVES)
 
     def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
         """Whether a path stays *near* through an operand of an equation of the step.

@@ -55,10 +55,9 @@ class TrainableOperand:
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
     >>> [operand.leaves for operand in graph.hidden_param_op_relations[0].trainables]
     [((('Wz', 'weight'), 1),), ((('Wz', 'weight'), 0),)]
     """
@@ -90,10 +89,9 @@ class Reach:
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
     >>> [reach.traced for reach in graph.reach], graph.reach[1].near, graph.reach[1].far
     ([True, False, True], frozenset(), frozenset({0}))
     """
@@ -126,10 +124,9 @@ class Transition:
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
     >>> graph.cones[0].transition
     Transition(mixed=(), program=None, free=())
     """
@@ -164,10 +161,9 @@ class Cone:
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
-    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
     >>> graph.cones[0].passing, [*graph.cones[0].driving.values()]
     (((True,),), [(True,), (True,)])
     """
@@ -208,8 +204,8 @@ def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
     found = []
     for i in sorted(etp.keys() & slice_to(eqns, minfo.jaxpr.outvars)):
         crossing = frozenset(var for var in far[i] if (i, True) in every[var])
-        groups_at = (frozenset(member[var] for var in news[i]) for news in (near, far))
-        found.append(Reach(i, eqns[i], weight_operands(minfo, i), *groups_at, crossing))
+        to, beyond = (frozenset(member[var] for var in news[i]) for news in (near, far))
+        found.append(Reach(i, eqns[i], weight_operands(minfo, i), to, beyond, crossing))
     return tuple(found)
 
 
@@ -234,27 +230,25 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> tuple[TrainableOperand
             f"trainable, but at {versions.source_of(eqn)} it is bound with {len(eqn.invars)} "
             "operands; give it a trainable_invars_fn that says where its trainable operands stand"
         )
-    others = ((k, atom) for k, atom in enumerate(eqn.invars) if k != spec.x_invar_index)
-    return tuple(_operand(minfo, keys.get(k, ""), k, atom) for k, atom in others)
+    operands = []
+    for position, atom in enumerate(eqn.invars):
+        if position != spec.x_invar_index:
+            behind, trained = minfo.behind(atom), minfo.trained_by(atom)
+            known: Iterable[Leaf] = behind - {DYNAMIC} if position in keys else ()
+            if len(behind) > 1:
+                known = [leaf for leaf in minfo.parameter_leaves if leaf in known]
+            leaves = tuple(leaf for leaf in known if leaf in trained)
+            held = tuple(leaf for leaf in known if leaf not in trained)
+            chain: Iterable[int] = ()
+            if minfo.producer(atom) is not None and DYNAMIC not in behind:
+                before = minfo.eqns[: minfo.producers[atom] + 1]
+                chain = slice_to(before, [atom], along=Along.EQUATIONS)
+            key = keys.get(position, "")
+            operands.append(TrainableOperand(key, position, atom, leaves, tuple(chain), held))
+    return tuple(operands)
 
 
-def _operand(minfo: ModuleInfo, key: str, position: int, atom: Atom) -> TrainableOperand:
-    behind, trained = minfo.behind(atom), minfo.trained_by(atom)
-    known: Iterable[Leaf] = behind - {DYNAMIC} if key else ()
-    if len(behind) > 1:
-        known = [leaf for leaf in minfo.parameter_leaves if leaf in known]
-    leaves = tuple(leaf for leaf in known if leaf in trained)
-    held = tuple(leaf for leaf in known if leaf not in trained)
-    computed = versions.is_var(atom) and atom in minfo.producers and DYNAMIC not in behind
-    chain = (
-        slice_to(minfo.eqns[: minfo.producers[atom] + 1], [atom], along=Along.EQUATIONS)
-        if computed
-        else ()
-    )
-    return TrainableOperand(key, position, atom, leaves, tuple(chain), held)
-
-
-# --- cones ---
+# --- cones ----------------------------------------------------------------------------------
 
 
 def find_cones(groups: Groups, reach: Sequence[Reach], scope: str) -> tuple[Cone, ...]:
@@ -277,18 +271,18 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
 
     behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
     olds = {var: frozenset({var}) for var in group.hidden_invars}
+    within, starts = [program[i] for i in behind], frozenset(ys)
 
     def emits(i: int, eqn: JaxprEqn) -> Marks:
-        return frozenset(ys).intersection(eqn.outvars)
+        return starts.intersection(eqn.outvars)
 
-    within = [program[i] for i in behind]
     marks = depends(within, olds, enters, emits, along=Along.DERIVATIVES)
     moving = (i for i in behind if any(marks.get(var) for var in program[i].outvars))
     eqns = tuple(i for i in moving if not is_barrier(program[i]))
     inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}
     read = [atom for i in eqns for atom in program[i].invars if versions.is_var(atom)]
     free = dict.fromkeys(var for var in (*read, *group.hidden_outvars) if var not in inner)
-    behind_new = [marks.get(new, frozenset()) for new in group.hidden_outvars]
+    behind_new: list[Marks] = [marks.get(new, frozenset()) for new in group.hidden_outvars]
     old_reaches = any(old in behind for behind in behind_new for old in group.hidden_invars)
     transition, offence = None, None
     if ys and old_reaches:
@@ -297,22 +291,14 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
         transition = Transition(mixed)
     if ys and scope == "coupled":
         transition = coupled_transition(groups, group)
-    passing = _passing(group, transition, behind_new)
     driving = {y: _by_state(group, [y in behind for behind in behind_new]) for y in ys}
-    return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
-
-
-def _passing(
-    group: HiddenGroup, transition: Transition | None, behind_new: Sequence[frozenset[Var]]
-) -> Pattern:
-    """Which old states (by column) are behind which new ones (by row)."""
+    old_ones: Sequence[Any] = group.hidden_invars
     if transition is not None and transition.program is not None:
-        first = len(transition.free)
-        behind = program_influences(transition.program, Along.DERIVATIVES)
-        rows = [[first + k in b for k in range(len(group.hidden_invars))] for b in behind]
-    else:
-        rows = [[old in behind for old in group.hidden_invars] for behind in behind_new]
-    return _by_state(group, [_by_state(group, row) for row in rows])
+        old_ones = range(len(transition.free), len(transition.program.invars))
+        behind_new = list(program_influences(transition.program, Along.DERIVATIVES))
+    rows = [_by_state(group, [old in behind for old in old_ones]) for behind in behind_new]
+    passing = _by_state(group, rows)
+    return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
 
 
 def _by_state(group: HiddenGroup, members: Sequence[T]) -> tuple[T, ...]:

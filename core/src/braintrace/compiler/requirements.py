@@ -68,8 +68,9 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            for what, find in {"shape": jnp.shape, "dtype": jnp.result_type}.items():
-                if (now := find(leaf)) != (then := getattr(var.aval, what)):
+            types = {"shape": jnp.shape(leaf), "dtype": jnp.result_type(leaf)}
+            for what, now in types.items():
+                if now != (then := getattr(var.aval, what)):
                     raise ValueError(
                         f"the state {show_path(slot.path)} has {what} {now}, but the learner was "
                         f"compiled for {then}; convert what is assigned to it, or compile again"

@@ -124,7 +124,8 @@ def cut(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Branch:
             read_in.setdefault(atom, set()).add(n)
     segments = []
     for n, mine in enumerate(inside):
-        operation, handed_over, results = None, (), jaxpr.outvars
+        operation, results = None, jaxpr.outvars
+        handed_over: tuple[bool, ...] = ()
         if n < last:
             operation, handed_over = eqns[operations[n]], masked[operations[n]]
             results = compress(operation.invars, handed_over)

@@ -81,7 +81,12 @@ def extract_module_info(
         raise TypeError(f"vmap must be True or False, got {vmap!r}")
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
-    _check_arguments(args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
+            raise TypeError(
+                f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
+                "arrays and pytrees of them. Keep what is no array in an attribute of the model"
+            )
     if not vmap:
         return _trace(model, args, policy)
     size = batch_size_of(model)
@@ -168,15 +173,6 @@ def _run(
     return states, settings
 
 
-def _check_arguments(args: tuple[Any, ...]) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
-            raise TypeError(
-                f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
-                "arrays and pytrees of them. Keep what is no array in an attribute of the model"
-            )
-
-
 def _same_structure(path: Path, before: Any, after: Any) -> None:
     if before == after:
         return
@@ -237,22 +233,24 @@ def _check(info: ModuleInfo) -> None:
                 f"the model writes its parameter {name} during a step{_computed_at(info, *new)}. "
                 "Keep values that change by themselves in a brainstate.State of another kind"
             )
-        hidden, aval = slot.kind is StateKind.HIDDEN, old[0].aval if old else None
-        if hidden and len(old) > 1:
+        hidden = old if slot.kind is StateKind.HIDDEN else ()
+        if len(hidden) > 1:
             raise CompilationError(
                 f"the hidden state {name} holds {len(old)} arrays; it must hold one (use a "
                 "HiddenTreeState for several)"
             )
-        if hidden and 0 in aval.shape:
-            raise CompilationError(
-                f"the hidden state {name} has shape {aval.shape}, which holds no elements. Leave a "
-                "layer of no units, or an empty batch, out"
-            )
-        if hidden and jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
-            raise NotSupportedError(
-                f"the hidden state {name} has the complex dtype {aval.dtype}; eligibility traces "
-                "are defined for real numbers. Keep real and imaginary parts in two states"
-            )
+        for aval in (var.aval for var in hidden):
+            if 0 in aval.shape:
+                raise CompilationError(
+                    f"the hidden state {name} has shape {aval.shape}, which holds no elements. "
+                    "Leave a layer of no units, or an empty batch, out"
+                )
+            if jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
+                raise NotSupportedError(
+                    f"the hidden state {name} has the complex dtype {aval.dtype}; eligibility "
+                    "traces are defined for real numbers. Keep real and imaginary parts in two "
+                    "states"
+                )
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
                 raise CompilationError(
