@@ -191,7 +191,6 @@ def _product(
         spec = eqn.primitive.spec
         trainable = spec.resolve_trainable_invars(eqn.params).values()
         x = () if spec.x_invar_index is None else (spec.x_invar_index,)
-        if not set(trained) <= set(trainable) or not set(moving) <= set(x):
-            return None
-        return DirectProduct(index, eqn, x, trained)
+        fits = {*trained} <= {*trainable} and {*moving} <= {*x}
+        return DirectProduct(index, eqn, x, trained) if fits else None
     return DirectProduct(index, eqn, moving, trained) if len(moving) == 1 else None

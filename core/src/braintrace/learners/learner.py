@@ -51,6 +51,11 @@ class EligibilityTrace(brainstate.ShortTermState):
     """
 
 
+def arguments_of_model(learner: Any, args: tuple[Any, ...]) -> Any:
+    """What calls take: the arguments of the model. Learners that take more say so."""
+    return learner.run_call(args)
+
+
 class ETraceAlgorithm(brainstate.nn.Module):
     """Base of the learners: a model with eligibility traces.
 
@@ -90,8 +95,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
     #: ``'single-step'``, or ``'multi-step'`` for a learner that learns in windows.
     vjp_method = "single-step"
 
-    #: What calls take, and what they do with it: here, the arguments of the model.
-    call_takes: ClassVar[Any] = staticmethod(lambda learner, args: learner.run_call(args))
+    #: What calls take, and what they do with it.
+    call_takes: ClassVar[Any] = staticmethod(arguments_of_model)
 
     #: What predicts the gradients of later losses from the hidden states, if anything does.
     synthesizer_of: ClassVar[Any] = None

@@ -128,7 +128,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import braintrace as bt
 import jax.numpy as jnp
-from tests.unit.drivers.test_compiled import actions_of, made
+from tests.unit.drivers.test_running import actions_of, made
 learners = made("d_rtrl"), made(bt.UORO, projection_key=3)
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
