@@ -154,9 +154,7 @@ def window_by_call(run: Callable[..., Any]) -> Stepper:
     return call
 
 
-def _moved(
-    learner: Running, run: Callable[..., Any], leaves: list[Any], given: Any, steps: int
-) -> Any:
+def _moved(learner: Running, run: Any, leaves: list[Any], given: Any, steps: int) -> Any:
     """The model's result, after which states and traces have moved on."""
     params, states = read_states(learner)
     out, new, traces = run(params, leaves, states, learner.read_traces(), given)
