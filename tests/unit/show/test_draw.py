@@ -423,6 +423,7 @@ sys.stdout.reconfigure(encoding="utf-8")
 model = brainstate.nn.Sequential(bt.nn.GRUCell(3, 4), bt.nn.LSTMCell(4, 4), bt.nn.Linear(4, 2))
 brainstate.nn.init_all_states(model, batch_size=2)
 graph = bt.compile_etrace_graph(model, jnp.ones((2, 3)))
+assert not {"braintrace.show.draw", "braintrace.show.report"} & {*sys.modules}  # until then
 print(graph.report(80), graph.draw(), graph._repr_html_())
 """
 

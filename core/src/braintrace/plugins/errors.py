@@ -37,3 +37,7 @@ class PluginImportError(PluginError, ModuleNotFoundError):
         found = cls(str(error), error.provider)
         found.name = error.provider.replace("-", "_")
         return found
+
+
+class IncompatibleError(Exception):
+    """The plugin speaks another version of the plugin API, which the text is."""

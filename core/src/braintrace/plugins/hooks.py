@@ -15,16 +15,13 @@ from typing import Any
 import pluggy
 
 from ..ops.spec import ETPPrimitiveSpec
+from .errors import IncompatibleError
 from .records import API, HostInfo, PluginInfo
 
 PROJECT = "braintrace"
 
 hookspec = pluggy.HookspecMarker(PROJECT)(firstresult=True)  # a manager knows one plugin
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-class IncompatibleError(Exception):
-    """The plugin speaks another version of the plugin API."""
 
 
 class HookSpecs:

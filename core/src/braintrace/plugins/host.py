@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .errors import PluginError
+from .errors import IncompatibleError, PluginError
 from .metadata import PLUGIN_GROUP, Candidate, package_of, scan
 from .records import PluginInfo, PluginRecord, PluginState
 from .settings import Settings
@@ -140,6 +140,7 @@ class Host:
         return self.records()
 
     def _attempt(self, candidate: Candidate) -> None:
+        """Load a plugin; whatever it raises becomes its record."""
         key, start = candidate.distribution, time.perf_counter()
         under_way: set[str] = self._here.__dict__.setdefault("loading", set())
         if key in under_way:
@@ -149,50 +150,43 @@ class Host:
                 key,
             )
         under_way.add(key)
+        offer: Offer | None = None
+        ended: dict[str, Any] = {"state": PluginState.LOADED}
         try:
-            record, offer = self._ask(candidate)
-        finally:
-            under_way.discard(key)
-        record = replace(record, load_time=time.perf_counter() - start)
-        with self._lock:
-            if key not in self._outcomes:
-                self._outcomes[key] = self._committed(candidate, record, offer)
-                record = self._outcomes[key]
-                self.trace(f"{key}: {record.state} {record.reason}".rstrip())
-
-    def _ask(self, candidate: Candidate) -> tuple[PluginRecord, Offer | None]:
-        """Import a plugin and collect its declarations; whatever it raises becomes its record."""
-        record = replace(candidate.record, state=PluginState.LOADED)
-        if not candidate.plugins:
-            return record, None
-        from . import hooks
-
-        try:
-            self.trace(f"{candidate.distribution}: importing {candidate.plugins[0].value}")
-            offer = hooks.collect(candidate.plugins[0].load(), __version__)
-            if offer.info.family != candidate.family:
-                raise ValueError(
-                    f"braintrace_plugin_info names the family {offer.info.family!r}, its entry "
-                    f"point {candidate.family!r}"
-                )
+            if candidate.plugins:
+                offer = self._ask(candidate)
+                ended["problems"] = _problems(candidate, offer.info)
         except KeyboardInterrupt:
             raise
-        except BaseException as exception:
-            state, reason = PluginState.FAILED, f"failed to load ({brief(exception)})"
-            if isinstance(exception, hooks.IncompatibleError):
-                state, reason = (
-                    PluginState.INCOMPATIBLE,
-                    _why_incompatible(candidate, str(exception)),
-                )
-            return replace(record, state=state, reason=reason, exception=exception), None
-        return replace(record, problems=_problems(candidate, offer.info)), offer
+        except BaseException as error:
+            state, reason = PluginState.FAILED, f"failed to load ({brief(error)})"
+            if isinstance(error, IncompatibleError):
+                state, reason = PluginState.INCOMPATIBLE, _why_incompatible(candidate, str(error))
+            ended = {"state": state, "reason": reason, "exception": error}
+        finally:
+            under_way.discard(key)
+        record = replace(candidate.record, load_time=time.perf_counter() - start, **ended)
+        with self._lock:
+            if key not in self._outcomes:
+                record = self._committed(candidate, record, offer) if offer else record
+                self._outcomes[key] = record
+                self.trace(f"{key}: {record.state} {record.reason}".rstrip())
 
-    def _committed(
-        self, candidate: Candidate, record: PluginRecord, offer: Offer | None
-    ) -> PluginRecord:
+    def _ask(self, candidate: Candidate) -> Offer:
+        """Import a plugin and collect its declarations."""
+        from . import hooks
+
+        self.trace(f"{candidate.distribution}: importing {candidate.plugins[0].value}")
+        offer = hooks.collect(candidate.plugins[0].load(), __version__)
+        if offer.info.family != candidate.family:
+            raise ValueError(
+                f"braintrace_plugin_info names the family {offer.info.family!r}, its entry point "
+                f"{candidate.family!r}"
+            )
+        return offer
+
+    def _committed(self, candidate: Candidate, record: PluginRecord, offer: Offer) -> PluginRecord:
         """Register everything that a plugin declares, or nothing."""
-        if offer is None:
-            return record
         from ..base.versions import hide_frames
         from ..ops import primitive as registry
 
@@ -201,10 +195,8 @@ class Host:
             for spec in offer.specs:
                 known = registry.find_primitive(spec.name)
                 if known is not None and known.owner != owner:
-                    reason = (
-                        f"is not used: its primitive {spec.name!r} is registered by "
-                        f"{known.owner!r}. Uninstall one of them"
-                    )
+                    who = f"its primitive {spec.name!r} is registered by {known.owner!r}"
+                    reason = f"is not used: {who}. Uninstall one of them"
                     return replace(record, state=PluginState.CONFLICT, reason=reason)
             for spec in offer.specs:
                 self._register(spec, owner)

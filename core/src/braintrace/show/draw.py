@@ -84,8 +84,7 @@ class Drawing:
     def __str__(self) -> str:
         return self.svg
 
-    def _repr_svg_(self) -> str:
-        return self.svg
+    _repr_svg_ = __str__
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the drawing to a file, as UTF-8."""
