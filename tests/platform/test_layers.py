@@ -47,10 +47,10 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 565,
-    "ops": 1572,
+    "base": 549,
+    "ops": 1521,
     "show": 1328,
-    "jaxprs": 1180,
+    "jaxprs": 1056,
     "plugins": 1613,
     "compiler": 4410,
     "executor": 1096,
@@ -59,7 +59,7 @@ CEILINGS = {
     "algorithms": 1905,
     "drivers": 1600,
     "learners": 1989,
-    "modules": 477,
+    "modules": 478,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_090, 6_400

@@ -35,14 +35,11 @@ _DEFINED_IN = {
     "learners.signals": "DNI EProp ThreeFactor",
     "learners.vjp": "ETraceVjpAlgorithm",
     "ops.primitive": (
-        "ETPPrimitive get_primitive_spec is_etp_primitive register_primitive "
-        "register_primitive_spec"
+        "BATCHED_PRIMITIVES ETPPrimitive ETP_PRIMITIVES ETP_PRIMITIVE_SPECS ETP_RULES_INIT_DRTRL "
+        "ETP_RULES_INIT_PP ETP_RULES_XY_TO_DW ETP_RULES_YW_TO_W get_primitive_spec "
+        "is_etp_primitive register_primitive register_primitive_spec"
     ),
     "ops.spec": "ETPPrimitiveSpec",
-    "ops.views": (
-        "BATCHED_PRIMITIVES ETP_PRIMITIVES ETP_PRIMITIVE_SPECS ETP_RULES_INIT_DRTRL "
-        "ETP_RULES_INIT_PP ETP_RULES_XY_TO_DW ETP_RULES_YW_TO_W"
-    ),
 }
 CORE = {name: module for module, names in _DEFINED_IN.items() for name in names.split()}
 

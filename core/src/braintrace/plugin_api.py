@@ -37,14 +37,20 @@ import jax  # noqa: F401  as a whole: threads that enter it by different modules
 from .base.errors import CompilationError, NotSupportedError
 from .ops.arguments import (
     ArrayLike,
+    Initializer,
     ParameterFn,
+    Size,
+    as_count,
+    as_size,
     bias_in_unit,
     by_rows,
+    initial_value,
+    keyword_key,
     processed,
     real_array,
+    seeded,
     with_unit,
 )
-from .ops.layers import Initializer, Size, as_count, as_size, initial_value, keyword_key, seeded
 from .ops.spec import ETPPrimitiveSpec
 from .plugins.errors import PluginError
 from .plugins.hooks import hookimpl

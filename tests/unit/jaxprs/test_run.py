@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running equations, calls inlined and outputs made distinct."""
+"""Running equations, calls inlined and outputs made distinct; operations at any depth; parts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.extend.core import check_jaxpr
 
 import braintrace as bt
 from braintrace.base import versions
-from braintrace.jaxprs.run import flatten, read, run_equations, run_inlined
+from braintrace.base.versions import jaxp
+from braintrace.jaxprs.run import (
+    between,
+    etp_equations,
+    first_nested_operation,
+    flatten,
+    holds,
+    nested,
+    read,
+    run_equations,
+    run_inlined,
+)
 
 scale_p = bt.register_primitive("unit_run_scale", lambda x, w: x * w)
 
@@ -46,3 +58,73 @@ def test_inputs_are_permuted_and_outputs_distinct() -> None:
     assert versions.jaxpr_as_fun(flat)(2.0, 1.0) == [4.0, 1.0, 4.0]
     first, copied, again = flat.outvars
     assert len({first, copied, again, *flat.invars}) == 5
+
+
+nested_p = bt.register_primitive("unit_nested_scale", lambda x, w: x * w)
+
+
+def looped(x: Any, w: Any) -> Any:
+    def body(carry: Any, _: Any) -> Any:
+        return jax.lax.cond(carry > 0, lambda c: nested_p.bind(c, w), jnp.sin, carry), None
+
+    return nested_p.bind(jax.lax.scan(body, x, None, length=3)[0], w)
+
+
+def test_operations_are_found_at_any_depth() -> None:
+    scan, last = jax.make_jaxpr(looped)(1.0, 2.0).eqns
+    assert etp_equations([scan, last]) == [1]
+    assert first_nested_operation(last) is None
+    found = first_nested_operation(scan)
+    assert found is not None and found.primitive is nested_p
+    assert holds(scan, nested_p) and holds(scan, jaxp.sin_p) and holds(last, nested_p)
+    assert not holds(scan, jaxp.cos_p) and not holds(last, jaxp.sin_p)
+    assert {"gt", "cond", "sin", "unit_nested_scale"} <= {e.primitive.name for e in nested(scan)}
+
+
+# --- parts of a program -------------------------------------------------------------------------
+
+
+def step(x: Any, h: Any, w: Any) -> Any:
+    drive = jnp.sin(x) * w
+    return jnp.tanh(h * w + drive), drive
+
+
+JAXPR = jax.make_jaxpr(step)(1.0, 2.0, 3.0)
+
+
+def test_what_the_way_reads_is_free() -> None:
+    _, h, w = JAXPR.invars
+    part = between(JAXPR.eqns, [h], JAXPR.outvars[:1])
+    assert part.ins == (h,) and set(part.free) == {w, JAXPR.outvars[1]}
+    assert [eqn.primitive.name for eqn in part.eqns] == ["mul", "add", "tanh"]
+    values = {w: 3.0, JAXPR.outvars[1]: 0.5}
+    assert part.run(*(values[v] for v in part.free), 2.0) == [jnp.tanh(6.5)]
+    program = part.jaxpr()
+    check_jaxpr(getattr(program, "jaxpr", program))
+    assert len(program.invars) == 3 and not program.consts
+
+
+def test_a_way_ends_at_what_is_held() -> None:
+    x, _, _ = JAXPR.invars
+    new, drive = JAXPR.outvars
+    part = between(JAXPR.eqns, [x], [new], held=[drive])
+    assert part.eqns == () and part.free == (new,)
+
+
+def test_a_way_may_be_refused_an_operand() -> None:
+    _, h, w = JAXPR.invars
+    part = between(
+        JAXPR.eqns, [h, w], JAXPR.outvars[:1], follows=lambda i, eqn, k: eqn.invars[k] is not w
+    )
+    assert [eqn.primitive.name for eqn in part.eqns] == ["mul", "add", "tanh"]
+
+
+def test_a_derivative_can_be_cut() -> None:
+    _, h, _ = JAXPR.invars
+    part = between(JAXPR.eqns, [h], JAXPR.outvars[:1])
+
+    def slope(cut: Any) -> Any:
+        return jax.grad(lambda h: part.run(0.1, 0.2, h, cut=cut)[0])(0.3)
+
+    assert slope(lambda eqn: eqn.primitive.name == "mul") == 0.0
+    assert slope(lambda eqn: False) != pytest.approx(0.0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -322,3 +322,45 @@ def test_a_declared_batched_primitive_does_not_mix_examples() -> None:
     x, w, b = data(5)
     mapped = jax.vmap(lambda one: affine_p.bind(one, w, b))(x)
     assert_tree_close(mapped, jnp.stack([affine_p.bind(one, w, b) for one in x]), 1e-12)
+
+
+# --- views on the registry ---------------------------------------------------------------------
+
+seen_p = bt.register_primitive("unit_seen", times)
+seen_many_p = bt.register_primitive("unit_seen_many", times, batched=True)
+
+
+def test_views_on_the_registry() -> None:
+    assert isinstance(bt.ETP_PRIMITIVES, Set) and isinstance(bt.ETP_PRIMITIVE_SPECS, Mapping)
+    assert seen_p in bt.ETP_PRIMITIVES and seen_many_p in bt.ETP_PRIMITIVES
+    assert jax.lax.add_p not in bt.ETP_PRIMITIVES
+    assert seen_many_p in bt.BATCHED_PRIMITIVES and seen_p not in bt.BATCHED_PRIMITIVES
+    assert len(bt.ETP_PRIMITIVES) == len(list(bt.ETP_PRIMITIVES)) > len(bt.BATCHED_PRIMITIVES)
+    assert bt.ETP_PRIMITIVE_SPECS[seen_p] is seen_p.spec
+    assert set(bt.ETP_PRIMITIVE_SPECS) == set(bt.ETP_PRIMITIVES)
+    with pytest.raises(KeyError):
+        bt.ETP_PRIMITIVE_SPECS[jax.lax.add_p]
+
+
+@pytest.mark.parametrize("rule", ["yw_to_w", "xy_to_dw", "init_drtrl", "init_pp"])
+def test_views_on_the_rules(rule: str) -> None:
+    view = getattr(bt, f"ETP_RULES_{rule.upper()}")
+    primitive = bt.register_primitive(f"unit_view_{rule}", times)
+    assert primitive not in view
+    with pytest.raises(KeyError):
+        view[primitive]
+    primitive.register_etp_rules(**{rule: times})
+    assert view[primitive] is times
+    assert primitive in set(view)
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["ETP_PRIMITIVES", "BATCHED_PRIMITIVES", "ETP_PRIMITIVE_SPECS", "ETP_RULES_XY_TO_DW"],
+)
+def test_views_are_read_only(view: str) -> None:
+    found = getattr(bt, view)
+    for method in ("add", "discard", "clear", "pop", "update", "__setitem__", "__delitem__"):
+        assert not hasattr(found, method)
+    with pytest.raises(TypeError):
+        found[seen_p] = None

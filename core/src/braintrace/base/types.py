@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States, their paths, and their arrays."""
+"""States, their paths, and their arrays; physical units as part of a pytree's structure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import saiunit
 
 Path = tuple[Any, ...]
 State = brainstate.State[Any]
@@ -44,3 +45,53 @@ def sum_dtype(dtype: Any) -> Any:
 def start_of_sum(like: Any) -> jax.Array:
     """Zeros to add many arrays like this one to."""
     return jnp.zeros(jnp.shape(like), sum_dtype(jnp.result_type(like)))
+
+
+# --- units ----------------------------------------------------------------------------------------
+#
+# The unit of a ``saiunit.Quantity`` belongs to its tree structure, so that equal structures mean
+# equal units and arrays can be taken out and put back without a thought for units. What is left to
+# do is here: saying how two structures differ, and converting to the units of a structure.
+
+
+def unit_change(expected: Any, found: Any) -> str | None:
+    """``"the unit V instead of mV"`` if two tree structures differ in units alone.
+
+    Of several units that differ the first is named.
+    """
+    (wanted, bare), (got, other) = units_of(expected), units_of(found)
+    if bare != other:
+        return None
+    pairs = zip(wanted, got, strict=True)
+    return next((f"{_named(b)} instead of {_named(a)}" for a, b in pairs if a != b), None)
+
+
+def in_units_of(expected: Any, tree: Any) -> Any:
+    """``tree`` with its quantities in the units of a tree structure, where dimensions agree.
+
+    A tree of another structure is returned as it is.
+    """
+    wanted, bare = units_of(expected)
+    leaves, treedef = _flatten(tree)
+    return tree if treedef != bare else treedef.unflatten(map(_converted, leaves, wanted))
+
+
+def units_of(structure: Any) -> tuple[list[saiunit.Unit], Any]:
+    """The unit of every leaf, and the structure without units."""
+    leaves, bare = _flatten(structure.unflatten([0.0] * structure.num_leaves))
+    return [saiunit.get_unit(leaf) for leaf in leaves], bare
+
+
+def _flatten(tree: Any) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(tree, is_leaf=saiunit.math.is_quantity)
+
+
+def _converted(leaf: Any, unit: saiunit.Unit) -> Any:
+    own = saiunit.get_unit(leaf)
+    if own == unit or not own.has_same_dim(unit) or not saiunit.math.is_quantity(leaf):
+        return leaf
+    return leaf.in_unit(unit)
+
+
+def _named(unit: saiunit.Unit) -> str:
+    return "no unit" if unit == saiunit.UNITLESS else f"the unit {unit}"

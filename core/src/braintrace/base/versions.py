@@ -41,17 +41,11 @@ jaxpr_as_fun = jex_core.jaxpr_as_fun
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
 
-#: Differentiation rules supplied by the user; kept as one equation.
-CUSTOM_CALL_PRIMITIVES = frozenset({jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p})
-
 #: The differentiation rule of every primitive that has one, those of other libraries included.
 JVP_RULES = ad.primitive_jvps
 
 #: The cotangent zero of a value: zeros, or ``float0`` for integers, booleans and keys.
 zero_cotangent = jax.custom_derivatives.zero_from_primal
-
-#: The primitive behind ``jax.lax.stop_gradient``.
-STOP_GRADIENT = jaxp.stop_gradient_p
 
 
 @cache
@@ -226,7 +220,7 @@ def install_rules(
         y = primitive.bind(*primals, **params)
         if not moving:
             return y, ad.Zero(jax.typeof(y).to_tangent_aval())
-        of_moving = _partial_at(partial(impl, **params), primals, moving)
+        of_moving = partial_at(partial(impl, **params), primals, moving)
         x, x_dot = ([values[i] for i in moving] for values in (primals, tangents))
         return y, jax.jvp(of_moving, x, x_dot)[1]
 
@@ -234,7 +228,7 @@ def install_rules(
         linear = [i for i, v in enumerate(operands) if ad.is_undefined_primal(v)]
         if type(cotangent) is ad.Zero:
             return [ad.Zero(v.aval) if ad.is_undefined_primal(v) else None for v in operands]
-        of_linear = _partial_at(partial(impl, **params), operands, linear)
+        of_linear = partial_at(partial(impl, **params), operands, linear)
         pull = jax.linear_transpose(of_linear, *(operands[i].aval for i in linear))
         cotangents = dict(zip(linear, pull(cotangent), strict=True))
         return [cotangents.get(i) for i in range(len(operands))]
@@ -247,12 +241,12 @@ def install_rules(
     batching.primitive_batchers[primitive] = batch
 
 
-def _partial_at(
-    fun: Callable[..., Array], operands: Sequence[Any], free: Sequence[int]
-) -> Callable[..., Array]:
+def partial_at(
+    fun: Callable[..., Any], operands: Sequence[Any], free: Sequence[int]
+) -> Callable[..., Any]:
     """``fun`` as a function of the operands at positions ``free`` alone."""
 
-    def of_free(*values: Array) -> Array:
+    def of_free(*values: Any) -> Any:
         full = list(operands)
         for i, value in zip(free, values, strict=True):
             full[i] = value

@@ -12,8 +12,7 @@ import jax
 from ..base import versions
 from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.errors import CompilationError
-from ..base.types import Path, show_path
-from ..base.units import units_of
+from ..base.types import Path, show_path, units_of
 from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment

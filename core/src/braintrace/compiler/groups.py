@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
-from ..jaxprs.slices import Slice, between
+from ..jaxprs.run import Slice, between
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 

@@ -20,7 +20,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, State, show_path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, differentiable
-from ..jaxprs.slices import between
+from ..jaxprs.run import between
 from ..ops.primitive import is_etp_primitive
 from .environment import UNSET, changed_setting, moving_values
 

@@ -24,7 +24,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, program_influences, slice_to
-from ..jaxprs.sites import etp_equations
+from ..jaxprs.run import etp_equations
 from .contexts import Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, member_of, mixing
 from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier

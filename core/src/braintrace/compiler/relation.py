@@ -18,7 +18,7 @@ from ..base.types import Path, show_path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along
 from ..jaxprs.positions.alignment import Alignment, align
-from ..jaxprs.slices import Slice, between
+from ..jaxprs.run import Slice, between
 from ..ops.primitive import ETPPrimitive
 from ..ops.spec import ETPPrimitiveSpec
 from .findings.record import described

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.errors import CompilationError
-from ..base.types import Path, show_path
-from ..base.units import in_units_of, unit_change
+from ..base.types import Path, in_units_of, show_path, unit_change
 from .environment import changed_setting
 from .module_info import ModuleInfo, StateKind
 

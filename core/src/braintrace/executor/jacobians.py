@@ -22,8 +22,7 @@ from ..base import versions
 from ..base.versions import JaxprEqn, Var
 from ..compiler.groups import HiddenGroup
 from ..compiler.reach import Cone
-from ..jaxprs.run import read, run_equations
-from ..jaxprs.sites import holds
+from ..jaxprs.run import holds, read, run_equations
 from .layout import Link, Positions, numbers_along
 
 #: What ``D`` and ``f`` may hold, and a learning rule may need.

@@ -32,52 +32,38 @@ def depends(
     through: Callable[[Var, frozenset[Any]], frozenset[Any]] = lambda var, marks: marks,
     along: Along = Along.VALUES,
 ) -> dict[Var, frozenset[Any]]:
-    """Forward dependence: which marks reach each variable.
+    """Forward dependence: which marks reach each variable, when ``seeds`` are on some of them.
 
     A result of an equation that holds programs (a branch, a loop) takes the marks of those
     operands that reach it in them; a result of any other equation takes the marks of all.
 
-    Parameters
-    ----------
-    eqns
-        Equations in order.
-    seeds
-        Marks on input variables.
-    passes
-        ``passes(index, eqn, operand_position)``: whether marks flow through that operand.
-    emits
-        ``emits(index, eqn)``: marks that the outputs of an equation get in addition.
-    through
-        ``through(variable, marks)``: what becomes of the marks that reach a variable.
-    along
-        ``DERIVATIVES``: marks flow only where a derivative does.
+    ``passes(index, eqn, operand_position)`` says whether marks flow through that operand,
+    ``emits(index, eqn)`` which marks the results of an equation get in addition, and
+    ``through(variable, marks)`` what becomes of the marks that reach a variable.
     """
-    marks = dict(seeds)
-    empty: frozenset[Any] = frozenset()
+    marks, empty = dict(seeds), frozenset[Any]()
     smooth = along is Along.DERIVATIVES
     for i, eqn in enumerate(eqns):
-        if smooth and eqn.primitive is versions.STOP_GRADIENT:
+        if smooth and eqn.primitive is jaxp.stop_gradient_p:
             continue
         emitted = emits(i, eqn)
         arriving = {
-            position: marks[atom]
-            for position, atom in enumerate(eqn.invars)
+            k: marks[atom]
+            for k, atom in enumerate(eqn.invars)
             if versions.is_var(atom)
             and marks.get(atom)
             and not (smooth and not versions.is_float(atom.aval))
-            and passes(i, eqn, position)
+            and passes(i, eqn, k)
         }
         if not arriving and not emitted:
             continue
         behind = influences(eqn, along)
-        everything = emitted.union(*arriving.values()) if behind is None else empty
+        found = emitted.union(*arriving.values())
         for k, var in enumerate(eqn.outvars):
-            if smooth and not versions.is_float(var.aval):
-                continue
             if behind is not None:
-                everything = emitted.union(*(arriving.get(p, empty) for p in behind[k]))
-            if everything:
-                marks[var] = through(var, everything)
+                found = emitted.union(*(arriving.get(p, empty) for p in behind[k]))
+            if found and not (smooth and not versions.is_float(var.aval)):
+                marks[var] = through(var, found)
     return marks
 
 
@@ -85,7 +71,7 @@ def differentiable(eqn: JaxprEqn, operand: int | None = None) -> bool:
     """Whether a derivative can flow through an equation at all, or from that operand."""
     if operand is not None and not versions.is_float(eqn.invars[operand].aval):
         return False
-    return eqn.primitive is not versions.STOP_GRADIENT and any(
+    return eqn.primitive is not jaxp.stop_gradient_p and any(
         versions.is_float(var.aval) for var in eqn.outvars
     )
 
@@ -138,17 +124,12 @@ Influences = tuple[frozenset[int], ...]
 
 def operands_behind(eqn: JaxprEqn, results: Iterable[int], along: Along) -> Iterable[int]:
     """Positions of the operands on which some of the results (by position) depend."""
+    operands: Iterable[int] = range(len(eqn.invars))
     if along is Along.DERIVATIVES:
-        if eqn.primitive is versions.STOP_GRADIENT:
-            return ()
         results = [k for k in results if versions.is_float(eqn.outvars[k].aval)]
-        smooth = [k for k, a in enumerate(eqn.invars) if results and versions.is_float(a.aval)]
-    else:
-        smooth = list(range(len(eqn.invars)))
+        operands = [k for k in operands if results and versions.is_float(eqn.invars[k].aval)]
     behind = influences(eqn, along)
-    if behind is None:
-        return smooth
-    return sorted(frozenset().union(*(behind[k] for k in results)).intersection(smooth))
+    return operands if behind is None else sorted(_together(results, behind).intersection(operands))
 
 
 def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
@@ -167,21 +148,21 @@ def program_influences(jaxpr: Jaxpr, along: Along) -> Influences:
     if along not in known:
         inputs = enumerate(jaxpr.invars)
         smooth = along is Along.DERIVATIVES
-        marks = depends(
-            jaxpr.eqns,
-            {v: frozenset({i}) for i, v in inputs if not smooth or versions.is_float(v.aval)},
-            along=along,
-        )
-        known[along] = tuple(
-            marks.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
-            for atom in jaxpr.outvars
-        )
+        own = {v: frozenset({i}) for i, v in inputs if not smooth or versions.is_float(v.aval)}
+        marks = depends(jaxpr.eqns, own, along=along)
+        outs = (marks.get(a) if versions.is_var(a) else None for a in jaxpr.outvars)
+        known[along] = tuple(found or frozenset() for found in outs)
     return known[along]
 
 
 _KNOWN_INFLUENCES: weakref.WeakKeyDictionary[Jaxpr, dict[Along, Influences]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _of_stop(eqn: JaxprEqn, along: Along) -> Influences:
+    """A value without a derivative."""
+    return (frozenset(() if along is Along.DERIVATIVES else {0}),)
 
 
 def _of_call(eqn: JaxprEqn, along: Along) -> Influences:
@@ -236,11 +217,12 @@ def _settled(body: Influences, inputs: list[frozenset[int]], consts: int) -> lis
         inputs = after
 
 
-def _together(found: frozenset[int], behind: Sequence[frozenset[int]]) -> frozenset[int]:
+def _together(found: Iterable[int], behind: Sequence[frozenset[int]]) -> frozenset[int]:
     return frozenset().union(*(behind[k] for k in found))
 
 
 _INFLUENCES: dict[Any, Callable[[JaxprEqn, Along], Influences]] = {
+    jaxp.stop_gradient_p: _of_stop,
     jaxp.cond_p: _of_cond,
     jaxp.scan_p: _of_scan,
     jaxp.while_p: _of_while,

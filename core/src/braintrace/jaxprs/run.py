@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, slicing and running jaxprs.
+"""Running jaxprs and parts of them, and finding ETP operations in them.
 
 Every derived program is made by *running* equations inside ``jax.make_jaxpr``, never by
 assembling equations by hand: variables stay unique and each JAX release stays content.
@@ -7,15 +7,18 @@ assembling equations by hand: variables stay unique and each JAX release stays c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..ops.primitive import is_etp_primitive
+from .depends import Along, depends, slice_to
 
 
 def run_equations(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
@@ -69,17 +72,10 @@ def flatten(
 ) -> Jaxpr:
     """``jaxpr`` with calls inlined, inputs and outputs permuted, and some outputs made distinct.
 
-    Parameters
-    ----------
-    inputs, outputs
-        The new input ``i`` is the old input ``inputs[i]``; likewise the outputs. Inputs that
-        nothing reads may be left out.
-    own
-        New outputs that must each be the result of an equation of their own: one that is an
-        input, a constant or the same variable as an earlier one becomes a copy. Readers of the
-        original keep reading the original.
-    note
-        Called with every ETP equation inside a call.
+    The new input ``i`` is the old input ``inputs[i]``; likewise the outputs. Inputs that nothing
+    reads may be left out. The new outputs ``own`` must each be the result of an equation of their
+    own: one that is an input, a constant or the same variable as an earlier one becomes a copy,
+    and readers of the original keep reading it. ``note`` is called as by :func:`run_inlined`.
     """
     own = set(own)
 
@@ -95,3 +91,91 @@ def flatten(
         return new
 
     return versions.make_jaxpr(run, *(jaxpr.in_avals[i] for i in inputs))
+
+
+def etp_equations(eqns: Sequence[JaxprEqn]) -> list[int]:
+    """Indices of the ETP equations."""
+    return [i for i, eqn in enumerate(eqns) if is_etp_primitive(eqn.primitive)]
+
+
+def nested(eqn: JaxprEqn) -> Iterator[JaxprEqn]:
+    """The equations of the programs that an equation holds, at any depth."""
+    for inner in versions.inner_jaxprs(eqn):
+        for sub in inner.eqns:
+            yield sub
+            yield from nested(sub)
+
+
+def holds(eqn: JaxprEqn, primitive: Any) -> bool:
+    """Whether an equation is of a primitive, or holds one that is, at any depth."""
+    return any(sub.primitive is primitive for sub in (eqn, *nested(eqn)))
+
+
+def first_nested_operation(eqn: JaxprEqn) -> JaxprEqn | None:
+    """The first ETP equation inside an equation that holds programs, at any depth."""
+    return next((sub for sub in nested(eqn) if is_etp_primitive(sub.primitive)), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The equations on the way from ``ins`` to ``outs``; everything else they read is ``free``.
+
+    ``held`` are variables at which the way ends: they are free even where an equation of the
+    slice computes them, too.
+    """
+
+    eqns: tuple[JaxprEqn, ...]
+    ins: tuple[Var, ...]
+    outs: tuple[Atom, ...]
+    free: tuple[Var, ...]
+    held: frozenset[Var]
+
+    def run(self, *values: Any, cut: Callable[[JaxprEqn], bool] = lambda eqn: False) -> list[Any]:
+        """Values of ``outs`` for those of ``[*free, *ins]``.
+
+        ``cut(eqn)``: whether no derivative passes an equation.
+        """
+        env = dict(zip((*self.free, *self.ins), values, strict=True))
+        for eqn in self.eqns:
+            results = versions.bind_equation(eqn, [read(env, atom) for atom in eqn.invars])
+            if cut(eqn):
+                results = [jax.lax.stop_gradient(value) for value in results]
+            env |= {v: r for v, r in zip(eqn.outvars, results, strict=True) if v not in self.held}
+        return [read(env, atom) for atom in self.outs]
+
+    def jaxpr(self) -> Jaxpr:
+        """The slice as a jaxpr ``[*free, *ins] -> outs`` without constants."""
+        avals = [var.aval for var in (*self.free, *self.ins)]
+        with versions.types_of(avals):
+            return versions.make_jaxpr(self.run, *avals)
+
+
+def between(
+    eqns: Sequence[JaxprEqn],
+    ins: Iterable[Var],
+    outs: Iterable[Atom],
+    held: Iterable[Var] = (),
+    follows: Callable[[int, JaxprEqn, int], bool] = lambda i, eqn, operand: True,
+    along: Along = Along.VALUES,
+) -> Slice:
+    """The slice of a program on the ways of values, or derivatives, from ``ins`` to ``outs``.
+
+    No way leads through the variables ``held``, or through an operand that
+    ``follows(index, eqn, operand_position)`` does not accept.
+    """
+    ins, outs, held = tuple(ins), tuple(outs), frozenset(held)
+
+    def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        atom = eqn.invars[operand]
+        return follows(i, eqn, operand) and not (versions.is_var(atom) and atom in held)
+
+    marks = depends(eqns, {var: frozenset({0}) for var in ins}, enters, along=along)
+    inside = tuple(
+        eqns[i]
+        for i in slice_to(eqns, outs, enters, along)
+        if any(marks.get(var) for var in eqns[i].outvars) and not set(ins) & set(eqns[i].outvars)
+    )
+    known = ({var for eqn in inside for var in eqn.outvars} | set(ins)) - held
+    wanted = (*(atom for eqn in inside for atom in eqn.invars), *outs)
+    free = dict.fromkeys(a for a in wanted if versions.is_var(a) and a not in known)
+    return Slice(inside, ins, outs, tuple(free), held)

@@ -94,8 +94,7 @@ class Operation:
         return function(x_var, Operand(self.y_aval), weight_vars, num_state, **optional)
 
     def _rule(self, rule: str) -> Callable[..., Any]:
-        function = getattr(self.spec, rule)
-        if function is None:
+        if (function := getattr(self.spec, rule)) is None:
             raise TypeError(f"the rule {rule!r} of {self.spec.name!r} is derived, not written")
         return function
 
@@ -108,21 +107,9 @@ class Operation:
         return pull(dy)[0]
 
     def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
-        """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product.
+        """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product, for the traced operands.
 
-        Parameters
-        ----------
-        x
-            [K, *X], or ``None`` for an operation without input.
-        dy
-            [K, *Y].
-        operands
-            Values of the operands.
-
-        Returns
-        -------
-        dict
-            Cotangents of the traced operands.
+        ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y].
         """
         if x is None:
             found = self.xy_to_dw(None, dy.sum(0), operands)
@@ -131,11 +118,8 @@ class Operation:
         elif (batched := find_primitive(self.spec.batched_counterpart)) is not None:
             found = replace(self, spec=batched.spec).xy_to_dw(x, dy, operands)
         elif self.spec.xy_to_dw is None:
-            weights = self.weights(operands)
-            _, pull = jax.vjp(
-                lambda w: jax.vmap(lambda one: self.run(one, w, operands))(x), weights
-            )
-            found = pull(dy)[0]
+            many = jax.vmap(lambda one, w: self.run(one, w, operands), (0, None))
+            found = jax.vjp(partial(many, x), self.weights(operands))[1](dy)[0]
         else:
             each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
             found = {key: value.sum(0) for key, value in each.items()}

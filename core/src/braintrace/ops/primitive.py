@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
@@ -154,20 +155,19 @@ def restored(name: str, owner: str) -> ETPPrimitive:
     return primitive
 
 
-def snapshot() -> dict[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]:
-    """The registry as it is, for :func:`restore`."""
-    with _LOCK:
-        return {name: (primitive, primitive.spec) for name, primitive in REGISTRY.items()}
-
-
-def restore(known: Mapping[str, tuple[ETPPrimitive, ETPPrimitiveSpec]]) -> None:
-    """Forget primitives registered since a :func:`snapshot`, and put replaced rules back."""
-    with _LOCK:
-        REGISTRY.clear()
-        for name, (primitive, spec) in known.items():
-            REGISTRY[name] = primitive
-            if primitive.spec is not spec:
-                primitive._define(spec)
+@contextlib.contextmanager
+def kept_registry() -> Iterator[None]:
+    """Forget, at the end, primitives that were registered inside, and put replaced rules back."""
+    known = {name: (known, known.spec) for name, known in tuple(REGISTRY.items())}
+    try:
+        yield
+    finally:
+        with _LOCK:
+            REGISTRY.clear()
+            for name, (primitive, spec) in known.items():
+                REGISTRY[name] = primitive
+                if primitive.spec is not spec:
+                    primitive._define(spec)
 
 
 def register_primitive_spec(
@@ -335,6 +335,36 @@ def get_primitive_spec(primitive: Any) -> ETPPrimitiveSpec:
     if not isinstance(primitive, ETPPrimitive):
         raise TypeError(f"{primitive} is not an ETP primitive")
     return primitive.spec
+
+
+# --- read-only views on the registry, keyed by primitive ---------------------------------------
+
+
+class _View(Mapping[ETPPrimitive, Any]):
+    """Primitive -> an attribute of it, where that is set."""
+
+    def __init__(self, attribute: str) -> None:
+        self._get = attrgetter(attribute)
+
+    def __getitem__(self, primitive: ETPPrimitive) -> Any:
+        if not any(primitive is known for known in self):
+            raise KeyError(primitive)
+        return self._get(primitive)
+
+    def __iter__(self) -> Iterator[ETPPrimitive]:
+        return filter(self._get, tuple(REGISTRY.values()))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+ETP_PRIMITIVE_SPECS = _View("spec")
+ETP_PRIMITIVES = ETP_PRIMITIVE_SPECS.keys()
+BATCHED_PRIMITIVES = _View("spec.batched").keys()
+ETP_RULES_YW_TO_W = _View("spec.yw_to_w")
+ETP_RULES_XY_TO_DW = _View("spec.xy_to_dw")
+ETP_RULES_INIT_DRTRL = _View("spec.init_drtrl")
+ETP_RULES_INIT_PP = _View("spec.init_pp")
 
 
 # --- vmap ------------------------------------------------------------------------------------

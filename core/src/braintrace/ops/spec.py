@@ -105,49 +105,43 @@ class ETPPrimitiveSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"name must be an identifier, got {self.name!r}")
+
+        def require(right: bool, field: str, what: str, error: type[Exception] = TypeError) -> None:
+            if not right:
+                found = getattr(self, field)
+                raise error(f"{field} of {self.name!r} must be {what}, got {found!r}")
+
         for rule in ("impl", "trainable_invars_fn", *RULES):
             value = getattr(self, rule)
-            if not callable(value) and (value is not None or rule == "impl"):
-                raise TypeError(f"{rule} of {self.name!r} must be callable, got {type(value)}")
+            require(callable(value) or (value is None and rule != "impl"), rule, "callable")
         for flag in ("batched", "gradient_enabled"):
-            if not isinstance(getattr(self, flag), bool):
-                raise TypeError(
-                    f"{flag} of {self.name!r} must be a bool, got {getattr(self, flag)!r}"
-                )
-        if self.x_invar_index is not None and not _is_position(self.x_invar_index):
-            raise ValueError(
-                f"x_invar_index of {self.name!r} must be None or an operand position from 0, got "
-                f"{self.x_invar_index!r}"
-            )
-        if not isinstance(self.batched_counterpart, str | None):
-            raise TypeError(
-                f"batched_counterpart of {self.name!r} must be the name of a primitive, got "
-                f"{self.batched_counterpart!r}"
-            )
+            require(isinstance(getattr(self, flag), bool), flag, "a bool")
+        x, counterpart = self.x_invar_index, self.batched_counterpart
+        known = x is None or _is_position(x)
+        require(known, "x_invar_index", "None or an operand position from 0", ValueError)
+        named = isinstance(counterpart, str | None)
+        require(named, "batched_counterpart", "the name of a primitive")
         if self.y_outvar_index != 0:
             raise ValueError(
                 f"y_outvar_index of {self.name!r} is {self.y_outvar_index}; an ETP primitive has "
                 "one output, so it must be 0"
             )
-        if self.batched and self.x_invar_index is None:
+        if self.batched and x is None:
             raise ValueError(f"{self.name!r} is batched but has no x (x_invar_index=None)")
 
     def resolve_trainable_invars(self, params: Mapping[str, Any]) -> dict[str, int]:
         """Operand positions of the trainable inputs, by key, for an equation's parameters."""
+        x = self.x_invar_index
         if self.trainable_invars_fn is None:
-            return {"weight": 0 if self.x_invar_index is None else self.x_invar_index + 1}
+            return {"weight": 0 if x is None else x + 1}
         positions = dict(self.trainable_invars_fn(dict(params)))
         places = list(positions.values())
-        distinct = len(set(places)) == len(places)
-        if not places or not all(map(_is_position, places)) or not distinct:
+        right = places and all(map(_is_position, places)) and len(set(places)) == len(places)
+        if not right or x in places:
             raise ValueError(
                 f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
-                "least one operand, each by a position of its own from 0"
-            )
-        if self.x_invar_index in places:
-            raise ValueError(
-                f"trainable_invars_fn of {self.name!r} returned {positions}; it must name at "
-                f"least one operand and none of them may be x (operand {self.x_invar_index})"
+                f"least one operand, each by a position of its own from 0, and none may be x "
+                f"(operand {x})"
             )
         return positions
 

@@ -178,17 +178,17 @@ def isolated(plugins: Iterable[object] = ()) -> Iterator[tuple[PluginRecord, ...
     ...     print(records, hasattr(braintrace, "matmul"))
     () False
     """
-    from ..ops import primitive
+    from ..ops.primitive import kept_registry
 
-    known, here = primitive.snapshot(), _Host(_Settings(), scanned=())
+    here = _Host(_Settings(), scanned=())
     before, _process._HOST = _process._HOST, here
     try:
-        for plugin in plugins:
-            here.register(plugin)
-        yield here.records()
+        with kept_registry():
+            for plugin in plugins:
+                here.register(plugin)
+            yield here.records()
     finally:
         _process._HOST = before
-        primitive.restore(known)
 
 
 def conformance_cases(family: str) -> tuple[Any, ...]:

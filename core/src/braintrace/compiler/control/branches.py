@@ -33,8 +33,7 @@ import jax
 from ...base import versions
 from ...base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ...jaxprs.depends import depends, slice_to
-from ...jaxprs.run import read, run_equations
-from ...jaxprs.sites import etp_equations
+from ...jaxprs.run import etp_equations, read, run_equations
 
 Env = dict[Var, Any]
 

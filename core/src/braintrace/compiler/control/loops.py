@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from ...base import versions
 from ...base.versions import Jaxpr, JaxprEqn, Var, jaxp
 from ...jaxprs.depends import Along, depends, influences, operands_behind
-from ...jaxprs.run import run_inlined
-from ...jaxprs.sites import holds
+from ...jaxprs.run import holds, run_inlined
 
 #: What JAX differentiates by differentiating the programs inside.
 TRANSPARENT = versions.CALL_PRIMITIVES | {jaxp.cond_p, jaxp.scan_p}

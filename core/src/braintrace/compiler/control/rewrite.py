@@ -18,8 +18,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
-from ...jaxprs.run import read, run_equations, run_inlined
-from ...jaxprs.sites import etp_equations, first_nested_operation
+from ...jaxprs.run import etp_equations, first_nested_operation, read, run_equations, run_inlined
 from ..findings.record import IN_CALL, INSIDE, REWRITTEN
 from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations

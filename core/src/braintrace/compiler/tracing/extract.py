@@ -14,8 +14,7 @@ import jax
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
-from ...base.types import Path, State, restore_values, show_path
-from ...base.units import unit_change
+from ...base.types import Path, State, restore_values, show_path, unit_change
 from ...jaxprs.run import flatten
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,21 +49,21 @@ class Alignment:
     offence: JaxprEqn | None = None
     elements: np.ndarray | None = None
 
-    @cached_property
+    @property
     def mixed(self) -> tuple[int, ...]:
         """Axes of the source (of size above one) along which positions are mixed."""
         if self.elements is not None:
             return ()
         return tuple(i for i, n in enumerate(self.source) if n > 1 and self.axes[i] is None)
 
-    @cached_property
+    @property
     def extra(self) -> tuple[int, ...]:
         """Axes of the result (of size above one) that no axis of the source runs along."""
         if self.elements is not None:
             return ()
         return tuple(k for k, n in enumerate(self.result) if n > 1 and k not in self.axes)
 
-    @cached_property
+    @property
     def is_identity(self) -> bool:
         """Whether every position of the source reaches the same position of the result only."""
         if self.elements is not None:
@@ -72,7 +71,7 @@ class Alignment:
             return bool(np.all((self.elements == own) | (self.elements == NOTHING)))
         return self.source == self.result and self.kept == frozenset(range(len(self.source)))
 
-    @cached_property
+    @property
     def kept(self) -> frozenset[int]:
         """Axes of size one, and those that run along the axis of the same number."""
         return frozenset(
@@ -87,17 +86,9 @@ def align(
 ) -> Alignment | None:
     """How ``source`` lies in the targets; ``None`` when it reaches none of them.
 
-    Parameters
-    ----------
-    eqns
-        The equations between the source and the targets, in order.
-    source
-        The variable to follow.
-    targets
-        The variables to reach; their positions have one shape.
-    ndim, source_ndim
-        How many leading axes of the targets, and of the source, are positions. (The axes behind
-        them hold the several states of one position.)
+    ``eqns`` are those between them, in order. The first ``ndim`` axes of the targets (of one shape
+    for all), and the first ``source_ndim`` axes of the source, are positions; the axes behind them
+    hold the several states of one position.
     """
     ends = [(v, own_places(v.aval.shape, ndim)) for v in targets]
     (found,) = reached(eqns, [source], ends)

@@ -9,7 +9,7 @@ rule of differentiation is the user's, or another library's, it decides, and not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import is_
 from typing import Any
 
@@ -74,11 +74,12 @@ def _spread(eqn: JaxprEqn, k: int, rule: Callable[[JaxprEqn, int], Pairs], outs:
     if rule is elementwise and shape == eqn.outvars[0].aval.shape:
         return outs[0]
     pairs = tuple(rule(eqn, k))
+    return reduce(_merged, map(partial(_along, pairs, shape), eqn.outvars, outs))
 
-    def back(v: Var, out: Places | None) -> Places | None:
-        return out and tuple(spread(c, pairs, shape, v.aval.shape) for c in out)
 
-    return reduce(_merged, map(back, eqn.outvars, outs))
+def _along(pairs: Pairs, shape: tuple[int, ...], v: Var, out: Places | None) -> Places | None:
+    """What an operand of ``shape`` reaches through one result, when pairs of axes are kept."""
+    return out and tuple(spread(numbers, pairs, shape, v.aval.shape) for numbers in out)
 
 
 # --- calls, branches and loops --------------------------------------------------------------------
@@ -141,17 +142,15 @@ def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
     and a primitive of another library, such as a surrogate spike. ``None`` for a rule that is there
     to refuse, and where the tangents go through the primitive itself.
     """
-    custom = eqn.primitive in versions.CUSTOM_CALL_PRIMITIVES
+    custom = eqn.primitive is jaxp.custom_jvp_call_p
     if not custom and eqn.primitive not in versions.JVP_RULES:
         return None
 
-    def tangents(primals: list[Any], dots: list[Any]) -> Any:
-        def call(*values: Any) -> list[Any]:
-            full = list(primals)
-            for i, value in zip(operands, values, strict=True):
-                full[i] = value
-            return versions.bind_equation(eqn, full)
+    def run(*values: Any) -> list[Any]:
+        return versions.bind_equation(eqn, values)
 
+    def tangents(primals: list[Any], dots: list[Any]) -> Any:
+        call = versions.partial_at(run, primals, operands)
         return jax.jvp(call, [primals[i] for i in operands], dots)[1]
 
     avals = [v.aval for v in eqn.invars]
@@ -160,10 +159,8 @@ def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
     except (TypeError, ValueError, NotImplementedError):
         return None
     moving = depends(program.eqns, {v: frozenset({0}) for v in program.invars[len(avals) :]})
-    through_itself = any(
-        inner.primitive is eqn.primitive and any(v in moving for v in inner.outvars)
-        for inner in program.eqns
-    )
+    own = {v for inner in program.eqns if inner.primitive is eqn.primitive for v in inner.outvars}
+    through_itself = not own.isdisjoint(moving)
     return None if through_itself and not custom else program
 
 
@@ -181,10 +178,8 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
 
     def one(cotangent: Atom, shape: tuple[int, ...]) -> Places | None:
         def turned(v: Var, back: Places | None, out: Places | None) -> Places | None:
-            if back is None or out is None:
-                return None
-            pairs = [(k, i) for i, k in axes_along(back, shape, v.aval.shape).items()]
-            return tuple(spread(c, pairs, shape, v.aval.shape) for c in out)
+            along = {} if back is None else axes_along(back, shape, v.aval.shape)
+            return back and _along([(k, i) for i, k in along.items()], shape, v, out)
 
         back = reached(program.eqns, seeds, [(cotangent, own_places(shape, len(shape)))])
         return reduce(_merged, map(turned, seeds, back, outs))

@@ -18,7 +18,7 @@ Places = tuple[Numbers, ...]
 Pairs = Iterable[tuple[int, int]]
 """Axes of an operand and of a result along which an element depends on that of its own index."""
 
-NOTHING, SEVERAL = -1, -2
+NOTHING, SEVERAL, LAST = -1, -2, np.iinfo(int).max
 """In place of an index: no position, or more than one, depends on the element."""
 
 
@@ -37,8 +37,8 @@ def blank(ndim: int) -> Numbers:
 
 def whole(numbers: Numbers, shape: Sequence[int], axes: Container[int]) -> Numbers:
     """The numbers of a variable of ``shape`` at every index of some axes."""
-    sizes = zip(shape, numbers.shape, strict=True)
-    return np.broadcast_to(numbers, [n if i in axes else m for i, (n, m) in enumerate(sizes)])
+    sizes = tuple(shape[i] if i in axes else n for i, n in enumerate(numbers.shape))
+    return numbers if sizes == numbers.shape else np.broadcast_to(numbers, sizes)
 
 
 def merge(a: Numbers, b: Numbers) -> Numbers:
@@ -52,11 +52,11 @@ def merge(a: Numbers, b: Numbers) -> Numbers:
 
 def merge_axes(numbers: Numbers, axes: Iterable[int]) -> Numbers:
     """What the readers along some axes reach together."""
-    axes, last = tuple(axes), np.iinfo(numbers.dtype).max
+    axes = tuple(axes)
     if all(numbers.shape[i] == 1 for i in axes):
         return numbers.squeeze(axes)
     highest = numbers.max(axes, initial=NOTHING)
-    lowest = np.where(numbers == NOTHING, last, numbers).min(axes, initial=last)
+    lowest = np.where(numbers == NOTHING, LAST, numbers).min(axes, initial=LAST)
     same = (highest == NOTHING) & (lowest > highest) | (lowest == highest)
     return np.where(same, highest, SEVERAL)
 

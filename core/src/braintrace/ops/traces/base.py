@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import jax
@@ -37,9 +36,7 @@ class TraceRules(ABC):
 
     def of_states(self, num_state: int) -> Self:
         """The same rules for another number of states."""
-        rules = copy(self)
-        rules.num_state = num_state
-        return rules
+        return replace(self, num_state=num_state)
 
     def init(self) -> Arrays:
         """A trace of zeros."""
@@ -51,16 +48,23 @@ class TraceRules(ABC):
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``D . eps``."""
-        states, scale = range(self.num_state), self.scale(operands)
-        if self.num_state > UNROLL_STATES:
-            return jax.lax.map(lambda row: sum_of(jax.vmap(scale)(row, trace)), transition)
+        scale = self.scale(operands)
         if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
             return jax.vmap(scale)(transition[0], trace)
+        if self.num_state > UNROLL_STATES:
+            return jax.lax.map(lambda row: self.sum_over_states(scale, row, trace), transition)
+        return stacked(
+            [self.sum_over_states(scale, transition[s], trace) for s in range(self.num_state)]
+        )
 
-        def row(i: int) -> Arrays:
-            return added([scale(transition[i, j], state_of(trace, j)) for j in states])
-
-        return stacked([row(i) for i in states])
+    def sum_over_states(
+        self, rule: Callable[..., Arrays], factor: jax.Array, trace: Arrays
+    ) -> Arrays:
+        """``sum_s rule(factor[s], trace[s])``."""
+        if self.num_state > UNROLL_STATES:
+            return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(rule)(factor, trace))
+        terms = [rule(factor[s], _state_of(trace, s)) for s in range(self.num_state)]
+        return jax.tree.map(lambda *leaves: sum(leaves), *terms)
 
     def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """Every state of ``eps`` times its own factor by position: ``factor`` [S, *E, *Y]."""
@@ -75,21 +79,12 @@ class TraceRules(ABC):
         """``< signal, eps >``: cotangents of the traced operands."""
 
 
-def sum_of(trace: Arrays) -> Arrays:
-    """The sum over the leading axis of every leaf."""
-    return jax.tree.map(lambda leaf: leaf.sum(0), trace)
-
-
-def state_of(trace: Arrays, s: int) -> Arrays:
+def _state_of(trace: Arrays, s: int) -> Arrays:
     return jax.tree.map(lambda leaf: leaf[s], trace)
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-
-
-def added(rows: Sequence[Arrays]) -> Arrays:
-    return jax.tree.map(lambda *leaves: sum(leaves), *rows)
 
 
 def sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array) -> Arrays:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ...base.types import start_of_sum
 from ..operation import Arrays
-from .base import UNROLL_STATES, TraceRules, added, stacked, state_of, sum_of, sum_over_steps
+from .base import UNROLL_STATES, TraceRules, stacked, sum_over_steps
 
 #: How many examples are added up in one pass over a gradient, on processors.
 EXAMPLES_AT_ONCE = 4
@@ -114,7 +114,12 @@ class StructuredTrace(TraceRules):
             rule = partial(op.written("increments_drtrl", operands), weights=op.weights(operands))
             return self._each(lambda f: rule(x, f), axis=1)
         if op.spec.instant_drtrl is not None:
-            return lambda f: self._instant(x, f, operands)
+            own = partial(op.written("instant_drtrl", operands), weights=op.weights(operands))
+
+            def step(x_k: Any, f_k: jax.Array) -> Arrays:
+                return self._each(lambda g: own(x_k, g))(f_k)
+
+            return lambda f: sum_over_steps(step, x, f)
         if x is None:
             return lambda f: self._each(lambda g: op.xy_to_dw(None, g, operands))(f.sum(0))
         if not op.spec.batched:
@@ -126,40 +131,30 @@ class StructuredTrace(TraceRules):
         examples = jax.vmap(one_example, in_axes=(1, 1))
         return self._each(lambda g: examples(x, g), axis=1)
 
-    def _instant(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
-        """The family's own increments, added up step by step."""
-        op = self.operation
-        rule = partial(op.written("instant_drtrl", operands), weights=op.weights(operands))
-        return sum_over_steps(lambda x_k, f_k: self._each(lambda g: rule(x_k, g))(f_k), x, f)
-
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         op, extra = self.operation, len(self.extra)
         if op.spec.solve_drtrl is not None:
             own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
             return self._summed(self._each(self._on_whole(own)), signal, trace, extra)
-        rule, axes = self.scale(operands), extra + op.spec.batched
+        rule = self.scale(operands)
+        whole = partial(self._summed, rule, axes=extra + op.spec.batched)
         large: list[str] = []
         if op.spec.batched and not extra:  # the second axis of every leaf is that of the examples
             large = [key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE]
         if not large:
-            return self._summed(rule, signal, trace, axes)
+            return whole(signal, trace)
 
         def by_example(signal: jax.Array, trace: Arrays) -> Arrays:
-            return self._summed(rule, signal, trace, axes) | self._summed_by_example(
-                rule, signal, trace, large
-            )
+            found = self._summed_by_example(rule, signal, trace, large)
+            return whole(signal, trace) | found
 
-        whole = partial(self._summed, rule, axes=axes)
         return jax.lax.platform_dependent(signal, trace, cpu=by_example, default=whole)
 
     def _summed(
         self, rule: Callable[..., Arrays], signal: jax.Array, trace: Arrays, axes: int
     ) -> Arrays:
         """``rule`` summed over states and leading axes."""
-        if self.num_state > UNROLL_STATES:
-            total = sum_of(jax.vmap(rule)(signal, trace))
-        else:
-            total = added([rule(signal[s], state_of(trace, s)) for s in range(self.num_state)])
+        total = self.sum_over_states(rule, signal, trace)
         return {key: _sum_leading(leaf, axes) for key, leaf in total.items()}
 
     def _summed_by_example(
@@ -172,7 +167,10 @@ class StructuredTrace(TraceRules):
         """
 
         def term(state: int, example: Any) -> Arrays:
-            at = partial(_one_example, state=state, example=example)
+            def at(array: jax.Array) -> jax.Array:
+                start = (state, example, *(0,) * (array.ndim - 2))
+                return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0]
+
             one = rule(at(signal), {key: at(leaf) for key, leaf in trace.items()})
             return {key: one[key][0] for key in keys}
 
@@ -189,12 +187,6 @@ class StructuredTrace(TraceRules):
         total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
         total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
         return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
-
-
-def _one_example(array: jax.Array, state: int, example: Any) -> jax.Array:
-    """One state of one example of [S, B, ..]: [1, ..]."""
-    start = (state, example, *(0,) * (array.ndim - 2))
-    return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0]
 
 
 def _sum_leading(array: Any, axes: int) -> jax.Array:

@@ -31,10 +31,9 @@ class DenseTrace(TraceRules):
         }
 
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
-        def scaled(factor: jax.Array, trace: Arrays) -> Arrays:
-            return jax.tree.map(lambda leaf: _outer(factor, leaf, leaf.ndim - factor.ndim), trace)
-
-        return scaled
+        return lambda factor, trace: {
+            key: _outer(factor, leaf, leaf.ndim - factor.ndim) for key, leaf in trace.items()
+        }
 
     def _jacobian(self, x: Any, operands: Sequence[Any]) -> Arrays:
         """``d y / d w`` [*Y, *W] of one step, example by example when batched."""
