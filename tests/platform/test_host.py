@@ -116,6 +116,15 @@ def test_a_plugin_that_binds_while_it_is_imported(site, host_of, plugin_source):
         resolve(host, "ops", "eager")
 
 
+def test_a_plugin_may_provide_a_name_that_is_refused(site, host_of, plugin_source):
+    assert not hasattr(braintrace.nn, "Embedding")
+    text = plugin_source("embeds", "embeds_p")
+    site.add("embeds", "embeds_module", text, family="embeds", nn=["Embedding"])
+    host_of(site)
+    embedding = braintrace.nn.Embedding
+    assert embedding.__module__ == "embeds_module" and "Embedding" in dir(braintrace.nn)
+
+
 # --- all or nothing ------------------------------------------------------------------------------
 
 good_spec = ETPPrimitiveSpec("all_or_nothing_good", scale)

@@ -174,6 +174,7 @@ def test_units_of_processed_weights():
 def test_layers_are_reproducible_and_strict(cls):
     def weight(key):
         layer = cls(IN, OUT, key=key)
+        assert isinstance(layer, getattr(brainstate.nn, cls.__name__))
         assert layer(draw(BATCH, IN)).shape == (BATCH, OUT)
         value = layer.weight.value
         return value["weight"] if isinstance(value, dict) else value

@@ -135,7 +135,7 @@ class Linear(brainstate.nn.Linear):
         return weight if self.w_mask is None else weight * self.w_mask
 
 
-class SignedWLinear(brainstate.nn.Module):
+class SignedWLinear(brainstate.nn.SignedWLinear):
     """Linear map ``y = x (w_sign * |W|)`` with weights of fixed signs (Dale's law).
 
     Parameters
@@ -167,7 +167,7 @@ class SignedWLinear(brainstate.nn.Module):
 
     Notes
     -----
-    Counterpart of ``brainstate.nn.SignedWLinear``. The trace is that of ``w_sign * |W|``.
+    A drop-in for ``brainstate.nn.SignedWLinear``. The trace is that of ``w_sign * |W|``.
 
     Examples
     --------
@@ -189,7 +189,7 @@ class SignedWLinear(brainstate.nn.Module):
         *,
         key: Any = None,
     ) -> None:
-        super().__init__(name=name)  # type: ignore[call-arg]
+        super(brainstate.nn.SignedWLinear, self).__init__(name=name)  # type: ignore[call-arg]
         self.in_size, self.out_size = inputs, outputs = layer_sizes(in_size, out_size)
         shape = (inputs[-1], outputs[-1])
         with seeded(key):
@@ -206,7 +206,7 @@ class SignedWLinear(brainstate.nn.Module):
         return size if self.w_sign is None else size * self.w_sign
 
 
-class ScaledWSLinear(brainstate.nn.Module):
+class ScaledWSLinear(brainstate.nn.ScaledWSLinear):
     """Affine map with a standardised weight, ``y = x (w_mask * standardised(W)) + b``.
 
     ::
@@ -253,7 +253,7 @@ class ScaledWSLinear(brainstate.nn.Module):
 
     Notes
     -----
-    Counterpart of ``brainstate.nn.ScaledWSLinear``. The trace is that of the weight that enters
+    A drop-in for ``brainstate.nn.ScaledWSLinear``. The trace is that of the weight that enters
     the product; its gradient is pulled back to ``W`` and to the gain.
 
     References
@@ -286,7 +286,7 @@ class ScaledWSLinear(brainstate.nn.Module):
         *,
         key: Any = None,
     ) -> None:
-        super().__init__(name=name)  # type: ignore[call-arg]
+        super(brainstate.nn.ScaledWSLinear, self).__init__(name=name)  # type: ignore[call-arg]
         self.in_size, self.out_size = inputs, outputs = layer_sizes(in_size, out_size)
         self.eps = eps
         shape = num_in, num_out = inputs[-1], outputs[-1]
