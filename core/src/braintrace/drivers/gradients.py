@@ -51,7 +51,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     size = options.block_size
     if isinstance(size, str):
         size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
-    progress = Progress(-(-steps // size) * options.progress)
+    progress = Progress(-(-steps // size) if options.progress else 0)
     names = _places(options.names(learner.param_states), step)
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}

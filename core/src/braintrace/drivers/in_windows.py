@@ -23,7 +23,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
     names = options.names(learner.param_states)
-    progress = Progress(-(-steps // size) * options.progress)
+    progress = Progress(-(-steps // size) if options.progress else 0)
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
         number, now = numbered

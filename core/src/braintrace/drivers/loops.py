@@ -32,14 +32,8 @@ def in_parts(
     """Run ``one(carry, (number, part)) -> carry, (per_step, per_step, per_part)`` along parts.
 
     Parts are blocks, windows, or the steps between two updates: ``size`` steps, the last one
-    perhaps fewer. What is per step is joined, what is per part stacked.
-
-    Parameters
-    ----------
-    scan
-        What runs parts of one size as a loop.
-    least
-        From how many parts on. Others are run by themselves, with an ``int`` as their number.
+    perhaps fewer. What is per step is joined, what is per part stacked. From ``least`` parts of
+    one size on, ``scan`` runs them as a loop; others get an ``int`` as their number.
     """
     steps = jax.tree.leaves(inputs)[0].shape[0]
     full = steps // size if steps >= least * size else 0

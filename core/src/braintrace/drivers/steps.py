@@ -68,12 +68,9 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     where the first part contains every path inside the window, recurrent products too, and the
     second is the credit of what happened before it, as far as the traces know it.
 
-    Parameters
-    ----------
-    predict
-        ``predict(given, hidden) -> cotangents``, by path: an estimate of the gradient of all later
-        losses with respect to hidden values. It is added to the signal at the window's end, and
-        its parameters ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``.
+    ``predict(given, hidden) -> cotangents``, by path, estimates the gradient of all later losses
+    with respect to hidden values. It is added to the signal at the window's end, and its parameters
+    ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``.
     """
     executor = rule.executor
     hidden = [slot.path for slot in executor.graph.module_info.slots_of(StateKind.HIDDEN)]

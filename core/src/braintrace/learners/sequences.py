@@ -202,7 +202,7 @@ def etrace_update(
     how = (reduction, has_aux, chunk_size, block_size)
     options = _options(self, every, step_fn, weights, *how, check=check)
     update = as_optimizer(self, optimizer, dict(options.weights))
-    bar = Progress(-(-steps // every) * progress)
+    bar = Progress(-(-steps // every) if progress else 0)
 
     def run(sequences: Any, mask: Any) -> Any:
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
@@ -251,7 +251,7 @@ def etrace_evolve(
     self.graph  # noqa: B018  raises before compile_graph
     run: Any = self if step_fn is None else step_fn
     require_callable(run)
-    bar = Progress(steps * progress)
+    bar = Progress(steps if progress else 0)
 
     def evolve(sequences: tuple[Any, ...]) -> Any:
         def body(number: Any, *inputs: Any) -> Any:

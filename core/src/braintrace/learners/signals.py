@@ -229,11 +229,6 @@ class SyntheticGradient(Module):
     """One affine map per hidden state [.., n], over its last axis: ``g(h) = h W + b``.
 
     ``W`` [n, n] and ``b`` [n] start at zero: before it has learned, nothing is predicted.
-
-    Parameters
-    ----------
-    hidden_states
-        The hidden states, by path.
     """
 
     def __init__(self, hidden_states: Mapping[Path, brainstate.State[Any]]) -> None:
