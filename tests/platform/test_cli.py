@@ -21,7 +21,7 @@ from braintrace import cli
 from braintrace.plugin_api import PluginInfo, hookimpl
 from braintrace.plugins import process
 from braintrace.plugins.host import Host
-from braintrace.plugins.settings import Settings
+from braintrace.plugins.records import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 NETS = """

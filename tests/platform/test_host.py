@@ -14,8 +14,8 @@ from braintrace.ops.primitive import find_primitive
 from braintrace.plugin_api import CompilationError, ETPPrimitiveSpec, PluginInfo, bind, hookimpl
 from braintrace.plugins import PluginError, metadata, process
 from braintrace.plugins.host import Host
+from braintrace.plugins.records import Settings
 from braintrace.plugins.resolution import available, resolve
-from braintrace.plugins.settings import Settings
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import braintrace as bt
 from braintrace.base.types import show_path
 from braintrace.compiler.graph import summarize
 from braintrace.show.facts import to_data
-from braintrace.show.tables import Cell, fold_rows
+from braintrace.show.report import Cell, fold_rows
 from braintrace.show.text import Names, columns, numbers, short_sources, wrap
 from tests import zoo
 from tests.zoo import HIDDEN, IN, weight

@@ -16,9 +16,8 @@ from ..plugins import metadata
 from ..plugins.metadata import Candidate
 from ..plugins.probe import Report, probe
 from ..plugins.process import host
-from ..plugins.records import Finding
+from ..plugins.records import Finding, normalised
 from ..plugins.resolution import enabled_providers
-from ..plugins.settings import normalised
 from . import FAMILIES, OK, REFUSED, VERSION, UsageError, as_json, hint
 
 CORE, PACKAGE = "braintrace-core", "braintrace"

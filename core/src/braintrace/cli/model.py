@@ -146,7 +146,7 @@ def write(graph: ETraceGraph, options: argparse.Namespace) -> None:
     """The files that were asked for."""
     texts = {
         options.draw: lambda: str(graph.draw()),
-        options.html: lambda: page(summarize(graph), options.model),
+        options.html: lambda: page(summarize(graph), str(graph.draw()), options.model),
     }
     for path, text in texts.items():
         if path is not None:

@@ -179,7 +179,7 @@ class ETraceGraph:
     def _repr_html_(self) -> str:
         from ..show.report import to_html
 
-        return to_html(summarize(self))
+        return to_html(summarize(self), str(self.draw()))
 
 
 # --- what is shown ----------------------------------------------------------------------------

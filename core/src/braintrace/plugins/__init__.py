@@ -16,7 +16,7 @@ from .host import Host as _Host
 from .process import host as _host
 from .records import PluginRecord as PluginRecord
 from .records import PluginState as PluginState
-from .settings import Settings as _Settings
+from .records import Settings as _Settings
 
 _UNCHANGED: Any = object()
 

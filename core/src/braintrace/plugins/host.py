@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import IncompatibleError, PluginError
 from .metadata import PLUGIN_GROUP, Candidate, package_of, scan
-from .records import PluginInfo, PluginRecord, PluginState
-from .settings import Settings
+from .records import PluginInfo, PluginRecord, PluginState, Settings
 
 if TYPE_CHECKING:
     import pluggy

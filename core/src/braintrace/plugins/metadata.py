@@ -18,8 +18,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any
 
-from .records import PluginRecord, PluginState
-from .settings import normalised
+from .records import PluginRecord, PluginState, normalised
 
 PUBLIC_PREFIX = {"ops": "braintrace.", "nn": "braintrace.nn."}
 PLUGIN_GROUP = "braintrace.plugins.v"

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from .host import Host
-from .settings import Settings
+from .records import Settings
 
 _LOCK = threading.Lock()
 _HOST: Host | None = None

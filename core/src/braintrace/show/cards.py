@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from ..base.types import Path, show_path
 from .facts import GroupFacts, Node, OperationFacts, Summary
-from .tables import why
+from .report import why
 from .text import Names, columns, listed, short_sources, wrap
 
 #: Columns of a name, and of the small print under it.

@@ -13,24 +13,11 @@ from math import dist
 from .cards import HEIGHT, Item, make_cards, text_size
 from .facts import Flow, Node, Summary
 from .layout import Layout, Placed, Point
-from .tables import totals
+from .report import themed, totals
 from .text import wrap
 
 #: Width in pixels that a drawing does not exceed while a row holds more than one card.
 WIDTH = 1240
-
-#: In light and in dark.
-COLOURS = {
-    "paper": ("#ffffff", "#14171c"), "frame": ("#f4f5f7", "#1d2127"),
-    "border": ("#d5d9e0", "#39404a"), "ink": ("#1c2330", "#e6e9ee"),
-    "faint": ("#5a6473", "#a3adbb"), "input": ("#4a5568", "#b4bfce"),
-    "relation": ("#0f7b6c", "#4cc3ae"), "relation_fill": ("#e0f3ef", "#12352f"),
-    "group": ("#2257c4", "#7aa7ff"), "group_fill": ("#e3ecfd", "#182a4d"),
-    "grey": ("#8a93a1", "#8a93a1"), "grey_fill": ("#e9ebee", "#2a2f36"),
-    "direct": ("#9a6700", "#e0b341"), "direct_fill": ("#fdf3d8", "#3a2f10"),
-    "warn": ("#c0392b", "#ff8a7a"), "warn_fill": ("#fde8e4", "#421d18"),
-    "old": ("#8040b0", "#c58cf0"),
-}  # fmt: skip
 
 RULES = """
 .bt-graph {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }}
@@ -109,15 +96,6 @@ def _end(name: str, leaves: Sequence[str]) -> Item:
     shown = [*leaves[:4], *([f"and {len(leaves) - 4} more"] if len(leaves) > 4 else [])]
     lines = (("name", name), *(("fine", leaf) for leaf in shown))
     return Item((name, 0), "end", lines, f"{name}: {', '.join(leaves)}")
-
-
-def themed(rules: str) -> str:
-    """Rules of style with the colours of the light theme, and those of the dark one."""
-    light, dark = (
-        rules.format(**dict(zip(COLOURS, theme, strict=True)))
-        for theme in zip(*COLOURS.values(), strict=True)
-    )
-    return f"{light}@media (prefers-color-scheme: dark) {{{dark}}}"
 
 
 def _svg(layout: Layout, summary: Summary) -> str:

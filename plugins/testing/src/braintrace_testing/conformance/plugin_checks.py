@@ -18,9 +18,8 @@ from braintrace.ops.spec import ETPPrimitiveSpec
 from braintrace.plugins.hooks import Offer, collect
 from braintrace.plugins.host import Host
 from braintrace.plugins.metadata import Candidate, package_of, scan
-from braintrace.plugins.records import PluginState
+from braintrace.plugins.records import PluginState, Settings, normalised
 from braintrace.plugins.resolution import resolve
-from braintrace.plugins.settings import Settings, normalised
 
 from .case import ConformanceCase
 from .check import plugin_check, require
