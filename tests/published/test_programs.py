@@ -23,14 +23,11 @@ PEER = json.loads((HERE / "numbers.json").read_text())["numbers"]
 
 ONCE = "every path is counted once: docs/derivations.md"
 CURRENT = "a weight behind another weight has its gradient of the current step"
-PAPER = "the gates of the paper, which read the input alone"
 #: What has other numbers here: expressions for the program and the array, and the reason.
 OTHERWISE = [
     (r"(?!windows).*", r"\bWr/weight", CURRENT),
     ("cells", r"'(LSTMCell|URLSTMCell)'.*/(W[fgiu]/|bias)", ONCE),
     ("cells", r"'(MGUCell)'.*/Wf/|'MinimalRNNCell'.*/phi/", CURRENT),
-    ("cells", r"'(MiniGRU|MiniLSTM)'", PAPER),
-    ("linear_layers", r"LoRA", "the factor 1/rank is not there"),
 ]
 
 
