@@ -5,7 +5,7 @@
 
 ``result`` gives all parameters of a layer numbers that depend on their shapes and order alone, runs
 it on inputs that do, and returns what it gives and its hidden states before and after. ``spread``
-is how widely its parameters are drawn. ``layers.json`` has what 0.2.6 returns, and
+is how widely its parameters are drawn. ``layers.json`` has what 0.2.6 returns, as does 0.2.8, and
 ``test_layers.py`` compares it with what is returned here.
 """
 
