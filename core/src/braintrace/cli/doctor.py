@@ -29,7 +29,6 @@ Found = tuple[str, Finding]
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="only this plugin, by family or distribution")
     add("--json", action="store_true", help="print data instead of a report")

@@ -18,7 +18,6 @@ from . import OK, Refusal, UsageError, hint, told
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add = parser.add_argument
     add("model", metavar="FILE:MODEL",
         help="a Python file and the name of a model in it: an instance, a Module class without "

@@ -13,7 +13,6 @@ from . import FAMILIES, OK, VERSION, UsageError
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     add = parser.add_argument
     add("name", metavar="NAME", help="name of the family and of its operation, such as 'gain'")
     add("--directory", metavar="DIR", help="where to write it (default: ./braintrace-NAME)")

@@ -13,7 +13,6 @@ from . import FAMILIES, OK, REFUSED, as_json
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
     parser.add_argument("--json", action="store_true", help="print data instead of a table")
     parser.add_argument("--load", action="store_true", help="load every plugin that may be used")
 
