@@ -31,6 +31,7 @@ def few_checks(monkeypatch):
     """Only two quick checks; the second one fails for the case."""
     kept = {id: kit.CASE_CHECKS[id] for id in ("jax.vmap", "rules.init_pp")}
     monkeypatch.setattr(kit, "CASE_CHECKS", kept)
+    monkeypatch.setattr(kit, "FAMILY_CHECKS", {})
     return specimens.trace_without_states()
 
 

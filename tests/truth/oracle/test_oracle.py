@@ -424,6 +424,58 @@ def test_nothing_is_taken_from_the_compiler() -> None:
                 assert not any(str(name).startswith("braintrace") for name in names), path
 
 
+# --- primitives: whatever backpropagation through time can do --------------------------------
+
+DOUBLE = jax.custom_derivatives.linear_call
+THROUGH: dict[str, Callable[[jax.Array], Any]] = {
+    "pad": lambda h: jnp.pad(h, ((0, 0), (1, 2))),
+    "pad with a value of the state": lambda h: jax.lax.pad(h, h[0, 0], [(0, 0, 0), (1, 2, 1)]),
+    "complex": lambda h: jnp.abs(0.9 * jnp.exp(0.5j) * jax.lax.complex(h, h * h) + 0.1),
+    "complex result": lambda h: h * jnp.exp(1j * h),
+    "complex product": lambda h: (h + 1j) @ jax.lax.complex(h, 2 * h).T,
+    "Fourier transform": lambda h: jnp.fft.ifft(jnp.fft.rfft(h) * 1j).imag,
+    "no derivative in a constant": lambda h: jax.scipy.special.polygamma(1, 1 + h * h),
+    "no batching rule": lambda h: DOUBLE(lambda r, x: r * x, lambda r, t: r * t, 2.0, h),
+    "scatter": lambda h: jnp.zeros((2, 5)).at[:, jnp.array([1, 1, 4])].add(h),
+    "sorted": lambda h: jax.lax.sort((h, h * h), num_keys=1),
+    "factorised": lambda h: jnp.linalg.svd(h, full_matrices=False),
+}
+
+
+@pytest.mark.parametrize("through", THROUGH.values(), ids=THROUGH.keys())
+def test_any_primitive_behind_the_state(through: Callable[[jax.Array], Any]) -> None:
+    class Through(cells.Leaky):
+        def update(self, x: jax.Array) -> Any:
+            return through(super().update(x))
+
+    def loss(out: Any) -> jax.Array:
+        parts = [(leaf.real, 0.7 * leaf.imag) for leaf in jax.tree.leaves(out)]
+        return sum((jnp.sum(re**2 + im**3) for re, im in parts), jnp.zeros(()))
+
+    sequences = data(3)[:1]
+    found = d_rtrl_oracle(Through(), sequences, loss).grads
+    assert_tree_close(found, bptt(Through(), sequences, loss)[1], RTOL)
+
+
+class Rotating(brainstate.nn.Module):
+    """A complex state, and complex parameters, of a linear recurrent unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = brainstate.ParamState(cells.normal(1, 2, 3) + 1j * cells.normal(2, 2, 3))
+        self.h = brainstate.HiddenState(jnp.zeros((2, 3), complex))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        self.h.value = 0.9 * jnp.exp(0.5j) * self.h.value + mm(x.astype(complex), self.w.value)
+        return self.h.value.real + self.h.value.imag**2
+
+
+def test_complex_states_and_parameters() -> None:
+    result = d_rtrl_oracle(Rotating(), data(3), loss_fn)
+    assert_tree_close(result.grads, bptt(Rotating(), data(3), loss_fn)[1], RTOL)
+    assert result.steps[0].D[0].shape == (12, 12)
+
+
 # --- structure -------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@
   predicted gradients at the ends of windows;
 - :func:`assert_tree_close`: comparison that cannot pass vacuously;
 - :func:`parametrize_with_checks`, :func:`check_plugin`: named checks that every plugin passes, on
-  the author's :class:`ConformanceCase` records; :func:`list_checks` says what they promise.
+  the author's :class:`ConformanceCase` records; :func:`list_checks` says what they promise, and
+  :func:`static_parameters` for which values.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .conformance import (
     check_plugin,
     list_checks,
     parametrize_with_checks,
+    static_parameters,
 )
 from .learn import OracleResult
 from .oracle import d_rtrl_oracle, pp_prop_oracle, rtrl_oracle, snap_oracle
@@ -48,6 +50,7 @@ __all__ = [
     "pp_prop_oracle",
     "rtrl_oracle",
     "snap_oracle",
+    "static_parameters",
     "three_factor_oracle",
     "truncated_bptt",
     "window_oracle",

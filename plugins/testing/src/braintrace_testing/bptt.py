@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backpropagation through time of an unrolled model, whole or truncated."""
+"""Backpropagation through time of a model, whole or truncated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .step import Path, entry, num_steps, trace_step
 def bptt(
     model: Any, sequences: tuple[Any, ...], loss_fn: Callable[..., Any]
 ) -> tuple[jax.Array, dict[Path, Any]]:
-    r"""Gradient of :math:`\sum_t L^t` by ``jax.grad`` of the unrolled loop.
+    r"""Gradient of :math:`\sum_t L^t` by ``jax.grad`` of the loop over the steps.
 
     Parameters
     ----------
@@ -53,14 +53,29 @@ def bptt(
     """
     step = trace_step(model, sequences, loss_fn)
 
-    def total(parameters: dict[Path, Any]) -> tuple[jax.Array, jax.Array]:
-        values = step.with_parameters(step.values, parameters)
+    def scanned(values: Any) -> jax.Array:
+        def one(values: Any, inputs: tuple[Any, ...]) -> tuple[Any, jax.Array]:
+            values, (_, loss) = step(values, inputs)
+            return list(values), loss
+
+        return jax.lax.scan(one, values, sequences)[1]
+
+    def unrolled(values: Any) -> jax.Array:
         losses = []
         for t in range(num_steps(sequences)):
             values, (_, loss) = step(values, entry(sequences, t))
             losses.append(loss)
-        return sum(losses), jnp.stack(losses)
+        return jnp.stack(losses)
 
+    def total(parameters: dict[Path, Any]) -> tuple[jax.Array, jax.Array]:
+        values = step.with_parameters(step.values, parameters)
+        try:
+            losses = scanned(values)
+        except TypeError:  # a state changes its type
+            losses = unrolled(values)
+        return losses.sum(), losses
+
+    num_steps(sequences)
     grads, losses = jax.jit(jax.grad(total, has_aux=True))(step.parameters)
     return losses, grads
 

@@ -49,7 +49,7 @@ def assert_tree_close(
     Traceback (most recent call last):
     AssertionError: w: relative error 9.99e-04 exceeds 1e-09
     """
-    got, want = _named_leaves(actual), _named_leaves(reference)
+    got, want = named_leaves(actual), named_leaves(reference)
     if not want:
         raise AssertionError("the reference has no leaves: nothing would be compared")
     if got.keys() != want.keys():
@@ -77,7 +77,8 @@ def assert_tree_close(
         raise AssertionError("\n".join(problems))
 
 
-def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by name, as in the messages."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         ".".join(_name(_key(entry)) for entry in path) or "value": np.asarray(leaf)

@@ -12,24 +12,29 @@ import jax
 import numpy as np
 
 from .paths import connected, everywhere, uncrossed, within
-from .program import Program, flatten, is_float
+from .program import Program, flatten, is_float, parts_of
 from .step import Path, Step
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A hidden state: the variables of its old and new value, and the shape of its positions."""
+    """A hidden state: the variables of its old and new value, and the shape of its positions.
+
+    ``parts``: 2 for complex numbers, whose real parts come before all imaginary parts.
+    """
 
     path: Path
     old: int
     new: int
     varshape: tuple[int, ...]
     num_state: int
+    parts: int
 
     @property
     def positions(self) -> np.ndarray:
         """The position of each entry; a state that holds several has them on its last axis."""
-        return np.repeat(np.arange(math.prod(self.varshape)), self.num_state)
+        places = np.repeat(np.arange(math.prod(self.varshape)), self.num_state)
+        return np.tile(places, self.parts)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def build_graph(step: Step, groups: Sequence[Sequence[Path]] | None = None) -> G
     program = flatten(
         step.jaxpr,
         parameters={first_input + k for of_path in places.values() for k in of_path},
+        olds=[first_input + k for k, _ in hidden_places.values()],
         hidden=[first_output + k for k, _ in hidden_places.values()],
     )
     hidden = [
@@ -96,6 +102,7 @@ def build_graph(step: Step, groups: Sequence[Sequence[Path]] | None = None) -> G
             new=program.outputs[first_output + k],
             varshape=tuple(state.varshape),
             num_state=state.num_state,
+            parts=parts_of(jax.tree.leaves(state.value)[0]),
         )
         for path, (k, state) in hidden_places.items()
     ]

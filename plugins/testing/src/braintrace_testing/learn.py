@@ -154,10 +154,16 @@ def _by_path(step: Step, graph: Graph, rows: np.ndarray) -> dict[Path, Any]:
     ends = np.cumsum([graph.program.size(v) for v in graph.leaves])
     pieces = iter(np.split(rows, ends[:-1], axis=-1))
     used = {path: [next(pieces) for _ in leaves] for path, leaves in graph.parameters.items()}
+
+    def shaped(flat: np.ndarray, leaf: Any) -> np.ndarray:
+        if np.iscomplexobj(leaf):  # as JAX has it: d/d re - i d/d im
+            flat = flat[..., : np.size(leaf)] - 1j * flat[..., np.size(leaf) :]
+        return flat.reshape((*lead, *np.shape(leaf)))
+
     result = {}
     for path, value in step.parameters.items():
         leaves, tree = jax.tree.flatten(value)
-        flat = used.get(path) or [np.zeros((*lead, np.size(leaf))) for leaf in leaves]
-        shaped = [f.reshape((*lead, *np.shape(leaf))) for f, leaf in zip(flat, leaves, strict=True)]
-        result[path] = jax.tree.unflatten(tree, shaped)
+        sizes = (np.size(leaf) * (1 + np.iscomplexobj(leaf)) for leaf in leaves)
+        flat = used.get(path) or [np.zeros((*lead, size)) for size in sizes]
+        result[path] = jax.tree.unflatten(tree, map(shaped, flat, leaves))
     return result

@@ -3,8 +3,11 @@
 
 ``jit`` and ``remat`` are inlined; calls with custom derivative rules stay one equation. An *edge*
 stands for the local Jacobian of one result of one equation in one operand. It exists where the
-transposed equation reads the cotangent of the result, so ``stop_gradient``, ``sign``, integers
-and booleans give no edge.
+operand depends on a parameter or a hidden value and the transposed equation reads the cotangent of
+the result, so constants, ``stop_gradient``, ``sign``, integers and booleans give no edge. An
+equation is differentiated in all such operands at once, as a program around it would do.
+
+A Jacobian is real: the entries of a complex variable are its real parts, then its imaginary parts.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -72,29 +75,42 @@ class Program:
     edges: tuple[Edge, ...]
 
     def size(self, variable: int) -> int:
-        """Number of entries of a variable."""
-        return math.prod(self.avals[variable].shape)
+        """Number of real entries of a variable."""
+        aval = self.avals[variable]
+        return math.prod(aval.shape) * parts_of(aval)
 
     def linearise(self, inputs: Sequence[Any]) -> tuple[list[Any], list[jax.Array]]:
         """Values of all variables, and per edge the matrix ``[size(target), size(source)]``."""
-        values = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
-        wanted = {k: tuple(edges) for k, edges in groupby(self.edges, attrgetter("equation"))}
-        jacobians: list[jax.Array] = []
-        for k, equation in enumerate(self.equations):
-            pairs = tuple((edge.operand, edge.result) for edge in wanted.get(k, ()))
-            results, local = evaluate(equation.run, pairs, [values[v] for v in equation.operands])
-            values.update(zip(equation.results, results, strict=True))
-            jacobians.extend(local)
-        return [values[v] for v in range(len(self.avals))], jacobians
+        return self._compiled(self.constants, list(inputs))
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[list[Any], list[jax.Array]]]:
+        edges = {k: list(of_k) for k, of_k in groupby(self.edges, attrgetter("equation"))}
+
+        def run(constants: dict[int, Any], inputs: list[Any]) -> tuple[list[Any], list[jax.Array]]:
+            values = {**constants, **dict(zip(self.inputs, inputs, strict=True))}
+            jacobians: list[jax.Array] = []
+            for k, equation in enumerate(self.equations):
+                pairs = tuple((edge.operand, edge.result) for edge in edges.get(k, ()))
+                results, local = evaluate(
+                    equation.run, pairs, [values[v] for v in equation.operands]
+                )
+                values.update(zip(equation.results, results, strict=True))
+                jacobians.extend(local)
+            return [values[v] for v in range(len(self.avals))], jacobians
+
+        return jax.jit(run)
 
 
-def flatten(jaxpr: Any, parameters: set[int], hidden: Sequence[int]) -> Program:
+def flatten(
+    jaxpr: Any, parameters: set[int], olds: Sequence[int], hidden: Sequence[int]
+) -> Program:
     """The program of a closed jaxpr.
 
     Parameters
     ----------
-    parameters
-        Positions of the inputs that are parameters.
+    parameters, olds
+        Positions of the inputs that are parameters, and of those that are old hidden values.
     hidden
         Positions of the outputs that are new values of hidden states. Each gets a variable of its
         own: where two share one, it is that of the first, and the other gets a copy, as does one
@@ -109,19 +125,32 @@ def flatten(jaxpr: Any, parameters: set[int], hidden: Sequence[int]) -> Program:
             outputs[position] = builder.identity(outputs[position])
         taken.add(outputs[position])
     varying = {v for position, v in enumerate(inputs) if position not in parameters}
+    live = {inputs[position] for position in (*parameters, *olds)}
+    live |= {outputs[position] for position in hidden}
     return Program(
         avals=tuple(builder.avals),
         constants=builder.constants,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         equations=tuple(builder.equations),
-        edges=tuple(_find_edges(builder.equations, builder.avals, varying)),
+        edges=tuple(_find_edges(builder.equations, builder.avals, varying, live)),
     )
 
 
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
     return bool(jnp.issubdtype(aval.dtype, jnp.inexact))
+
+
+def parts_of(aval: Any) -> int:
+    """As how many real entries a number counts: a complex one as two."""
+    return 2 if jnp.issubdtype(aval.dtype, jnp.complexfloating) else 1
+
+
+def real_entries(value: Any) -> jax.Array:
+    """The entries as one real axis: of complex numbers, all real and then all imaginary parts."""
+    flat = jnp.ravel(value)
+    return flat if parts_of(flat) == 1 else jnp.concatenate([flat.real, flat.imag])
 
 
 class _Builder:
@@ -211,63 +240,92 @@ def evaluate(
     run: Run, pairs: tuple[tuple[int, int], ...], operands: list[Any]
 ) -> tuple[list[Any], list[jax.Array]]:
     """Results, and per pair of operand and result ``[size(result), size(operand)]``."""
+    chosen = sorted({operand for operand, _ in pairs})
     results = run(*operands)
+    dense: dict[int, tuple[jax.Array, ...]] = {}
+    given = [real_entries(operands[i]) for i in chosen]
+    for result in {result for _, result in pairs}:
+        value, pull = jax.vjp(_of_entries(run, operands, chosen, result), *given)
+        rows = jnp.eye(value.size, dtype=value.dtype)
+        try:
+            dense[result] = jax.vmap(pull)(rows)
+        except Exception:  # a primitive without a batching rule: one row after the other
+            dense[result] = jax.lax.map(pull, rows)
+    return results, [dense[result][chosen.index(operand)] for operand, result in pairs]
 
-    def dense(operand: int, result: int) -> jax.Array:
-        function = _single(run, operands, operand, result)
-        of = operands[operand]
-        return jax.jacrev(function)(of).reshape(results[result].size, of.size)
 
-    return results, [dense(*pair) for pair in pairs]
+def _of_entries(
+    run: Run, operands: Sequence[Any], chosen: Sequence[int], result: int
+) -> Callable[..., jax.Array]:
+    """The real entries of one result as a function of those of some operands."""
+
+    def of_entries(*entries: jax.Array) -> jax.Array:
+        full = list(operands)
+        for i, flat in zip(chosen, entries, strict=True):
+            whole = flat if parts_of(operands[i]) == 1 else jax.lax.complex(*jnp.split(flat, 2))
+            full[i] = whole.reshape(jnp.shape(operands[i]))
+        return real_entries(run(*full)[result])
+
+    return of_entries
 
 
 def _find_edges(
-    equations: Sequence[Equation], avals: Sequence[jax.ShapeDtypeStruct], varying: set[int]
+    equations: Sequence[Equation],
+    avals: Sequence[jax.ShapeDtypeStruct],
+    varying: set[int],
+    live: set[int],
 ) -> list[Edge]:
-    """Every edge, in the order of the equations; ``varying``: inputs that are no parameters."""
-    varying = set(varying)
+    """Every edge, in the order of the equations.
+
+    ``varying``: inputs that are no parameters; ``live``: where derivatives may start.
+    """
+    varying, live = set(varying), set(live)
     edges = []
     for k, equation in enumerate(equations):
-        for i, source in enumerate(equation.operands):
-            trainable = i in equation.trainable and source not in varying
-            etp = equation.primitive is not None
-            passes = etp and get_primitive_spec(equation.primitive).gradient_enabled
-            crosses = etp and (trainable or not passes)
-            for j, target in enumerate(equation.results):
-                if _carries_derivative(
-                    equation.run, tuple(avals[v] for v in equation.operands), avals[target], i, j
-                ):
-                    edges.append(Edge(source, target, k, i, j, trainable, crosses))
+        etp = equation.primitive is not None
+        passes = etp and get_primitive_spec(equation.primitive).gradient_enabled
+        types = tuple(avals[v] for v in equation.operands)
+        chosen = tuple(
+            i for i, v in enumerate(equation.operands) if v in live and is_float(avals[v])
+        )
+        for j, target in enumerate(equation.results):
+            if not chosen or not is_float(avals[target]):
+                continue
+            for i in _carrying(equation.run, types, avals[target], chosen, j):
+                source = equation.operands[i]
+                trainable = i in equation.trainable and source not in varying
+                crosses = etp and (trainable or not passes)
+                edges.append(Edge(source, target, k, i, j, trainable, crosses))
+                live.add(target)
         if varying.intersection(equation.operands):
             varying.update(equation.results)
     return edges
 
 
 @lru_cache(maxsize=4096)
-def _carries_derivative(
+def _carrying(
     run: Run,
     operands: tuple[jax.ShapeDtypeStruct, ...],
     target: jax.ShapeDtypeStruct,
-    operand: int,
+    chosen: tuple[int, ...],
     result: int,
-) -> bool:
-    if not (is_float(operands[operand]) and is_float(target)):
-        return False
+) -> tuple[int, ...]:
+    """Which of the chosen operands the cotangent of a result reaches."""
 
     def transposed(values: list[Any], cotangent: Any) -> Any:
-        return jax.vjp(_single(run, values, operand, result), values[operand])[1](cotangent)
+        def of_chosen(*some: Any) -> Any:
+            given = dict(zip(chosen, some, strict=True))
+            return run(*(given.get(i, value) for i, value in enumerate(values)))[result]
+
+        return jax.vjp(of_chosen, *(values[i] for i in chosen))[1](cotangent)
 
     jaxpr = _open(jax.make_jaxpr(transposed)(list(operands), target))
     reached = {jaxpr.invars[-1]}
     for eqn in jaxpr.eqns:
         if any(v in reached for v in eqn.invars if not isinstance(v, Literal)):
             reached.update(eqn.outvars)
-    return any(v in reached for v in jaxpr.outvars if not isinstance(v, Literal))
-
-
-def _single(run: Run, operands: Sequence[Any], operand: int, result: int) -> Callable[[Any], Any]:
-    """One result as a function of one operand."""
-    return lambda value: run(*operands[:operand], value, *operands[operand + 1 :])[result]
+    pairs = zip(chosen, jaxpr.outvars, strict=True)
+    return tuple(i for i, v in pairs if not isinstance(v, Literal) and v in reached)
 
 
 def _open(jaxpr: Any) -> Any:

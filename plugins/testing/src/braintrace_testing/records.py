@@ -40,7 +40,8 @@ class StepRecord:
     r"""Everything a learning rule needs of one step, as dense matrices.
 
     Groups ``g`` and ETP equations ``r`` are numbers; ``|g|`` is the number of entries of the
-    members of a group, one member after the other; ``n`` is the number of parameter entries.
+    members of a group, one member after the other; ``n`` is the number of parameter entries. A
+    complex number is two entries: of an array, all real parts come before all imaginary parts.
 
     Attributes
     ----------

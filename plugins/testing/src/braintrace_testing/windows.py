@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .learn import OracleResult
-from .program import is_float
+from .program import is_float, real_entries
 from .step import Path, Step, entry, num_steps, trace_step
 
 Predict = Callable[[int, dict[Path, Any]], Mapping[Path, Any]]
@@ -86,7 +86,8 @@ def window_oracle(
         if start:
             past = jax.tree.map(lambda leaf, t=start: leaf[t - 1], result.influences)
             for (_, g), matrices in past.items():
-                signal = np.concatenate([_flat(found.before[path]) for path in result.groups[g]])
+                before = [_flat(found.before[path]) for path in result.groups[g]]
+                signal = np.concatenate([real_entries(jnp.conj(leaf)) for leaf in before])
                 terms = jax.tree.map(lambda m, s=signal: np.tensordot(s, m, axes=1), matrices)
                 total = _sum(total, terms)
     return replace(result, grads=total)

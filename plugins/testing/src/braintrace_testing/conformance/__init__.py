@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from . import case_checks as case_checks
 from . import jax_checks as jax_checks
 from . import number_checks as number_checks
 from . import rule_checks as rule_checks
 from .case import ConformanceCase
+from .case_checks import static_parameters
 from .check import ConformanceError
 from .kit import BoundCheck, bound_checks, check_plugin, list_checks, parametrize_with_checks
 
@@ -18,4 +20,5 @@ __all__ = [
     "check_plugin",
     "list_checks",
     "parametrize_with_checks",
+    "static_parameters",
 ]

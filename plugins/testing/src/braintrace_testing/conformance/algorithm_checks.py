@@ -10,35 +10,44 @@ from typing import Any
 
 import brainstate
 import jax
+import numpy as np
 
 from braintrace.base.types import show_path
 from braintrace.learners.learner import ETraceAlgorithm
 from braintrace.learners.named import D_RTRL, pp_prop
 
 from ..bptt import bptt
-from ..oracle import d_rtrl_oracle, pp_prop_oracle
-from .case import ConformanceCase
+from ..learn import Influences, carried, learn, of_products
+from ..records import Recorded, record
+from .case import ConformanceCase, once
 from .check import CASE_CHECKS, add_check, close, require
-from .models import BATCH, STEPS, Cell, Task, Two, loss, quiet, takes_state, task
+from .models import (
+    BLOCK,
+    STEPS,
+    Make,
+    Task,
+    in_a_batch,
+    leaky,
+    loss,
+    of_one_example,
+    quiet,
+    recurrent,
+    takes_state,
+    two,
+)
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A learner and its reference.
+    """A learner, and the influence that it takes, as the oracle has it.
 
-    ``oracle(model, sequences, loss)`` returns something with ``grads``. ``exact``: it equals
-    backpropagation through time where every recurrence is position-wise. ``blocks``: sizes of
-    blocks that are tried, the first ``FEWER`` of them on larger models.
+    ``exact``: it equals backpropagation through time where every recurrence is position-wise.
     """
 
     name: str
     learner: Callable[[Any], ETraceAlgorithm]
-    oracle: Callable[..., Any]
+    influences: Callable[[Any], Influences]
     exact: bool
-    blocks: tuple[int, ...]
-
-
-FEWER = 2  # sizes of blocks where compile time counts
 
 
 def decays(model: Any) -> tuple[float, float]:
@@ -47,13 +56,12 @@ def decays(model: Any) -> tuple[float, float]:
     return 0.0 if case.has_x and not takes_state(case) else 0.7, 0.6
 
 
-D_RTRL_IS = Algorithm("d_rtrl", D_RTRL, d_rtrl_oracle, exact=True, blocks=(1, 4, STEPS))
+D_RTRL_IS = Algorithm("d_rtrl", D_RTRL, lambda model: carried, exact=True)
 PP_PROP_IS = Algorithm(
     "pp_prop",
     lambda model: pp_prop(model, decays(model)),
-    lambda model, sequences, loss: pp_prop_oracle(model, sequences, loss, *decays(model)),
+    lambda model: of_products(*decays(model)),
     exact=False,
-    blocks=(4,),
 )
 
 
@@ -68,107 +76,118 @@ def compiled(algorithm: Algorithm, work: Task) -> Any:
     return learner
 
 
-def online(learner: Any, work: Task, block_size: int) -> Any:
+def step_of(learner: Any) -> Callable[[Any, Any], Any]:
+    """One step of a sequence."""
+    return lambda x, y: loss(learner(x), y)
+
+
+def online(learner: Any, sequences: Any, block_size: int, step: Any = None) -> Any:
     """The gradient of a sequence from the start."""
     learner.reset_state(model_states=True)
     grads = learner.etrace_grad(
-        *work.sequences,
-        step_fn=lambda x, y: loss(learner(x), y),
-        reduction="sum",
-        block_size=block_size,
+        *sequences, step_fn=step or step_of(learner), reduction="sum", block_size=block_size
     )
     learner.reset_state(model_states=True)
     return grads
 
 
-def check_blocks(algorithm: Algorithm, work: Task, reference: Any, blocks: tuple[int, ...]) -> None:
-    """Require the reference's gradient, step by step and in blocks."""
-    learner = compiled(algorithm, work)
+@once
+def found(case: ConformanceCase, algorithm: Algorithm, make: Make, block_size: int) -> Any:
+    """The gradient of a learner on a model."""
+    with quiet():
+        work = make(case)
+        return online(compiled(algorithm, work), work.sequences, block_size)
+
+
+@once
+def _run(case: ConformanceCase, make: Make) -> Recorded:
+    """What every learning rule needs of a model's steps."""
+    work = make(case)
+    return record(work.model, work.sequences, loss, None, "diagonal")
+
+
+@once
+def by_bptt(case: ConformanceCase, make: Make) -> Any:
+    """The gradient of backpropagation through time."""
+    work = make(case)
+    return bptt(work.model, work.sequences, loss)[1]
+
+
+def by_oracle(case: ConformanceCase, algorithm: Algorithm, make: Make) -> Any:
+    """The gradient by the definition of the rule."""
+    return learn(_run(case, make), algorithm.influences(make(case).model)).grads
+
+
+def expected(case: ConformanceCase, algorithm: Algorithm, make: Make) -> Any:
+    """The reference gradient where every recurrence is position-wise."""
+    return by_bptt(case, make) if algorithm.exact else by_oracle(case, algorithm, make)
+
+
+def check_blocks(
+    case: ConformanceCase, algorithm: Algorithm, make: Make, reference: Any, *blocks: int
+) -> None:
+    """Require the reference's gradient, in blocks of some sizes."""
     for block_size in blocks:
         try:
-            close(online(learner, work, block_size), reference)
+            close(found(case, algorithm, make, block_size), reference)
         except AssertionError as error:
             raise AssertionError(f"with block_size={block_size}: {error}") from error
-
-
-def expected(algorithm: Algorithm, work: Task) -> Any:
-    """The reference gradient where every recurrence is position-wise."""
-    if algorithm.exact:
-        return bptt(work.model, work.sequences, loss)[1]
-    return algorithm.oracle(work.model, work.sequences, loss).grads
 
 
 def leaky_cell(algorithm: Algorithm, case: ConformanceCase) -> None:
     """On a leaky cell with two states, the gradient is that of backpropagation through time (that
     of the oracle, for a rule that is not exact there)."""
-    with quiet():
-        work = task(Cell(case), case)
-        check_blocks(algorithm, work, expected(algorithm, work), algorithm.blocks)
+    blocks = (1, BLOCK) if algorithm.exact else (1,)
+    check_blocks(case, algorithm, leaky, expected(case, algorithm, leaky), *blocks)
 
 
 def leaky_cell_in_a_batch(algorithm: Algorithm, case: ConformanceCase) -> None:
     """The same with a batch of states around an operation for one example: ``x`` is mapped by
     ``vmap``, or the result is broadcast when there is no ``x``."""
-    head, mapped = (BATCH,), case.has_x
-    with quiet():
-        cell = Cell(case, head=head, mapped=mapped)
-        work = task(cell, case, head=head, mapped=mapped)
-        check_blocks(algorithm, work, expected(algorithm, work), algorithm.blocks)
+    check_blocks(case, algorithm, in_a_batch, expected(case, algorithm, in_a_batch), BLOCK)
 
 
 def one_layer(algorithm: Algorithm, case: ConformanceCase) -> None:
     """On a cell that is recurrent through the operation, the gradient is that of the oracle."""
-    with quiet():
-        work = task(Cell(case, recurrent=True), case)
-        oracle = algorithm.oracle(work.model, work.sequences, loss)
-        check_blocks(algorithm, work, oracle.grads, algorithm.blocks[:FEWER])
+    check_blocks(case, algorithm, recurrent, by_oracle(case, algorithm, recurrent), STEPS)
 
 
 def two_layers(algorithm: Algorithm, case: ConformanceCase) -> None:
     """On two cells, one behind the other, the gradient is that of the oracle."""
-    with quiet():
-        work = task(Two(case), case)
-        oracle = algorithm.oracle(work.model, work.sequences, loss)
-        check_blocks(algorithm, work, oracle.grads, algorithm.blocks[:FEWER])
+    check_blocks(case, algorithm, two, by_oracle(case, algorithm, two), 1)
 
 
 def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
     """Differentiating a loss of calls of the learner gives the reference's gradient."""
     with quiet():
-        work = task(Cell(case), case)
-        reference = expected(algorithm, work)
+        work = leaky(case)
         learner = compiled(algorithm, work)
 
         def total() -> Any:
-            losses = brainstate.transform.for_loop(
-                lambda x, y: loss(learner(x), y), *work.sequences
-            )
+            losses = brainstate.transform.for_loop(step_of(learner), *work.sequences)
             return losses.sum()
 
         learner.reset_state(model_states=True)
         gradient = brainstate.transform.jit(
             lambda: brainstate.transform.grad(total, learner.param_states)()
         )
-        close(gradient(), reference)
+        close(gradient(), expected(case, algorithm, leaky))
 
 
 def batch_is_the_sum(algorithm: Algorithm, case: ConformanceCase) -> None:
     """The gradient of a batch is the sum of the gradients of its examples."""
+    whole = found(case, algorithm, leaky, 1)
     with quiet():
-        work = task(Cell(case), case)
-        whole = online(compiled(algorithm, work), work, 4)
-        examples = work.targets.shape[1]
-        parts = [_example(algorithm, case, work, b) for b in range(examples)]
-        close(whole, jax.tree.map(lambda *terms: sum(terms), *parts))
-
-
-def _example(algorithm: Algorithm, case: ConformanceCase, work: Task, b: int) -> Any:
-    """The gradient of one example alone, as a batch of one."""
-    cell = Cell(case)
-    cell.start = cell.start[b : b + 1]
-    brainstate.nn.init_all_states(cell)
-    alone = Task(cell, *jax.tree.map(lambda v: v[:, b : b + 1], work.sequences))
-    return online(compiled(algorithm, alone), alone, 4)
+        work = leaky(case)
+        examples = [
+            jax.tree.map(lambda v, b=b: v[:, b : b + 1], work.sequences)
+            for b in range(work.targets.shape[1])
+        ]
+        alone = Task(of_one_example(work.model), *examples[0])
+        learner = compiled(algorithm, alone)
+        step = step_of(learner)
+        parts = [online(learner, one, 1, step) for one in examples]
+    close(whole, jax.tree.map(lambda *terms: np.sum(terms, axis=0), *parts))
 
 
 def _batched(case: ConformanceCase) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from braintrace.base import versions
+from braintrace.base.versions import is_float
 from braintrace.jaxprs.run import read
 from braintrace.ops.operation import Operation
 from braintrace.ops.primitive import is_etp_primitive
 from braintrace.ops.spec import RULES, ETPPrimitiveSpec
+from braintrace.plugin_api import bind
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,50 @@ class ConformanceCase:
         """Whether the operation has an input besides its weights."""
         return self.spec.x_invar_index is not None
 
-    def arguments(self, seed: int = 0, dtype: Any = "float64") -> tuple[Any, ...]:
-        """Arguments of ``op`` as arrays."""
-        with jax.enable_x64(True):
-            return tuple(jnp.asarray(v) for v in self.operands(seed, jnp.dtype(dtype)))
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What was computed for the case: see :func:`once`."""
+        return {}
 
-    def inputs(self, steps: int, dtype: Any = "float64") -> Any:
+    def arguments(self, seed: int = 0, dtype: Any = "float64", digits: Any = "float64") -> Any:
+        """Arguments of ``op`` as arrays: those in double precision, rounded to two dtypes."""
+        return tuple(
+            jax.device_put(v.astype(digits).astype(dtype) if is_float(v) else v)
+            for v in _drawn(self, seed)
+        )
+
+    def inputs(self, steps: int, dtype: Any = "float64", digits: Any = "float64") -> Any:
         """``x`` of several steps, stacked; ``None`` without input."""
         if not self.has_x:
             return None
-        return jnp.stack([self.arguments(seed, dtype)[0] for seed in range(steps)])
+        return np.stack([self.arguments(seed, dtype, digits)[0] for seed in range(steps)])
 
-    def weights(self, dtype: Any = "float64") -> tuple[Any, ...]:
+    def weights(self, dtype: Any = "float64", digits: Any = "float64") -> tuple[Any, ...]:
         """The weights of seed 0."""
-        return self.arguments(0, dtype)[self.has_x :]
+        return self.arguments(0, dtype, digits)[self.has_x :]
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: a function of a case and hashable arguments, computed once for each of them.
+
+    What compiles is shared by the checks of a case in this way.
+    """
+
+    @wraps(function)
+    def found(case: ConformanceCase, *others: Any) -> Any:
+        key = function.__qualname__, *others
+        if key not in case.kept:
+            case.kept[key] = function(case, *others)
+        return case.kept[key]
+
+    return found
+
+
+@once
+def _drawn(case: ConformanceCase, seed: int) -> tuple[Any, ...]:
+    with jax.enable_x64(True):
+        drawn = case.operands(seed, jnp.dtype("float64"))
+        return tuple(np.asarray(v) for v in drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +149,18 @@ class Equation:
     @property
     def derived(self) -> Operation:
         """The operation without hand-written rules."""
-        bare: dict[str, Any] = dict.fromkeys((*RULES, "batched_counterpart"))
-        return replace(self.operation, spec=replace(self.operation.spec, **bare))
+        return replace(self.operation, spec=without_rules(self.operation.spec))
 
     def like_y(self, seed: int, *lead: int, dtype: Any = None) -> jax.Array:
         """Random numbers [*lead, *Y]."""
         y = self.operation.y_aval
-        return normal(seed, (*lead, *y.shape), dtype or y.dtype)
+        return jax.device_put(normal(seed, (*lead, *y.shape), dtype or y.dtype))
 
 
-def normal(seed: int, shape: Sequence[int], dtype: Any = "float64") -> jax.Array:
-    """Standard normal numbers."""
+def normal(seed: int, shape: Sequence[int], dtype: Any = "float64") -> np.ndarray:
+    """Standard normal numbers: of numpy, so that nothing is compiled for them."""
     values = np.random.default_rng([seed, 11, *shape]).normal(size=tuple(shape))
-    return jnp.asarray(values, dtype)
+    return np.asarray(values.astype(dtype))
 
 
 Handler = Callable[[Any, list[Any]], Any]
@@ -159,13 +191,13 @@ def implementation(eqn: Any, operands: Sequence[Any]) -> Any:
     return eqn.primitive.spec.impl(*operands, **eqn.params)
 
 
-def primitives_in(fun: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """The ETP primitives that a function binds, wherever in its program."""
+def etp_equations(fun: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """The equations of ETP primitives in a function, wherever in its program."""
 
     def inside(jaxpr: Any) -> list[Any]:
         found = []
         for eqn in jaxpr.eqns:
-            found += [eqn.primitive] if is_etp_primitive(eqn.primitive) else []
+            found += [eqn] if is_etp_primitive(eqn.primitive) else []
             for sub in versions.inner_jaxprs(eqn):
                 found += inside(sub)
         return found
@@ -173,30 +205,75 @@ def primitives_in(fun: Callable[..., Any], *arguments: Any) -> list[Any]:
     return inside(versions.make_jaxpr(fun, *arguments))
 
 
-def equation_of(case: ConformanceCase, dtype: Any = "float64", seed: int = 0) -> Equation:
-    """The equation that ``op`` binds.
+def derived(case: ConformanceCase) -> ConformanceCase:
+    """The case with an operation of which no rule is written."""
+    spec = replace(without_rules(case.spec), name=f"{case.spec.name}_derived")
+
+    def bound(eqn: Any, operands: list[Any]) -> Any:
+        if eqn.primitive.name == case.spec.name:
+            return bind(spec, *operands, **eqn.params)
+        return versions.bind_equation(eqn, operands)[0]
+
+    return replace(case, spec=spec, op=lambda *given: run_with(case, given, bound))
+
+
+def without_rules(spec: ETPPrimitiveSpec) -> ETPPrimitiveSpec:
+    """The specification with its implementation alone."""
+    bare: dict[str, Any] = dict.fromkeys((*RULES, "batched_counterpart"))
+    return replace(spec, **bare)
+
+
+class _Met(Exception):
+    """The equation, and the values of its operands."""
+
+
+def operation_of(case: ConformanceCase, dtype: Any = "float64") -> Operation:
+    """The operation that ``op`` binds: from types alone."""
+    return _operation(_bound_equation(case, dtype))
+
+
+@once
+def equation_of(case: ConformanceCase, seed: int = 0) -> Equation:
+    """The equation that ``op`` binds, with values in double precision.
 
     Raises
     ------
     AssertionError
         When it does not bind the case's primitive exactly once.
     """
-    found: list[Equation] = []
+    _bound_equation(case, "float64")
 
-    def note(eqn: Any, operands: list[Any]) -> Any:
+    def stop(eqn: Any, operands: list[Any]) -> Any:
         if eqn.primitive.name == case.spec.name:
-            found.append(_equation(eqn, operands))
+            raise _Met(eqn, operands)
         return implementation(eqn, operands)
 
-    run_with(case, case.arguments(seed, dtype), note)
+    try:
+        run_with(case, case.arguments(seed), stop)
+    except _Met as met:
+        eqn, operands = met.args
+        return Equation(_operation(eqn), tuple(map(jax.device_put, operands)))
+    raise AssertionError(f"op binds {case.spec.name!r} inside control flow")
+
+
+@once
+def steps_of(case: ConformanceCase, steps: int) -> Any:
+    """The input of the equation at several seeds, stacked; ``None`` without input."""
+    xs = [equation_of(case, seed).x for seed in range(steps)]
+    return None if xs[0] is None else np.stack(xs)
+
+
+@once
+def _bound_equation(case: ConformanceCase, dtype: Any) -> Any:
+    every = etp_equations(case.op, *case.arguments(0, dtype))
+    found = [eqn for eqn in every if eqn.primitive.name == case.spec.name]
     if len(found) != 1:
         raise AssertionError(f"op binds {case.spec.name!r} {len(found)} times, expected once")
     return found[0]
 
 
-def _equation(eqn: Any, operands: list[Any]) -> Equation:
+def _operation(eqn: Any) -> Operation:
     spec, avals = eqn.primitive.spec, tuple(atom.aval for atom in eqn.invars)
     positions = spec.resolve_trainable_invars(eqn.params)
-    traced = tuple(key for key, i in positions.items() if versions.is_float(avals[i]))
-    operation = Operation(spec, dict(eqn.params), avals, eqn.outvars[0].aval, traced)
-    return Equation(operation, tuple(map(jnp.asarray, operands)))
+    traced = tuple(key for key, i in positions.items() if is_float(avals[i]))
+    return Operation(spec, dict(eqn.params), avals, eqn.outvars[0].aval, traced)

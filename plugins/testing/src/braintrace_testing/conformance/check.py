@@ -41,6 +41,7 @@ class Check:
 
 
 CASE_CHECKS: dict[str, Check] = {}
+FAMILY_CHECKS: dict[str, Check] = {}
 PLUGIN_CHECKS: dict[str, Check] = {}
 
 
@@ -56,19 +57,22 @@ def add_check(registry: dict[str, Check], id: str, run: Any, applies: Any = _alw
 
 def case_check(id: str, applies: Callable[[Any], bool] = _always) -> Callable[[Any], Any]:
     """Decorator: a check of a :class:`ConformanceCase`, run in 64 bits."""
+    return _registering(CASE_CHECKS, id, applies)
 
-    def register(run: Callable[[Any], None]) -> Callable[[Any], None]:
-        add_check(CASE_CHECKS, id, run, applies)
-        return run
 
-    return register
+def family_check(id: str) -> Callable[[Any], Any]:
+    """Decorator: a check of all cases together, run in 64 bits."""
+    return _registering(FAMILY_CHECKS, id)
 
 
 def plugin_check(id: str) -> Callable[[Any], Any]:
     """Decorator: a check of a whole plugin."""
+    return _registering(PLUGIN_CHECKS, id)
 
+
+def _registering(registry: dict[str, Check], id: str, applies: Any = _always) -> Any:
     def register(run: Callable[[Any], None]) -> Callable[[Any], None]:
-        add_check(PLUGIN_CHECKS, id, run)
+        add_check(registry, id, run, applies)
         return run
 
     return register
@@ -94,9 +98,9 @@ def same(actual: Any, reference: Any, rtol: float = EXACT) -> None:
 
 def close(actual: Any, reference: Any, rtol: float = EXACT) -> None:
     """Require floating-point leaves close, none of them zero everywhere."""
-    assert_tree_close(_wide(actual), _wide(reference), rtol)
+    assert_tree_close(wide(actual), wide(reference), rtol)
 
 
-def _wide(tree: Any) -> Any:
+def wide(tree: Any) -> Any:
     """The floating-point leaves in double precision; the others carry no derivative."""
     return jax.tree.map(lambda v: np.asarray(v, "float64") if is_float(v) else None, tree)

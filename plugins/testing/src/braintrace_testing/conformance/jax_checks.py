@@ -12,8 +12,17 @@ import numpy as np
 
 from braintrace.base.versions import is_float
 
-from .case import ConformanceCase, equation_of, implementation, normal, primitives_in, run_with
+from .case import (
+    ConformanceCase,
+    equation_of,
+    etp_equations,
+    implementation,
+    normal,
+    once,
+    run_with,
+)
 from .check import case_check, close, require, same
+from .variants import with_zeros_and_spikes
 
 MAPPED = 3  # how many x are mapped over
 STEP = 1e-5  # of the central difference
@@ -22,7 +31,7 @@ STEP = 1e-5  # of the central difference
 @case_check("jax.binds_its_primitive")
 def binds_its_primitive(case: ConformanceCase) -> None:
     """``op`` binds the primitive of the case exactly once, and no other ETP primitive."""
-    names = [primitive.name for primitive in primitives_in(case.op, *case.arguments())]
+    names = [eqn.primitive.name for eqn in etp_equations(case.op, *case.arguments())]
     require(names == [case.spec.name], f"binds {names}, expected [{case.spec.name!r}]")
     equation_of(case)
 
@@ -30,73 +39,108 @@ def binds_its_primitive(case: ConformanceCase) -> None:
 @case_check("jax.abstract_evaluation")
 def abstract_evaluation(case: ConformanceCase) -> None:
     """Shape and dtype of the result are known without values, and are those of the result."""
-    arguments = case.arguments()
-    shape = jax.eval_shape(case.op, *arguments)
-    y = case.op(*arguments)
+    shape = jax.eval_shape(case.op, *case.arguments())
+    y = _result(case)
     found = (y.shape, y.dtype)
     require(found == (shape.shape, shape.dtype), f"{found} differs from abstract {shape}")
     require(is_float(y), f"the result has dtype {y.dtype}, which carries no derivative")
 
 
+@once
+def _result(case: ConformanceCase) -> Any:
+    return case.op(*case.arguments())
+
+
 @case_check("jax.jit")
 def jit(case: ConformanceCase) -> None:
     """``jit`` of the operation gives the same numbers, at each call."""
-    arguments = case.arguments()
-    expected, compiled = case.op(*arguments), jax.jit(case.op)
+    compiled = jax.jit(case.op)
     for _ in range(2):
-        same(compiled(*arguments), expected)
+        same(compiled(*case.arguments()), _result(case))
 
 
 @case_check("jax.scan")
 def scan(case: ConformanceCase) -> None:
     """Inside ``scan``, at each step and in two programs, it gives the same numbers."""
     arguments = case.arguments()
-    expected = case.op(*arguments)
     for length in (2, 3):
         _, ys = jax.lax.scan(lambda c, _: (c, case.op(*arguments)), 0, length=length)
-        same(ys, jnp.stack([expected] * length))
+        same(ys, np.stack([_result(case)] * length))
 
 
 @case_check("jax.checkpoint")
 def checkpoint(case: ConformanceCase) -> None:
     """``checkpoint`` changes neither the result nor its gradient."""
     arguments = case.arguments()
-    same(_gradient(jax.checkpoint(case.op), arguments), _gradient(case.op, arguments))
+    same(_gradient_of(jax.checkpoint(case.op), arguments)(*arguments), _gradient(case)(*arguments))
 
 
-def _gradient(fun: Any, arguments: tuple[Any, ...]) -> Any:
-    """Value and gradient of a random combination of the results."""
-    chosen = [i for i, v in enumerate(arguments) if is_float(v)]
+@once
+def _gradient(case: ConformanceCase) -> Any:
+    return _gradient_of(case.op, case.arguments())
+
+
+def _gradient_of(fun: Any, arguments: tuple[Any, ...]) -> Any:
+    """A compiled function of such arguments: the result, and the gradient of a random sum of it."""
     shape = jax.eval_shape(fun, *arguments).shape
+    chosen = [i for i, v in enumerate(arguments) if is_float(v)]
 
-    def loss(*values: Any) -> Any:
-        full = list(arguments)
-        for i, value in zip(chosen, values, strict=True):
-            full[i] = value
-        return jnp.vdot(normal(1, shape), fun(*full))
+    def loss(*given: Any) -> Any:
+        y = fun(*given)
+        return jnp.vdot(normal(1, shape), y), y
 
-    return jax.value_and_grad(loss, tuple(range(len(chosen))))(*(arguments[i] for i in chosen))
+    def run(*given: Any) -> Any:
+        gradient, y = jax.grad(loss, chosen, has_aux=True)(*given)
+        return y, gradient
+
+    return jax.jit(run)
 
 
 @case_check("jax.grad")
 def grad(case: ConformanceCase) -> None:
-    """The gradient agrees with a central difference along random directions."""
+    """The gradient is what central differences give, in three directions."""
     arguments = case.arguments()
-    floats = [v for v in arguments if is_float(v)]
-    _, gradient = _gradient(case.op, arguments)
+    gradient = _gradient(case)(*arguments)[1]
     for seed in range(3):
-        ways = [normal(5 + seed + i, v.shape) for i, v in enumerate(floats)]
-        slope = sum(jnp.vdot(g, w) for g, w in zip(gradient, ways, strict=True))
-        ends = [_along(case, arguments, ways, size) for size in (STEP, -STEP)]
-        size = sum(jnp.linalg.norm(g) * jnp.linalg.norm(w) for g, w in zip(gradient, ways))  # noqa: B905
-        error = abs((ends[0] - ends[1]) / (2 * STEP) - slope) / size
-        require(size > 0 and error < 1e-6, f"relative error {float(error):.1e} of the gradient")
+        steps = [
+            normal(5 + seed + i, v.shape) if is_float(v) else 0 for i, v in enumerate(arguments)
+        ]
+        ways = [w for w, v in zip(steps, arguments, strict=True) if is_float(v)]
+        slope, sizes = 0.0, 0.0
+        for g, w in zip(gradient, ways, strict=True):
+            slope += np.vdot(g, w)
+            sizes += np.linalg.norm(g) * np.linalg.norm(w)
+        ends = [_moved(case, arguments, steps, size) for size in (STEP, -STEP)]
+        error = abs((ends[0] - ends[1]) / (2 * STEP) - slope) / sizes
+        require(sizes > 0 and error < 1e-6, f"relative error {float(error):.1e} of the gradient")
 
 
-def _along(case: ConformanceCase, arguments: Any, ways: list[Any], size: float) -> Any:
-    steps = iter(ways)
-    moved = [v + size * next(steps) if is_float(v) else v for v in arguments]
-    return _gradient(case.op, tuple(moved))[0]
+def _moved(case: ConformanceCase, arguments: Any, steps: list[Any], size: float) -> Any:
+    """The random sum of the result, some way off."""
+    moved = [
+        np.asarray(v) + size * s if is_float(v) else v
+        for v, s in zip(arguments, steps, strict=True)
+    ]
+    y = _gradient(case)(*moved)[0]
+    return np.vdot(normal(1, y.shape), y)
+
+
+@case_check("jax.derivatives_at_zeros_and_spikes")
+def derivatives_at_zeros_and_spikes(case: ConformanceCase) -> None:
+    """Where inputs are zeros and spikes and the result is a number, its derivatives are, too."""
+    arguments = case.arguments()
+    if not (case.has_x and is_float(arguments[0])):
+        return
+    x = np.asarray(arguments[0])
+    for name, given in (("zeros", 0 * x), ("zeros and spikes", with_zeros_and_spikes(x))):
+        y, gradient = _gradient(case)(given, *arguments[1:])
+        if np.isfinite(y).all():
+            floats = (i for i, v in enumerate(arguments) if is_float(v))
+            for i, leaf in zip(floats, gradient, strict=True):
+                require(
+                    np.isfinite(leaf).all(),
+                    f"with {name} as x, the derivative in argument {i} is no finite number",
+                )
 
 
 @case_check("jax.jvp")
@@ -104,12 +148,14 @@ def jvp(case: ConformanceCase) -> None:
     """Forward mode and reverse mode give the same derivative."""
     arguments = case.arguments()
     tangents = [_tangent(i, v) for i, v in enumerate(arguments)]
-    y, y_dot = jax.jvp(case.op, arguments, tuple(tangents))
-    same(y, case.op(*arguments))
-    _, gradient = _gradient(case.op, arguments)
+    y, y_dot = jax.jit(lambda given, ways: jax.jvp(case.op, given, ways))(
+        arguments, tuple(tangents)
+    )
+    same(y, _result(case))
+    gradient = _gradient(case)(*arguments)[1]
     moving = [t for t, v in zip(tangents, arguments, strict=True) if is_float(v)]
-    expected = sum(jnp.vdot(g, t) for g, t in zip(gradient, moving, strict=True))
-    close(jnp.vdot(normal(1, y.shape), y_dot), expected)
+    expected = sum(np.vdot(g, t) for g, t in zip(gradient, moving, strict=True))
+    close(np.vdot(normal(1, y.shape), y_dot), expected)
 
 
 def _tangent(seed: int, value: Any) -> Any:
@@ -135,7 +181,8 @@ def vmap(case: ConformanceCase) -> None:
     """``vmap`` over ``x`` gives what a loop over ``x`` gives."""
     mapped, arguments = _mapped(case)
     xs, weights = arguments[0], arguments[1:]
-    same(mapped(*arguments), jnp.stack([case.op(x, *weights) for x in xs]))
+    loop = [case.op(jax.device_put(x), *weights) for x in xs]
+    same(jax.jit(mapped)(*arguments), np.stack(loop))
 
 
 @case_check("jax.vmap_keeps_the_primitive", _has_x)
@@ -144,7 +191,7 @@ def vmap_keeps_the_primitive(case: ConformanceCase) -> None:
     mapped, arguments = _mapped(case)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = primitives_in(mapped, *arguments)
+        found = [eqn.primitive for eqn in etp_equations(mapped, *arguments)]
     names = [primitive.name for primitive in found]
     require(len(found) == 1, f"binds {names}, expected one ETP primitive")
     require(found[0].spec.batched, f"binds {names[0]!r}, which is not batched")
@@ -155,13 +202,15 @@ def vmap_over_weights(case: ConformanceCase) -> None:
     """``vmap`` over a weight gives what a loop gives (as plain JAX operations, with a warning)."""
     arguments = list(case.arguments())
     i = int(case.has_x)
-    many = jnp.stack([arguments[i], 0.5 * arguments[i]])
+    value = np.asarray(arguments[i])
     axes = tuple(0 if k == i else None for k in range(len(arguments)))
 
     def with_weight(value: Any) -> list[Any]:
-        return [*arguments[:i], value, *arguments[i + 1 :]]
+        return [*arguments[:i], jax.device_put(value), *arguments[i + 1 :]]
 
+    many = np.stack([value, 0.5 * value])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = jax.vmap(case.op, in_axes=axes)(*with_weight(many))
-    same(found, jnp.stack([run_with(case, with_weight(w), implementation) for w in many]))
+        found = jax.jit(jax.vmap(case.op, in_axes=axes))(*with_weight(many))
+    plain = jax.jit(lambda *given: run_with(case, given, implementation))
+    same(found, np.stack([plain(*with_weight(w)) for w in many]))

@@ -12,22 +12,22 @@ import jax
 from braintrace.ops.spec import ETPPrimitiveSpec
 
 from .case import ConformanceCase
-from .check import CASE_CHECKS, PLUGIN_CHECKS, Check, ConformanceError, case_check
+from .check import CASE_CHECKS, FAMILY_CHECKS, PLUGIN_CHECKS, Check, ConformanceError
 from .plugin_checks import PluginSubject, check_cases, declared_cases
 
 
 @dataclass(frozen=True, eq=False)
 class BoundCheck:
-    """A check of one case or of one plugin; calling it runs it.
+    """A check of one case, of all cases or of one plugin; calling it runs it.
 
     Attributes
     ----------
     id
-        ``"<check>[<case>]"``, or ``"<check>"`` for a check of the plugin.
+        ``"<check>[<case>]"``, or ``"<check>"`` for one of the plugin or of all cases together.
     check
         The check.
     subject
-        What it looks at: a case or a plugin.
+        What it looks at: a case, all cases, or a plugin.
 
     Examples
     --------
@@ -76,21 +76,8 @@ def list_checks() -> dict[str, str]:
     >>> list_checks()["jax.jit"]
     '``jit`` of the operation gives the same numbers, at each call.'
     """
-    return {id: check.text for id, check in (PLUGIN_CHECKS | CASE_CHECKS).items()}
-
-
-@case_check("cases.are_reproducible")
-def cases_are_reproducible(case: ConformanceCase) -> None:
-    """``operands`` returns the same for the same seed, another ``x`` for another, in the dtype."""
-    for dtype in ("float32", "float64"):
-        first, again, other = (case.arguments(seed, dtype) for seed in (0, 0, 1))
-        if any((a != b).any() for a, b in zip(first, again, strict=True)):
-            raise AssertionError("seed 0 gives different operands at each call")
-        if case.has_x and (first[0] == other[0]).all():
-            raise AssertionError("seeds 0 and 1 give the same x")
-        for value in first:
-            if jax.numpy.issubdtype(value.dtype, jax.numpy.inexact) and value.dtype != dtype:
-                raise AssertionError(f"an operand has dtype {value.dtype}, asked for {dtype}")
+    every = PLUGIN_CHECKS | FAMILY_CHECKS | CASE_CHECKS
+    return {id: check.text for id, check in every.items()}
 
 
 def bound_checks(
@@ -142,6 +129,7 @@ def bound_checks(
             check_cases(specs, chosen)
         except AssertionError as error:
             raise ValueError(str(error)) from None
+    bound += [BoundCheck(id, check, chosen) for id, check in FAMILY_CHECKS.items()]
     for case in chosen:
         applying = (check for check in CASE_CHECKS.values() if check.applies(case))
         bound += [BoundCheck(f"{check.id}[{case.name}]", check, case) for check in applying]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace.base.versions import is_float
 
 from .case import ConformanceCase, normal
 
-STEPS, BATCH = 5, 2
+STEPS, BLOCK, BATCH = 8, 4, 2
+DIGITS = "bfloat16"  # of weights and inputs, which are then the same numbers in every dtype
 
 
 class Cell(brainstate.nn.Module):
@@ -51,11 +53,12 @@ class Cell(brainstate.nn.Module):
     ) -> None:
         super().__init__()
         self.case, self.mapped, self.recurrent = case, mapped, recurrent
-        values = [scale * value for value in case.weights(dtype)]
-        self.weights = [brainstate.ParamState(value) for value in values]
+        values = [np.asarray(value) for value in case.weights(dtype, DIGITS)]
+        scaled = [(scale * value).astype(value.dtype) for value in values]
+        self.weights = [brainstate.ParamState(jax.device_put(value)) for value in scaled]
         arguments = case.arguments(0, dtype)
         y = jax.eval_shape(case.op, *arguments)
-        self.start = jnp.full((*head, *y.shape), 0.1, y.dtype)
+        self.start = jax.device_put(np.full((*head, *y.shape), 0.1, y.dtype))
         self.apart = int(case.batched) + len(head)  # leading axes that examples are counted along
 
     def init_state(self, batch_size: int | None = None) -> None:
@@ -151,23 +154,48 @@ def loss(out: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.sum((out - target) ** 2)
 
 
-def task(model: Any, case: ConformanceCase, dtype: Any = "float64", **options: Any) -> Task:
-    """Sequences for a model around the case; ``options`` as for :func:`sequences`."""
+def _task(model: Any, case: ConformanceCase, dtype: Any, head: tuple[int, ...] = ()) -> Task:
+    """A model around the case with sequences of ``STEPS`` steps; mapped ``x`` has axes ``head``."""
     brainstate.nn.init_all_states(model)
-    return Task(model, *sequences(case, dtype, **options))
-
-
-def sequences(
-    case: ConformanceCase, dtype: Any = "float64", head: tuple[int, ...] = (), mapped: bool = False
-) -> tuple[Any, jax.Array]:
-    """``(x, drive)`` and targets of ``STEPS`` steps; if ``mapped``, ``x`` has the axes ``head``."""
     shape = jax.eval_shape(case.op, *case.arguments(0, dtype)).shape
-    x = case.inputs(STEPS, dtype)
-    if mapped:
-        many = case.inputs(STEPS * head[0], dtype)
-        x = many.reshape(STEPS, *head, *many.shape[1:])
+    steps = STEPS * (head[0] if head else 1)
+    x = case.inputs(steps, dtype, DIGITS)
+    if head and case.has_x:
+        x = x.reshape(STEPS, *head, *x.shape[1:])
     drive = normal(8, (STEPS, *head, *shape), dtype)
-    return (x, drive), normal(9, (STEPS, *head, *shape), dtype)
+    return Task(model, (x, drive), normal(9, (STEPS, *head, *shape), dtype))
+
+
+Make = Callable[[ConformanceCase], Task]
+
+
+def leaky(case: ConformanceCase, dtype: Any = "float64") -> Task:
+    """A cell."""
+    return _task(Cell(case, dtype), case, dtype)
+
+
+def in_a_batch(case: ConformanceCase) -> Task:
+    """A batch of states around an operation for one example."""
+    head = (BATCH,)
+    return _task(Cell(case, head=head, mapped=case.has_x), case, "float64", head)
+
+
+def recurrent(case: ConformanceCase) -> Task:
+    """A cell that is recurrent through the operation."""
+    return _task(Cell(case, recurrent=True), case, "float64")
+
+
+def two(case: ConformanceCase) -> Task:
+    """Two cells, one behind the other."""
+    return _task(Two(case), case, "float64")
+
+
+def of_one_example(model: Cell) -> Cell:
+    """A cell like this one, for the first example of its batch."""
+    alone = Cell(model.case)
+    alone.start = alone.start[:1]
+    brainstate.nn.init_all_states(alone)
+    return alone
 
 
 @contextmanager
