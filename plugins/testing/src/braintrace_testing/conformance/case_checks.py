@@ -94,7 +94,8 @@ def _key(value: Any) -> Any:
 def vary_the_static_parameters(cases: tuple[ConformanceCase, ...]) -> None:
     """Every static parameter has at least two values in the cases: a rule that is right for the
     one value in use may be wrong for others."""
-    seen, values = static_parameters(cases), {}
+    seen = static_parameters(cases)
+    values: dict[str, dict[Any, Any]] = {}
     for of_spec in seen.values():
         for name, some in of_spec.items():
             values.setdefault(name, {}).update((_key(value), value) for value in some)

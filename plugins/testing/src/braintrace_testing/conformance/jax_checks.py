@@ -108,11 +108,12 @@ def grad(case: ConformanceCase) -> None:
         ways = [w for w, v in zip(steps, arguments, strict=True) if is_float(v)]
         slope, sizes = 0.0, 0.0
         for g, w in zip(gradient, ways, strict=True):
-            slope += np.vdot(g, w)
-            sizes += np.linalg.norm(g) * np.linalg.norm(w)
+            slope += float(np.vdot(g, w))
+            sizes += float(np.linalg.norm(g) * np.linalg.norm(w))
         ends = [_moved(case, arguments, steps, size) for size in (STEP, -STEP)]
+        require(sizes > 0, "the gradient is zero")
         error = abs((ends[0] - ends[1]) / (2 * STEP) - slope) / sizes
-        require(sizes > 0 and error < 1e-6, f"relative error {float(error):.1e} of the gradient")
+        require(error < 1e-6, f"relative error {error:.1e} of the gradient")
 
 
 def _moved(case: ConformanceCase, arguments: Any, steps: list[Any], size: float) -> Any:

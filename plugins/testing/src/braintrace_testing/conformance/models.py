@@ -141,7 +141,7 @@ class Task:
 
     model: Any
     inputs: Any
-    targets: jax.Array
+    targets: Any
 
     @property
     def sequences(self) -> tuple[Any, Any]:

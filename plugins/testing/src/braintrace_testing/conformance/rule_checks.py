@@ -295,11 +295,10 @@ def written_trace_equals_the_derived_one(case: ConformanceCase) -> None:
     equation = equation_of(case)
 
     def both(x: Any, f: Any) -> tuple[Any, Any]:
-        kinds = (StructuredTrace, equation.operation), (DenseTrace, equation.derived)
-        return tuple(
-            [_solved(equation, kind(of, extra, STATES), x, f[extra]) for extra in EXTRA]
-            for kind, of in kinds
-        )
+        def solved(kind: Any, operation: Operation) -> Any:
+            return [_solved(equation, kind(operation, e, STATES), x, f[e]) for e in EXTRA]
+
+        return solved(StructuredTrace, equation.operation), solved(DenseTrace, equation.derived)
 
     agree(both, steps_of(case, STEPS), _factors(equation, STEPS))
 

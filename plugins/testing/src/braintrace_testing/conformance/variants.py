@@ -52,14 +52,14 @@ def agree(both: Callable[[Any, Any], tuple[Any, Any]], x: Any, signal: Any) -> N
     found, expected = compiled(x, signal)
     same(found, expected)
     for name, unusual in _of_signals(signal):
-        _alike(name, *compiled(x, unusual), dict.fromkeys(named_leaves(expected), 0.0), EXACT)
+        _alike(name, compiled(x, unusual), dict.fromkeys(named_leaves(expected), 0.0), EXACT)
     ordinary = {key: FLOOR * float(np.linalg.norm(v)) for key, v in named_leaves(expected).items()}
     for name, unusual in _of_inputs(x):
-        _alike(name, *compiled(unusual, signal), ordinary, ROUNDED)
+        _alike(name, compiled(unusual, signal), ordinary, ROUNDED)
 
 
-def _alike(name: str, found: Any, expected: Any, floor: dict[str, float], rtol: float) -> None:
-    got, want = named_leaves(wide(found)), named_leaves(wide(expected))
+def _alike(name: str, both: tuple[Any, Any], floor: dict[str, float], rtol: float) -> None:
+    got, want = (named_leaves(wide(tree)) for tree in both)
     for key, b in want.items():
         known = np.isfinite(b)
         size, off = (float(np.linalg.norm(v[known])) for v in (b, got[key] - b))
