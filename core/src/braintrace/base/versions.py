@@ -50,10 +50,9 @@ zero_cotangent = jax.custom_derivatives.zero_from_primal
 
 @cache
 def rearranging() -> dict[str, Any]:
-    """The primitives that rearrange elements and that JAX does not export, by name.
+    """The primitives that rearrange elements, by name, those that JAX does not export included.
 
-    Names that the installed JAX does not have are missing. They are found by tracing a function
-    that is made of them, which no operation should wait for.
+    They are found by tracing a function that is made of them, which no operation should wait for.
     """
 
     def function(x: Array) -> list[Any]:
@@ -62,8 +61,7 @@ def rearranging() -> dict[str, Any]:
 
     jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((2, 1), "float32"))
     eqns = [*jaxpr.eqns, *(e for eqn in jaxpr.eqns for p in inner_jaxprs(eqn) for e in p.eqns)]
-    found = {eqn.primitive.name: eqn.primitive for eqn in eqns}
-    return {name: found[name] for name in ("split", "stack", "unstack", "tile") if name in found}
+    return {eqn.primitive.name: eqn.primitive for eqn in eqns}
 
 
 _HIDDEN: list[str] = []

@@ -160,15 +160,6 @@ _KNOWN_INFLUENCES: weakref.WeakKeyDictionary[Jaxpr, dict[Along, Influences]] = (
 )
 
 
-def _of_stop(eqn: JaxprEqn, along: Along) -> Influences:
-    """A value without a derivative."""
-    return (frozenset(() if along is Along.DERIVATIVES else {0}),)
-
-
-def _of_call(eqn: JaxprEqn, along: Along) -> Influences:
-    return program_influences(versions.sub_jaxpr(eqn), along)
-
-
 def _of_cond(eqn: JaxprEqn, along: Along) -> Influences:
     """Any branch may have run; values also depend on which one, by the first operand."""
     branches = [program_influences(versions.close(b), along) for b in eqn.params["branches"]]
@@ -222,9 +213,14 @@ def _together(found: Iterable[int], behind: Sequence[frozenset[int]]) -> frozens
 
 
 _INFLUENCES: dict[Any, Callable[[JaxprEqn, Along], Influences]] = {
-    jaxp.stop_gradient_p: _of_stop,
+    jaxp.stop_gradient_p: lambda eqn, along: (
+        frozenset() if along is Along.DERIVATIVES else frozenset({0}),
+    ),
     jaxp.cond_p: _of_cond,
     jaxp.scan_p: _of_scan,
     jaxp.while_p: _of_while,
-    **dict.fromkeys(versions.CALL_PRIMITIVES, _of_call),
+    **dict.fromkeys(
+        versions.CALL_PRIMITIVES,
+        lambda eqn, along: program_influences(versions.sub_jaxpr(eqn), along),
+    ),
 }

@@ -91,10 +91,6 @@ def through(jaxpr: Jaxpr, inputs: Iterable[int], outs: Found) -> Found:
     return reached(jaxpr.eqns, [jaxpr.invars[i] for i in inputs], ends)
 
 
-def _call(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
-    return through(versions.sub_jaxpr(eqn), operands, outs)
-
-
 def _cond(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
     """Any branch may have run."""
     inputs = [k - 1 for k in operands]
@@ -188,7 +184,10 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
 
 
 CONTROL: dict[Any, Callable[[JaxprEqn, list[int], Found], Found]] = {
-    **dict.fromkeys(versions.CALL_PRIMITIVES, _call),
+    **dict.fromkeys(
+        versions.CALL_PRIMITIVES,
+        lambda eqn, operands, outs: through(versions.sub_jaxpr(eqn), operands, outs),
+    ),
     jaxp.cond_p: _cond,
     jaxp.scan_p: _scan,
     jaxp.while_p: _while,

@@ -63,7 +63,8 @@ class TraceRules(ABC):
         """``sum_s rule(factor[s], trace[s])``."""
         if self.num_state > UNROLL_STATES:
             return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(rule)(factor, trace))
-        terms = [rule(factor[s], _state_of(trace, s)) for s in range(self.num_state)]
+        states = [{key: leaf[s] for key, leaf in trace.items()} for s in range(self.num_state)]
+        terms = [rule(factor[s], state) for s, state in enumerate(states)]
         return jax.tree.map(lambda *leaves: sum(leaves), *terms)
 
     def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
@@ -77,10 +78,6 @@ class TraceRules(ABC):
     @abstractmethod
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``< signal, eps >``: cotangents of the traced operands."""
-
-
-def _state_of(trace: Arrays, s: int) -> Arrays:
-    return jax.tree.map(lambda leaf: leaf[s], trace)
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
