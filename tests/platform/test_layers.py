@@ -47,10 +47,10 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason.
 CEILINGS = {
-    "base": 549,
-    "ops": 1521,
+    "base": 547,
+    "ops": 1518,
     "show": 1314,
-    "jaxprs": 1056,
+    "jaxprs": 1051,
     "plugins": 1604,
     "compiler": 4410,
     "executor": 1096,
