@@ -224,13 +224,9 @@ class _Reads:
         self.perturbation = {v: k for k, v in enumerate(self.member)}
         self.old = {v: g.index for g in groups for v in g.hidden_invars}
         olds = depends(minfo.eqns, {v: frozenset({g}) for v, g in self.old.items()})
-        nears = depends(
-            minfo.eqns,
-            {},
-            lambda i, eqn, operand: not is_barrier(eqn),
-            self._ends_near,
-            lambda v, marks: frozenset({self.member[v]}) if v in self.member else marks,
-        )
+        own = {v: frozenset({g}) for v, g in self.member.items()}
+        cut = {i for i, eqn in enumerate(minfo.eqns) if is_barrier(eqn)}
+        nears = depends(minfo.eqns, {}, lambda i, *_: i not in cut, self._ends_near, own.get)
         # what makes a difference to an equation: groups whose old values are behind it, by any
         # path, and those near which it is read otherwise than elsewhere
         none: frozenset[int] = frozenset()

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ..base import versions
 from ..base.errors import CompilationError
@@ -30,13 +30,11 @@ from .groups import Groups, HiddenGroup, member_of, mixing
 from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier
 
 SCOPES = ("diagonal", "coupled")
-T = TypeVar("T")
 Pattern = tuple[tuple[bool, ...], ...]
 Contexts = frozenset[bool]
 NEITHER, BOTH = Contexts(), Contexts({False, True})
 
-Leaf = tuple[Path, int]
-"""A parameter's path and the index of one of its leaves."""
+Leaf = tuple[Path, int]  # a parameter's path and the index of one of its leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +299,7 @@ def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> 
     return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
 
 
-def _by_state(group: HiddenGroup, members: Sequence[T]) -> tuple[T, ...]:
+def _by_state(group: HiddenGroup, members: Sequence[Any]) -> tuple[Any, ...]:
     """An entry per state, from one per member of the group."""
     pairs = zip(members, group.state_counts, strict=True)
     return tuple(entry for entry, count in pairs for _ in range(count))
