@@ -99,7 +99,7 @@ def compile_etrace_graph(
     require_coverage(minfo, coverage, spared)
     kept = perturbed if include_hidden_perturb else None
     found = (minfo, groups, path_to_group, relations, kept, (), cones, recurrence_scope)
-    graph = ETraceGraph(*found, spared, reach, coverage)
+    graph = ETraceGraph(*found, frozen=spared, reach=reach, _coverage=coverage)
     finders = (operation_findings, group_findings, relation_findings, model_findings)
     graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):

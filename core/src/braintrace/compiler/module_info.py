@@ -109,6 +109,83 @@ class ModuleInfo:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def eqns(self) -> Sequence[JaxprEqn]:
+        """The equations of the step."""
+        return self.jaxpr.eqns
+
+    def slots_of(self, kind: StateKind) -> tuple[StateSlot, ...]:
+        """The states of one kind."""
+        return tuple(slot for slot in self.slots if slot.kind is kind)
+
+    def invars_of(self, slot: StateSlot) -> tuple[Var, ...]:
+        """Variables of a state's old leaves."""
+        return tuple(self.jaxpr.invars[self.num_args + i] for i in slot.leaves)
+
+    def outvars_of(self, slot: StateSlot) -> tuple[Atom, ...]:
+        """Variables (or literals) of a state's new leaves."""
+        return tuple(self.jaxpr.outvars[self.num_out + i] for i in slot.leaves)
+
+    @cached_property
+    def parameter_leaves(self) -> dict[tuple[Path, int], Var]:
+        """Every parameter leaf ``(path, k)`` in order, with its variable."""
+        slots = self.slots_of(StateKind.PARAM)
+        return {(s.path, k): var for s in slots for k, var in enumerate(self.invars_of(s))}
+
+    @cached_property
+    def producers(self) -> dict[Var, int]:
+        """Index of the equation that computes each variable."""
+        return {var: i for i, eqn in enumerate(self.eqns) for var in eqn.outvars}
+
+    def producer(self, atom: Atom) -> JaxprEqn | None:
+        """The equation that computes an operand; ``None`` for an input, constant or literal."""
+        i = self.producers.get(atom) if versions.is_var(atom) else None
+        return None if i is None else self.eqns[i]
+
+    def behind(self, atom: Atom) -> Marks:
+        """The parameter leaves ``(path, k)`` that lead to an operand, and ``DYNAMIC``.
+
+        ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
+        """
+        return self._origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+
+    def trained_by(self, atom: Atom) -> Marks:
+        """The parameter leaves ``(path, k)`` that an operand has a derivative of."""
+        return self._trained.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+
+    @cached_property
+    def _origins(self) -> dict[Var, Marks]:
+        moving = {var: frozenset({DYNAMIC}) for var in self.jaxpr.invars}
+        return depends(self.eqns, moving | self._marked)
+
+    @cached_property
+    def _trained(self) -> dict[Var, Marks]:
+        return self.credit(self._marked)
+
+    @property
+    def _marked(self) -> dict[Var, Marks]:
+        return {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
+
+    @property
+    def credit(self) -> Callable[..., dict[Var, Marks]]:
+        """Which marks reach each variable along derivatives: ``depends`` of the step."""
+        return partial(depends, self.eqns, along=Along.DERIVATIVES)
+
+    def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
+        """Whether a path stays *near* through an operand of an equation of the step.
+
+        It does through differentiable equations that are no ETP operation, and through a
+        gradient-enabled one, unless it enters by a trainable operand that parameters lead to: that
+        belongs to the relation of the operation.
+        """
+        if not differentiable(eqn) or is_barrier(eqn):
+            return False
+        if not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index:
+            return True
+        positions = eqn.primitive.spec.resolve_trainable_invars(eqn.params).values()
+        atoms = (eqn.invars[k] for k in positions if k < len(eqn.invars))
+        return not any(self.behind(atom) - {DYNAMIC} for atom in atoms)
+
+    @property
     def model_parameters(self) -> dict[Path, State]:
         """All parameters of the model, by path, read by the step or not."""
         states = self.retrieved_model_states.items()
@@ -240,80 +317,3 @@ class ModuleInfo:
             return None, ()
         crossed = between(self.eqns, self.weight_path_to_invars[path], [var]).eqns
         return path, tuple(eqn.primitive for eqn in crossed)
-
-    @property
-    def eqns(self) -> Sequence[JaxprEqn]:
-        """The equations of the step."""
-        return self.jaxpr.eqns
-
-    def slots_of(self, kind: StateKind) -> tuple[StateSlot, ...]:
-        """The states of one kind."""
-        return tuple(slot for slot in self.slots if slot.kind is kind)
-
-    def invars_of(self, slot: StateSlot) -> tuple[Var, ...]:
-        """Variables of a state's old leaves."""
-        return tuple(self.jaxpr.invars[self.num_args + i] for i in slot.leaves)
-
-    def outvars_of(self, slot: StateSlot) -> tuple[Atom, ...]:
-        """Variables (or literals) of a state's new leaves."""
-        return tuple(self.jaxpr.outvars[self.num_out + i] for i in slot.leaves)
-
-    @cached_property
-    def parameter_leaves(self) -> dict[tuple[Path, int], Var]:
-        """Every parameter leaf ``(path, k)`` in order, with its variable."""
-        slots = self.slots_of(StateKind.PARAM)
-        return {(s.path, k): var for s in slots for k, var in enumerate(self.invars_of(s))}
-
-    @cached_property
-    def producers(self) -> dict[Var, int]:
-        """Index of the equation that computes each variable."""
-        return {var: i for i, eqn in enumerate(self.eqns) for var in eqn.outvars}
-
-    def producer(self, atom: Atom) -> JaxprEqn | None:
-        """The equation that computes an operand; ``None`` for an input, constant or literal."""
-        i = self.producers.get(atom) if versions.is_var(atom) else None
-        return None if i is None else self.eqns[i]
-
-    def behind(self, atom: Atom) -> Marks:
-        """The parameter leaves ``(path, k)`` that lead to an operand, and ``DYNAMIC``.
-
-        ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
-        """
-        return self._origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
-
-    def trained_by(self, atom: Atom) -> Marks:
-        """The parameter leaves ``(path, k)`` that an operand has a derivative of."""
-        return self._trained.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
-
-    @cached_property
-    def _origins(self) -> dict[Var, Marks]:
-        moving = {var: frozenset({DYNAMIC}) for var in self.jaxpr.invars}
-        return depends(self.eqns, moving | self._marked)
-
-    @cached_property
-    def _trained(self) -> dict[Var, Marks]:
-        return self.credit(self._marked)
-
-    @property
-    def _marked(self) -> dict[Var, Marks]:
-        return {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
-
-    @property
-    def credit(self) -> Callable[..., dict[Var, Marks]]:
-        """Which marks reach each variable along derivatives: ``depends`` of the step."""
-        return partial(depends, self.eqns, along=Along.DERIVATIVES)
-
-    def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
-        """Whether a path stays *near* through an operand of an equation of the step.
-
-        It does through differentiable equations that are no ETP operation, and through a
-        gradient-enabled one, unless it enters by a trainable operand that parameters lead to: that
-        belongs to the relation of the operation.
-        """
-        if not differentiable(eqn) or is_barrier(eqn):
-            return False
-        if not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index:
-            return True
-        positions = eqn.primitive.spec.resolve_trainable_invars(eqn.params).values()
-        atoms = (eqn.invars[k] for k in positions if k < len(eqn.invars))
-        return not any(self.behind(atom) - {DYNAMIC} for atom in atoms)

@@ -24,7 +24,7 @@ is emitted once per context that makes a difference to it; its value is the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -295,17 +295,15 @@ def _live(
     """Input variables with a differentiable path to the result or to a state but a parameter."""
     reached: set[tuple[Atom, Any]] = set()
 
-    def follow(ref: Read) -> None:
-        if versions.is_var(ref.atom) and not ref.stop and versions.is_float(ref.atom.aval):
-            reached.add((ref.atom, ref.context))
+    def follow(refs: Iterable[Read]) -> None:
+        moving = (ref for ref in refs if versions.is_var(ref.atom) and not ref.stop)
+        reached.update((r.atom, r.context) for r in moving if versions.is_float(r.atom.aval))
 
     params = {minfo.num_out + i for slot in minfo.slots_of(StateKind.PARAM) for i in slot.leaves}
-    for k, ref in enumerate(outputs):
-        if k not in params:
-            follow(ref)
+    follow(ref for k, ref in enumerate(outputs) if k not in params)
     for step in backward:
         eqn = minfo.eqns[step.eqn]
         results = [k for k, v in enumerate(eqn.outvars) if (v, step.context) in reached]
-        for k in operands_behind(eqn, results, Along.DERIVATIVES) if results else ():
-            follow(step.operands[k])
+        if results:
+            follow(step.operands[k] for k in operands_behind(eqn, results, Along.DERIVATIVES))
     return frozenset(atom for atom, context in reached if context is None)

@@ -334,9 +334,7 @@ def coupled_transition(groups: Groups, group: HiddenGroup) -> Transition | None:
 
     def read(atom: Atom, crossed: bool) -> Read:
         moves = versions.is_var(atom) and crossed in moving.get(atom, NEITHER)
-        if not moves or atom in olds:
-            return Read(atom)
-        return Read(atom, crossed or atom in crossing)
+        return Read(atom, crossed or atom in crossing) if moves and atom not in olds else Read(atom)
 
     def operands(i: int, crossed: bool) -> tuple[Read, ...]:
         return tuple(read(atom, crossed) for atom in eqns[i].invars)
