@@ -123,10 +123,7 @@ def _is_mapped(tree: Any) -> bool:
 
 
 def refuse_lost_examples(old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
-    """Refuse a call under ``vmap`` after which a state would have to hold a value per example.
-
-    That is one of which ``vmap`` maps the new value but not the old one.
-    """
+    """Refuse a call under ``vmap`` that maps the new value of a state but not the old one."""
     for path, value in new.items():
         if _is_mapped(value) and not _is_mapped(old[path]):
             raise NotSupportedError(
@@ -299,7 +296,16 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
     random = brainstate.random.RandomState
     keys = [i for i, state in enumerate(states, num_args) if isinstance(state, random)]
     axes = [0 if batched or i in keys else None for i, batched in enumerate(each)]
-    _refuse_shared(info, axes)
+    own = {i for i, axis in enumerate(axes) if axis == 0}
+    behind = program_influences(info.jaxpr, Along.VALUES)
+    for slot in info.slots:
+        shared = [num_out + i for i in slot.leaves if axes[num_args + i] is None]
+        if any(slot.kind is StateKind.HIDDEN or own & behind[k] for k in shared):
+            raise CompilationError(
+                f"the state {show_path(slot.path)} has no axis of examples, but with vmap=True "
+                "each example has a value of its own. Make its module an attribute of the model, "
+                "and let braintrace.compile(model, ..., vmap=True) initialise the model"
+            )
     results = [0] * num_out + axes[num_args:]
     run = jax.vmap(lambda *v: run_inlined(info.jaxpr, v), axes, results, axis_size=size)
 
@@ -315,20 +321,6 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
     pairs = zip((var.aval for var in old), each, strict=True)
     types = [aval.update(shape=(size, *aval.shape)) if b else aval for aval, b in pairs]
     jaxpr = versions.make_jaxpr(step, *types)
-    own = [num_out + i for slot in info.slots_of(StateKind.HIDDEN) for i in slot.leaves]
-    flat = flatten(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)), own)
+    hidden = [num_out + i for slot in info.slots_of(StateKind.HIDDEN) for i in slot.leaves]
+    flat = flatten(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)), hidden)
     return replace(info, jaxpr=flat)
-
-
-def _refuse_shared(info: ModuleInfo, axes: Sequence[int | None]) -> None:
-    """Hidden states without an axis of examples, and shared states that examples change."""
-    own = {i for i, axis in enumerate(axes) if axis == 0}
-    behind = program_influences(info.jaxpr, Along.VALUES)
-    for slot in info.slots:
-        shared = [info.num_out + i for i in slot.leaves if axes[info.num_args + i] is None]
-        if any(slot.kind is StateKind.HIDDEN or own & behind[k] for k in shared):
-            raise CompilationError(
-                f"the state {show_path(slot.path)} has no axis of examples, but with vmap=True "
-                "each example has a value of its own. Make its module an attribute of the model, "
-                "and let braintrace.compile(model, ..., vmap=True) initialise the model"
-            )

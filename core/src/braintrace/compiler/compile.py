@@ -75,8 +75,7 @@ def compile_etrace_graph(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
     >>> graph.coverage()
     {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}

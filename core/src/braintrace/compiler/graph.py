@@ -55,8 +55,7 @@ class ETraceGraph:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
     >>> [relation.weight_path for relation in graph.hidden_param_op_relations]
     [('Wz', 'weight'), ('Wh', 'weight')]
@@ -125,8 +124,7 @@ class ETraceGraph:
         Examples
         --------
         >>> import brainstate, braintrace, jax.numpy as jnp
-        >>> cell = braintrace.nn.GRUCell(3, 4)
-        >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+        >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
         >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
         >>> [record.weight_path for record in graph.explain(kind="relation_included")]
         [('Wz', 'weight'), ('Wh', 'weight')]
@@ -180,9 +178,6 @@ class ETraceGraph:
         from ..show.report import to_html
 
         return to_html(summarize(self), str(self.draw()))
-
-
-# --- what is shown ----------------------------------------------------------------------------
 
 
 def summarize(graph: ETraceGraph) -> Summary:

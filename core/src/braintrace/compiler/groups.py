@@ -41,8 +41,7 @@ class HiddenGroup:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> (group,), _ = braintrace.find_hidden_groups_from_module(cell, jnp.ones((2, 3)))
     >>> group.hidden_paths, group.varshape, group.num_state
     ((('h',),), (2, 4), 1)
@@ -219,8 +218,7 @@ def find_hidden_groups_from_minfo(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> groups, path_to_group = braintrace.find_hidden_groups_from_minfo(minfo)
     >>> groups[0].varshape, path_to_group[("h",)] is groups[0]
@@ -265,8 +263,7 @@ def find_hidden_groups_from_module(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> groups, _ = braintrace.find_hidden_groups_from_module(cell, jnp.ones((2, 3)))
     >>> [group.hidden_paths for group in groups]
     [(('h',),)]

@@ -88,8 +88,7 @@ class ModuleInfo:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> sorted(minfo.weight_path_to_invars)
     [('Wh', 'weight'), ('Wr', 'weight'), ('Wz', 'weight')]
@@ -146,24 +145,18 @@ class ModuleInfo:
 
         ``DYNAMIC`` stands for everything that is neither a parameter nor a constant.
         """
-        return self._origins.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+        return self._leads[0].get(atom, frozenset()) if versions.is_var(atom) else frozenset()
 
     def trained_by(self, atom: Atom) -> Marks:
         """The parameter leaves ``(path, k)`` that an operand has a derivative of."""
-        return self._trained.get(atom, frozenset()) if versions.is_var(atom) else frozenset()
+        return self._leads[1].get(atom, frozenset()) if versions.is_var(atom) else frozenset()
 
     @cached_property
-    def _origins(self) -> dict[Var, Marks]:
+    def _leads(self) -> tuple[dict[Var, Marks], dict[Var, Marks]]:
+        """What leads to each variable along values, and along derivatives."""
         moving = {var: frozenset({DYNAMIC}) for var in self.jaxpr.invars}
-        return depends(self.eqns, moving | self._marked)
-
-    @cached_property
-    def _trained(self) -> dict[Var, Marks]:
-        return self.credit(self._marked)
-
-    @property
-    def _marked(self) -> dict[Var, Marks]:
-        return {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
+        marked = {var: frozenset({leaf}) for leaf, var in self.parameter_leaves.items()}
+        return depends(self.eqns, moving | marked), self.credit(marked)
 
     @property
     def credit(self) -> Callable[..., dict[Var, Marks]]:
@@ -200,8 +193,8 @@ class ModuleInfo:
         CompilationError
             When a setting is there now that was not there then: it cannot be taken away.
         """
-        avals = (var.aval for var in self.jaxpr.invars[: self.num_args])
-        types = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+        inputs = (var.aval for var in self.jaxpr.invars[: self.num_args])
+        types = (jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in inputs)
         args, moving = self.arg_treedef.unflatten(types), {}
         if self.environment:
             *args, moving = args

@@ -72,8 +72,7 @@ class HiddenPerturbation:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> perturb = braintrace.add_hidden_perturbation_from_minfo(minfo)
     >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
@@ -170,8 +169,7 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> perturb = braintrace.add_hidden_perturbation_from_minfo(minfo)
     >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
@@ -198,8 +196,7 @@ def add_hidden_perturbation_in_module(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> perturb = braintrace.add_hidden_perturbation_in_module(cell, jnp.ones((2, 3)))
     >>> sorted(perturb.perturb_hidden_paths), perturb.init_perturb_data()[0].shape
     ([('h',)], (2, 4))

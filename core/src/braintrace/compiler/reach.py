@@ -246,20 +246,14 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> tuple[TrainableOperand
     return tuple(operands)
 
 
-# --- cones ----------------------------------------------------------------------------------
-
-
 def find_cones(groups: Groups, reach: Sequence[Reach], scope: str) -> tuple[Cone, ...]:
     """The cones of all groups, within a recurrence scope."""
-    ys = [[r.eqn.outvars[0] for r in reach if r.traced and g.index in r.near] for g in groups]
-    return tuple(_cone(groups, *pair, scope) for pair in zip(groups, ys, strict=True))
+    return tuple(_cone(groups, group, reach, scope) for group in groups)
 
 
-def _cone(groups: Groups, group: HiddenGroup, ys: Sequence[Var], scope: str) -> Cone:
-    """The cone of a group that is driven by the operations with outputs ``ys``.
-
-    Without any of them, no transition is needed.
-    """
+def _cone(groups: Groups, group: HiddenGroup, reach: Sequence[Reach], scope: str) -> Cone:
+    """The cone of a group; where no operation drives it, no transition is needed."""
+    ys = [r.eqn.outvars[0] for r in reach if r.traced and group.index in r.near]
     program, member = group.module_info.eqns, member_of(groups)
 
     def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:

@@ -59,8 +59,7 @@ class HiddenParamOpRelation:
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> update, candidate = braintrace.find_hidden_param_op_relations_from_module(
     ...     cell, jnp.ones((2, 3))
     ... )
@@ -220,8 +219,7 @@ def find_hidden_param_op_relations_from_minfo(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> groups, _ = braintrace.find_hidden_groups_from_minfo(minfo)
     >>> relations = braintrace.find_hidden_param_op_relations_from_minfo(minfo, groups)
@@ -254,8 +252,7 @@ def find_hidden_param_op_relations_from_module(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> x = jnp.ones((2, 3))
     >>> relations = braintrace.find_hidden_param_op_relations_from_module(cell, x)
     >>> [relation.primitive.name for relation in relations]
@@ -273,11 +270,7 @@ LARGEST_FACTOR = 2**27
 def analyse_operations(
     minfo: ModuleInfo, groups: Groups, scope: str = "diagonal"
 ) -> tuple[tuple[Reach, ...], tuple[Cone, ...], tuple[HiddenParamOpRelation, ...]]:
-    """Reach, cones and relations, one after the other.
-
-    A ``NotSupportedError`` is raised when a traced operand depends on inputs or states, or a path
-    to a hidden state mixes so many positions that its derivative would not fit.
-    """
+    """Reach, cones and relations, one after the other."""
     reach = find_reach(minfo, groups)
     cones = find_cones(groups, reach, scope)
     traced = (r for r in reach if r.traced)
@@ -300,7 +293,8 @@ def _relation(
                 "constants, because its trace is kept over time. Apply a factor or a bias that "
                 "changes from step to step to the input or to the output of the operation"
             )
-    driven = [groups[g] for g in sorted(reach.near)]
+    driven, ways = [groups[g] for g in sorted(reach.near)], ("all_direct", "partial")
+    states = (pair for g in driven for pair in zip(g.hidden_paths, g.hidden_outvars, strict=True))
     return HiddenParamOpRelation(
         index=index,
         eqn_index=reach.eqn_index,
@@ -311,25 +305,18 @@ def _relation(
         operands=tuple(eqn.invars),
         trainables=tuple(o for o in reach.operands if o.leaves),
         constants=tuple(o for o in reach.operands if not o.leaves),
-        group_alignments={
-            g.index: _alignment(eqn, g, [minfo.eqns[i] for i in cones[g.index].eqns])
-            for g in driven
-        },
-        path_classification={
-            path: "partial" if var in reach.crossing else "all_direct"
-            for g in driven
-            for path, var in zip(g.hidden_paths, g.hidden_outvars, strict=True)
-        },
+        group_alignments={g.index: _alignment(eqn, g, cones[g.index]) for g in driven},
+        path_classification={p: ways[v in reach.crossing] for p, v in states},
         source=versions.source_of(eqn),
         hidden_groups=tuple(driven),
         module_info=minfo,
     )
 
 
-def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Sequence[JaxprEqn]) -> Alignment:
+def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Cone) -> Alignment:
     """How the output of an operation lies in the positions of a group that it drives."""
-    y = eqn.outvars[0]
-    found = align(cone, y, group.hidden_outvars, group.ndim, y.aval.ndim)
+    y, eqns = eqn.outvars[0], [group.module_info.eqns[i] for i in cone.eqns]
+    found = align(eqns, y, group.hidden_outvars, group.ndim, y.aval.ndim)
     if found is None:
         raise CompilationError(
             f"no way was found from {eqn.primitive.name!r} at {versions.source_of(eqn)} to "

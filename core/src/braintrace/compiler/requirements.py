@@ -20,10 +20,7 @@ def checked_args(
     args: tuple[Any, ...],
     remedy: str = "for another batch size, call reset_state(batch_size=..., model_states=True)",
 ) -> list[Any]:
-    """The leaves of the arguments of a step, as arrays of the compiled types.
-
-    ``remedy`` is what to do about an argument of another shape.
-    """
+    """The leaves of the arguments of a step, as compiled; ``remedy``: what to do about shapes."""
     args = in_units_of(info.arg_treedef, info.with_environment(args))
     treedef = jax.tree.structure(args)
     if treedef != info.arg_treedef:

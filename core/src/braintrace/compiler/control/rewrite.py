@@ -84,9 +84,8 @@ class Rewriting:
     def open(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """The same for a program without calls.
 
-        ``fixed`` says of each input whether it is made of parameters and constants. An operation in
-        a loop that is not written out, in a ``while``, or in a function with a custom
-        differentiation rule is refused with a ``NotSupportedError``.
+        ``fixed`` says of each input whether it is made of parameters and constants. Operations in
+        other loops or in functions with a custom differentiation rule are refused.
         """
         nested = {i: first_nested_operation(eqn) for i, eqn in enumerate(jaxpr.eqns)}
         if not any(nested.values()):
@@ -146,10 +145,8 @@ class Rewriting:
             "trace for each. Use jax.lax.scan, or fori_loop with static bounds, or move the "
             "operation out of the loop",
         }
-        other = (
-            "where its parameters cannot be traced. Call the operation outside of it, or use a "
-            "plain JAX operation there"
-        )
+        other = "where its parameters cannot be traced. Call the operation outside of it, or use a "
+        other += "plain JAX operation there"
         return (
             f"the ETP operation {operation.primitive.name!r} at {versions.source_of(operation)} "
             f"stands inside {eqn.primitive.name!r} at {versions.source_of(eqn)}, "

@@ -17,9 +17,8 @@ from ...jaxprs.depends import Along, slice_to
 from ...ops.primitive import is_etp_primitive
 from ..coverage import why_uncovered
 from ..graph import ETraceGraph
-from ..groups import HiddenGroup, member_of
+from ..groups import member_of
 from ..module_info import Marks, StateKind, is_barrier
-from ..reach import Cone
 from .record import Finding, Kind, described, info, warning
 
 SEVERAL_RESULTS = info(
@@ -93,31 +92,26 @@ STRANGE = warning(
 
 def group_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """What is peculiar about the groups that have traces."""
+    info = found.module_info
     crossed = zip(found.hidden_groups, found.cones, _crossed_by_transitions(found), strict=True)
     for group, cone, cut in crossed:
-        for finding, eqn, facts in _transition(group, cone, cut) if cone.driving else ():
+        transition, place = cone.transition, info.producer(group.hidden_outvars[0])
+        told: list[tuple[Finding, JaxprEqn | None, dict[str, Any]]] = []
+        for eqn in (info.eqns[i] for i in cone.eqns):
+            if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1:
+                told.append((SEVERAL_RESULTS, eqn, {"results": len(eqn.outvars)}))
+        if len(group.hidden_paths) > 1:
+            told.append((MERGED, place, {}))
+        if cone.offence is not None:
+            told.append((MIXING, cone.offence, {}))
+        if cut and transition is None:
+            told.append((STRUCTURALLY_ZERO, place, {}))
+        if cut and transition is not None and transition.program is None:
+            told.append((BOUNDED, cut[0], {"operations": len(cut)}))
+        for finding, at, facts in told if cone.driving else ():
             about, ends = {"group": group.index, **facts}, ", ".join(map(described, cut))
-            yield finding(eqn, None, group.hidden_paths, about, ends=ends)
+            yield finding(at, None, group.hidden_paths, about, ends=ends)
     yield from _readers(found)
-
-
-def _transition(
-    group: HiddenGroup, cone: Cone, cut: Sequence[JaxprEqn]
-) -> Iterator[tuple[Finding, JaxprEqn | None, dict[str, Any]]]:
-    """Findings about one group; ``cut`` are the ETP equations from its old to its new values."""
-    info, transition = group.module_info, cone.transition
-    place = info.producer(group.hidden_outvars[0])
-    for eqn in (info.eqns[i] for i in cone.eqns):
-        if sum(versions.is_float(var.aval) for var in eqn.outvars) > 1:
-            yield SEVERAL_RESULTS, eqn, {"results": len(eqn.outvars)}
-    if len(group.hidden_paths) > 1:
-        yield MERGED, place, {}
-    if cone.offence is not None:
-        yield MIXING, cone.offence, {}
-    if cut and transition is None:
-        yield STRUCTURALLY_ZERO, place, {}
-    if cut and transition is not None and transition.program is None:
-        yield BOUNDED, cut[0], {"operations": len(cut)}
 
 
 def _crossed_by_transitions(found: ETraceGraph) -> Iterator[Sequence[JaxprEqn]]:

@@ -23,8 +23,6 @@ from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, WEIGHT_INSIDE
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
 
-CONTROL_PRIMITIVES = frozenset({versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p})
-
 
 def extract_module_info(
     model: brainstate.nn.Module,
@@ -66,8 +64,7 @@ def extract_module_info(
     Examples
     --------
     >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = braintrace.nn.GRUCell(3, 4)
-    >>> _ = brainstate.nn.init_all_states(cell, batch_size=2)
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> minfo = braintrace.extract_module_info(cell, jnp.ones((2, 3)))
     >>> out, *_ = minfo.jaxpr_call(jnp.ones((2, 3)))
     >>> out.shape
@@ -196,31 +193,23 @@ def _arrange(
     order: list[int] = []
     slots: list[StateSlot] = []
     for i in sorted(range(len(traced)), key=lambda i: rank.get(traced[i], len(rank))):
-        path = paths.get(traced[i], ("<outside the model>", len(slots)))
+        state, first, kind = traced[i], len(order), StateKind.OTHER
+        path = paths.get(state, ("<outside the model>", len(slots)))
         _same_structure(path, treedefs[i], jax.tree.structure(new_values[i]))
-        first = len(order)
+        types = map(jax.typeof, jax.tree.leaves(state.value))
+        if isinstance(state, brainstate.ParamState):
+            kind = StateKind.PARAM
+        elif isinstance(state, brainstate.HiddenState) and any(map(versions.is_float, types)):
+            kind = StateKind.HIDDEN  # one of integers or booleans carries no derivative
+        if kind is not StateKind.OTHER and state not in paths:
+            raise CompilationError(
+                f"the model uses a {type(state).__name__} that is not reachable from it "
+                f"({state.name or 'no name'}, value {jax.tree.map(jax.numpy.shape, state.value)}). "
+                "Make the module that owns it an attribute of the model"
+            )
         order.extend(range(starts[i], starts[i + 1]))
-        kind = _kind(traced[i], traced[i] in paths)
-        slots.append(StateSlot(path, traced[i], kind, treedefs[i], range(first, len(order))))
+        slots.append(StateSlot(path, state, kind, treedefs[i], range(first, len(order))))
     return order, tuple(slots)
-
-
-def _kind(state: Any, inside: bool) -> StateKind:
-    """The kind of a state. A hidden state of integers or booleans carries no derivative."""
-    smooth = (versions.is_float(jax.typeof(leaf)) for leaf in jax.tree.leaves(state.value))
-    if isinstance(state, brainstate.ParamState):
-        kind = StateKind.PARAM
-    elif isinstance(state, brainstate.HiddenState) and any(smooth):
-        kind = StateKind.HIDDEN
-    else:
-        return StateKind.OTHER
-    if not inside:
-        raise CompilationError(
-            f"the model uses a {type(state).__name__} that is not reachable from it "
-            f"({state.name or 'no name'}, value {jax.tree.map(jax.numpy.shape, state.value)}). "
-            "Make the module that owns it an attribute of the model"
-        )
-    return kind
 
 
 def _check(info: ModuleInfo) -> None:
@@ -276,8 +265,9 @@ def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
 
 def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
     """Parameters that a branch or loop reads."""
+    control = {versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p}
     for eqn in info.eqns:
-        if eqn.primitive in CONTROL_PRIMITIVES:
+        if eqn.primitive in control:
             read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
             for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
                 yield WEIGHT_INSIDE(eqn, path)
