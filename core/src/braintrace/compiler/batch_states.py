@@ -179,9 +179,8 @@ def reset_batched_states(
 ) -> None:
     """Reset the states of a batched model, each example on its own.
 
-    ``batch_size`` is the number of examples from now on; default: as before. The further arguments
-    go to ``brainstate.nn.reset_all_states``, which is called for one example. Another number of
-    examples is refused when ``reset_state`` leaves a state as it is.
+    ``batch_size`` is the number of examples from now on (default: as before); another one is
+    refused when a ``reset_state`` leaves a state as it is. The rest is for ``reset_all_states``.
     """
     present = batch_size_of(model)
     size = present if batch_size is None else _checked_size(batch_size)
@@ -242,9 +241,8 @@ def _each(
 
 def _generators(model: brainstate.nn.Module) -> list[brainstate.random.RandomState]:
     """The random state of ``brainstate`` and those of a model."""
-    own = brainstate.graph.states(model).values()
-    found = [s for s in own if isinstance(s, brainstate.random.RandomState)]
-    return list(dict.fromkeys([brainstate.random.DEFAULT, *found]))
+    states = (brainstate.random.DEFAULT, *brainstate.graph.states(model).values())
+    return [*dict.fromkeys(s for s in states if isinstance(s, brainstate.random.RandomState))]
 
 
 def _is_shared(state: brainstate.State[Any]) -> bool:
@@ -269,9 +267,6 @@ def _checked_size(batch_size: Any) -> int:
     if size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     return size
-
-
-# --- the program ------------------------------------------------------------------------------
 
 
 def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...], tuple[bool, ...]]:

@@ -42,10 +42,7 @@ def plan_backward(
     outputs: Iterable[Read],
     operands: Callable[[int, Any], tuple[Read, ...]],
 ) -> Iterator[Instruction]:
-    """What has to be run for ``outputs``, the last equation first.
-
-    ``operands(index, context)``: how an equation that runs in a context reads its operands.
-    """
+    """What to run for ``outputs``, last first; ``operands(i, context)`` says what ``i`` reads."""
     made = {var: i for i, eqn in enumerate(eqns) for var in eqn.outvars}
     needed: dict[int, dict[Hashable, None]] = defaultdict(dict)
 
@@ -75,8 +72,7 @@ def run_in_contexts(
     def value(ref: Read) -> Any:
         if not versions.is_var(ref.atom):
             return ref.atom.val
-        known = ref.context is None
-        found = given[ref.atom] if known else computed[ref.atom, ref.context]
+        found = given[ref.atom] if ref.context is None else computed[ref.atom, ref.context]
         if ref.perturb is not None:
             found = found + perturb[ref.perturb]
         return jax.lax.stop_gradient(found) if ref.stop else found

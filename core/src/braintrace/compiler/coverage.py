@@ -25,12 +25,11 @@ def find_coverage(
     minfo: ModuleInfo, relations: Relations, direct_leaves: frozenset[Var]
 ) -> dict[Path, str]:
     """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``."""
-    traced = {path for relation in relations for path in relation.parameter_paths}
-    covered = {}
-    for path, leaves in minfo.weight_path_to_invars.items():
-        direct = not direct_leaves.isdisjoint(leaves)
-        covered[path] = "+".join(["trace"] * (path in traced) + ["direct"] * direct) or "none"
-    return covered | {path: "none" for path in minfo.model_parameters if path not in covered}
+    leaves = minfo.weight_path_to_invars
+    direct = {path for path, own in leaves.items() if not direct_leaves.isdisjoint(own)}
+    ways = {"trace": {path for r in relations for path in r.parameter_paths}, "direct": direct}
+    paths = dict.fromkeys((*leaves, *minfo.model_parameters))
+    return {p: "+".join(way for way, of in ways.items() if p in of) or "none" for p in paths}
 
 
 def require_coverage(

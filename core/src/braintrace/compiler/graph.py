@@ -54,9 +54,8 @@ class ETraceGraph:
 
     Examples
     --------
-    >>> import brainstate, braintrace, jax.numpy as jnp
-    >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
-    >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> import braintrace as bt, jax.numpy as jnp
+    >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
     >>> [relation.weight_path for relation in graph.hidden_param_op_relations]
     [('Wz', 'weight'), ('Wh', 'weight')]
     >>> graph.coverage()[("Wr", "weight")]
@@ -123,9 +122,8 @@ class ETraceGraph:
 
         Examples
         --------
-        >>> import brainstate, braintrace, jax.numpy as jnp
-        >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
-        >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+        >>> import braintrace as bt, jax.numpy as jnp
+        >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
         >>> [record.weight_path for record in graph.explain(kind="relation_included")]
         [('Wz', 'weight'), ('Wh', 'weight')]
         """
@@ -256,12 +254,11 @@ def _lies(found: Alignment) -> str:
 def _parameters(graph: ETraceGraph) -> Iterator[ParameterFacts]:
     info = graph.module_info
     leaves = {slot.path: _leaves(info, slot) for slot in info.slots_of(StateKind.PARAM)}
-    relations = graph.hidden_param_op_relations
-    traced = [(path, r.index) for r in relations for path in r.parameter_paths]
+    traced = [(r.parameter_paths, r.index) for r in graph.hidden_param_op_relations]
     for path, how in graph.coverage().items():
         if path in graph.frozen:  # a frozen parameter may have a gradient all the same
             how = "frozen" if how == "none" else f"{how} (frozen)"
-        indices = tuple(index for owner, index in traced if owner == path)
+        indices = tuple(index for paths, index in traced if path in paths)
         yield ParameterFacts(path, leaves.get(path, ()), how, indices)
 
 
@@ -314,7 +311,7 @@ def _inflows(graph: ETraceGraph, along: Along) -> dict[Node, frozenset[Node]]:
         minfo.eqns,
         {var: frozenset({node}) for var, node in sources.items()},
         emits=lambda i, eqn: frozenset(nodes[v] for v in eqn.outvars if v in nodes),
-        through=lambda var, found: frozenset({nodes[var]}) if var in nodes else found,
+        through={var: frozenset({node}) for var, node in nodes.items()}.get,
         along=along,
     )
 

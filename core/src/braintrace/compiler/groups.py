@@ -237,10 +237,9 @@ def find_hidden_groups_from_minfo(
     for index, first in enumerate(sorted(set(leader))):
         members = [slot for slot, k in zip(slots, leader, strict=True) if k == first]
         paths, states = zip(*((slot.path, slot.state) for slot in members), strict=True)
-        of = (minfo.invars_of, minfo.outvars_of)
-        olds, news = (tuple(leaves(slot)[0] for slot in members) for leaves in of)
-        counts = tuple(state.num_state for state in states)
-        shape = tuple(states[0].varshape)
+        finds = minfo.invars_of, minfo.outvars_of
+        olds, news = (tuple(find(slot)[0] for slot in members) for find in finds)
+        counts, shape = tuple(s.num_state for s in states), tuple(states[0].varshape)
         groups.append(HiddenGroup(index, paths, states, olds, news, shape, counts, minfo))
     return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
 

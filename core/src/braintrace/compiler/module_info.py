@@ -39,10 +39,7 @@ class StateKind(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class StateSlot:
-    """Where the leaves of one state stand among the state leaves of the program.
-
-    ``leaves`` counts from the first state leaf; the tree structure belongs to the state's value.
-    """
+    """Where the leaves of one state stand among the state leaves of the program."""
 
     path: Path
     state: State

@@ -33,7 +33,6 @@ SCOPES = ("diagonal", "coupled")
 Pattern = tuple[tuple[bool, ...], ...]
 Contexts = frozenset[bool]
 NEITHER, BOTH = Contexts(), Contexts({False, True})
-
 Leaf = tuple[Path, int]  # a parameter's path and the index of one of its leaves
 
 
@@ -53,9 +52,8 @@ class TrainableOperand:
 
     Examples
     --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
+    >>> import braintrace as bt, jax.numpy as jnp
+    >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
     >>> [operand.leaves for operand in graph.hidden_param_op_relations[0].trainables]
     [((('Wz', 'weight'), 1),), ((('Wz', 'weight'), 0),)]
     """
@@ -87,9 +85,8 @@ class Reach:
 
     Examples
     --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
+    >>> import braintrace as bt, jax.numpy as jnp
+    >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
     >>> [reach.traced for reach in graph.reach], graph.reach[1].near, graph.reach[1].far
     ([True, False, True], frozenset(), frozenset({0}))
     """
@@ -122,9 +119,8 @@ class Transition:
 
     Examples
     --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
+    >>> import braintrace as bt, jax.numpy as jnp
+    >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
     >>> graph.cones[0].transition
     Transition(mixed=(), program=None, free=())
     """
@@ -159,9 +155,8 @@ class Cone:
 
     Examples
     --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> graph = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).graph
+    >>> import braintrace as bt, jax.numpy as jnp
+    >>> graph = bt.compile(bt.nn.GRUCell(3, 4), "d_rtrl", jnp.ones((2, 3)), batch_size=2).graph
     >>> graph.cones[0].passing, [*graph.cones[0].driving.values()]
     (((True,),), [(True,), (True,)])
     """
@@ -177,10 +172,9 @@ class Cone:
 
 
 def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
-    """What the ETP equations of a step reach.
+    """What the ETP equations of a step reach, but for those whose output nothing reads.
 
-    Those whose output nothing reads are left out: ``vmap`` over functions with states leaves copies
-    of equations behind that run for nothing.
+    ``vmap`` over functions with states leaves such copies of equations behind.
     """
     eqns, member = minfo.eqns, member_of(groups)
     etp = {i: frozenset({(i, None)}) for i in etp_equations(eqns)}

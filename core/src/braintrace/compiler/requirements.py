@@ -64,8 +64,8 @@ def check_states(model: Any, info: ModuleInfo) -> None:
                 "unlike when the learner was compiled; assign it as it was, or compile again"
             )
         for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            types = {"shape": jnp.shape(leaf), "dtype": jnp.result_type(leaf)}
-            for what, now in types.items():
+            found = {"shape": jnp.shape(leaf), "dtype": jnp.result_type(leaf)}
+            for what, now in found.items():
                 if now != (then := getattr(var.aval, what)):
                     raise ValueError(
                         f"the state {show_path(slot.path)} has {what} {now}, but the learner was "

@@ -45,9 +45,9 @@ def run_iterations(eqn: JaxprEqn, body: Jaxpr, *operands: Any) -> list[Any]:
 def loops_without_derivative(
     jaxpr: Jaxpr, inputs: Collection[int] | None = None, outputs: Collection[int] | None = None
 ) -> Iterator[JaxprEqn]:
-    """Every ``while`` through which a derivative would have to pass from an input to an output.
+    """Every ``while`` through which a derivative would have to pass: JAX has no reverse mode.
 
-    JAX has no reverse mode for it. ``inputs`` and ``outputs`` (by position) default to all.
+    It is on the way from one of ``inputs`` to one of ``outputs`` (by position; default: all).
     """
     suspects = [eqn for eqn in jaxpr.eqns if holds(eqn, jaxp.while_p)]
     if not suspects:

@@ -145,8 +145,10 @@ class Rewriting:
             "trace for each. Use jax.lax.scan, or fori_loop with static bounds, or move the "
             "operation out of the loop",
         }
-        other = "where its parameters cannot be traced. Call the operation outside of it, or use a "
-        other += "plain JAX operation there"
+        other = (
+            "where its parameters cannot be traced. Call the operation outside of it, or use a "
+            "plain JAX operation there"
+        )
         return (
             f"the ETP operation {operation.primitive.name!r} at {versions.source_of(operation)} "
             f"stands inside {eqn.primitive.name!r} at {versions.source_of(eqn)}, "

@@ -137,15 +137,14 @@ def _crossed_by_transitions(found: ETraceGraph) -> Iterator[Sequence[JaxprEqn]]:
 def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Where a group that has traces is read by another one without an ETP operation."""
     groups, info = found.hidden_groups, found.module_info
-    driven = {cone.group for cone in found.cones if cone.driving}
-    sources = {var: g for var, g in member_of(groups).items() if g in driven}
-    olds = {v: frozenset({g.index}) for g in groups if g.index in driven for v in g.hidden_invars}
+    driven, member = {c.group for c in found.cones if c.driving}, member_of(groups)
+    olds = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
 
     def emits(i: int, eqn: JaxprEqn) -> Marks:
-        return frozenset(sources[var] for var in eqn.outvars if var in sources)
+        return frozenset(member[var] for var in eqn.outvars if var in member)
 
     marks = info.credit(olds, info.near, emits)
-    pairs = {(g, to) for var, to in member_of(groups).items() for g in marks.get(var, ())}
+    pairs = {(g, to) for var, to in member.items() for g in marks.get(var, ()) if g in driven}
     for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
         read, reader = groups[g].hidden_paths, groups[to].hidden_paths
         place = info.producer(groups[to].hidden_outvars[0])
@@ -180,8 +179,7 @@ def _outside(found: ETraceGraph) -> Iterator[CompilationRecord]:
     info = found.module_info
 
     def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
-        etp = is_etp_primitive(eqn.primitive)
-        return not etp or operand == eqn.primitive.spec.x_invar_index
+        return not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index
 
     seeds = {var: frozenset({path}) for (path, _), var in info.parameter_leaves.items()}
     marks = info.credit(seeds, passes)
@@ -224,6 +222,6 @@ def _mismatches(found: ETraceGraph) -> Iterator[CompilationRecord]:
     for slot in info.slots:
         strange = slot.path not in info.retrieved_model_states
         if strange and not isinstance(slot.state, brainstate.random.RandomState):
-            about, told = {"direction": "compiled_not_in_retrieved"}, type(slot.state).__name__
-            name = slot.state.name or "no name"
-            yield STRANGE(None, None, (slot.path,), about, type=told, name=name)
+            told = {"type": type(slot.state).__name__, "name": slot.state.name or "no name"}
+            about = {"direction": "compiled_not_in_retrieved"}
+            yield STRANGE(None, None, (slot.path,), about, **told)

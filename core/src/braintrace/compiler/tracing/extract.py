@@ -96,7 +96,6 @@ def _trace(
     model: brainstate.nn.Module, args: tuple[Any, ...], policy: ControlFlowPolicy
 ) -> ModuleInfo:
     """Trace a step; settings that move and that it reads are its last argument, in a dict."""
-
     here: dict[str, Any] = {}
 
     def step(*inputs: Any) -> Any:
