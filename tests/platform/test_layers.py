@@ -52,7 +52,7 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1051,
     "plugins": 1604,
-    "compiler": 4410,
+    "compiler": 3850,
     "executor": 1096,
     "files": 687,
     "cli": 714,
@@ -62,8 +62,8 @@ CEILINGS = {
     "modules": 478,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_090, 6_400
-WHOLE_CORE = 20_350
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 10_000, 6_000
+WHOLE_CORE = 18_500
 
 
 def module_of(file: Path) -> str:
