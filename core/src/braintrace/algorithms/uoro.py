@@ -145,9 +145,8 @@ class UORORule(ParameterTraces):
         return self.summed(self._met(RankOne(*traces), signal, operands), operands)
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        none = (None,) * len(self.executor.groups)
-        unread = block._replace(signal=none, old_signal=none)
-        return self.advance(traces, unread, operands)[1]
+        unread = dict.fromkeys(("signal", "old_signal"), (None,) * len(self.executor.groups))
+        return self.advance(traces, block._replace(**unread), operands)[1]
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         return self.advance(traces, block, operands)[0]
