@@ -69,7 +69,6 @@ def convolution(axes: int) -> Iterator[tuple[Callable[[], Any], tuple[int, ...]]
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     **{name: (cell(name), INPUT) for name in CELLS},
     **{f"{n}, relu": (cell(n, activation="relu"), INPUT) for n in CELLS if not n.startswith("Min")},
-    **{f"{n}, no bias": (cell(n, b_init=None), INPUT) for n in CELLS if n != "URLSTMCell"},
     "LRUCell": (lambda: nn.LRUCell(IN, OUT), INPUT),
     "LeakyRateReadout": (lambda: nn.LeakyRateReadout(IN, OUT, 3.0 * saiunit.ms), INPUT),
     "Linear": (lambda: nn.Linear(IN, OUT), INPUT),
