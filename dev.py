@@ -257,7 +257,7 @@ def needed_by(changed: Sequence[Path]) -> list[Path]:
     for file in changed:
         if file.is_relative_to(PACKAGE):
             inside = file.relative_to(PACKAGE).with_suffix("")
-            found.add(ROOT / "tests" / "unit" / inside.parent / f"test_{inside.name}.py")
+            found.add(ROOT / "tests" / "unit" / inside.parent / f"test_{inside.name.strip('_')}.py")
             dotted = ".".join(["braintrace", *inside.parts]).removesuffix(".__init__")
             found |= {test for test in every if names_module(test, dotted)}
         elif file.is_relative_to(ROOT / "plugins"):

@@ -1,33 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``braintrace plugins`` and ``braintrace doctor``, with plugins that break in every way."""
+"""``braintrace doctor``, with plugins that break in every way."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-
-
-@pytest.fixture
-def command(site):
-    """Run ``braintrace`` with a site; its status, and its output as data or as text."""
-
-    def run(*arguments, env=None):
-        variables = {k: v for k, v in os.environ.items() if not k.startswith("BRAINTRACE_")}
-        path = [str(site.folder), variables.get("PYTHONPATH", "")]
-        variables |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), **(env or {})}
-        done = subprocess.run(
-            [sys.executable, "-m", "braintrace", *arguments],
-            env=variables, capture_output=True, text=True, cwd=site.folder.parent,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        text = done.stdout
-        return done.returncode, json.loads(text) if "--json" in arguments else text + done.stderr
-
-    return run
 
 
 def findings(data, *subjects):
@@ -183,18 +159,3 @@ def test_names(site, command):
     assert status == 2 and "no plugin is called 'densse'; did you mean 'dense'?" in text
     status, text = command("doctor", "--timeout", "0")
     assert status == 2 and "--timeout must be positive, got 0" in text
-
-
-def test_the_list_of_plugins(site, command, plugin_source):
-    site.add("listed", "listed_m", plugin_source("listed", "p"), family="listed", ops=["listed"])
-    site.add("mad", "mad_m", "raise OSError('mad')", family="mad")
-    site.hide("braintrace-lora", "importlib_metadata")
-    env = {"BRAINTRACE_PLUGINS": "listed,mad"}
-    status, text = command("plugins", env=env)
-    assert status == 0
-    assert "listed    listed               1.0      discovered  listed" in text
-    assert "not installed: braintrace-lora" in text.splitlines()
-    status, data = command("plugins", "--load", "--json", env=env)
-    assert status == 1
-    states = {p["family"]: (p["state"], p["exception"]) for p in data["plugins"]}
-    assert states["listed"] == ("loaded", None) and states["mad"] == ("failed", "OSError: mad")

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks that a plugin may leave out: algorithms, conformance cases, findings, advice."""
+"""Optional hooks: algorithms, conformance cases, findings, advice."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import brainstate
 import jax.numpy as jnp
@@ -19,9 +17,6 @@ from braintrace.plugin_api import (
     hookimpl,
 )
 from braintrace.plugins import PluginError, isolated, process, services
-from braintrace.plugins.hooks import HookSpecs
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def scale(x, w):
@@ -46,17 +41,6 @@ def plugin_with(family="extra", **hooks):
 
 def raises(*_):
     raise OSError("no disk")
-
-
-def test_every_hook_has_a_user_in_the_repository():
-    sources = [*ROOT.glob("plugins/*/src/*/*.py"), *ROOT.glob("examples/*/src/*/*.py")]
-    text = "".join(file.read_text(encoding="utf-8") for file in sources)
-    hooks = [name for name in vars(HookSpecs) if name.startswith("braintrace_")]
-    assert len(hooks) == 6
-    assert [name for name in hooks if f"def {name}(" not in text] == []
-
-
-# --- algorithms ----------------------------------------------------------------------------------
 
 
 class Mine(braintrace.D_RTRL):
@@ -148,9 +132,6 @@ def test_a_name_of_two_algorithms_is_refused_to_both():
         compiled("mine")
 
 
-# --- conformance cases ---------------------------------------------------------------------------
-
-
 def cases(function):
     return plugin_with(braintrace_conformance_cases=function)
 
@@ -180,9 +161,6 @@ def test_conformance_cases_that_cannot_be_had():
             braintrace.plugins.conformance_cases("none")
 
 
-# --- findings ------------------------------------------------------------------------------------
-
-
 def findings_of(*plugins):
     with isolated(plugins):
         host = process.host()
@@ -204,23 +182,6 @@ def test_findings_of_a_plugin():
 def test_findings_are_checked(answer):
     with pytest.raises(TypeError, match="braintrace_doctor must return findings"):
         findings_of(plugin_with(braintrace_doctor=lambda self, context: answer))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        (("a b", "info", "x"), ValueError, "id must be an identifier, got 'a b'"),
-        (("a", "fatal", "x"), ValueError, "level must be one of error, warning, info"),
-        (("a", "info", " "), ValueError, "text must not be empty"),
-        (("a", "info", 3), TypeError, "text must be a string, got 3"),
-    ],
-)
-def test_a_finding_checks_itself(arguments, error, text):
-    with pytest.raises(error, match=text):
-        Finding(*arguments)
-
-
-# --- advice --------------------------------------------------------------------------------------
 
 
 def explains(answer):
