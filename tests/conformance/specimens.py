@@ -404,6 +404,18 @@ def small_signals_dropped() -> ConformanceCase:
     return case_of(broken(xy_to_dw=rule))
 
 
+@jax.custom_vjp
+def forgetful(y: Any) -> Any:
+    return y
+
+
+forgetful.defvjp(lambda y: (y, None), lambda _, dy: (jnp.where(abs(dy) < 1e-6, 0, dy),))
+
+
+def small_cotangents_dropped() -> ConformanceCase:
+    return case_of(broken(impl=lambda x, w, b: forgetful(affine(x, w, b)), xy_to_dw=None))
+
+
 def small_signals_dropped_by_the_trace() -> ConformanceCase:
     def solve(l: Any, trace: Any, weights: Any) -> Any:  # noqa: E741
         return affine_yw_to_w(jnp.where(abs(l) < 1e-6, 0, l), trace)
@@ -490,6 +502,7 @@ WRONG_IN_PLACES: tuple[tuple[str, Callable[[], ConformanceCase], str], ...] = (
     ("rules.xy_to_dw_is_the_vjp", nan_at_zero_inputs, "with inputs of zero: w: error nan"),
     (AT_ZEROS, lambda: with_norms(0.0), "with zeros as x, the derivative in argument 0"),
     ("rules.xy_to_dw_is_the_vjp", small_signals_dropped, "with signals times 1e-08: b: error"),
+    ("jax.grad", small_cotangents_dropped, "with cotangents times 1e-08"),
     (ONE_STEP, small_signals_dropped_by_the_trace, "with signals times 1e-08"),
     ("rules.xy_to_dw_is_the_vjp", lambda: with_factor(False, 2.0)[0], "relative error"),
     ("dtypes.training", lambda: gated_linear_unit(off_in_bfloat16), "relative error"),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import braintrace as bt
+from tests.zoo import spike
 
 WIDTH = 2
 
@@ -22,17 +23,6 @@ MASK = np.array([[1.0, 0.0], [1.0, 1.0]])
 CONSTANT = np.array([[0.6, -0.3], [0.2, 0.5]])
 ROW = np.array([0.5, -0.7])
 MIX = np.array([[0.8, 0.1], [-0.2, 0.7]])
-
-
-@jax.custom_jvp
-def spike(v: Any) -> Any:
-    return (v > 0.0).astype(v.dtype)
-
-
-@spike.defjvp
-def _spike_jvp(primals: Any, tangents: Any) -> Any:
-    (v,), (dv,) = primals, tangents
-    return spike(v), dv / (1.0 + 4.0 * v**2)
 
 
 @jax.custom_vjp

@@ -36,12 +36,8 @@ def d_rtrl_oracle(
 
     Parameters
     ----------
-    model
-        A ``brainstate.nn.Module`` with initialised states, which are left as they are.
-    sequences
-        Arrays (or pytrees of arrays) ``[T, ...]``: the model's input, then what the loss takes.
-    loss_fn
-        ``loss_fn(out, *rest) -> scalar``.
+    model, sequences, loss_fn
+        As in :func:`bptt`.
     groups
         Hidden groups as lists of state paths, in place of those found in the model; a hidden state
         that is not named is a group of its own.

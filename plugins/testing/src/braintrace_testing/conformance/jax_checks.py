@@ -22,7 +22,7 @@ from .case import (
     run_with,
 )
 from .check import case_check, close, require, same
-from .variants import with_zeros_and_spikes
+from .variants import SCALES, alike, with_zeros_and_spikes
 
 MAPPED = 3  # how many x are mapped over
 STEP = 1e-5  # of the central difference
@@ -81,26 +81,32 @@ def _gradient(case: ConformanceCase) -> Any:
 
 
 def _gradient_of(fun: Any, arguments: tuple[Any, ...]) -> Any:
-    """A compiled function of such arguments: the result, and the gradient of a random sum of it."""
+    """A compiled function of such arguments and a scale: the result, and the gradient of a random
+    sum of it, times the scale."""
     shape = jax.eval_shape(fun, *arguments).shape
     chosen = [i for i, v in enumerate(arguments) if is_float(v)]
 
-    def loss(*given: Any) -> Any:
-        y = fun(*given)
-        return jnp.vdot(normal(1, shape), y), y
+    @jax.jit
+    def run(scale: Any, *given: Any) -> Any:
+        def loss(*given: Any) -> Any:
+            y = fun(*given)
+            return jnp.vdot(scale * normal(1, shape), y), y
 
-    def run(*given: Any) -> Any:
         gradient, y = jax.grad(loss, chosen, has_aux=True)(*given)
         return y, gradient
 
-    return jax.jit(run)
+    return lambda *given, scale=1.0: run(scale, *given)
 
 
 @case_check("jax.grad")
 def grad(case: ConformanceCase) -> None:
-    """The gradient is what central differences give, in three directions."""
+    """The gradient is what central differences give, in three directions, and as much smaller or
+    larger for cotangents times 1e-8 and 1e4."""
     arguments = case.arguments()
     gradient = _gradient(case)(*arguments)[1]
+    for scale in SCALES:
+        scaled = jax.tree.map(lambda v, by=scale: by * np.asarray(v), gradient)
+        alike(f"cotangents times {scale:g}", _gradient(case)(*arguments, scale=scale)[1], scaled)
     for seed in range(3):
         steps = [
             normal(5 + seed + i, v.shape) if is_float(v) else 0 for i, v in enumerate(arguments)

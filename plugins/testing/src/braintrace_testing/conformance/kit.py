@@ -87,10 +87,8 @@ def bound_checks(
 
     Parameters
     ----------
-    plugin_or_specs
-        A plugin object, or an iterable of ``ETPPrimitiveSpec``, for which packaging is not checked.
-    cases
-        The cases; by default those of the plugin's hook ``braintrace_conformance_cases``.
+    plugin_or_specs, cases
+        As in :func:`check_plugin`.
 
     Returns
     -------

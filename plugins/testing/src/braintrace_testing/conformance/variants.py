@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -52,18 +53,26 @@ def agree(both: Callable[[Any, Any], tuple[Any, Any]], x: Any, signal: Any) -> N
     found, expected = compiled(x, signal)
     same(found, expected)
     for name, unusual in _of_signals(signal):
-        _alike(name, compiled(x, unusual), dict.fromkeys(named_leaves(expected), 0.0), EXACT)
+        alike(name, *compiled(x, unusual))
     ordinary = {key: FLOOR * float(np.linalg.norm(v)) for key, v in named_leaves(expected).items()}
     for name, unusual in _of_inputs(x):
-        _alike(name, compiled(unusual, signal), ordinary, ROUNDED)
+        alike(name, *compiled(unusual, signal), rtol=ROUNDED, floor=ordinary)
 
 
-def _alike(name: str, both: tuple[Any, Any], floor: dict[str, float], rtol: float) -> None:
-    got, want = (named_leaves(wide(tree)) for tree in both)
-    for key, b in want.items():
-        known = np.isfinite(b)
-        size, off = (float(np.linalg.norm(v[known])) for v in (b, got[key] - b))
+def alike(
+    name: str,
+    found: Any,
+    expected: Any,
+    *,
+    rtol: float = EXACT,
+    floor: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Require floating-point leaves close where finite numbers are expected; zeros may be."""
+    got = named_leaves(wide(found))
+    for key, want in named_leaves(wide(expected)).items():
+        known = np.isfinite(want)
+        size, off = (float(np.linalg.norm(v[known])) for v in (want, got[key] - want))
         require(
-            off <= rtol * size + floor[key],
-            f"with {name}: {key}: error {off:.1e}, the derived rule gives {size:.1e}",
+            off <= rtol * size + floor.get(key, 0.0),
+            f"with {name}: {key}: error {off:.1e} of {size:.1e}",
         )
