@@ -722,40 +722,6 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == old
 
 
-KILLED = """
-import sys, numpy as np
-from braintrace.files import save
-from braintrace.files import storage
-one = np.ones(1000)
-arrays = [("w", storage.type_of(one), one)]
-storage.write(sys.argv[1], {}, arrays)
-print("written", flush=True)
-def slowly():
-    yield "w", storage.type_of(one), 2 * one
-    print("writing", flush=True)
-    sys.stdin.read()
-storage.write(sys.argv[1], {}, slowly())
-"""
-
-
-def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline().strip() for _ in range(2)] == ["written", "writing"]
-        process.kill()
-    (left,) = {*tmp_path.iterdir()} - {path}
-    assert left.name.startswith(".braintrace-") and left.suffix == ".tmp"
-    assert np.array_equal(storage.read(path).arrays["w"], np.ones(1000))
-    storage.write(path, {}, [])
-    assert not storage.read(path).arrays
-
-
 # --- paths ----------------------------------------------------------------------------------------
 
 
