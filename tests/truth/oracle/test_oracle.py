@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 import braintrace.testing
-from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, truncated_bptt
+from braintrace.testing import (
+    assert_tree_close,
+    bptt,
+    d_rtrl_oracle,
+    truncated_bptt,
+    window_oracle,
+)
 
 from . import cells
 from .cells import Stack, data, element_wise, hidden, loss_fn, mm, param, second
@@ -474,6 +480,8 @@ def test_complex_states_and_parameters() -> None:
     result = d_rtrl_oracle(Rotating(), data(3), loss_fn)
     assert_tree_close(result.grads, bptt(Rotating(), data(3), loss_fn)[1], RTOL)
     assert result.steps[0].D[0].shape == (12, 12)
+    windows = window_oracle(d_rtrl_oracle, Rotating(), data(3), loss_fn, window=2)
+    assert_tree_close(windows.grads, result.grads, RTOL)
 
 
 # --- structure -------------------------------------------------------------------------------
@@ -674,6 +682,17 @@ def test_wrong_arguments_are_refused() -> None:
         truncated_bptt(model, (xs, targets), loss_fn, 0)
     with pytest.raises(ValueError, match="recurrence_scope must be one of"):
         d_rtrl_oracle(model, (xs, targets), loss_fn, recurrence_scope="full")  # type: ignore[arg-type]
+
+
+def test_bptt_of_a_state_that_takes_its_shape_at_the_first_step() -> None:
+    class Late(cells.Leaky):
+        def update(self, x: jax.Array) -> jax.Array:
+            self.h.value = 0.5 * self.h.value + jnp.tanh(mm(x, self.w.value))
+            return self.h.value
+
+    late, whole = Late(), Late()
+    late.h.value, whole.h.value = jnp.zeros(()), jnp.zeros(whole.shape)
+    assert_tree_close(bptt(late, data(3), loss_fn)[0], bptt(whole, data(3), loss_fn)[0], RTOL)
 
 
 def test_truncated_to_all_steps_is_bptt() -> None:

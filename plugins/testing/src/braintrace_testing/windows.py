@@ -232,7 +232,7 @@ class _Windows:
             values, (_, loss) = self.step(values, now)
             losses.append(loss)
         end = self.hidden(list(values))
-        later = [jnp.vdot(_flat(future[path]), _flat(value)) for path, value in end.items()]
+        later = [jnp.sum(_flat(future[path]) * _flat(value)).real for path, value in end.items()]
         return jnp.stack([*losses, *later]).sum(), (jnp.stack(losses), list(values))
 
 
