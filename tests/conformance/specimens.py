@@ -404,6 +404,17 @@ def small_signals_dropped() -> ConformanceCase:
     return case_of(broken(xy_to_dw=rule))
 
 
+def small_weights_dropped() -> ConformanceCase:
+    """``y = x W² + b``, whose rule takes weights below 1e-6 for zero."""
+
+    def rule(x: Any, dy: Any, weights: Any) -> Any:
+        w = weights["w"]
+        found = affine_xy_to_dw(x, dy, weights)
+        return {**found, "w": 2 * jnp.where(abs(w) < 1e-6, 0, w) * found["w"]}
+
+    return case_of(broken(impl=lambda x, w, b: affine(x, w * w, b), xy_to_dw=rule))
+
+
 @jax.custom_vjp
 def forgetful(y: Any) -> Any:
     return y
@@ -502,6 +513,7 @@ WRONG_IN_PLACES: tuple[tuple[str, Callable[[], ConformanceCase], str], ...] = (
     ("rules.xy_to_dw_is_the_vjp", nan_at_zero_inputs, "with inputs of zero: w: error nan"),
     (AT_ZEROS, lambda: with_norms(0.0), "with zeros as x, the derivative in argument 0"),
     ("rules.xy_to_dw_is_the_vjp", small_signals_dropped, "with signals times 1e-08: b: error"),
+    ("rules.xy_to_dw_is_the_vjp", small_weights_dropped, "with weights times 1e-08: w: error"),
     ("jax.grad", small_cotangents_dropped, "with cotangents times 1e-08"),
     (ONE_STEP, small_signals_dropped_by_the_trace, "with signals times 1e-08"),
     ("rules.xy_to_dw_is_the_vjp", lambda: with_factor(False, 2.0)[0], "relative error"),

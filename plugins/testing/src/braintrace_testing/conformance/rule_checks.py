@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -88,11 +89,11 @@ def xy_to_dw_is_the_vjp(case: ConformanceCase) -> None:
     numbers and with zeros and spikes among them."""
     equation = equation_of(case)
 
-    def both(x: Any, dy: Any) -> tuple[Any, Any]:
+    def both(x: Any, dy: Any, operands: Any) -> tuple[Any, Any]:
         written, derived = equation.operation, equation.derived
-        return tuple(rule.xy_to_dw(x, dy, equation.operands) for rule in (written, derived))
+        return tuple(rule.xy_to_dw(x, dy, operands) for rule in (written, derived))
 
-    agree(both, equation.x, equation.like_y(1))
+    agree(equation, both, equation.x, equation.like_y(1))
 
 
 @case_check("rules.xy_to_dw_is_linear_in_dy", _writes("xy_to_dw"))
@@ -115,20 +116,20 @@ def sums_over_steps(case: ConformanceCase) -> None:
 def _check_sums(case: ConformanceCase, contract: Callable[..., Any]) -> None:
     equation = equation_of(case)
 
-    def both(x: Any, dy: Any) -> tuple[Any, Any]:
+    def both(x: Any, dy: Any, operands: Any) -> tuple[Any, Any]:
         def sums(n: int) -> Any:
-            found = contract(None if x is None else x[:n], dy[:n], equation.operands)
+            found = contract(None if x is None else x[:n], dy[:n], operands)
             return _traced(equation, found)
 
         def one(given: Any) -> Any:
-            return _traced(equation, equation.derived.xy_to_dw(*given, equation.operands))
+            return _traced(equation, equation.derived.xy_to_dw(*given, operands))
 
         each = jax.lax.map(one, (x, dy))
         return tuple(map(sums, SUMS)), tuple(
             {key: value[:n].sum(0) for key, value in each.items()} for n in SUMS
         )
 
-    agree(both, steps_of(case, SUMS[-1]), equation.like_y(1, SUMS[-1]))
+    agree(equation, both, steps_of(case, SUMS[-1]), equation.like_y(1, SUMS[-1]))
 
 
 def _has_written_counterpart(case: ConformanceCase) -> bool:
@@ -218,11 +219,15 @@ def yw_to_w_has_no_factor(case: ConformanceCase) -> None:
     """
     equation = equation_of(case)
     shape, rule = equation.operation.y_aval.shape, _yw_to_w(equation)
-    agree(lambda _, trace: (rule(jnp.ones(shape), trace), trace), None, _random_trace(equation))
+
+    def both(_: Any, trace: Any, operands: Any) -> tuple[Any, Any]:
+        return rule(operands)(jnp.ones(shape), trace), trace
+
+    agree(equation, both, None, _random_trace(equation))
 
 
-def _yw_to_w(equation: Equation) -> Callable[[Any, Any], Any]:
-    return equation.operation.written("yw_to_w", equation.operands)
+def _yw_to_w(equation: Equation) -> Callable[[Any], Callable[[Any, Any], Any]]:
+    return partial(equation.operation.written, "yw_to_w")
 
 
 @case_check("rules.yw_to_w_scales_each_entry", _structured)
@@ -231,11 +236,12 @@ def yw_to_w_scales_each_entry(case: ConformanceCase) -> None:
     equation = equation_of(case)
     a, rule = equation.like_y(1), _yw_to_w(equation)
 
-    def both(_: Any, given: Any) -> tuple[Any, Any]:
+    def both(_: Any, given: Any, operands: Any) -> tuple[Any, Any]:
         b, trace = given
-        return rule(a, rule(b, trace)), rule(a * b, trace)
+        scaled = rule(operands)
+        return scaled(a, scaled(b, trace)), scaled(a * b, trace)
 
-    agree(both, None, (equation.like_y(2), _random_trace(equation)))
+    agree(equation, both, None, (equation.like_y(2), _random_trace(equation)))
 
 
 @case_check("rules.one_step_trace_gives_xy_to_dw")
@@ -244,14 +250,14 @@ def one_step_trace_gives_xy_to_dw(case: ConformanceCase) -> None:
     equation = equation_of(case)
     rules = trace_rules(equation.operation, (), STATES)
 
-    def both(x: Any, given: Any) -> tuple[Any, Any]:
+    def both(x: Any, given: Any, operands: Any) -> tuple[Any, Any]:
         f, signal = given
-        trace = rules.increments(None if x is None else x[None], f, equation.operands)
+        trace = rules.increments(None if x is None else x[None], f, operands)
         dy = (signal * f[0]).sum(0)
-        expected = equation.derived.xy_to_dw(x, dy, equation.operands)
-        return rules.solve(signal, trace, equation.operands), _traced(equation, expected)
+        expected = equation.derived.xy_to_dw(x, dy, operands)
+        return rules.solve(signal, trace, operands), _traced(equation, expected)
 
-    agree(both, equation.x, (equation.like_y(1, 1, STATES), equation.like_y(2, STATES)))
+    agree(equation, both, equation.x, (equation.like_y(1, 1, STATES), equation.like_y(2, STATES)))
 
 
 @case_check("rules.increments_drtrl_is_a_sum_over_steps", _writes("increments_drtrl"))
@@ -264,11 +270,11 @@ def increments_drtrl_is_a_sum_over_steps(case: ConformanceCase) -> None:
     one_by_one = replace(equation.operation.spec, increments_drtrl=None)
     operations = equation.operation, replace(equation.operation, spec=one_by_one)
 
-    def both(x: Any, f: Any) -> tuple[Any, Any]:
+    def both(x: Any, f: Any, operands: Any) -> tuple[Any, Any]:
         def sums(operation: Operation) -> Any:
             return [
                 StructuredTrace(operation, extra, STATES).increments(
-                    None if x is None else x[:n], f[extra][:n], equation.operands
+                    None if x is None else x[:n], f[extra][:n], operands
                 )
                 for extra in EXTRA
                 for n in (SUMS if not extra else (STEPS,))
@@ -276,7 +282,7 @@ def increments_drtrl_is_a_sum_over_steps(case: ConformanceCase) -> None:
 
         return tuple(map(sums, operations))
 
-    agree(both, steps_of(case, SUMS[-1]), _factors(equation, SUMS[-1]))
+    agree(equation, both, steps_of(case, SUMS[-1]), _factors(equation, SUMS[-1]))
 
 
 def _factors(equation: Equation, steps: int) -> dict[tuple[int, ...], Any]:
@@ -294,24 +300,24 @@ def written_trace_equals_the_derived_one(case: ConformanceCase) -> None:
     as the dense one over [position, parameter]."""
     equation = equation_of(case)
 
-    def both(x: Any, f: Any) -> tuple[Any, Any]:
+    def both(x: Any, f: Any, operands: Any) -> tuple[Any, Any]:
         def solved(kind: Any, operation: Operation) -> Any:
-            return [_solved(equation, kind(operation, e, STATES), x, f[e]) for e in EXTRA]
+            return [_solved(equation, kind(operation, e, STATES), x, f[e], operands) for e in EXTRA]
 
         return solved(StructuredTrace, equation.operation), solved(DenseTrace, equation.derived)
 
-    agree(both, steps_of(case, STEPS), _factors(equation, STEPS))
+    agree(equation, both, steps_of(case, STEPS), _factors(equation, STEPS))
 
 
-def _solved(equation: Equation, rules: TraceRules, x: Any, f: Any) -> dict[str, Any]:
+def _solved(equation: Equation, rules: TraceRules, x: Any, f: Any, operands: Any) -> dict[str, Any]:
     """After each step, the trace contracted with a random signal."""
     transitions = equation.like_y(2, STEPS, STATES, STATES, *rules.extra)
     signals = equation.like_y(3, STEPS, STATES, *rules.extra)
 
     def step(trace: Any, now: Any) -> tuple[Any, Any]:
         x, f, transition, signal = now
-        added = rules.increments(None if x is None else x[None], f[None], equation.operands)
-        trace = jax.tree.map(jnp.add, rules.propagate(transition, trace, equation.operands), added)
-        return trace, rules.solve(signal, trace, equation.operands)
+        added = rules.increments(None if x is None else x[None], f[None], operands)
+        trace = jax.tree.map(jnp.add, rules.propagate(transition, trace, operands), added)
+        return trace, rules.solve(signal, trace, operands)
 
     return jax.lax.scan(step, rules.init(), (x, f, transitions, signals))[1]

@@ -13,6 +13,7 @@ import numpy as np
 from braintrace.base.versions import is_float
 
 from ..compare import named_leaves
+from .case import Equation
 from .check import EXACT, require, same, wide
 
 SCALES = (1e-8, 1e4)
@@ -42,21 +43,40 @@ def _of_inputs(x: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield f"inputs times {scale:g}", scale * x
 
 
-def agree(both: Callable[[Any, Any], tuple[Any, Any]], x: Any, signal: Any) -> None:
-    """Require ``found, expected = both(x, signal)`` equal, for ordinary numbers and unusual ones.
+def _of_weights(equation: Equation) -> Iterator[tuple[str, list[Any]]]:
+    operation = equation.operation
+    trainable = {operation.positions[key] for key in operation.traced}
+    for scale in SCALES:
+        yield (
+            f"weights times {scale:g}",
+            [v * scale if i in trainable else v for i, v in enumerate(_operands(equation))],
+        )
+
+
+def _operands(equation: Equation) -> list[Any]:
+    return [np.asarray(v) for v in equation.operands]
+
+
+def agree(
+    equation: Equation, both: Callable[[Any, Any, Any], tuple[Any, Any]], x: Any, signal: Any
+) -> None:
+    """Require ``found, expected = both(x, signal, operands)`` equal, for ordinary numbers and
+    unusual ones.
 
     ``both`` is compiled once. ``x`` may be ``None`` or integers, ``signal`` is a pytree. Where what
     is expected is no finite number, anything may be found.
     """
-    compiled = jax.jit(both)
+    compiled, operands = jax.jit(both), _operands(equation)
     x, signal = jax.tree.map(np.asarray, (x, signal))
-    found, expected = compiled(x, signal)
+    found, expected = compiled(x, signal, operands)
     same(found, expected)
     for name, unusual in _of_signals(signal):
-        alike(name, *compiled(x, unusual))
+        alike(name, *compiled(x, unusual, operands))
     ordinary = {key: FLOOR * float(np.linalg.norm(v)) for key, v in named_leaves(expected).items()}
     for name, unusual in _of_inputs(x):
-        alike(name, *compiled(unusual, signal), rtol=ROUNDED, floor=ordinary)
+        alike(name, *compiled(unusual, signal, operands), rtol=ROUNDED, floor=ordinary)
+    for name, weights in _of_weights(equation):
+        alike(name, *compiled(x, signal, weights), rtol=ROUNDED, floor=ordinary)
 
 
 def alike(
