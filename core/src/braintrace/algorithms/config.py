@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ..base import versions
+from ..compiler.filters import check_downstream
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor, compiled_step
 from .base import LearningRule
@@ -71,6 +72,10 @@ class ETraceConfig:
         The order ``n`` from 1, which ``'sparse_n'`` needs; 1 is ``'coupled'``.
     seed
         An integer or a JAX key, for ``'random_projection'`` and ``'random_feedback'``.
+    downstream
+        How far credit goes in the layers above: ``'step'``, as published, or ``'linear'``, which
+        goes with the first value of every coordinate above; see
+        :func:`braintrace.compile_etrace_graph`.
 
     Raises
     ------
@@ -95,6 +100,7 @@ class ETraceConfig:
     kappa: float | None = None
     sparse_n: int | None = None
     seed: Any = 0
+    downstream: str = field(default="step", metadata={"saved": False})
 
     def __post_init__(self) -> None:
         for name, legal in COORDINATES.items():
@@ -115,6 +121,11 @@ class ETraceConfig:
             vars(self).update(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
+        check_downstream(self.downstream, "diagonal")
+        plain = {name: legal[0] for name, legal in COORDINATES.items()}
+        if self.downstream == "linear" and any(getattr(self, n) != v for n, v in plain.items()):
+            first = ", ".join(f"{name}={value!r}" for name, value in plain.items())
+            raise ValueError(f"downstream='linear' goes with {first} only")
         if self.trace_filter == "kappa":
             self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
 
@@ -148,6 +159,8 @@ class ETraceConfig:
         jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
+        if self.downstream != "step":
+            options = {"downstream": self.downstream, **options}
         return ETraceGraphExecutor(model, jacobians=jacobians, recurrence_scope=scope, **options)
 
     def rule(self, executor: Executor, trace_dtype: Any = None) -> LearningRule:

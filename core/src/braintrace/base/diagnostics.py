@@ -60,6 +60,8 @@ class DiagnosticKind(enum.Enum):
     PRIMITIVE_INSIDE_CONTROL_FLOW = "primitive_inside_control_flow"
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
     CONTROL_FLOW_REWRITTEN = "control_flow_rewritten"
+    UNIFORM_DYNAMICS = "uniform_dynamics"
+    CREDIT_STOPS = "credit_stops"
 
     # of braintrace 0.2, for code that compares with them; no record has one
     RELATION_EXCLUDED_SHAPE_MISMATCH = "relation_excluded_shape_mismatch"

@@ -11,17 +11,21 @@ import brainstate
 from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError
+from ..base.types import Path
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
+from .filters import check_downstream, move_leaks
+from .findings.downstream import downstream_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings, relation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
-from .module_info import StateKind
+from .module_info import ModuleInfo, StateKind
 from .perturbation import perturb_hidden
 from .reach import check_scope
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
+from .uniform import find_uniform
 
 
 def compile_etrace_graph(
@@ -32,6 +36,7 @@ def compile_etrace_graph(
     control_flow: ControlFlowPolicy | None = None,
     recurrence_scope: str = "diagonal",
     vmap: bool = False,
+    downstream: str = "step",
 ) -> ETraceGraph:
     """Compile one step of a model.
 
@@ -56,6 +61,11 @@ def compile_etrace_graph(
         Whether the model is written for one example and run for a batch. The arguments and the
         states have a leading axis of examples; ``braintrace.compile`` initialises such a model. A
         branch that is taken example by example becomes a select, as everywhere under ``vmap``.
+    downstream
+        How far credit goes in the layers above that of a weight. ``'step'``: through what happens
+        in the same step. ``'linear'``: through later steps, too, where the dynamics above are
+        linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
+        <braintrace.ETraceGraph>`.
 
     Returns
     -------
@@ -70,7 +80,8 @@ def compile_etrace_graph(
     NotSupportedError
         When a gradient would not be right; the text names the line and a remedy.
     ValueError, TypeError
-        When ``frozen`` names no parameter or the recurrence scope is unknown.
+        When ``frozen`` names no parameter, the recurrence scope or ``downstream`` is unknown, or
+        the two do not go together.
 
     Examples
     --------
@@ -81,6 +92,7 @@ def compile_etrace_graph(
     {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}
     """
     check_scope(recurrence_scope)
+    check_downstream(downstream, recurrence_scope)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
     if not minfo.slots_of(StateKind.HIDDEN):
         raise CompilationError(
@@ -91,16 +103,36 @@ def compile_etrace_graph(
     if not minfo.slots_of(StateKind.PARAM):
         raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
     spared = resolve_frozen(minfo, frozen)
-    groups, path_to_group = find_hidden_groups_from_minfo(minfo)
-    reach, cones, relations = analyse_operations(minfo, groups, recurrence_scope)
-    perturbed = perturb_hidden(minfo, groups, relations)
-    coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
-    require_coverage(minfo, coverage, spared)
-    kept = perturbed if include_hidden_perturb else None
-    found = (minfo, groups, path_to_group, relations, kept, (), cones, recurrence_scope)
-    graph = ETraceGraph(*found, frozen=spared, reach=reach, _coverage=coverage)
-    finders = (operation_findings, group_findings, relation_findings, model_findings)
+    graph = _analysed(minfo, recurrence_scope, spared, include_hidden_perturb)
+    require_coverage(minfo, graph.coverage(), spared)
+    if downstream == "linear":
+        uniform, why_not = find_uniform(minfo, graph.hid_path_to_group)
+        graph = replace(graph, uniform=uniform, not_uniform=why_not)
+        if uniform:
+            step = move_leaks(minfo, uniform)
+            run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
+            graph = replace(graph, filtered=run)
+    finders = (
+        operation_findings,
+        group_findings,
+        relation_findings,
+        model_findings,
+        downstream_findings,
+    )
     graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         versions.warn(str(record))
     return graph
+
+
+def _analysed(
+    minfo: ModuleInfo, scope: str, spared: frozenset[Path], with_perturbation: bool
+) -> ETraceGraph:
+    """The graph of a traced step, without findings."""
+    groups, path_to_group = find_hidden_groups_from_minfo(minfo)
+    reach, cones, relations = analyse_operations(minfo, groups, scope)
+    perturbed = perturb_hidden(minfo, groups, relations)
+    coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
+    kept = perturbed if with_perturbation else None
+    found = (minfo, groups, path_to_group, relations, kept, (), cones, scope)
+    return ETraceGraph(*found, frozen=spared, reach=reach, _coverage=coverage)

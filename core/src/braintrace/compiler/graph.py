@@ -22,6 +22,7 @@ from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
 from .reach import Cone, Reach
 from .relation import HiddenParamOpRelation
+from .uniform import UniformState
 
 if TYPE_CHECKING:
     from ..show.draw import Drawing
@@ -51,6 +52,11 @@ class ETraceGraph:
         Parameters that the caller named as frozen.
     reach
         Per ETP operation, relation or not: its operands and the groups that it reaches.
+    uniform, not_uniform
+        With ``downstream='linear'``: the hidden states whose dynamics are linear and the same
+        everywhere, and why each other one is not.
+    filtered
+        The graph of the step with filters in front of the uniform states; ``None`` without any.
 
     Examples
     --------
@@ -73,6 +79,17 @@ class ETraceGraph:
     frozen: frozenset[Path]
     reach: tuple[Reach, ...]
     _coverage: Mapping[Path, str] = field(repr=False)
+    uniform: Mapping[Path, UniformState] = field(default_factory=dict)
+    not_uniform: Mapping[Path, str] = field(default_factory=dict)
+    filtered: ETraceGraph | None = field(default=None, repr=False)
+
+    @property
+    def executed(self) -> ETraceGraph:
+        """The graph whose step is run: with filters in front of uniform states, if there are any.
+
+        Its hidden groups hold the filters, too, and not the uniform states.
+        """
+        return self if self.filtered is None else self.filtered
 
     @property
     def perturbed(self) -> HiddenPerturbation:

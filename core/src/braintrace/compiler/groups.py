@@ -227,6 +227,14 @@ def find_hidden_groups_from_minfo(
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
     marks = minfo.credit(seeds, minfo.near)
+    if filters := [minfo.outvars_of(slot)[0] for slot in slots if slot.is_filter]:
+        number = {minfo.outvars_of(slot)[0]: i for i, slot in enumerate(slots)}
+
+        def emits(i: int, eqn: JaxprEqn) -> frozenset[int]:
+            return frozenset(number[v] for v in eqn.outvars if v in number)
+
+        taken = minfo.credit(seeds, minfo.near, emits)
+        marks |= {var: taken[var] for var in filters}
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):

@@ -37,6 +37,10 @@ class StateKind(enum.Enum):
     OTHER = "other"
 
 
+class CreditFilter(brainstate.HiddenState):
+    """A state of the credit of a model, and none of the model (see ``filters``)."""
+
+
 @dataclass(frozen=True, eq=False)
 class StateSlot:
     """Where the leaves of one state stand among the state leaves of the program."""
@@ -46,6 +50,11 @@ class StateSlot:
     kind: StateKind
     treedef: Any
     leaves: range
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether it is no state of the model."""
+        return isinstance(self.state, CreditFilter)
 
 
 def is_barrier(eqn: JaxprEqn) -> bool:

@@ -76,7 +76,7 @@ def check_states(model: Any, info: ModuleInfo) -> None:
 def check_same_states(model: Any, info: ModuleInfo) -> None:
     """No state may be made anew after compiling, and no setting that the model reads may change."""
     for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
-        if state_lookup(model, slot.path) is not slot.state:
+        if not slot.is_filter and state_lookup(model, slot.path) is not slot.state:
             raise CompilationError(
                 f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
                 "replaced or deleted after compile_graph; call compile_graph again. To reset "

@@ -26,7 +26,7 @@ from .block_size import auto_block_size
 from .in_windows import in_windows
 from .loops import Progress, in_parts, recorded_scan
 from .options import GradOptions, Outcome, common_length, masked_step, scale_of
-from .running import Running
+from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum, not_differentiable
 from .traced import TracedStep, trace_step
 
@@ -46,6 +46,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     rule, steps, inputs = learner.rule, common_length(sequences), (mask, *sequences)
     check_states(learner.model, learner.graph.module_info)
     executor, weights = rule.executor, [state for _, state in options.weights]
+    if not options.carry_trace:
+        clear_filters(learner)
     first = jax.tree.map(lambda v: v[0], inputs)
     step = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, weights)
     size = options.block_size
@@ -89,6 +91,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     by_path = executor.param_gradients(params, total)
     grads = tuple(_total(executor, weight, step, direct, by_path) for weight in weights)
     step.write(leaves)
+    if not options.carry_trace:
+        clear_filters(learner)
     learner.write_traces(traces if options.carry_trace else rule.init(), steps)
     return Outcome(grads, losses, aux, flags)
 

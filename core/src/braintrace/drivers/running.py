@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule
 from ..base import versions
@@ -102,16 +103,23 @@ class Running(Protocol):
 
 def read_states(learner: Running) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """Values of the parameters, and of the other states, of the compiled step."""
-    check_states(learner.model, learner.graph.module_info)
-    slots = learner.graph.module_info.slots
+    check_states(learner.model, learner.graph.executed.module_info)
+    slots = learner.graph.executed.module_info.slots
     values = {slot.path: slot.state.value for slot in slots}
     return {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}, values
+
+
+def clear_filters(learner: Running) -> None:
+    """Let no credit of earlier steps be in the filters in front of uniform states."""
+    for slot in learner.graph.executed.module_info.slots:
+        if slot.is_filter:
+            slot.state.value = jnp.zeros_like(slot.state.value)
 
 
 def write_states(learner: Running, old: Mapping[Path, Any], new: Mapping[Path, Any]) -> None:
     """Take the states after a step, those that :func:`read_states` gave before."""
     refuse_lost_examples(old, new)
-    for slot in learner.graph.module_info.slots:
+    for slot in learner.graph.executed.module_info.slots:
         if slot.path in old:
             slot.state.value = new[slot.path]
 

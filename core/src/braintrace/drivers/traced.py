@@ -70,7 +70,7 @@ def trace_step(
             loss, aux = step_fn(*inputs)
         return loss, aux, tape.step()
 
-    perturb = learner.graph.perturbed.init_perturb_data()
+    perturb = learner.graph.executed.perturbed.init_perturb_data()
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
     jaxpr = stateful.get_jaxpr(perturb, inputs)
@@ -100,7 +100,7 @@ def _is_parameter(state: State) -> bool:
 
 def _check_kept(learner: Running, leaves: Mapping[State, range], jaxpr: Jaxpr) -> None:
     """A step may not change the type of a state, nor write a parameter."""
-    states = learner.graph.module_info.compiled_model_states
+    states = learner.graph.executed.module_info.compiled_model_states
     names = {state: show_path(path) for path, state in states.items()}
     for state, i in ((state, i) for state, where in leaves.items() for i in where):
         name = names.get(state) or state.name or type(state).__name__

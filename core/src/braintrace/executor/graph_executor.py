@@ -107,11 +107,12 @@ class ETraceGraphExecutor:
                 )
         self.model, self.jacobians, self.options = model, jacobians, options
         self._compiled: Executor | None = None
+        self._graph: Any = None
 
     def compile_graph(self, *args: Any) -> None:
         """Compile for arguments of these shapes and dtypes; see ``compile_etrace_graph``."""
-        graph = compile_etrace_graph(self.model, *args, **self.options)
-        self._compiled = Executor(graph, self.jacobians)
+        self._graph = compile_etrace_graph(self.model, *args, **self.options)
+        self._compiled = Executor(self._graph.executed, self.jacobians)
 
     def for_model(self, model: brainstate.nn.Module, compiled: bool = True) -> ETraceGraphExecutor:
         """An executor of another model with the same options, compiled if this one is.
@@ -154,7 +155,8 @@ class ETraceGraphExecutor:
     @property
     def graph(self) -> ETraceGraph:
         """The compiled graph; raises ``CompilationError`` before :meth:`compile_graph`."""
-        return self.compiled.graph
+        self.compiled  # noqa: B018  raises before compile_graph
+        return self._graph
 
     @property
     def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
@@ -204,7 +206,7 @@ class ETraceGraphExecutor:
             ``l2h(out_bar)`` gives, for a cotangent like ``out``, the learning signals ``l`` [*V, S]
             by number of the group.
         """
-        step, info = self.compiled, self.graph.module_info
+        step, info = Executor(self.graph, self.jacobians), self.graph.module_info
         check_states(self.model, info)
         leaves = checked_args(info, args)
         states = {slot.path: slot.state.value for slot in info.slots}

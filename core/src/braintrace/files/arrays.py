@@ -74,6 +74,8 @@ def _states(learner: Any, optimizer: Any) -> dict[State, tuple[str, str]]:
         found.setdefault(state, (named("model", path), kinds.get(state, kind)))
     for i, state in enumerate(learner.traces):
         found.setdefault(state, (f"trace/{i}", "trace"))
+    for i, state in enumerate(learner.filters):
+        found.setdefault(state, (f"filter/{i}", "trace"))
     for path, state in brainstate.graph.states(learner).items():
         found.setdefault(state, (named("learner", path), "learner"))
     for i, state in enumerate(slot.state for slot in slots if slot.state not in found):

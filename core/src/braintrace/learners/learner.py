@@ -19,7 +19,7 @@ from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
 from ..drivers.call_arguments import one_step_of
-from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
+from ..drivers.running import Drivers, Stepper, clear_filters, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
@@ -125,6 +125,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
         self.traces: tuple[EligibilityTrace, ...] = ()
+        self.filters: tuple[brainstate.State[Any], ...] = ()
         self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
         self.synthesizer: Any = None
 
@@ -154,6 +155,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         """
         executor = self._executor.for_model(self.model, compiled=False)
         executor.compile_graph(*one_step_of(args))
+        self.filters = ()
         self._adopt(executor)
         self.traces = tuple(EligibilityTrace(trace) for trace in self.rule.init())
         if self.synthesizer_of is not None:
@@ -171,6 +173,11 @@ class ETraceAlgorithm(brainstate.nn.Module):
             predict = getattr(self.synthesizer_of, "predict", None)
             self._stepper = window_by_call(jax.jit(window_step(rule, predict)))
         self._executor, self._rule = executor, rule
+        before = self.filters
+        slots = executor.graph.executed.module_info.slots
+        self.filters = tuple(slot.state for slot in slots if slot.is_filter)
+        for old, new in zip(before, self.filters, strict=False):
+            new.value = old.value
 
     @property
     def executor(self) -> ETraceGraphExecutor:
@@ -314,10 +321,12 @@ class ETraceAlgorithm(brainstate.nn.Module):
         before = self.executor
         executor = reset_model(before, batch_size, **kwargs) if model_states else before
         if executor is not before:
+            self.filters = ()
             self._adopt(executor)
         for trace, zero in zip(self.traces, self.rule.init(), strict=True):
             # the traces of a learner that was compiled under vmap have an axis of examples
             trace.value = repeated_like(zero, trace.value) if executor is before else zero
+        clear_filters(self)
         self.running_index.value = jnp.zeros((), jnp.int32)
 
     def init_etrace_state(self) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from ..algorithms.base import LearningRule
 from ..base.diagnostics import DiagnosticLevel
-from ..base.types import bytes_of, show_path
+from ..base.types import Path, bytes_of, show_path
 from ..compiler.graph import ETraceGraph
 from ..drivers.block_size import auto_block_size
 
@@ -50,12 +51,12 @@ class Report(str):
 
 def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> Report:
     """What ``learner.report`` is."""
-    report = Report(f"{graph.report()}\n\n{_traces(rule, vjp_method)}")
+    report = Report(f"{graph.report()}\n\n{_traces(graph, rule, vjp_method)}")
     report.graph = graph
     return report
 
 
-def _traces(rule: LearningRule, vjp_method: str) -> str:
+def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     """The rule, the memory of every trace, and the steps that a gradient evaluates together."""
     traces = jax.eval_shape(rule.init)
     lines = [
@@ -68,12 +69,26 @@ def _traces(rule: LearningRule, vjp_method: str) -> str:
             names = ", ".join(map(show_path, link.relation.parameter_paths))
             shapes = ", ".join(f"{key} {[*leaf.shape]}" for key, leaf in own.items())
             size = shown_bytes(bytes_of(own))
-            lines.append(f"  {names} -> group {link.group.index}: {size} ({shapes})")
+            group = _shown_group(graph, link.group.group.hidden_paths)
+            lines.append(f"  {names} -> {group}: {size} ({shapes})")
+    if graph.uniform:
+        slots = (s for s in graph.executed.module_info.slots if s.is_filter)
+        filters = [slot.state.value for slot in slots]
+        names = ", ".join(map(show_path, graph.uniform))
+        size = shown_bytes(bytes_of(filters))
+        lines.append(f"filters: {len(filters)}, {size}, in front of {names}")
     if vjp_method == "multi-step":
         return "\n".join([*lines, "windows: as long as chunk_size, with reverse mode inside"])
     block = auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
+
+
+def _shown_group(graph: ETraceGraph, paths: Sequence[Path]) -> str:
+    """A group by its number, or as one of filters alone."""
+    own = (graph.hid_path_to_group[path].index for path in paths if path in graph.hid_path_to_group)
+    index = next(own, None)
+    return "filters" if index is None else f"group {index}"
 
 
 def shown_bytes(count: int) -> str:

@@ -42,6 +42,9 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         least).
     random_feedback_key
         In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
+    downstream
+        In place of that of ``config``: how far credit goes in the layers above, ``'step'`` or
+        ``'linear'``; see :func:`braintrace.compile_etrace_graph`.
     **options
         Further options of :func:`braintrace.compile_etrace_graph`.
 
@@ -70,6 +73,7 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         config: ETraceConfig | None = None,
         trace_dtype: Any = None,
         random_feedback_key: Any = None,
+        downstream: str | None = None,
         **options: Any,
     ) -> None:
         vjp_method = by_name(type(self), vjp_method, *_late)
@@ -81,6 +85,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
             )
         if random_feedback_key is not None and config.learning_signal == "random_feedback":
             config = replace(config, seed=random_feedback_key)
+        if downstream is not None:
+            config = replace(config, downstream=downstream)
         check_method(vjp_method, config)
         if type(self) is ETraceVjpAlgorithm and config.learning_signal in OWN_LEARNERS:
             raise ValueError(
@@ -158,6 +164,11 @@ def check_method(vjp_method: str, config: ETraceConfig) -> None:
         raise ValueError(
             f"vjp_method must be {allowed} with learning_signal={config.learning_signal!r}, got "
             f"{vjp_method!r}"
+        )
+    if vjp_method == "multi-step" and config.downstream == "linear":
+        raise ValueError(
+            "downstream='linear' goes with vjp_method='single-step'; inside a window, credit "
+            "passes through the layers above in any case"
         )
 
 

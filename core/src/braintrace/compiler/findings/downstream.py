@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Findings about credit that passes through the layers above, or stops there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...base.diagnostics import CompilationRecord
+from ...base.types import Path, show_path
+from ..graph import ETraceGraph
+from ..groups import member_of
+from .record import Kind, info
+
+PASSES = info(
+    Kind.UNIFORM_DYNAMICS,
+    "the dynamics of {states} are linear and the same everywhere: credit passes through to what "
+    "drives it ({filters})",
+    "Nothing to do",
+)
+STOPS = info(
+    Kind.CREDIT_STOPS,
+    "what {lower} does to later values of {states} gets no credit: {why}",
+    "Make the leak above the same everywhere and detach its reset, or learn in windows "
+    "(vjp_method='multi-step')",
+)
+
+
+def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    """Which states have filters in front of them, and at which layers credit stops all the same."""
+    for path, state in graph.uniform.items():
+        shapes = ", ".join(
+            f"a filter {[*source.atom.aval.shape]}"
+            for source in state.sources.values()
+            if not source.constant
+        )
+        yield PASSES(hidden_paths=(path,), filters=shapes)
+    if graph.uniform or graph.not_uniform:
+        yield from _stops(graph)
+
+
+def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    executed = graph.executed
+    info, member = executed.module_info, member_of(executed.hidden_groups)
+    olds = {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
+    marks = info.credit(
+        olds,
+        emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member),
+    )
+    for group in executed.hidden_groups:
+        above = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+        behind = frozenset().union(*(marks.get(v, frozenset()) for v in group.hidden_outvars))
+        for index in sorted(behind - {group.index}):
+            lower = executed.hidden_groups[index].hidden_paths
+            shown = [path for path in lower if path in graph.hid_path_to_group]
+            if above and shown:
+                yield STOPS(
+                    hidden_paths=above,
+                    lower=", ".join(map(show_path, shown)),
+                    why=_why(graph, above),
+                )
+
+
+def _why(graph: ETraceGraph, paths: tuple[Path, ...]) -> str:
+    """Why the states of a group are not uniform: the first reason."""
+    reasons = (graph.not_uniform[path] for path in paths if path in graph.not_uniform)
+    return next(reasons, "it is not uniform")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of credit in the layers above."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax.numpy as jnp
+
+import braintrace as bt
+
+Kind = bt.DiagnosticKind
+
+
+class Leaky(brainstate.nn.Module):
+    def __init__(self, inputs: int, outputs: int, gated: bool) -> None:
+        super().__init__()
+        self.w, self.gated = bt.nn.Linear(inputs, outputs), gated
+        self.v = brainstate.HiddenState(jnp.zeros((2, outputs)))
+
+    def update(self, x: Any) -> Any:
+        v = self.v.value
+        self.v.value = (jnp.tanh(v) if self.gated else 0.9 * v) + self.w(x)
+        return jnp.tanh(self.v.value)
+
+
+def records(*gated: bool, **options: Any) -> Any:
+    layers = (Leaky(3, 3, one) for one in gated)
+    model = brainstate.nn.Sequential(*layers)
+    graph = bt.compile_etrace_graph(model, jnp.ones((2, 3)), **options)
+    return [r for r in graph.diagnostics if r.kind in (Kind.UNIFORM_DYNAMICS, Kind.CREDIT_STOPS)]
+
+
+def test_a_uniform_state_is_named() -> None:
+    (record,) = records(True, False, downstream="linear")
+    assert record.kind is Kind.UNIFORM_DYNAMICS
+    assert record.hidden_paths == (("layers", 1, "v"),)
+    assert "a filter [2, 3]" in record.message
+
+
+def test_where_credit_stops_is_said_with_the_reason() -> None:
+    (record,) = records(True, True, downstream="linear")
+    assert record.kind is Kind.CREDIT_STOPS
+    assert record.hidden_paths == (("layers", 1, "v"),)
+    assert "what layers[0].v does" in record.message and "passes tanh at" in record.message
+    assert "test_downstream.py" in record.message
+
+
+def test_nothing_is_said_of_the_published_rule() -> None:
+    assert records(True, True) == []
