@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from braintrace.cli import UsageError
+from braintrace.cli.explain import file_and_name, import_file, parse_shape
 from tests.unit.cli.nets import Explain
 
 
@@ -62,3 +65,47 @@ def test_mistakes_are_answered(explain: Explain, arguments: tuple[str, ...]) -> 
     status, out, err = explain(*arguments)
     assert (status, out) == (2, "")
     assert MISTAKES[arguments] in err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("64,10:float32", ((64, 10), "float32")),
+        ("(3,)", ((3,), None)),
+        (" 2 , 3 ", ((2, 3), None)),
+        (":int32", ((), "int32")),
+        ("()", ((), None)),
+    ],
+)
+def test_shapes(text: str, found: object) -> None:
+    assert parse_shape(text) == found
+
+
+@pytest.mark.parametrize("text", ["3;4", "3:", "a", "3,,4", "-1"])
+def test_what_is_no_shape(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a shape; write sizes with commas"):
+        parse_shape(text)
+
+
+def test_a_file_and_the_name_of_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "nets.py"
+    file.write_text("")
+    assert file_and_name(f"{file}:Net") == (file, "Net")
+    assert file_and_name(f"{file}:") == (file, None)
+    assert file_and_name(str(file)) == (file, None)
+    with pytest.raises(UsageError, match="there is no file .*net.py'; did you mean 'nets.py'"):
+        file_and_name(f"{tmp_path / 'net.py'}:Net")
+
+
+def test_a_file_runs_as_a_module_of_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, expected in (("json.py", "_explained_json"), ("only_here.py", "only_here")):
+        (tmp_path / name).write_text("here = __name__\n")
+        module = import_file(tmp_path / name)
+        assert module.here == expected and sys.path[0] == str(tmp_path)
+        del sys.modules[expected]
+    (tmp_path / "text.txt").write_text("")
+    with pytest.raises(UsageError, match=r"text.txt' is not a Python file"):
+        import_file(tmp_path / "text.txt")

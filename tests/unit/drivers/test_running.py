@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import braintrace as bt
+from braintrace.drivers.running import MOST, Drivers, read_states, write_states
 
 T, B, IN, HIDDEN = 5, 2, 2, 3
 
@@ -127,6 +128,7 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 import braintrace as bt
+from braintrace.drivers.running import MOST, Drivers, read_states, write_states
 import jax.numpy as jnp
 from tests.unit.drivers.test_running import actions_of, made
 learners = made("d_rtrl"), made(bt.UORO, projection_key=3)
@@ -158,3 +160,64 @@ def test_a_persistent_cache_serves_another_process(tmp_path: Path) -> None:
     assert misses > 0
     again, missed = counts("2")
     assert missed == 0 and again == hits + misses
+
+
+# --- drivers that are kept ------------------------------------------------------------------------
+
+
+def test_a_driver_is_kept_for_its_key() -> None:
+    drivers, runs = Drivers(), []
+
+    def run(x: Any) -> Any:
+        runs.append(None)
+        return 2 * x
+
+    found = drivers.get((abs, "grad"), run)
+    assert float(found(1.0)) == float(found(3.0)) - 4.0 == 2.0
+    assert len(runs) == 1 and drivers.get((abs, "grad"), run) is found
+    assert drivers.get((abs, "update"), run) is not found
+    drivers.clear()
+    assert drivers.get((abs, "grad"), run) is not found
+
+
+def test_a_setting_that_a_driver_read_is_part_of_its_key() -> None:
+    drivers = Drivers()
+    with brainstate.environ.context(dt=0.1):
+        found = drivers.get((abs,), lambda x: x * brainstate.environ.get("dt"))
+        assert float(found(1.0)) == pytest.approx(0.1)
+        assert drivers.get((abs,), max) is found
+    with brainstate.environ.context(dt=0.2):
+        assert drivers.get((abs,), max) is not found
+
+
+def test_the_drivers_used_last_are_kept() -> None:
+    drivers = Drivers()
+    first = drivers.get((abs, 0), abs)
+    for k in range(1, MOST):
+        drivers.get((abs, k), abs)
+    assert drivers.get((abs, 0), abs) is first  # and now it is the last that was used
+    drivers.get((abs, MOST), abs)
+    assert drivers.get((abs, 0), abs) is first
+    assert len(drivers._kept) == MOST
+
+
+def test_a_new_function_at_each_call_is_a_warning_once() -> None:
+    drivers = Drivers()
+
+    def new() -> Any:
+        return lambda x: x
+
+    for _ in range(3):
+        drivers.get((new(), "grad"), abs)
+    with pytest.warns(UserWarning, match=r"step_fn \(.*test_running.py:\d+\) is a new function"):
+        drivers.get((new(), "grad"), abs)
+    drivers.get((new(), "grad"), abs)
+
+
+def test_states_are_read_by_kind_and_taken_back() -> None:
+    learner = made("d_rtrl")
+    params, states = read_states(learner)
+    assert {*params} == {*learner.param_states} and ("cell", "h") in states
+    write_states(learner, states, {path: value + 1.0 for path, value in states.items()})
+    assert jnp.array_equal(learner.hidden_states["cell", "h"].value, states["cell", "h"] + 1.0)
+    assert all(learner.param_states[path].value is value for path, value in params.items())

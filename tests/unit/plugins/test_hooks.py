@@ -14,7 +14,9 @@ from braintrace.plugin_api import (
     hookimpl,
 )
 from braintrace.plugins import PluginError
-from braintrace.plugins.hooks import HookSpecs
+from braintrace.plugins.errors import IncompatibleError
+from braintrace.plugins.hooks import HookSpecs, collect, kind_of, listed
+from braintrace.plugins.records import HostInfo
 from braintrace.plugins.resolution import resolve
 from tests.sites import plugin_object, scale
 
@@ -99,3 +101,60 @@ def test_every_hook_has_a_user_in_the_repository():
     hooks = [name for name in vars(HookSpecs) if name.startswith("braintrace_")]
     assert len(hooks) == 6
     assert [name for name in hooks if f"def {name}(" not in text] == []
+
+
+def test_what_a_plugin_declares():
+    offer = collect(plugin_object("offered", [good_spec], version="3"), "0.1.0")
+    assert offer.specs == (good_spec,) and offer.info == PluginInfo("offered", version="3")
+    assert offer.manager.hook.braintrace_algorithms.get_hookimpls() == []
+
+
+def test_the_host_introduces_itself():
+    told = []
+
+    class Asking:
+        @hookimpl
+        def braintrace_plugin_info(self):
+            return PluginInfo("asking")
+
+        @hookimpl
+        def braintrace_primitives(self, api):
+            told.append(api)
+            return iter([good_spec])
+
+    assert collect(Asking(), "0.1.0").specs == (good_spec,)
+    assert told == [HostInfo((1, 0), "0.1.0")]
+
+
+@pytest.mark.parametrize("api", [(2, 0), (1, 1), (0, 9)])
+def test_another_plugin_api_is_incompatible(api):
+    with pytest.raises(IncompatibleError, match=f"^{api[0]}.{api[1]}$"):
+        collect(plugin_object("strange", [], api=api), "0.1.0")
+
+
+def test_a_plugin_says_who_it_is():
+    class Wrong:
+        @hookimpl
+        def braintrace_plugin_info(self):
+            return "me"
+
+    with pytest.raises(TypeError, match="must return a PluginInfo, got str 'me'"):
+        collect(Wrong(), "0.1.0")
+    with pytest.raises(TypeError, match="does not implement braintrace_plugin_info"):
+        collect(object(), "0.1.0")
+    with pytest.raises(TypeError, match="an instance of a small class, got the type Wrong"):
+        collect(Wrong, "0.1.0")
+
+
+def test_answers_are_lists():
+    assert listed("hook", "cases", (k for k in (1, 2))) == (1, 2)
+    for given, kind in (("ab", "str 'ab'"), ({}, "dict {}"), (3, "int 3")):
+        with pytest.raises(TypeError, match=f"hook must return cases, got {kind}"):
+            listed("hook", "cases", given)
+    with pytest.raises(TypeError, match="hook returned None"):
+        listed("hook", "cases", None)
+
+
+def test_values_in_messages_are_short():
+    assert kind_of("a" * 200) == "str '" + "a" * 79
+    assert kind_of(pytest) == "module pytest" and kind_of(int) == "type int"

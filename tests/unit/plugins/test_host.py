@@ -13,6 +13,7 @@ from braintrace.names import OFFICIAL
 from braintrace.ops.primitive import find_primitive
 from braintrace.plugin_api import ETPPrimitiveSpec
 from braintrace.plugins import PluginError
+from braintrace.plugins.host import brief
 from braintrace.plugins.resolution import resolve
 from tests.sites import plugin_object, record_of, scale
 
@@ -181,3 +182,26 @@ def test_the_built_in_plugins_agree_with_their_metadata(host_of):
     records = host_of(allow=frozenset(names)).load_all()
     official = {r.family: r.problems for r in records if r.distribution.startswith("braintrace-")}
     assert official == dict.fromkeys(names, ())
+
+
+def test_what_is_brief_of_an_exception():
+    assert brief(OSError("one\ntwo")) == "OSError: one"
+    assert brief(MemoryError()) == "MemoryError"
+
+
+def test_a_plugin_of_another_group_is_incompatible(site, host_of, plugin_source):
+    text = plugin_source("future", "future_p")
+    site.add("future", "future_module", text, family="future", group="braintrace.plugins.v2")
+    record = record_of(host_of(site), "future")
+    assert record.state == "incompatible"
+    assert record.reason.startswith("is written for plugin API 2, but braintrace-core")
+    assert record.reason.endswith("Run: pip install --upgrade braintrace-core future")
+
+
+def test_plugins_in_use_are_in_the_order_of_their_names(host_of):
+    host = host_of()
+    for name in ("zeta", "alpha"):
+        host.register(plugin_object(name, []))
+    assert [c.family for c, _ in host.loaded()] == ["alpha", "zeta"]
+    host.configure(disable=frozenset({"alpha"}))
+    assert [c.family for c, _ in host.loaded()] == ["zeta"]

@@ -55,3 +55,20 @@ def test_isolation_puts_replaced_rules_back(host_of):
 def test_configure_refuses_one_string():
     with pytest.raises(TypeError, match="disable must be an iterable of names, got the string"):
         braintrace.plugins.configure(disable="dense")
+
+
+def test_functions_of_the_module_are_those_of_the_host(host_of, monkeypatch):
+    host = host_of()
+    assert braintrace.plugins.records() == host.records() == braintrace.plugins.refresh()
+    braintrace.plugins.configure(allow=["dense"], strict=True)
+    assert host.settings.allow == {"dense"} and host.settings.strict
+    braintrace.plugins.configure(disable=["*"])
+    assert host.settings.allow == {"dense"} and host.settings.disable == {"*"}
+    braintrace.plugins.configure(allow=None)
+    assert host.settings.allow is None
+    assert {r.state for r in braintrace.plugins.load_all()} == {"disabled"}
+
+
+def test_cases_of_a_family_that_has_none():
+    with braintrace.plugins.isolated([plugin_object("caseless", [])]):
+        assert braintrace.plugins.conformance_cases("caseless") == ()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from braintrace.plugins import metadata
+from braintrace.plugins.metadata import Candidate
 from tests.sites import record_of
 
 
@@ -37,3 +38,77 @@ def test_plain_bounds_are_read_as_the_parser_reads_them():
 @pytest.mark.parametrize("bound", ["==0.1.*", "[extra]>=0.1", ">=0.1rc1", ">=0.1; extra == 'a'"])
 def test_other_bounds_are_left_to_the_parser(bound):
     assert metadata._plain_bounds([f"braintrace-core{bound}"], "0.1.0") is None
+
+
+class Entry:
+    """An entry point as metadata give it."""
+
+    def __init__(self, name, value, group="braintrace.plugins.v1"):
+        self.name, self.value, self.group = name, value, group
+
+
+def test_what_a_candidate_is_called():
+    candidate = Candidate("my-conv", "1.0", "/site", (Entry("conv", "my_conv.plugin : p"),))
+    assert (candidate.family, candidate.package, candidate.title) == (
+        "conv", "my_conv", "'my-conv' 1.0",
+    )  # fmt: skip
+    assert Candidate("my-conv", "", "").title == "'my-conv'"
+    assert Candidate("my-conv", "", "").family == "my-conv"
+    assert Candidate("my-conv", "", "").package is None
+
+
+def test_the_record_of_a_candidate_names_its_exports():
+    exports = {("ops", "conv"): Entry("conv", "a:b"), ("nn", "Conv"): Entry("Conv", "a:c")}
+    record = Candidate("a", "1", "/site", (), exports).record
+    assert record.exports == ("braintrace.conv", "braintrace.nn.Conv")
+    assert (record.state, record.family, record.origin) == ("discovered", "a", "/site")
+
+
+def test_a_scan_finds_those_with_entry_points_and_the_first_of_each(make_site, monkeypatch):
+    for name, version in (("second", "2.0"), ("first", "1.0")):
+        site = make_site(name)
+        site.add("scan-me", "scanned", "", family="scanned", ops=["scan"], version=version)
+        site.add("no-plugin", "scanned", "", version="1.0")
+        monkeypatch.syspath_prepend(str(site.folder))
+    found = {c.distribution: c for c in metadata.scan("0.1.0")}
+    assert "no-plugin" not in found
+    assert found["scan-me"].version == "1.0"
+    assert found["scan-me"].origin == str(make_site("first").folder)
+    assert [*found["scan-me"].exports] == [("ops", "scan")]
+    assert [*found] == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("requires", "bounds"),
+    [
+        (["braintrace-core>=0.1,<0.2"], ("<0.2,>=0.1", True)),
+        (["Braintrace_Core >= 9"], (">=9", False)),
+        (["braintrace-core!=0.1.0"], ("!=0.1.0", False)),
+        (["numpy>=9", "braintrace-corefoo>=9"], ("", True)),
+        (['braintrace-core>=9; extra == "a"'], ("", True)),
+        ([], ("", True)),
+    ],
+)
+def test_bounds_on_core(requires, bounds):
+    assert metadata._bounds_on_core(requires, "0.1.0") == bounds
+
+
+def test_who_owns_a_package(site, monkeypatch):
+    site.add("stranger", "unused", "").add("bystander", "unused", "")
+    (site.folder / "stranger-1.0.dist-info" / "RECORD").write_text("ownedpackage/a.py,,\n")
+    (site.folder / "bystander-1.0.dist-info" / "RECORD").write_text("ownedpackage2/a.py,,\n")
+    monkeypatch.syspath_prepend(str(site.folder))
+    found = {owner.distribution for owner in metadata.owners("ownedpackage")}
+    assert "stranger" in found and "bystander" not in found
+
+
+def test_requirements_that_are_not_met(site, monkeypatch):
+    site.add("needy", "unused", "", requires="no-such-distribution>=2")
+    site.add("content", "unused", "", requires="needy>=1")
+    site.add("outgrown", "unused", "", requires="needy<1")
+    monkeypatch.syspath_prepend(str(site.folder))
+    assert metadata.unmet("needy") == (("no-such-distribution>=2", None),)
+    assert metadata.unmet("content") == ()
+    assert metadata.unmet("outgrown") == (("needy<1", "1.0"),)
+    assert metadata.version_of("needy") == "1.0"
+    assert metadata.version_of("no-such-distribution") is None

@@ -9,7 +9,7 @@ import pytest
 
 from braintrace.names import OFFICIAL
 from braintrace.plugins import PluginError
-from braintrace.plugins.resolution import available, resolve
+from braintrace.plugins.resolution import available, enabled_providers, exported, resolve
 
 
 def test_an_export_that_is_not_there(site, host_of, plugin_source):
@@ -42,3 +42,18 @@ def test_official_names_belong_to_official_distributions(site, host_of, plugin_s
     with pytest.raises(PluginError, match="'braintrace-to-come', which is not installed"):
         resolve(host, "ops", "to_come")
     assert "thief_module" not in sys.modules
+
+
+def test_what_is_exported_and_what_can_be_had(site, host_of, plugin_source):
+    for name in ("open", "shut"):
+        text = plugin_source(f"{name}fam", f"{name}_p")
+        site.add(name, f"{name}_module", text, family=f"{name}fam", ops=[f"{name}_op"], nn=["Same"])
+    host = host_of(site, disable=frozenset({"shut"}))
+    assert {"open_op", "shut_op"} <= exported(host, "ops")
+    assert "Same" in available(host, "nn") and "open_op" in available(host, "ops")
+    assert "shut_op" not in available(host, "ops")
+    assert [c.distribution for c in enabled_providers(host, "nn", "Same")] == ["open"]
+    with pytest.raises(PluginError, match="braintrace.shut_op is provided by 'shut' 1.0, which is"):
+        resolve(host, "ops", "shut_op")
+    op = resolve(host, "nn", "Same")
+    assert op is host.values["nn", "Same"] is resolve(host, "nn", "Same")

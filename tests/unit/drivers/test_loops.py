@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loops in parts, with a record, with a bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from braintrace.drivers.loops import Progress, in_parts, recorded_scan
+from braintrace.testing import assert_tree_close
+from tests.unit.drivers.net import (
+    made,
+    summed,
+)
+
+
+@pytest.mark.parametrize("driver", ["etrace_grad", "etrace_update", "etrace_evolve"])
+def test_progress_reaches_its_end(driver: str, data: Any, capfd: Any) -> None:
+    learner = made()
+    options: dict[str, Any] = {"etrace_update": {"optimizer": optax.sgd(0.1)}}.get(driver, {})
+    if driver == "etrace_grad":
+        options = {"block_size": 1}
+    getattr(learner, driver)(*data, step_fn=summed(learner), progress=True, **options)
+    jax.effects_barrier()
+    assert capfd.readouterr().err.endswith("#] 7/7\n")
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "in_scan"), [(3, 1, 2), (3, 2, 2), (3, 3, 0), (7, 1, 1), (9, 1, 0), (1, 1, 7)]
+)
+def test_parts_are_joined_as_one_loop_would(size: int, least: int, in_scan: int) -> None:
+    numbers: list[Any] = []
+
+    def one(total: Any, numbered: Any) -> Any:
+        number, (x, none) = numbered
+        assert none is None
+        numbers.append(number)
+        return total + x.sum(), (2 * x, {"a": -x}, x.sum())
+
+    xs = jnp.arange(7.0)
+    end, (twice, less, sums) = in_parts(one, jnp.zeros(()), (xs, None), size, jax.lax.scan, least)
+    assert float(end) == 21.0
+    assert twice.tolist() == (2 * xs).tolist() and less["a"].tolist() == (-xs).tolist()
+    starts = range(0, 7, size)
+    assert sums.tolist() == [float(xs[k : k + size].sum()) for k in starts]
+    assert [n for n in numbers if isinstance(n, int)] == [*range(in_scan, len(starts))]
+
+
+def test_a_recorded_scan_is_a_scan_that_stacks_less() -> None:
+    table = jnp.arange(3.0)
+
+    def body(carry: Any, x: Any) -> Any:
+        carry = carry + x
+        return carry, (carry, {"again": carry, "fixed": jnp.sin(table), "one": 1.0})
+
+    start, xs = jnp.zeros(3), jnp.arange(12.0).reshape(4, 3)
+    expected = jax.lax.scan(body, start, xs)
+    assert_tree_close(recorded_scan(body, start, xs), expected)
+    jaxpr = jax.make_jaxpr(lambda: recorded_scan(body, start, xs))()
+    (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert len(scan.outvars) == 2  # what is carried, and its record
+
+
+def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(4).show(0)
+    assert capsys.readouterr().err == f"\r[{'#' * 10}{'.' * 30}] 1/4"
+    Progress(4).show(3)
+    assert capsys.readouterr().err == f"\r[{'#' * 40}] 4/4\n"
+    Progress(0).advance(0, jnp.ones(1))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_loop_is_shown_about_a_hundred_times(capfd: pytest.CaptureFixture[str]) -> None:
+    def body(carry: None, number: Any) -> tuple[None, None]:
+        Progress(500).advance(number, number)
+        return carry, None
+
+    jax.lax.scan(body, None, jnp.arange(500))
+    jax.effects_barrier()
+    assert capfd.readouterr().err.count("\r") == 101

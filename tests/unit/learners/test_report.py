@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a learner reports."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import brainstate
+import jax.numpy as jnp
+import pytest
+
+import braintrace as bt
+from tests import zoo
+from tests.unit.drivers.net import made
+
+
+def test_a_report_is_text_to_others() -> None:
+    report = bt.compile(zoo.Leaky(), "d_rtrl", jnp.ones((2, zoo.IN)), batch_size=2).report
+    assert pickle.loads(pickle.dumps(report)) == str(report) == report()
+
+
+X = jnp.ones((2, zoo.IN))
+
+
+def compiled(algorithm: Any, model: Any = None, **options: Any) -> Any:
+    brainstate.random.seed(3)
+    return bt.compile(model or zoo.Leaky(), algorithm, X, batch_size=2, **options)
+
+
+def test_a_report_can_be_called_shown_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    report = compiled("d_rtrl").report
+    assert report() == str(report) == report and "learning rule" in report
+    assert report.splitlines()[-1].startswith("block_size='auto'")
+    report.show()
+    assert capsys.readouterr().out == f"{report}\n"
+    report.show(2)
+    assert "relation_included" in capsys.readouterr().out
+    assert report.counts["hidden_groups"] == report.counts["etrace_weights"] == 1
+    assert report.counts["errors"] == 0
+
+
+def test_the_report_says_what_traces_take() -> None:
+    report = made().report
+    assert "learning rule: D-RTRL, diagonal recurrence" in report
+    assert "cell.Wz.weight -> group 0: 432 B" in report
+    assert "block_size='auto': 100 steps" in report

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learners with a signal of their own: modulators, errors, predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.learners.signals import feed_back, feedback_matrix
+from braintrace.testing import assert_tree_close
+from tests import zoo
+from tests.unit.drivers.net import HIDDEN, IN, B, Growing, Net, made, summed
+
+X = jnp.ones((2, zoo.IN))
+
+
+XS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, zoo.IN)))
+
+
+CONFIG = bt.ETraceConfig
+
+
+def compiled(algorithm: Any, model: Any = None, **options: Any) -> Any:
+    brainstate.random.seed(3)
+    return bt.compile(model or zoo.Leaky(), algorithm, X, batch_size=2, **options)
+
+
+def grads(learner: Any, **options: Any) -> Any:
+    learner.reset_state(batch_size=2, model_states=True)
+    return learner.etrace_grad(XS, step_fn=lambda x: jnp.mean(learner(x) ** 2), **options)
+
+
+def test_a_config_with_a_modulator_takes_one() -> None:
+    learner = compiled(CONFIG(learning_signal="modulatory"))
+    learner.modulator = 0.5
+    assert_tree_close(grads(learner), grads(compiled("three_factor", modulator=0.5)))
+    other = compiled("d_rtrl", config=CONFIG(learning_signal="modulatory"))
+    with pytest.raises(ValueError, match=r"needs a modulator.*ThreeFactor\(model, config=...\)"):
+        grads(other)
+
+
+def test_an_assigned_modulator_counts_in_what_is_compiled_already() -> None:
+    learner = compiled("three_factor")
+
+    def of_step(x: Any) -> Any:
+        return jnp.mean(learner(x) ** 2)
+
+    def found() -> Any:
+        learner.reset_state(batch_size=2, model_states=True)
+        return learner.etrace_grad(XS, step_fn=of_step)
+
+    learner.modulator = 1.0
+    once = found()
+    state = brainstate.ShortTermState(jnp.array(4.0))
+    for modulator, factor in ((-2.0, -2.0), (jnp.full((2, 1), 3.0), 3.0), (state, 4.0), (5.0, 5.0)):
+        learner.modulator = modulator
+        assert (
+            learner.modulator is state
+            if modulator is state
+            else (jnp.array_equal(learner.modulator, modulator))
+        )
+        assert_tree_close(found(), jax.tree.map(lambda g, f=factor: f * g, once))
+
+
+def test_a_modulator_inside_of_a_step() -> None:
+    learner = compiled("three_factor")
+
+    def of_step(x: Any, reward: Any) -> Any:
+        learner.modulator = -reward
+        return jnp.mean(learner(x) ** 2)
+
+    rewards = jnp.arange(4.0)
+    with pytest.raises(ValueError, match="is assigned for the first time inside"):
+        learner.etrace_grad(XS, rewards, step_fn=of_step)
+    learner.modulator = 0.0
+    learner.reset_state(batch_size=2, model_states=True)
+    assigned = learner.etrace_grad(XS, rewards, step_fn=of_step)
+    learner.reset_state(batch_size=2, model_states=True)
+    given = learner.etrace_grad(
+        XS, rewards, step_fn=lambda x, r: jnp.mean(learner(x, modulator=-r) ** 2)
+    )
+    assert_tree_close(assigned, given)
+
+
+def test_synthetic_gradients_learn_the_future(data: Any) -> None:
+    """With a linear recurrence and a linear loss, the gradient of the future is constant."""
+    xs = data[0]
+    learner = made("dni", model=Growing(0.5))
+    step_fn = lambda x: learner(bt.MultiStepData(x)).sum((1, 2))  # noqa: E731
+    assert ("synthesizer", "h") in learner.param_states
+    for _ in range(200):
+        grads = learner.etrace_grad(xs, step_fn=step_fn, chunk_size=1, reduction="sum")
+        state = learner.param_states["synthesizer", "h"]
+        state.value = {
+            **state.value,
+            "bias": state.value["bias"] - 0.05 * grads["synthesizer", "h"]["bias"],
+        }
+    # 1 + 1/2 + 1/4 + ...: what a hidden value does to all later losses, 0.5 / (1 - 0.5)
+    np.testing.assert_allclose(state.value["bias"], np.full(HIDDEN, 1.0), rtol=1e-3)
+
+
+def test_a_modulator_meets_the_traces_of_any_rule(data: Any) -> None:
+    """With the gradient of the sum of the hidden states as modulator, it is pp_prop."""
+    options = {"trace_factorization": "io_factorized", "decay": 0.7}
+    given = made(bt.ETraceConfig(learning_signal="modulatory", **options), model=Net().cell)
+    plain = made(bt.ETraceConfig(**options), model=Net().cell)
+    a = given.etrace_grad(data[0], step_fn=lambda x: given(x, modulator=1.0).sum())
+    b = plain.etrace_grad(data[0], step_fn=lambda x: plain(x).sum())
+    assert_tree_close(a, b)
+
+
+def test_the_modulator_is_per_call_or_a_state(data: Any) -> None:
+    xs, ys = data
+    a = made("three_factor", modulator=brainstate.ShortTermState(jnp.asarray(0.5)))
+    b = made("three_factor")
+    standing = a.etrace_grad(xs, ys, step_fn=summed(a))
+    given = b.etrace_grad(
+        xs, ys, step_fn=lambda x, y: ((b(x, modulator=0.5) - y) ** 2).sum(), block_size=2
+    )
+    assert_tree_close(standing, given)
+    with pytest.raises(ValueError, match="needs a modulator"):
+        b(xs[0])
+    with pytest.raises(ValueError, match="does not broadcast to the positions"):
+        b(xs[0], modulator=jnp.zeros(5))
+
+
+def test_random_feedback_is_the_same_in_every_default_precision() -> None:
+    """A matrix that is drawn in another dtype has other numbers."""
+    learner = made("eprop", feedback="random", random_feedback_key=0)
+    assert {matrix.dtype.name for matrix in learner.rule.source.matrices} == {"float32"}
+
+
+def test_an_error_is_fed_back_in_the_dtype_of_the_output() -> None:
+    out, error = jnp.ones((B, HIDDEN), "float32"), jnp.ones((B, 2), "float32")
+    matrix = feedback_matrix(0, out, error)
+    fed = jax.grad(lambda out: feed_back(out, error, matrix).sum())(out)
+    assert (matrix.dtype, fed.dtype) == (out.dtype, out.dtype)
+
+
+def test_an_error_is_fed_back_to_the_output(data: Any) -> None:
+    """The gradient is that of the output's product with the error times a fixed matrix."""
+    from braintrace.learners.signals import feedback_matrix
+
+    xs, ys = data
+    random = {"feedback": "random", "random_feedback_key": 5}
+    a = made("eprop", model=bt.nn.GRUCell(IN, HIDDEN, key=1), **random)
+    b = made("d_rtrl", model=bt.nn.GRUCell(IN, HIDDEN, key=1))
+    matrix = feedback_matrix(5, jnp.zeros((B, HIDDEN), float), ys[0])
+    assert matrix.shape == (IN, HIDDEN)
+    fed = a.etrace_grad(xs, ys, step_fn=lambda x, e: a(x, error=e).sum(), reduction="sum")
+    direct = b.etrace_grad(
+        xs, ys, step_fn=lambda x, e: (b(x) * (e @ matrix)).sum(), reduction="sum"
+    )
+    assert_tree_close(fed, direct)
+    with pytest.raises(ValueError, match="fed back by feedback='random' only"):
+        made("eprop")(xs[0], error=ys[0])
