@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
+from braintrace.learners.compile import plugin
 from tests import zoo
 from tests.unit.learners.bench import BATCH, IN, Mixed
 
@@ -83,3 +84,30 @@ def test_a_seed_may_be_a_key() -> None:
         return state.value
 
     assert jnp.array_equal(drawn(jax.random.PRNGKey(3)), drawn(3))
+
+
+@pytest.mark.parametrize("name", ["d_rtrl", "D-RTRL", "D_RTRL"])
+def test_names_are_read_as_people_write_them(name: str) -> None:
+    assert type(compiled(name)) is bt.D_RTRL
+
+
+def test_core_offers_its_learners_as_a_plugin_does() -> None:
+    info = plugin.braintrace_plugin_info()
+    assert (info.family, info.distribution, info.version) == (
+        "core", "braintrace-core", bt.__version__,
+    )  # fmt: skip
+    offered = plugin.braintrace_algorithms(None)
+    assert offered["pp_prop"] is offered["es_d_rtrl"] is bt.pp_prop
+    assert offered["eprop"] is offered["e_prop"] is bt.EProp
+    assert all(issubclass(learner, bt.ETraceAlgorithm) for learner in offered.values())
+
+
+def test_a_class_must_be_one_of_learners() -> None:
+    with pytest.raises(TypeError, match="algorithm must be a name or a learner class, got <class"):
+        compiled(int)
+
+
+def test_a_model_for_one_example_is_compiled_for_several() -> None:
+    learner = bt.compile(zoo.Leaky(), "d_rtrl", X, vmap=True)
+    assert learner(X).shape == (2, zoo.HIDDEN)
+    assert learner.model.h.value.shape == (2, zoo.HIDDEN)

@@ -18,7 +18,6 @@ from tests import zoo
 X = jnp.ones((2, zoo.IN))
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, zoo.IN)))
 CONFIG = bt.ETraceConfig
-FACTORIZED = CONFIG(trace_factorization="io_factorized", decay=(0.9, 0.0))
 
 
 def compiled(algorithm: Any, model: Any = None, **options: Any) -> Any:
@@ -76,3 +75,32 @@ def test_an_argument_of_another_shape_says_what_to_do() -> None:
 def test_a_call_with_what_a_learner_does_not_take() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'modulator'"):
         compiled("d_rtrl")(X, modulator=1.0)
+
+
+@pytest.mark.parametrize(
+    ("learner", "options", "config"),
+    [
+        (bt.D_RTRL, {"recurrence_scope": "coupled"}, CONFIG(recurrence_scope="coupled")),
+        (bt.pp_prop, {"decay_or_rank": 3}, CONFIG(trace_factorization="io_factorized", decay=3)),
+        (bt.OSTLRecurrent, {}, CONFIG(recurrence_scope="coupled")),
+        (bt.OSTLFeedforward, {}, CONFIG(trace_factorization="io_factorized", decay=0.0)),
+        (bt.SnAp, {"n": 2}, CONFIG(recurrence_scope="sparse_n", sparse_n=2)),
+        (bt.RTRL, {}, CONFIG(recurrence_scope="full")),
+        (
+            bt.UORO,
+            {"projection_key": 7},
+            CONFIG(trace_factorization="random_projection", recurrence_scope="full", seed=7),
+        ),
+    ],
+)
+def test_a_name_is_a_configuration(learner: Any, options: Any, config: Any) -> None:
+    assert learner(zoo.Leaky(), **options).config == config
+
+
+def test_decays_and_other_names() -> None:
+    learner = bt.pp_prop(zoo.Leaky(), (3, 0.25))
+    assert (learner.decay_x, learner.decay_f) == (0.5, 0.25)
+    assert bt.ES_D_RTRL is bt.IODimVjpAlgorithm is bt.pp_prop
+    assert bt.ParamDimVjpAlgorithm is bt.D_RTRL
+    with pytest.raises(ValueError, match="recurrence_scope must be one of .*got 'full'"):
+        bt.D_RTRL(zoo.Leaky(), recurrence_scope="full")

@@ -5,10 +5,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import brainstate
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
+from braintrace.learners.optimizers import (
+    OptaxOptimizer,
+    as_optimizer,
+    is_transformation,
+    with_states,
+)
 from braintrace.testing import assert_tree_close
 from tests.unit.drivers.net import (
     T,
@@ -71,3 +80,66 @@ def test_optimizers_that_are_none(optimizer: Any, data: Any) -> None:
     learner = made()
     with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation"):
         learner.etrace_update(*data, step_fn=summed(learner), optimizer=optimizer)
+
+
+def weights() -> dict[str, Any]:
+    return {
+        "a": brainstate.ParamState(jnp.array([1.0, 2.0])),
+        "b": brainstate.ParamState(jnp.ones((), "bfloat16")),
+    }
+
+
+def test_weights_change_in_place_in_their_own_dtype() -> None:
+    states = weights()
+    own = OptaxOptimizer(optax.sgd(0.5), states)
+    own.update({"a": jnp.array([2.0, 4.0]), "b": jnp.array(1.0)})
+    assert states["a"].value.tolist() == [0.0, 0.0]
+    assert states["b"].value.dtype == "bfloat16" and float(states["b"].value) == 0.5
+
+
+def test_moments_go_on_from_update_to_update() -> None:
+    states = weights()
+    own = OptaxOptimizer(optax.sgd(1.0, momentum=0.5), states)
+    for _ in range(2):
+        own.update({"a": jnp.ones(2), "b": jnp.zeros(())})
+    np.testing.assert_allclose(states["a"].value, [1.0 - 2.5, 2.0 - 2.5])  # 1, then 1 + 0.5
+
+
+def test_an_optimizer_fits_the_same_weights_only() -> None:
+    states, sgd = weights(), optax.sgd(0.1)
+    own = OptaxOptimizer(sgd, states)
+    assert own.fits(sgd, dict(states))
+    assert not own.fits(optax.sgd(0.1), states)
+    assert not own.fits(sgd, {"a": states["a"]})
+    assert not own.fits(sgd, {"a": states["b"], "b": states["a"]})
+
+
+def test_no_optimizer_is_made_inside_a_transformation() -> None:
+    states = weights()
+
+    @brainstate.transform.jit
+    def run() -> None:
+        OptaxOptimizer(optax.sgd(0.1), states)
+
+    with pytest.raises(ValueError, match="cannot be made inside jit .* once before"):
+        run()
+
+
+def test_what_is_a_transformation() -> None:
+    assert is_transformation(optax.adam(0.1))
+    for other in (optax.adam, None, (1, 2), OptaxOptimizer(optax.sgd(0.1), weights())):
+        assert not is_transformation(other)
+
+
+def test_a_learner_keeps_an_optimizer_for_each_transformation() -> None:
+    learner, sgd = made(), optax.sgd(0.1)
+    own = learner.optimizer(sgd)
+    assert learner.optimizer(sgd) is own is with_states(learner, sgd)
+    assert with_states(learner, own) is own
+    some = {"w": next(iter(learner.param_states.values()))}
+    other = learner.optimizer(sgd, some)
+    assert other is not own and with_states(learner, sgd) == [own, other]
+    assert as_optimizer(learner, sgd, some) == other.update
+    assert as_optimizer(learner, own, some) == own.update
+    with pytest.raises(TypeError, match="with a method update"):
+        as_optimizer(learner, OptaxOptimizer, some)

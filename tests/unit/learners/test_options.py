@@ -12,6 +12,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.executor.graph_executor import compile_options
+from braintrace.learners.options import checked_options, options_of
 from tests import zoo
 from tests.unit.learners.bench import BATCH, IN, Mixed
 
@@ -78,3 +79,31 @@ def test_a_signature_of_a_subclass_and_of_a_learner() -> None:
     names = [*inspect.signature(Own).parameters]
     assert names[:2] == ["model", "depth"] and "recurrence_scope" in names
     assert [*inspect.signature(compiled("d_rtrl")).parameters] == ["args", "kwargs"]
+
+
+class Deep(bt.D_RTRL):
+    """A learner of a user's, with an option of its own."""
+
+    def __init__(self, model: Any, depth: int = 1, **options: Any) -> None:
+        super().__init__(model, **options)
+
+
+def test_options_of_a_class_and_of_its_bases() -> None:
+    found = options_of(Deep)
+    assert [*found][:2] == ["depth", "recurrence_scope"] and found["depth"].default == 1
+    assert "model" not in found and "vjp_method" in found
+
+
+def test_options_that_are_left_for_compiling() -> None:
+    with pytest.warns(UserWarning, match="the option fast_solve of braintrace 0.2 has no effect"):
+        assert checked_options(Deep, {"frozen": (), "fast_solve": True}) == {"frozen": ()}
+    with pytest.raises(TypeError, match=r"unknown option 'frozn'; options of Deep are \['config'"):
+        checked_options(Deep, {"frozn": ()})
+
+
+def test_a_class_without_further_options_shows_its_own() -> None:
+    class Bare(bt.D_RTRL):
+        def __init__(self, model: Any, depth: int) -> None:
+            super().__init__(model)
+
+    assert [*inspect.signature(Bare).parameters] == ["model", "depth"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
+from braintrace.learners.report import shown_bytes
 from tests import zoo
 from tests.unit.drivers.net import made
 
@@ -45,3 +46,17 @@ def test_the_report_says_what_traces_take() -> None:
     assert "learning rule: D-RTRL, diagonal recurrence" in report
     assert "cell.Wz.weight -> group 0: 432 B" in report
     assert "block_size='auto': 100 steps" in report
+
+
+def test_bytes_are_shown_in_a_unit_that_suits_them() -> None:
+    found = [shown_bytes(n) for n in (0, 1023, 1024, 3 * 2**19, 5 * 2**30)]
+    assert found == ["0 B", "1023 B", "1.00 KiB", "1.50 MiB", "5.00 GiB"]
+
+
+def test_windows_and_rules_without_traces_are_told() -> None:
+    report = compiled("dni", vjp_method="multi-step").report
+    assert report.splitlines()[-2:] == [
+        "traces: 0, 0 B",
+        "windows: as long as chunk_size, with reverse mode inside",
+    ]
+    assert report.counts["excluded_weights"] == 0

@@ -236,3 +236,34 @@ def test_updates_under_jit(data: Any) -> None:
     run(*data)
     b.etrace_update(*data, step_fn=summed(b), optimizer=adam)
     assert_tree_close(weights_of(a), weights_of(b))
+
+
+def test_what_a_gradient_returns(bench: Bench) -> None:
+    def with_aux(x: Any, y: Any) -> Any:
+        return bench.loss(x, y), {"x": x[0]}
+
+    options = {"step_fn": with_aux, "has_aux": True}
+    grads, losses, aux = bench.grad(return_value=True, **options)
+    bench.restore()
+    again, other = bench.grad(**options)
+    bench.restore()
+    assert losses.shape == (3,) and jnp.array_equal(aux["x"], bench.xs[:, 0])
+    assert_tree_close((again, other), (grads, aux))
+    one = {"mine": bench.model.w}
+    found, total = bench.grad(weights=one, return_value=True, loss_output="scalar")
+    bench.restore()
+    assert [*found] == ["mine"] and float(total) == pytest.approx(float(losses.mean()))
+    with refused(bench, ValueError, "loss_output must be one of .*got 'all'"):
+        bench.grad(loss_output="all")
+
+
+def test_states_move_on_without_gradients(bench: Bench) -> None:
+    outputs = bench.learner.etrace_evolve(bench.xs, return_outputs=True)
+    assert outputs.shape == (3, 2, 2)
+    moved = bench.states()
+    bench.restore()
+    assert bench.learner.etrace_evolve(bench.xs) is None
+    assert all(jnp.array_equal(moved["v",], v) for v in [bench.model.v.value])
+    bench.restore()
+    assert_tree_close(jnp.stack([bench.learner(x) for x in bench.xs]), outputs, 1e-12)
+    bench.restore()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
-from braintrace.learners.signals import feed_back, feedback_matrix
+from braintrace.learners.signals import SyntheticGradient, feed_back, feedback_matrix
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.drivers.net import HIDDEN, IN, B, Growing, Net, made, summed
@@ -160,3 +160,63 @@ def test_an_error_is_fed_back_to_the_output(data: Any) -> None:
     assert_tree_close(fed, direct)
     with pytest.raises(ValueError, match="fed back by feedback='random' only"):
         made("eprop")(xs[0], error=ys[0])
+
+
+def test_an_error_is_fed_back_whatever_the_loss_is() -> None:
+    out, error = jnp.ones((2, 3)), jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    matrix = jnp.arange(6.0).reshape(2, 3)
+    assert feed_back(out, error, matrix) is not None
+    fed = jax.grad(lambda out: (7 * feed_back(out, error, matrix) ** 3).sum())(out)
+    assert fed.tolist() == [[0.0, 1.0, 2.0], [6.0, 8.0, 10.0]]  # error @ matrix
+
+
+def test_a_feedback_matrix_is_fixed_and_of_that_variance() -> None:
+    out, error = jnp.zeros((2, 200)), jnp.zeros((2, 50))
+    matrix = feedback_matrix(3, out, error)
+    assert jnp.array_equal(matrix, feedback_matrix(jax.random.key(3), out, error))
+    assert not jnp.array_equal(matrix, feedback_matrix(4, out, error))
+    assert float(matrix.var()) == pytest.approx(1 / 50, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "kind", "text"),
+    [
+        ((jnp.ones(2), jnp.ones(2)), jnp.ones(2), TypeError, "returns one floating-point array"),
+        (np.ones(2, int), np.ones(2), TypeError, "returns one floating-point array"),
+        (np.ones((2, 3)), np.ones((4, 3)), ValueError, r"error has shape \(4, 3\) and the model's"),
+        (np.ones(()), np.ones(2), ValueError, r"they must be \[.., m\] and \[.., n\]"),
+    ],
+)
+def test_errors_that_do_not_fit(out: Any, error: Any, kind: Any, text: str) -> None:
+    with pytest.raises(kind, match=text):
+        feedback_matrix(0, out, error)
+
+
+def test_predictions_are_affine_and_zero_at_first() -> None:
+    states = {
+        ("h",): brainstate.HiddenState(jnp.ones((2, 3))),
+        ("s",): brainstate.HiddenState(jnp.ones(())),
+    }
+    maps = SyntheticGradient(states)
+    hidden = {path: state.value for path, state in states.items()}
+    found = maps.predict(maps.values(), hidden)
+    assert {path: v.shape for path, v in found.items()} == {("h",): (2, 3), ("s",): ()}
+    assert not any(v.any() for v in found.values())
+    assert {*maps.states_by_path} == {("synthesizer", "h"), ("synthesizer", "s")}
+    weight = jnp.arange(9.0).reshape(3, 3)
+    values = {("h",): {"weight": weight, "bias": jnp.ones(3)}}
+    predicted = maps.predict(values, {("h",): jnp.eye(3)[:2]})[("h",)]
+    assert predicted.tolist() == (weight[:2] + 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"feedback": "fixed"}, "feedback must be 'symmetric' or 'random', got 'fixed'"),
+        ({"feedback": "random"}, "needs random_feedback_key"),
+        ({"kappa_filter_decay": 1.0}, r"kappa must be a number in \[0, 1\)"),
+    ],
+)
+def test_options_of_eprop(options: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        bt.EProp(zoo.Leaky(), **options)

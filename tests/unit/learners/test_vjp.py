@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.learners.vjp import by_name, check_method, preset
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.drivers.net import Net, made, summed
@@ -129,3 +130,34 @@ def test_a_configuration_is_an_algorithm(data: Any) -> None:
     a, b = made(config), made("pp_prop", decay_or_rank=0.7)
     grads = [one.etrace_grad(*data, step_fn=summed(one)) for one in (a, b)]
     assert_tree_close(*grads)
+
+
+def test_an_option_by_position_is_taken_once() -> None:
+    assert by_name(bt.D_RTRL, "multi-step") == "multi-step"
+    with pytest.warns(DeprecationWarning, match="options of D_RTRL are given by name"):
+        assert by_name(bt.D_RTRL, "single-step", "multi-step") == "multi-step"
+    with pytest.raises(TypeError, match="given twice, by position and by name"):
+        by_name(bt.D_RTRL, "multi-step", "single-step")
+
+
+@pytest.mark.parametrize(
+    ("signal", "method", "legal"),
+    [
+        ("symmetric", "x", "'single-step' or 'multi-step'"),
+        ("modulatory", "multi-step", "'single-step'"),
+        ("bootstrapped", "single-step", "'multi-step'"),
+    ],
+)
+def test_methods_of_signals(signal: str, method: str, legal: str) -> None:
+    traces = {"trace_factorization": "none"} if signal == "bootstrapped" else {}
+    config = CONFIG(learning_signal=signal, **traces)
+    with pytest.raises(ValueError, match=f"vjp_method must be {legal} with learning_signal="):
+        check_method(method, config)
+
+
+def test_a_preset_is_replaced_where_the_name_leaves_it_open() -> None:
+    own, given = CONFIG(), CONFIG(trace_filter="kappa", kappa=0.5)
+    assert preset(own, {"name": "x"}) == {"name": "x", "config": own}
+    assert preset(own, {"config": given}, "trace_factorization") == {"config": given}
+    with pytest.raises(TypeError, match="no option of a learner whose name says its rule"):
+        preset(own, {"config": given})
