@@ -463,6 +463,28 @@ def test_any_primitive_behind_the_state(through: Callable[[jax.Array], Any]) -> 
     assert_tree_close(found, bptt(Through(), sequences, loss)[1], RTOL)
 
 
+class Deviation(cells.Leaky):
+    """The root of a running variance that starts at zero, where the root has no derivative."""
+
+    def build(self) -> None:
+        super().build()
+        self.v = self.state(1)
+        self.v.value = jnp.zeros(self.shape)
+
+    def update(self, x: jax.Array) -> jax.Array:
+        y = mm(x, self.w.value)
+        self.h.value = 0.8 * self.h.value + y * jnp.sqrt(self.v.value)
+        self.v.value = 0.9 * self.v.value + 0.1 * y**2
+        return self.h.value + self.v.value
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_state_that_starts_where_there_is_no_derivative(steps: int) -> None:
+    sequences = data(steps)
+    found = d_rtrl_oracle(Deviation(), sequences, loss_fn).grads
+    assert_tree_close(found, whole(Deviation(), sequences), RTOL, allow_zero=[("a",)])
+
+
 class Rotating(brainstate.nn.Module):
     """A complex state, and complex parameters, of a linear recurrent unit."""
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from .graph import Graph
+from .paths import product
 from .records import Recorded, StepRecord
 from .step import Path, Step
 
@@ -79,9 +80,9 @@ def learn(run: Recorded, influences: Influences) -> OracleResult:
     grad = np.sum([now.direct for now in steps], axis=0)
     every = {key: np.stack(list(influences(steps, *key))) for key in graph.relations}
     for (_, g), matrices in every.items():
-        grad = grad + np.sum([now.l[g] @ m for now, m in zip(steps, matrices, strict=True)], axis=0)
+        grad = grad + sum(product(now.l[g], m) for now, m in zip(steps, matrices, strict=True))
         for now, before in zip(steps[1:], matrices, strict=False):
-            grad = grad + now.e[g] @ before
+            grad = grad + product(now.e[g], before)
     return OracleResult(
         loss=run.loss,
         outputs=run.outputs,
@@ -101,7 +102,7 @@ def carried(steps: Sequence[StepRecord], r: int, g: int) -> Iterator[np.ndarray]
     """``M^t = D^t M^{t-1} + F^t dY^t``, with the ``D`` that was recorded."""
     matrix: Any = np.zeros((steps[0].F[r, g].shape[0], steps[0].dY[r].shape[1]))
     for now in steps:
-        matrix = now.D[g] @ matrix + now.F[r, g] @ now.dY[r]
+        matrix = product(now.D[g], matrix) + product(now.F[r, g], now.dY[r])
         yield matrix
 
 
@@ -125,7 +126,7 @@ def of_products(decay_x: float, decay_f: float) -> Influences:
         factor = np.zeros_like(steps[0].F[r, g])
         for t, now in enumerate(steps):
             x = None if now.x[r] is None else decay_x * x + now.x[r]
-            factor = decay_f * now.D[g] @ factor + (1 - decay_f) * now.F[r, g]
+            factor = decay_f * product(now.D[g], factor) + (1 - decay_f) * now.F[r, g]
             yield factor / (1 - decay_f ** (t + 1)) @ now.dY_at[r](x)
 
     return influences

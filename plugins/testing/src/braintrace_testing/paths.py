@@ -36,8 +36,19 @@ def path_sums(
             after = rule(edge, mode)
             if after is not None:
                 there = reached.setdefault(edge.target, {})
-                there[after] = there.get(after, 0.0) + jacobian @ matrix
+                with np.errstate(invalid="ignore"):  # infinities that cancel
+                    there[after] = there.get(after, 0.0) + product(jacobian, matrix)
     return reached
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b``, where zero times infinity is zero: what depends on nothing passes nothing on."""
+    with np.errstate(invalid="ignore"):
+        found = a @ b
+        if np.isfinite(found).all():
+            return np.asarray(found)
+        terms = a[..., None] * b
+    return np.asarray(np.where((a[..., None] == 0) | (b == 0), 0.0, terms).sum(-2))
 
 
 def starting_at(program: Program, variables: Sequence[int], mode: Mode) -> Reached:

@@ -246,12 +246,19 @@ def evaluate(
     given = [real_entries(operands[i]) for i in chosen]
     for result in {result for _, result in pairs}:
         value, pull = jax.vjp(_of_entries(run, operands, chosen, result), *given)
-        rows = jnp.eye(value.size, dtype=value.dtype)
+        rows = jnp.concatenate([jnp.eye(value.size), jnp.ones((1, value.size))])
         try:
-            dense[result] = jax.vmap(pull)(rows)
+            found = jax.vmap(pull)(rows.astype(value.dtype))
         except Exception:  # a primitive without a batching rule: one row after the other
-            dense[result] = jax.lax.map(pull, rows)
+            found = jax.lax.map(pull, rows.astype(value.dtype))
+        dense[result] = tuple(map(_without_zero_times_infinity, found))
     return results, [dense[result][chosen.index(operand)] for operand, result in pairs]
+
+
+def _without_zero_times_infinity(rows: jax.Array) -> jax.Array:
+    """A Jacobian, whose last row is the sum of all others: where that is a number, all are."""
+    matrix, total = rows[:-1], rows[-1]
+    return jnp.where(jnp.isnan(matrix) & ~jnp.isnan(total), 0.0, matrix)
 
 
 def _of_entries(
