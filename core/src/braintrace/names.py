@@ -19,7 +19,7 @@ _DEFINED_IN = {
     ),
     "compiler.reach": "Cone Reach TrainableOperand Transition",
     "compiler.relation": (
-        "HiddenParamOpRelation find_hidden_param_op_relations_from_minfo "
+        "HiddenParamOpRelation PathClassification find_hidden_param_op_relations_from_minfo "
         "find_hidden_param_op_relations_from_module"
     ),
     "compiler.tracing.extract": "extract_module_info",

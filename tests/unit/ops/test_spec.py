@@ -62,7 +62,7 @@ def test_trainable_operands() -> None:
     assert spec("unit_t", times).weight_invar_index == 1
     affine = spec("unit_t", times, trainable_invars_fn=lambda params: {"w": 1, "b": 2})
     assert affine.resolve_trainable_invars({"power": 1}) == {"w": 1, "b": 2}
-    assert affine.weight_invar_index is None
+    assert affine.weight_invar_index == 1
     for wrong in ({}, {"x": 0}, {"w": 1, "x": 0}):
         bad = spec("unit_t", times, trainable_invars_fn=lambda params, wrong=wrong: wrong)
         with pytest.raises(ValueError, match="trainable_invars_fn of 'unit_t' returned"):

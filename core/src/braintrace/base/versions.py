@@ -102,6 +102,21 @@ def close(jaxpr: Jaxpr) -> Jaxpr:
     return jex_core.ClosedJaxpr(jaxpr, ())
 
 
+def with_outvars(jaxpr: Jaxpr, outvars: Sequence[Atom]) -> Jaxpr:
+    """A closed jaxpr with other outputs."""
+    changed = jaxpr.jaxpr.replace(outvars=[*outvars], debug_info=None)
+    return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
+
+
+def open_jaxpr(
+    free: Sequence[Var], ins: Sequence[Var], outs: Sequence[Atom], eqns: Sequence[JaxprEqn]
+) -> Jaxpr | None:
+    """An open jaxpr whose constants are ``free``; ``None`` where JAX has no open ones (0.11)."""
+    if jex_core.ClosedJaxpr is jex_core.Jaxpr:
+        return None
+    return jex_core.Jaxpr([*free], [*ins], [*outs], [*eqns])
+
+
 def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
     """How many constants and how many carried values a ``scan`` has; the other operands are xs."""
     if "num_consts" in eqn.params:

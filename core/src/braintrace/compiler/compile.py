@@ -17,7 +17,7 @@ from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
 from .filters import check_downstream, move_leaks
 from .findings.downstream import downstream_findings
 from .findings.model import group_findings, model_findings
-from .findings.operations import operation_findings, relation_findings
+from .findings.operations import operation_findings
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
 from .module_info import ModuleInfo, StateKind
@@ -115,7 +115,6 @@ def compile_etrace_graph(
     finders = (
         operation_findings,
         group_findings,
-        relation_findings,
         model_findings,
         downstream_findings,
     )

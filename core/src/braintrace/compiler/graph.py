@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from ..base import versions
 from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.errors import CompilationError
+from ..base.records import NamedFields
 from ..base.types import Path, show_path, units_of
 from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
     from ..show.draw import Drawing
 
 
+#: What an ``ETraceGraph`` was a named tuple of.
+FIELDS = """
+module_info hidden_groups hid_path_to_group hidden_param_op_relations hidden_perturb diagnostics
+"""
+
+
 @dataclass(frozen=True, eq=False)
-class ETraceGraph:
+class ETraceGraph(NamedFields, fields=FIELDS):
     """A compiled model.
 
     Attributes
@@ -106,6 +113,31 @@ class ETraceGraph:
             )
         return self.hidden_perturb
 
+    def call_hidden_perturb(
+        self,
+        args: tuple[Any, ...],
+        perturb_data: Sequence[Any],
+        old_state_vals: Mapping[Path, Any] | Sequence[Any] | None = None,
+    ) -> tuple[Any, dict[Path, Any], dict[Path, Any], dict[Var, Any]]:
+        """Run the perturbed step.
+
+        Parameters
+        ----------
+        args
+            The arguments of the model, in a tuple.
+        perturb_data
+            One array per hidden state, as :meth:`HiddenPerturbation.init_perturb_data` makes them.
+        old_state_vals
+            As for :meth:`ModuleInfo.jaxpr_call`, which also says what is returned.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`ModuleInfo.jaxpr_call`.
+        """
+        inputs = self.module_info.inputs(args, old_state_vals)
+        return self.module_info.outputs(self.perturbed.eval_jaxpr(inputs, perturb_data))
+
     def coverage(self) -> dict[Path, str]:
         """How the gradient of each parameter arises.
 
@@ -122,7 +154,7 @@ class ETraceGraph:
         hidden_path: Path | None = None,
         kind: DiagnosticKind | str | None = None,
         level: DiagnosticLevel | str | None = None,
-    ) -> list[CompilationRecord]:
+    ) -> tuple[CompilationRecord, ...]:
         """The diagnostics about a parameter, a hidden state, of a kind or of a level.
 
         Parameters
@@ -148,7 +180,7 @@ class ETraceGraph:
         levels = DiagnosticLevel if level is None else [DiagnosticLevel(level)]
         found = (r for r in self.diagnostics if r.kind in kinds and r.level in levels)
         of_weight = (r for r in found if weight_path in (None, r.weight_path))
-        return [r for r in of_weight if hidden_path in (None, *r.hidden_paths)]
+        return tuple(r for r in of_weight if hidden_path in (None, *r.hidden_paths))
 
     def report(self, width: int | None = None, fold: bool = True) -> str:
         """What the compiler found, as text for a terminal.

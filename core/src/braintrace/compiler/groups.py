@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..base.records import NamedFields
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
@@ -20,9 +21,15 @@ from ..jaxprs.run import Slice, between
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 
+#: What a ``HiddenGroup`` was a named tuple of.
+FIELDS = """
+index hidden_paths hidden_states hidden_invars hidden_outvars transition_jaxpr
+transition_jaxpr_constvars is_diagonal_recurrence snap descent
+"""
+
 
 @dataclass(frozen=True, eq=False)
-class HiddenGroup:
+class HiddenGroup(NamedFields, fields=FIELDS):
     """Hidden states whose values depend on one another within one layer.
 
     Attributes
@@ -37,6 +44,8 @@ class HiddenGroup:
         How many states each member holds (more than one for a ``HiddenGroupState``).
     module_info
         The step that the group was found in.
+    snap, descent
+        ``None``: what they held in ``braintrace`` 0.2 is not a fact of a group here.
 
     Examples
     --------
@@ -58,6 +67,8 @@ class HiddenGroup:
     varshape: tuple[int, ...]
     state_counts: tuple[int, ...]
     module_info: ModuleInfo = field(repr=False)
+    snap: ClassVar[None] = None
+    descent: ClassVar[None] = None
 
     @property
     def num_state(self) -> int:
@@ -82,16 +93,17 @@ class HiddenGroup:
 
     @cached_property
     def transition_jaxpr(self) -> Jaxpr:
-        """The whole transition as a jaxpr ``[*free, *old] -> new``, ETP operations included.
+        """The whole transition as a jaxpr from old to new values, ETP operations included.
 
-        Which paths through it are in ``D`` is a choice of the algorithm (its recurrence scope), not
-        a property of this record.
+        The rest of what it reads are its ``constvars``; JAX from 0.11 on has them as the leading
+        inputs. Which paths through it are in ``D`` is a choice of the algorithm (its recurrence
+        scope), not a property of this record.
         """
-        return self.transition_slice.jaxpr()
+        return self.transition_slice.published()
 
     @property
     def transition_jaxpr_constvars(self) -> tuple[Var, ...]:
-        """Variables of the step behind the leading inputs ``free`` of :attr:`transition_jaxpr`."""
+        """The constants of :attr:`transition_jaxpr`, as variables of the step."""
         return self.transition_slice.free
 
     def concat_hidden(self, values: Sequence[Any]) -> jax.Array:
@@ -158,18 +170,10 @@ class HiddenGroup:
         ValueError
             When the number of values or a shape does not fit.
         """
-        self._check("free variable", free_values, self.transition_slice.free)
-
-        def step(old: jax.Array) -> jax.Array:
-            values = [*free_values, *self.split_hidden(old)]
-            return self.concat_hidden(self.transition_slice.run(*values, cut=is_barrier))
-
         old = self.concat_hidden(old_values)
         zeros, num_state = jnp.zeros_like(old), self.num_state
-        _, pull = jax.vjp(step, old)
-        eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
-        mixed, _ = mixing(self, eqns, self.hidden_invars, self.hidden_outvars)
-        if not mixed:  # a reverse sweep per state, from all positions
+        _, pull = jax.vjp(self._step(free_values), old)
+        if self.is_diagonal_recurrence:  # a reverse sweep per state, from all positions
             rows = [pull(zeros.at[..., i].set(1))[0] for i in range(num_state)]
             return jnp.stack(rows, axis=-2)
 
@@ -178,6 +182,38 @@ class HiddenGroup:
             return moved.reshape(-1, num_state)[k // num_state]
 
         return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
+
+    def full_jacobian(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> jax.Array:
+        """``d new[p, i] / d old[q, j]`` [*V, S, *V, S] along the same paths, position by position.
+
+        Parameters
+        ----------
+        old_values, free_values
+            As for :meth:`transition`.
+
+        Raises
+        ------
+        ValueError
+            When the number of values or a shape does not fit.
+        """
+        return jax.jacrev(self._step(free_values))(self.concat_hidden(old_values))
+
+    @cached_property
+    def is_diagonal_recurrence(self) -> bool:
+        """Whether no position depends on another along paths that cross no ETP operation."""
+        eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
+        mixed, _ = mixing(self, eqns, self.hidden_invars, self.hidden_outvars)
+        return not mixed
+
+    def _step(self, free_values: Sequence[Any]) -> Callable[[jax.Array], jax.Array]:
+        """New values [*V, S] from old ones, without the derivatives of ETP operations."""
+        self._check("free variable", free_values, self.transition_slice.free)
+
+        def step(old: jax.Array) -> jax.Array:
+            values = [*free_values, *self.split_hidden(old)]
+            return self.concat_hidden(self.transition_slice.run(*values, cut=is_barrier))
+
+        return step
 
     def _check(self, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
         if len(values) != len(variables):

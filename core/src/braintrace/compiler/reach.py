@@ -99,6 +99,11 @@ class Reach:
     crossing: frozenset[Var]
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """The parameters that it has a derivative of, each once."""
+        return tuple(dict.fromkeys(p for operand in self.operands for p, _ in operand.leaves))
+
+    @property
     def traced(self) -> bool:
         """Whether the operation becomes a relation."""
         return bool(self.near) and any(operand.leaves for operand in self.operands)

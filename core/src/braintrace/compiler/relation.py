@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
+from ..base.records import NamedFields
 from ..base.types import Path, show_path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along
@@ -27,9 +28,33 @@ from .module_info import DYNAMIC, ModuleInfo
 from .reach import Cone, Reach, TrainableOperand, find_cones, find_reach
 from .tracing.extract import extract_module_info
 
+#: What a ``HiddenParamOpRelation`` was a named tuple of.
+FIELDS = """
+primitive x_var y_var hidden_groups y_to_hidden_group_jaxprs connected_hidden_paths eqn_params
+path_classification trainable_vars trainable_paths trainable_leaf_indices trainable_param_states
+trainable_processing_chains
+"""
+
+
+class PathClassification:
+    """How paths from an operation to a hidden state go: by other ETP operations or not.
+
+    ``MIXED``: some do. The operation of ``ALL_THROUGH_OTHER_ETP`` is no relation.
+
+    Examples
+    --------
+    >>> import braintrace
+    >>> braintrace.PathClassification.MIXED
+    'mixed'
+    """
+
+    ALL_DIRECT = "all_direct"
+    MIXED = "mixed"
+    ALL_THROUGH_OTHER_ETP = "all_through_other_etp"
+
 
 @dataclass(frozen=True, eq=False)
-class HiddenParamOpRelation:
+class HiddenParamOpRelation(NamedFields, fields=FIELDS):
     """An ETP equation with its parameters and the hidden groups it drives.
 
     Attributes
@@ -47,7 +72,7 @@ class HiddenParamOpRelation:
     group_alignments
         Per driven group, by index: how the axes of ``y`` lie in the group's positions.
     path_classification
-        Per driven hidden state: ``'all_direct'``, or ``'partial'`` when other paths to it cross a
+        Per driven hidden state: ``'all_direct'``, or ``'mixed'`` when other paths to it cross a
         further ETP operation (their gradient is that of the current step).
     source
         The user's ``file:line (function)``.
@@ -102,6 +127,16 @@ class HiddenParamOpRelation:
     path = weight_path
 
     @property
+    def x(self) -> Atom | None:
+        """The same as :attr:`x_var`."""
+        return self.x_var
+
+    @property
+    def y(self) -> Var:
+        """The same as :attr:`y_var`."""
+        return self.y_var
+
+    @property
     def connected_hidden_paths(self) -> tuple[Path, ...]:
         """Paths of the hidden states of the driven groups."""
         return tuple(path for group in self.hidden_groups for path in group.hidden_paths)
@@ -152,12 +187,16 @@ class HiddenParamOpRelation:
 
     @cached_property
     def y_to_hidden_group_jaxprs(self) -> tuple[Jaxpr, ...]:
-        """Per driven group, the tail as a jaxpr ``[*free, y] -> new values``."""
-        return tuple(tail.jaxpr() for tail in self.tail_slices)
+        """Per driven group, the tail as a jaxpr from ``y`` to new values.
+
+        The rest of what it reads are its ``constvars``; JAX from 0.11 on has them as the leading
+        inputs.
+        """
+        return tuple(tail.published() for tail in self.tail_slices)
 
     @property
     def y_to_hidden_group_constvars(self) -> tuple[tuple[Var, ...], ...]:
-        """Per driven group, the variables of the step behind the inputs ``free`` of its tail."""
+        """Per driven group, the constants of its tail, as variables of the step."""
         return tuple(tail.free for tail in self.tail_slices)
 
     def y_to_hidden_groups(
@@ -293,7 +332,8 @@ def _relation(
                 "constants, because its trace is kept over time. Apply a factor or a bias that "
                 "changes from step to step to the input or to the output of the operation"
             )
-    driven, ways = [groups[g] for g in sorted(reach.near)], ("all_direct", "partial")
+    driven = [groups[g] for g in sorted(reach.near)]
+    ways = (PathClassification.ALL_DIRECT, PathClassification.MIXED)
     states = (pair for g in driven for pair in zip(g.hidden_paths, g.hidden_outvars, strict=True))
     return HiddenParamOpRelation(
         index=index,

@@ -124,7 +124,7 @@ class Executor:
         plan = self.graph.perturbed
         perturb = plan.init_perturb_data() if perturb is None else perturb
         inputs = self._inputs(args, states)
-        outputs, extras = plan.eval_jaxpr(inputs, perturb, self.inputs_of_jacobians)
+        outputs, extras = plan.run(inputs, perturb, self.inputs_of_jacobians)
         return *self._results(outputs), tuple(extras)
 
     def run_plain(

@@ -130,6 +130,14 @@ class Slice:
     free: tuple[Var, ...]
     held: frozenset[Var]
 
+    def published(self) -> Jaxpr:
+        """The slice in the program's own variables, ``free`` its constants; in JAX from 0.11 on,
+        which has none, and where a held variable is computed, it is :meth:`jaxpr`.
+        """
+        held = any(var in self.held for eqn in self.eqns for var in eqn.outvars)
+        opened = None if held else versions.open_jaxpr(self.free, self.ins, self.outs, self.eqns)
+        return self.jaxpr() if opened is None else opened
+
     def run(self, *values: Any, cut: Callable[[JaxprEqn], bool] = lambda eqn: False) -> list[Any]:
         """Values of ``outs`` for those of ``[*free, *ins]``.
 

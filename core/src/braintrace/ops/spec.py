@@ -146,9 +146,10 @@ class ETPPrimitiveSpec:
         return positions
 
     @property
-    def weight_invar_index(self) -> int | None:
-        """Operand position of the trainable input called ``weight``, if there is one."""
-        return self.resolve_trainable_invars({}).get("weight")
+    def weight_invar_index(self) -> int:
+        """Operand position of the trainable input called ``weight``, or else of the first."""
+        positions = self.resolve_trainable_invars({})
+        return positions.get("weight", min(positions.values()))
 
 
 def _is_position(value: Any) -> bool:

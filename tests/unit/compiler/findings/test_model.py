@@ -391,9 +391,9 @@ def test_the_order_of_the_fields_is_that_of_the_interface() -> None:
 def test_coupled_keeps_what_diagonal_bounds() -> None:
     graph = compiled(Bounded(), recurrence_scope="coupled")
     assert graph.recurrence_scope == "coupled"
-    assert graph.explain(kind=Kind.TRANSITION_TAIL_BOUNDED) == []
+    assert graph.explain(kind=Kind.TRANSITION_TAIL_BOUNDED) == ()
     zero = compiled(StructurallyZero(), recurrence_scope="coupled")
-    assert zero.explain(kind=Kind.TRANSITION_STRUCTURALLY_ZERO) == []
+    assert zero.explain(kind=Kind.TRANSITION_STRUCTURALLY_ZERO) == ()
 
 
 # --- coverage ---------------------------------------------------------------------------------

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
 from ..graph import ETraceGraph
 from ..module_info import is_barrier
 from ..reach import Reach
+from ..relation import HiddenParamOpRelation, PathClassification
 from .record import Kind, info, warning
 
 FROZEN = "Nothing to do if it is meant to be frozen"
@@ -56,7 +58,7 @@ SEVERAL_LEAVES = info(
     "is exact",
     "Keep the leaves in parameters of their own to have a name for each",
 )
-INCLUDED = info(Kind.RELATION_INCLUDED, "{primitive}({parameter}) -> {hidden_group_indices}", "")
+INCLUDED = info(Kind.RELATION_INCLUDED, "{primitive}({path}) -> {groups}", "")
 PARTIAL_PATH = info(
     Kind.RELATION_PARTIAL_PATH,
     "{primitive}({parameter}) also reaches {states} through another ETP operation; that part of "
@@ -72,12 +74,31 @@ MIXING_TAIL = warning(
 
 
 def operation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
-    """Operations that are no relations, and operands that are no parameters."""
+    """Relations, operations that are none, and what is peculiar about some, as in the program."""
+    relations, blocking = iter(found.hidden_param_op_relations), _blocking(found)
     for reach in found.reach:
-        yield from _operands(reach) if reach.traced else [_excluded(reach)]
+        if reach.traced:
+            yield from _relation(next(relations), reach)
+            yield from _operands(reach)
+        else:
+            yield _excluded(reach, blocking.get(reach.eqn_index, ()))
 
 
-def _excluded(reach: Reach) -> CompilationRecord:
+def _blocking(found: ETraceGraph) -> dict[int, list[Reach]]:
+    """The first ETP operations that the outputs of those without a near group lead to."""
+    info, nothing = found.module_info, frozenset[int]()
+    ends = [reach for reach in found.reach if reach.far and not reach.near]
+    seeds = {reach.eqn.outvars[0]: frozenset({reach.eqn_index}) for reach in ends}
+    marks = info.credit(seeds, info.near) if ends else {}
+    blocking: dict[int, list[Reach]] = {}
+    for reach in found.reach if ends else ():
+        operands = filter(versions.is_var, reach.eqn.invars)
+        for index in nothing.union(*(marks.get(var, nothing) for var in operands)):
+            blocking.setdefault(index, []).append(reach)
+    return blocking
+
+
+def _excluded(reach: Reach, blocking: Sequence[Reach]) -> CompilationRecord:
     leaves = [leaf for operand in reach.operands for leaf in operand.leaves]
     held = [leaf for operand in reach.operands for leaf in operand.held]
     if leaves:
@@ -86,7 +107,13 @@ def _excluded(reach: Reach) -> CompilationRecord:
         finding = HELD_PARAMETER if held else NO_PARAMETER
     cut = "; paths from hidden state to hidden state are cut at it all the same"
     cut = cut if reach.near and is_barrier(reach.eqn) else ""
-    about = {"near_groups": sorted(reach.near), "far_groups": sorted(reach.far)}
+    about = {
+        "near_groups": tuple(sorted(reach.near)),
+        "far_groups": tuple(sorted(reach.far)),
+        "blocking_primitives": tuple(dict.fromkeys(r.eqn.primitive for r in blocking)),
+        "blocking_weight_paths": tuple(dict.fromkeys(p for r in blocking for p in r.paths)),
+    }
+    about = {name: facts for name, facts in about.items() if facts}
     path = next((path for path, _ in leaves or held), None)
     return finding(reach.eqn, path, (), about, cut=cut)
 
@@ -104,20 +131,17 @@ def _operands(reach: Reach) -> Iterator[CompilationRecord]:
                 yield SEVERAL_LEAVES(reach.eqn, path, (), {**about, "leaves": leaves})
 
 
-def relation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
-    """All relations, and what is peculiar about some."""
-    relations, eqns = found.hidden_param_op_relations, found.module_info.eqns
-    for r in relations:
-        indices, classes = [*r.group_alignments], dict(r.path_classification)
-        facts = {"hidden_group_indices": indices, "path_classification": classes}
-        yield INCLUDED(eqns[r.eqn_index], r.weight_path, r.connected_hidden_paths, facts)
-    for r in relations:
-        if partial := tuple(p for p, how in r.path_classification.items() if how == "partial"):
-            yield PARTIAL_PATH(eqns[r.eqn_index], r.weight_path, partial)
-    for r in relations:
-        for group, lies in zip(r.hidden_groups, r.group_alignments.values(), strict=True):
-            if lies.mixed and lies.extra and lies.offence is not None:
-                factor = math.prod(lies.result[k] for k in lies.extra)
-                about = {"group": group.index, "factor": factor}
-                told = {"operation": r.primitive.name, "state": show_path(group.hidden_paths[0])}
-                yield MIXING_TAIL(lies.offence, r.weight_path, group.hidden_paths, about, **told)
+def _relation(r: HiddenParamOpRelation, reach: Reach) -> Iterator[CompilationRecord]:
+    classes, indices = dict(r.path_classification), tuple(r.group_alignments)
+    facts = {"hidden_group_indices": indices, "path_classification": classes}
+    told = {"path": r.weight_path, "groups": [*indices]}
+    yield INCLUDED(reach.eqn, r.weight_path, r.connected_hidden_paths, facts, **told)
+    how = PathClassification.MIXED
+    if mixed := tuple(path for path, found in classes.items() if found == how):
+        yield PARTIAL_PATH(reach.eqn, r.weight_path, mixed, {"classification": how})
+    for group, lies in zip(r.hidden_groups, r.group_alignments.values(), strict=True):
+        if lies.mixed and lies.extra and lies.offence is not None:
+            factor = math.prod(lies.result[k] for k in lies.extra)
+            about = {"group": group.index, "factor": factor}
+            told = {"operation": r.primitive.name, "state": show_path(group.hidden_paths[0])}
+            yield MIXING_TAIL(lies.offence, r.weight_path, group.hidden_paths, about, **told)

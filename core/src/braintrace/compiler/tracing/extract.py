@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
+from types import ModuleType
 from typing import Any
 
 import brainstate
@@ -98,19 +100,20 @@ def _trace(
     """Trace a step; settings that move and that it reads are its last argument, in a dict."""
     here: dict[str, Any] = {}
 
-    def step(*inputs: Any) -> Any:
-        here.update(inputs[-1])
-        with brainstate.environ.context(**inputs[-1]):
-            return model(*inputs[:-1])
+    def step(*inputs: Any, **moving: Any) -> Any:
+        here.update(moving)
+        with brainstate.environ.context(**moving):
+            return model(*inputs)
 
     moving = moving_values()
-    given = (*args, moving)
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
-    states, settings = _run(model, stateful, given, here)
-    jaxpr = stateful.get_jaxpr(*given)
-    out, new_values = stateful.get_out_shapes(*given)
-    order, slots = _arrange(states, stateful.get_state_trace(*given).states, new_values)
-    first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves(given))
+    states, settings = _run(model, partial(stateful.make_jaxpr, *args, **moving), here)
+    jaxpr = stateful.get_jaxpr(*args, **moving)
+    out, new_values = stateful.get_out_shapes(*args, **moving)
+    traced = stateful.get_state_trace(*args, **moving).states
+    order, slots = _arrange(states, traced, new_values)
+    number = {slot.state: k for k, slot in enumerate(slots)}
+    first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves((args, moving)))
     names = [place[0].key for place, _ in jax.tree_util.tree_leaves_with_path(moving)]
     atoms = (*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars))
     used = set(filter(versions.is_var, atoms))
@@ -132,19 +135,19 @@ def _trace(
     trees = jax.tree.structure(args), jax.tree.structure(out)
     constant = {name: value for name, value in settings.items() if name not in environment}
     found = (flat, slots, num_args, num_out, *trees, states, tuple(records), environment, constant)
-    info = ModuleInfo(*found)
+    info = ModuleInfo(*found, tuple(map(number.get, traced)), stateful, policy)
     _check(info)
     return replace(info, rewrites=(*info.rewrites, *_weights_in_control_flow(info)))
 
 
 def _run(
-    model: brainstate.nn.Module, stateful: Any, inputs: tuple[Any, ...], given: Mapping[str, Any]
+    model: brainstate.nn.Module, trace: Callable[[], Any], given: Mapping[str, Any]
 ) -> tuple[dict[Path, State], dict[str, Any]]:
     """Trace a step: the states of the model, and the settings that it reads, ``given`` ones too."""
     before = {state: state.value for state in brainstate.graph.states(model).values()}
     try:
         with recorded_settings(given) as settings:
-            stateful.make_jaxpr(*inputs)
+            trace()
     except Exception as error:
         after = {state: jax.tree.structure(state.value) for state in before}
         restore_values(before)
@@ -153,11 +156,12 @@ def _run(
                 _same_structure(path, jax.tree.structure(state.value), after[state])
         if not isinstance(error, AttributeError):
             raise
-        raise CompilationError(
-            f"the model could not be run: {error}. If a state is missing, initialise the model "
-            "first with brainstate.nn.init_all_states(model, batch_size=...) or use "
-            "braintrace.compile(...)"
-        ) from error
+        remedy = (
+            ". If a state is missing, initialise the model first with "
+            "brainstate.nn.init_all_states(model, batch_size=...) or use braintrace.compile(...)"
+        )
+        remedy = "" if isinstance(error.obj, ModuleType) else remedy
+        raise CompilationError(f"the model could not be run: {error}{remedy}") from error
     states = dict(brainstate.graph.states(model))
     made = [path for path, state in states.items() if state not in before]
     if made:
