@@ -24,11 +24,12 @@ TESTING = ROOT / "plugins" / "testing" / "src" / "braintrace_testing"
 HOUSE = {
     "base": "",
     "names": "",
+    "published": "base",
     "ops": "base",
     "show": "base",
     "jaxprs": "base ops",
     "plugins": "base names ops",
-    "compiler": "base ops show jaxprs",
+    "compiler": "base published ops show jaxprs",
     "lazy": "names plugins",
     "executor": "base ops jaxprs compiler",
     "files": "base compiler",

@@ -19,7 +19,7 @@ _DEFINED_IN = {
     ),
     "compiler.reach": "Cone Reach TrainableOperand Transition",
     "compiler.relation": (
-        "HiddenParamOpRelation PathClassification find_hidden_param_op_relations_from_minfo "
+        "HiddenParamOpRelation find_hidden_param_op_relations_from_minfo "
         "find_hidden_param_op_relations_from_module"
     ),
     "compiler.tracing.extract": "extract_module_info",
@@ -41,6 +41,7 @@ _DEFINED_IN = {
         "is_etp_primitive register_primitive register_primitive_spec"
     ),
     "ops.spec": "ETPPrimitiveSpec",
+    "published": "PathClassification",
 }
 CORE = {name: module for module, names in _DEFINED_IN.items() for name in names.split()}
 

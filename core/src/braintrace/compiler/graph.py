@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
 from ..base import versions
 from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.errors import CompilationError
-from ..base.records import NamedFields
 from ..base.types import Path, show_path, units_of
 from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment
+from ..published import GraphViews
 from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
@@ -29,14 +29,8 @@ if TYPE_CHECKING:
     from ..show.draw import Drawing
 
 
-#: What an ``ETraceGraph`` was a named tuple of.
-FIELDS = """
-module_info hidden_groups hid_path_to_group hidden_param_op_relations hidden_perturb diagnostics
-"""
-
-
 @dataclass(frozen=True, eq=False)
-class ETraceGraph(NamedFields, fields=FIELDS):
+class ETraceGraph(GraphViews):
     """A compiled model.
 
     Attributes
@@ -112,31 +106,6 @@ class ETraceGraph(NamedFields, fields=FIELDS):
                 "the graph holds no perturbed step; compile it with include_hidden_perturb=True"
             )
         return self.hidden_perturb
-
-    def call_hidden_perturb(
-        self,
-        args: tuple[Any, ...],
-        perturb_data: Sequence[Any],
-        old_state_vals: Mapping[Path, Any] | Sequence[Any] | None = None,
-    ) -> tuple[Any, dict[Path, Any], dict[Path, Any], dict[Var, Any]]:
-        """Run the perturbed step.
-
-        Parameters
-        ----------
-        args
-            The arguments of the model, in a tuple.
-        perturb_data
-            One array per hidden state, as :meth:`HiddenPerturbation.init_perturb_data` makes them.
-        old_state_vals
-            As for :meth:`ModuleInfo.jaxpr_call`, which also says what is returned.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`ModuleInfo.jaxpr_call`.
-        """
-        inputs = self.module_info.inputs(args, old_state_vals)
-        return self.module_info.outputs(self.perturbed.eval_jaxpr(inputs, perturb_data))
 
     def coverage(self) -> dict[Path, str]:
         """How the gradient of each parameter arises.

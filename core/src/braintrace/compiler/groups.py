@@ -7,29 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..base.records import NamedFields
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.run import Slice, between
+from ..published import GroupViews
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 
-#: What a ``HiddenGroup`` was a named tuple of.
-FIELDS = """
-index hidden_paths hidden_states hidden_invars hidden_outvars transition_jaxpr
-transition_jaxpr_constvars is_diagonal_recurrence snap descent
-"""
-
 
 @dataclass(frozen=True, eq=False)
-class HiddenGroup(NamedFields, fields=FIELDS):
+class HiddenGroup(GroupViews):
     """Hidden states whose values depend on one another within one layer.
 
     Attributes
@@ -44,8 +38,6 @@ class HiddenGroup(NamedFields, fields=FIELDS):
         How many states each member holds (more than one for a ``HiddenGroupState``).
     module_info
         The step that the group was found in.
-    snap, descent
-        ``None``: what they held in ``braintrace`` 0.2 is not a fact of a group here.
 
     Examples
     --------
@@ -67,8 +59,6 @@ class HiddenGroup(NamedFields, fields=FIELDS):
     varshape: tuple[int, ...]
     state_counts: tuple[int, ...]
     module_info: ModuleInfo = field(repr=False)
-    snap: ClassVar[None] = None
-    descent: ClassVar[None] = None
 
     @property
     def num_state(self) -> int:
@@ -172,8 +162,8 @@ class HiddenGroup(NamedFields, fields=FIELDS):
         """
         old = self.concat_hidden(old_values)
         zeros, num_state = jnp.zeros_like(old), self.num_state
-        _, pull = jax.vjp(self._step(free_values), old)
-        if self.is_diagonal_recurrence:  # a reverse sweep per state, from all positions
+        _, pull = jax.vjp(self.without_operations(free_values), old)
+        if not self.mixed_axes:  # a reverse sweep per state, from all positions
             rows = [pull(zeros.at[..., i].set(1))[0] for i in range(num_state)]
             return jnp.stack(rows, axis=-2)
 
@@ -183,30 +173,14 @@ class HiddenGroup(NamedFields, fields=FIELDS):
 
         return jax.lax.map(row, jnp.arange(old.size)).reshape(*old.shape, num_state)
 
-    def full_jacobian(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> jax.Array:
-        """``d new[p, i] / d old[q, j]`` [*V, S, *V, S] along the same paths, position by position.
-
-        Parameters
-        ----------
-        old_values, free_values
-            As for :meth:`transition`.
-
-        Raises
-        ------
-        ValueError
-            When the number of values or a shape does not fit.
-        """
-        return jax.jacrev(self._step(free_values))(self.concat_hidden(old_values))
-
     @cached_property
-    def is_diagonal_recurrence(self) -> bool:
-        """Whether no position depends on another along paths that cross no ETP operation."""
+    def mixed_axes(self) -> tuple[int, ...]:
+        """Axes along which positions are mixed by paths that cross no ETP operation."""
         eqns = [eqn for eqn in self.transition_slice.eqns if not is_barrier(eqn)]
-        mixed, _ = mixing(self, eqns, self.hidden_invars, self.hidden_outvars)
-        return not mixed
+        return mixing(self, eqns, self.hidden_invars, self.hidden_outvars)[0]
 
-    def _step(self, free_values: Sequence[Any]) -> Callable[[jax.Array], jax.Array]:
-        """New values [*V, S] from old ones, without the derivatives of ETP operations."""
+    def without_operations(self, free_values: Sequence[Any]) -> Callable[[jax.Array], jax.Array]:
+        """New values [*V, S] from old ones, without derivatives through ETP operations."""
         self._check("free variable", free_values, self.transition_slice.free)
 
         def step(old: jax.Array) -> jax.Array:

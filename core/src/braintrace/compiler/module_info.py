@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,12 @@ import numpy as np
 from ..base import versions
 from ..base.diagnostics import CompilationRecord
 from ..base.errors import CompilationError
-from ..base.records import NamedFields
-from ..base.types import Path, State, show_path
+from ..base.types import Path, State
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, differentiable
 from ..jaxprs.run import between
 from ..ops.primitive import is_etp_primitive
+from ..published import StepViews
 from .environment import UNSET, changed_setting, moving_values
 
 DYNAMIC = "dynamic"
@@ -64,17 +63,8 @@ def is_barrier(eqn: JaxprEqn) -> bool:
     return is_etp_primitive(eqn.primitive) and not eqn.primitive.spec.gradient_enabled
 
 
-#: What a ``ModuleInfo`` was a named tuple of.
-FIELDS = """
-stateful_model closed_jaxpr retrieved_model_states compiled_model_states state_id_to_path
-state_tree_invars state_tree_outvars hidden_path_to_invar hidden_path_to_outvar invar_to_hidden_path
-outvar_to_hidden_path hidden_outvar_to_invar weight_invars weight_path_to_invars
-invar_to_weight_path num_var_out num_var_state control_flow
-"""
-
-
 @dataclass(frozen=True, eq=False)
-class ModuleInfo(NamedFields, fields=FIELDS):
+class ModuleInfo(StepViews):
     """One step of a model as a flat jaxpr.
 
     Inputs are the leaves of the arguments, then those of the states; outputs are the leaves of the
@@ -238,65 +228,22 @@ class ModuleInfo(NamedFields, fields=FIELDS):
     @property
     def compiled_model_states(self) -> dict[Path, State]:
         """The states that the step reads or writes, by path."""
-        return {slot.path: slot.state for slot in self._as_read()}
+        return {slot.path: slot.state for slot in self.as_read()}
 
-    def _as_read(self, *kinds: StateKind) -> tuple[StateSlot, ...]:
+    def as_read(self, *kinds: StateKind) -> tuple[StateSlot, ...]:
         """The slots, or those of some kinds, in the order in which the step reads them."""
         slots = (self.slots[k] for k in self.read_order or range(len(self.slots)))
         return tuple(slot for slot in slots if not kinds or slot.kind in kinds)
 
     @property
-    def closed_jaxpr(self) -> Jaxpr:
-        """The same as :attr:`jaxpr`."""
-        return self.jaxpr
-
-    @property
-    def num_var_out(self) -> int:
-        """The same as :attr:`num_out`."""
-        return self.num_out
-
-    @property
-    def num_var_state(self) -> int:
-        """Number of leaves of the states."""
-        return sum(len(slot.leaves) for slot in self.slots)
-
-    @property
-    def state_tree_invars(self) -> list[Any]:
-        """Of each state, its old value as a tree of variables."""
-        return [slot.treedef.unflatten(self.invars_of(slot)) for slot in self._as_read()]
-
-    @property
-    def state_tree_outvars(self) -> list[Any]:
-        """Of each state, its new value as a tree of variables (or literals)."""
-        return [slot.treedef.unflatten(self.outvars_of(slot)) for slot in self._as_read()]
-
-    def split_state_outvars(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """:attr:`state_tree_outvars` of parameters, of hidden states and of other states."""
-        kinds = (StateKind.PARAM, StateKind.HIDDEN, StateKind.OTHER)
-        parts = ([s.treedef.unflatten(self.outvars_of(s)) for s in self._as_read(k)] for k in kinds)
-        weights, hidden, other = parts
-        return weights, hidden, other
-
-    @property
     def hidden_path_to_invar(self) -> dict[Path, Var]:
         """Old value of each hidden state."""
-        return {s.path: self.invars_of(s)[0] for s in self._as_read(StateKind.HIDDEN)}
+        return {s.path: self.invars_of(s)[0] for s in self.as_read(StateKind.HIDDEN)}
 
     @property
     def hidden_path_to_outvar(self) -> dict[Path, Var]:
         """New value of each hidden state."""
-        return {s.path: self.outvars_of(s)[0] for s in self._as_read(StateKind.HIDDEN)}
-
-    @property
-    def invar_to_hidden_path(self) -> dict[Var, Path]:
-        """Which hidden state an old-value variable belongs to."""
-        return {var: path for path, var in self.hidden_path_to_invar.items()}
-
-    @property
-    def hidden_outvar_to_invar(self) -> dict[Var, Var]:
-        """The old value of each new value."""
-        olds = self.hidden_path_to_invar
-        return {var: olds[path] for var, path in self.outvar_to_hidden_path.items()}
+        return {s.path: self.outvars_of(s)[0] for s in self.as_read(StateKind.HIDDEN)}
 
     @property
     def outvar_to_hidden_path(self) -> dict[Var, Path]:
@@ -306,12 +253,7 @@ class ModuleInfo(NamedFields, fields=FIELDS):
     @property
     def weight_path_to_invars(self) -> dict[Path, tuple[Var, ...]]:
         """Leaves of each parameter."""
-        return {s.path: self.invars_of(s) for s in self._as_read(StateKind.PARAM)}
-
-    @property
-    def weight_invars(self) -> list[Var]:
-        """The leaf variables of all parameters."""
-        return [*self.invar_to_weight_path]
+        return {s.path: self.invars_of(s) for s in self.as_read(StateKind.PARAM)}
 
     @property
     def invar_to_weight_path(self) -> dict[Var, Path]:
@@ -321,7 +263,7 @@ class ModuleInfo(NamedFields, fields=FIELDS):
     @property
     def state_id_to_path(self) -> dict[State, Path]:
         """Path of each state of the step. The key is the state itself, which is its identity."""
-        return {slot.state: slot.path for slot in self._as_read()}
+        return {slot.state: slot.path for slot in self.as_read()}
 
     def with_environment(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a call, followed by those that come from ``brainstate.environ``.
@@ -338,71 +280,6 @@ class ModuleInfo(NamedFields, fields=FIELDS):
                 f"set now; call it inside brainstate.environ.context({missing[0]}=...)"
             )
         return (*args, moving) if moving else args
-
-    def jaxpr_call(
-        self, *args: Any, old_state_vals: Mapping[Path, Any] | Sequence[Any] | None = None
-    ) -> tuple[Any, dict[Path, Any], dict[Path, Any], dict[Var, Any]]:
-        """Run the step as it was traced; no state is written.
-
-        Parameters
-        ----------
-        *args
-            Arguments like those it was traced for.
-        old_state_vals
-            Values of the states, by path or all in the order of :attr:`compiled_model_states`;
-            those that are missing are the current ones.
-
-        Returns
-        -------
-        out, hidden, other, values
-            The model's result; the new values of hidden states and of those that are neither hidden
-            nor parameters, by path; the values of all variables of new states and of
-            :meth:`add_jaxpr_outs`.
-
-        Raises
-        ------
-        ValueError
-            When the arguments have another structure, or a path is not a state of the step.
-        """
-        results = versions.jaxpr_as_fun(self.jaxpr)(*self.inputs(args, old_state_vals))
-        return self.outputs(results)
-
-    def inputs(
-        self, args: tuple[Any, ...], states: Mapping[Path, Any] | Sequence[Any] | None = None
-    ) -> list[Any]:
-        """Values of the inputs of the step; the arguments are as for :meth:`jaxpr_call`."""
-        leaves, treedef = jax.tree.flatten(self.with_environment(args))
-        if treedef != self.arg_treedef:
-            raise ValueError(
-                f"the arguments have structure {treedef}; the step was traced for "
-                f"{self.arg_treedef}"
-            )
-        if not isinstance(states, Mapping):
-            states = dict(zip(self.compiled_model_states, states or (), strict=False))
-        values = {slot.path: slot.state.value for slot in self.slots}
-        unknown = [path for path in states if path not in values]
-        if unknown:
-            raise ValueError(f"{show_path(unknown[0])} is not a state of the step")
-        values |= states
-        return [*leaves, *(v for s in self.slots for v in jax.tree.leaves(values[s.path]))]
-
-    def outputs(
-        self, results: Sequence[Any]
-    ) -> tuple[Any, dict[Path, Any], dict[Path, Any], dict[Var, Any]]:
-        """What :meth:`jaxpr_call` returns, from the outputs of the step."""
-        out, new = results[: self.num_out], results[self.num_out :]
-        hidden, other = (
-            {s.path: s.treedef.unflatten([new[i] for i in s.leaves]) for s in self._as_read(kind)}
-            for kind in (StateKind.HIDDEN, StateKind.OTHER)
-        )
-        pairs = zip(self.jaxpr.outvars[self.num_out :], new, strict=True)
-        values = {var: value for var, value in pairs if versions.is_var(var)}
-        return self.out_treedef.unflatten(out), hidden, other, values
-
-    def add_jaxpr_outs(self, jax_vars: Sequence[Var]) -> ModuleInfo:
-        """The same step with the values of further variables among its outputs."""
-        outvars = [*self.jaxpr.outvars, *jax_vars]
-        return dataclasses.replace(self, jaxpr=versions.with_outvars(self.jaxpr, outvars))
 
     def trace_to_param(self, var: Var) -> tuple[Path | None, tuple[versions.Primitive, ...]]:
         """The first parameter that leads to a variable, and the primitives crossed, in order.

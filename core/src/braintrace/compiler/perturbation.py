@@ -36,10 +36,10 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import NotSupportedError
-from ..base.records import NamedFields
-from ..base.types import Path, show_path
+from ..base.types import Path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
+from ..published import PerturbationViews
 from .contexts import Instruction, Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo, StateKind, is_barrier
@@ -50,12 +50,8 @@ from .tracing.extract import extract_module_info
 MOST_COPIES = 50
 
 
-#: What a ``HiddenPerturbation`` was a named tuple of.
-FIELDS = "perturb_vars perturb_hidden_paths perturb_hidden_states perturb_jaxpr"
-
-
 @dataclass(frozen=True, eq=False)
-class HiddenPerturbation(NamedFields, fields=FIELDS):
+class HiddenPerturbation(PerturbationViews):
     """The perturbed step as a list of instructions.
 
     Attributes
@@ -132,26 +128,6 @@ class HiddenPerturbation(NamedFields, fields=FIELDS):
     def perturb_vars(self) -> tuple[Var, ...]:
         """The inputs of :attr:`perturb_jaxpr` that are perturbations, one per hidden state."""
         return tuple(self.perturb_jaxpr.invars[len(self.minfo.jaxpr.invars) :])
-
-    def perturb_data_to_hidden_group_data(
-        self, perturb_data: Sequence[Any], hidden_groups: Sequence[HiddenGroup]
-    ) -> list[jax.Array]:
-        """Per group, one array [*V, S] of the perturbations of its members.
-
-        Raises
-        ------
-        ValueError
-            When their number is not that of the hidden states, or a group is of another model.
-        """
-        of_path = dict(zip(self.perturb_hidden_paths, perturb_data, strict=True))
-        paths = [path for group in hidden_groups for path in group.hidden_paths]
-        if unknown := [path for path in paths if path not in of_path]:
-            raise ValueError(f"{show_path(unknown[0])} has no perturbation")
-        return [g.concat_hidden([of_path[path] for path in g.hidden_paths]) for g in hidden_groups]
-
-    def eval_jaxpr(self, inputs: Sequence[Any], perturb_data: Sequence[Any]) -> list[Any]:
-        """The outputs of the perturbed step; the arguments are as for :meth:`run`."""
-        return self.run(inputs, perturb_data)[0]
 
     def run(
         self, inputs: Sequence[Any], perturb: Sequence[Any], extra: Sequence[Var] = ()

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import CompilationError, NotSupportedError
-from ..base.records import NamedFields
 from ..base.types import Path, show_path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along
@@ -22,39 +21,16 @@ from ..jaxprs.positions.alignment import Alignment, align
 from ..jaxprs.run import Slice, between
 from ..ops.primitive import ETPPrimitive
 from ..ops.spec import ETPPrimitiveSpec
+from ..published import PathClassification, RelationViews
 from .findings.record import described
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import DYNAMIC, ModuleInfo
 from .reach import Cone, Reach, TrainableOperand, find_cones, find_reach
 from .tracing.extract import extract_module_info
 
-#: What a ``HiddenParamOpRelation`` was a named tuple of.
-FIELDS = """
-primitive x_var y_var hidden_groups y_to_hidden_group_jaxprs connected_hidden_paths eqn_params
-path_classification trainable_vars trainable_paths trainable_leaf_indices trainable_param_states
-trainable_processing_chains
-"""
-
-
-class PathClassification:
-    """How paths from an operation to a hidden state go: by other ETP operations or not.
-
-    ``MIXED``: some do. The operation of ``ALL_THROUGH_OTHER_ETP`` is no relation.
-
-    Examples
-    --------
-    >>> import braintrace
-    >>> braintrace.PathClassification.MIXED
-    'mixed'
-    """
-
-    ALL_DIRECT = "all_direct"
-    MIXED = "mixed"
-    ALL_THROUGH_OTHER_ETP = "all_through_other_etp"
-
 
 @dataclass(frozen=True, eq=False)
-class HiddenParamOpRelation(NamedFields, fields=FIELDS):
+class HiddenParamOpRelation(RelationViews):
     """An ETP equation with its parameters and the hidden groups it drives.
 
     Attributes
@@ -125,16 +101,6 @@ class HiddenParamOpRelation(NamedFields, fields=FIELDS):
         return self.parameter_paths[0]
 
     path = weight_path
-
-    @property
-    def x(self) -> Atom | None:
-        """The same as :attr:`x_var`."""
-        return self.x_var
-
-    @property
-    def y(self) -> Var:
-        """The same as :attr:`y_var`."""
-        return self.y_var
 
     @property
     def connected_hidden_paths(self) -> tuple[Path, ...]:

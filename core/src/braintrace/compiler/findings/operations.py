@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
+from ...published import PathClassification
 from ..graph import ETraceGraph
 from ..module_info import is_barrier
 from ..reach import Reach
-from ..relation import HiddenParamOpRelation, PathClassification
+from ..relation import HiddenParamOpRelation
 from .record import Kind, info, warning
 
 FROZEN = "Nothing to do if it is meant to be frozen"
