@@ -112,7 +112,7 @@ def open_jaxpr(
     free: Sequence[Var], ins: Sequence[Var], outs: Sequence[Atom], eqns: Sequence[JaxprEqn]
 ) -> Jaxpr | None:
     """An open jaxpr whose constants are ``free``; ``None`` where JAX has no open ones (0.11)."""
-    if jex_core.ClosedJaxpr is jex_core.Jaxpr:
+    if jex_core.ClosedJaxpr.__name__ == "Jaxpr":
         return None
     return jex_core.Jaxpr([*free], [*ins], [*outs], [*eqns])
 

@@ -135,7 +135,7 @@ def _trace(
     trees = jax.tree.structure(args), jax.tree.structure(out)
     constant = {name: value for name, value in settings.items() if name not in environment}
     found = (flat, slots, num_args, num_out, *trees, states, tuple(records), environment, constant)
-    info = ModuleInfo(*found, tuple(map(number.get, traced)), stateful, policy)
+    info = ModuleInfo(*found, tuple(number[s] for s in traced), stateful, policy)
     _check(info)
     return replace(info, rewrites=(*info.rewrites, *_weights_in_control_flow(info)))
 
