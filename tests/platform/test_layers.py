@@ -34,7 +34,7 @@ HOUSE = {
     "executor": "base ops jaxprs compiler",
     "files": "base compiler",
     "cli": "base names show plugins compiler",
-    "algorithms": "base ops jaxprs compiler executor",
+    "algorithms": "base published ops jaxprs compiler executor",
     "drivers": "base ops jaxprs compiler executor algorithms",
     "learners": "base compiler executor algorithms drivers files plugins",
     "plugin_api": "base ops plugins learners",

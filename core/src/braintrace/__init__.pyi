@@ -54,6 +54,7 @@ from .learners.named import SnAp as SnAp
 from .learners.named import UORO as UORO
 from .learners.named import pp_prop as pp_prop
 from .learners.optimizers import OptaxOptimizer as OptaxOptimizer
+from .learners.report import CompilationReport as CompilationReport
 from .learners.signals import DNI as DNI
 from .learners.signals import EProp as EProp
 from .learners.signals import ThreeFactor as ThreeFactor
@@ -71,6 +72,7 @@ from .ops.primitive import is_etp_primitive as is_etp_primitive
 from .ops.primitive import register_primitive as register_primitive
 from .ops.primitive import register_primitive_spec as register_primitive_spec
 from .ops.spec import ETPPrimitiveSpec as ETPPrimitiveSpec
+from .published import PathClassification as PathClassification
 from . import algorithms as algorithms
 from . import nn as nn
 from . import plugin_api as plugin_api

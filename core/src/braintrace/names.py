@@ -33,6 +33,7 @@ _DEFINED_IN = {
         "RTRL SnAp UORO pp_prop"
     ),
     "learners.optimizers": "OptaxOptimizer",
+    "learners.report": "CompilationReport",
     "learners.signals": "DNI EProp ThreeFactor",
     "learners.vjp": "ETraceVjpAlgorithm",
     "ops.primitive": (
@@ -78,7 +79,6 @@ _NEURONS = "ALIF Alpha DualExpon Expon IF LIF STD STP"
 #: Names of the ``braintrace`` 0.2 distribution that are not here, and what to use in their place.
 INSTEAD = {
     "ops": {
-        "CompilationReport": "learner.report, or graph.report() for its text",
         "ConvOp": "braintrace.conv",
         "ETraceOp": "an operation, such as braintrace.matmul, or braintrace.register_primitive",
         "ETraceParam": "brainstate.ParamState, and an operation of braintrace on its value",

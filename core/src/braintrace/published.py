@@ -226,6 +226,35 @@ class PerturbationViews(NamedFields):
         return [g.concat_hidden([of_path[path] for path in g.hidden_paths]) for g in hidden_groups]
 
 
+class ConfigViews:
+    """Of an ``ETraceConfig``; of a factorized one, ``x`` leaks and ``f`` follows the Jacobian."""
+
+    def replace(self: Any, **changes: Any) -> Any:
+        """A copy with other values, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def describe(self: Any) -> str:
+        """The coordinates that are not the default, in one line."""
+        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return ", ".join(f"{k}={v!r}" for k, v, default in fields if v is not default) or "default"
+
+    @property
+    def is_factorized(self: Any) -> bool:
+        """Whether the trace is a filtered input and a filtered factor."""
+        return self.trace_factorization == "io_factorized"
+
+    @property
+    def include_recurrent_mixing(self: Any) -> bool:
+        """Whether ``D`` holds something of recurrent ETP operations."""
+        return self.recurrence_scope != "diagonal"
+
+    def __getattr__(self, name: str) -> Any:
+        values = {"recursion_x": "scalar_leak", "recursion_f": "jacobian"}
+        if name in ("decay_x", "decay_f", *values) and self.is_factorized:
+            return values.get(name) or self.decays[name == "decay_f"]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
 class GraphViews(NamedFields):
     """Of an ``ETraceGraph``."""
 

@@ -18,6 +18,7 @@ from ..base import versions
 from ..compiler.filters import check_downstream
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor, compiled_step
+from ..published import ConfigViews
 from .base import LearningRule
 from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
 from .e_prop import EPropRule
@@ -45,7 +46,7 @@ COORDINATES = {
 
 
 @dataclass(frozen=True)
-class ETraceConfig:
+class ETraceConfig(ConfigViews):
     """A learning rule, as coordinates that can be combined.
 
     Parameters
@@ -138,6 +139,11 @@ class ETraceConfig:
             )
 
     @property
+    def decays(self) -> tuple[float, float]:
+        """``a_x`` and ``a_f`` of ``decay``."""
+        return decays_of(self.decay)
+
+    @property
     def needs_windows(self) -> bool:
         """Whether the rule exists in windows only."""
         return self.learning_signal == "bootstrapped"
@@ -179,7 +185,7 @@ class ETraceConfig:
         if self.trace_factorization == "random_projection":
             return UORORule(executor, dtype, self.seed)
         if self.trace_factorization == "io_factorized":
-            return IODimRule(executor, *decays_of(self.decay), dtype)
+            return IODimRule(executor, *self.decays, dtype)
         if self.sparse_n is not None:
             return SnApRule(executor, dtype, self.sparse_n)
         if self.kappa is not None:

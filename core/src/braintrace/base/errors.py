@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors raised by the compiler and the learners."""
+"""Errors raised by the compiler and the learners, also of the kinds that published code catches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ class CompilationError(Exception):
     """A model cannot be compiled: the text says what was found, where, and what to do."""
 
 
-class NotSupportedError(CompilationError):
+class NotSupportedError(CompilationError, NotImplementedError):
     """A model uses a construction whose gradient would not be right, so it is refused."""
+
+
+class NotCompiledError(CompilationError, ValueError, RuntimeError):
+    """A learner or an executor is used before ``compile_graph``."""
+
+
+class NoTraceError(KeyError, ValueError):
+    """A parameter has no trace."""
+
+
+class NoModulatorError(ValueError, RuntimeError):
+    """A rule that needs a modulator is given none."""
 
 
 def refuse_unused(cls: type, instead: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.errors import CompilationError, refuse_unused
+from ..base.errors import NotCompiledError, refuse_unused
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
 from ..compiler.graph import ETraceGraph
@@ -149,7 +149,7 @@ class ETraceGraphExecutor:
     def compiled(self) -> Executor:
         """What runs the steps; raises ``CompilationError`` before :meth:`compile_graph`."""
         if self._compiled is None:
-            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
+            raise NotCompiledError("call compile_graph(*example_inputs) before using the learner")
         return self._compiled
 
     @property
@@ -162,6 +162,11 @@ class ETraceGraphExecutor:
     def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
         """The states of the step, by path."""
         return self.graph.module_info.compiled_model_states
+
+    @property
+    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
+        """The path of each state of the step; the key is the state itself."""
+        return self.graph.module_info.state_id_to_path
 
     @property
     def states(self) -> tuple[brainstate.State[Any], ...]:
@@ -247,7 +252,8 @@ class ETraceVjpGraphExecutor(ETraceGraphExecutor):
     model
         A ``brainstate.nn.Module`` with initialised states.
     vjp_method
-        ``'single-step'``.
+        ``'single-step'`` or ``'multi-step'``, which is how a learner uses the Jacobians: those of a
+        window are those of its steps.
     **options
         See :class:`ETraceGraphExecutor`.
 
@@ -271,12 +277,14 @@ class ETraceVjpGraphExecutor(ETraceGraphExecutor):
     def __init__(
         self, model: brainstate.nn.Module, vjp_method: str = "single-step", **options: Any
     ) -> None:
-        if vjp_method != "single-step":
+        if vjp_method not in ("single-step", "multi-step"):
             raise ValueError(
-                f"vjp_method must be 'single-step', got {vjp_method!r}; the Jacobians of a window "
-                "are those of its steps"
+                f"vjp_method must be 'single-step' or 'multi-step', got {vjp_method!r}"
             )
         super().__init__(model, **options)
+        self.vjp_method = vjp_method
+        self.is_single_step_vjp = vjp_method == "single-step"
+        self.is_multi_step_vjp = not self.is_single_step_vjp
 
 
 def compiled_step(executor: ETraceGraphExecutor | Executor) -> Executor:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import brainstate
@@ -98,6 +99,8 @@ def compile(
             f"{algorithm.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
             f"compile; help({algorithm.__name__}) says which values it takes"
         )
+    if not example_inputs:
+        _check_takes_nothing(model)
     learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
     with nullcontext() if seed is None else brainstate.random.seed_context(seed):
         if vmap:
@@ -108,6 +111,17 @@ def compile(
     if verbose:
         print(learner.report)
     return learner
+
+
+def _check_takes_nothing(model: brainstate.nn.Module) -> None:
+    """Raise ``ValueError`` for a model whose steps have arguments."""
+    with suppress(TypeError):
+        inspect.signature(model.update).bind()
+        return
+    raise ValueError(
+        "compile() needs at least one example input: those of a step, as in "
+        "compile(model, 'd_rtrl', x0)"
+    )
 
 
 class CorePlugin:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule, check_jacobians
-from ..base.errors import CompilationError, refuse_unused
+from ..base.errors import NotCompiledError, NoTraceError, refuse_unused
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.graph import ETraceGraph
@@ -27,7 +27,7 @@ from ..files.save import restore_learner, save_learner
 from . import sequences
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
-from .report import Report, report_of
+from .report import CompilationReport, report_of
 from .reset_model import reset_model
 
 #: Methods of learners that were hooks, here or in version 0.2.
@@ -197,7 +197,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         """The learning rule of the compiled model."""
         self.graph  # noqa: B018  raises before compile_graph
         if self._rule is None:
-            raise CompilationError("call compile_graph(*example_inputs) before using the learner")
+            raise NotCompiledError("call compile_graph(*example_inputs) before using the learner")
         return self._rule
 
     @property
@@ -216,7 +216,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
     # --- what there is -------------------------------------------------------------------------
 
     @property
-    def report(self) -> Report:
+    def report(self) -> CompilationReport:
         """What the compiler found and what the traces take, as text.
 
         It is a ``str`` that can also be called, and has ``show(level)``, which prints it (and from
@@ -229,6 +229,26 @@ class ETraceAlgorithm(brainstate.nn.Module):
         if verbose:
             self.report.show()
         return self.report if return_msg else None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is a graph."""
+        return self._rule is not None
+
+    @property
+    def module(self) -> ETraceAlgorithm:
+        """The learner: what was around it in version 0.2 under ``vmap=True`` is not here."""
+        return self
+
+    @property
+    def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
+        """States of the compiled step, by path."""
+        return self.executor.path_to_states
+
+    @property
+    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
+        """Path of each state of the compiled step; the key is the state itself."""
+        return self.executor.state_id_to_path
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -280,7 +300,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         if not links:
             known = sorted(show_path(w.path) for w in weights.values() if w.links)
             name = show_path(path) if isinstance(path, tuple) else repr(path)
-            raise KeyError(f"{name} has no trace; parameters with one are {known}")
+            raise NoTraceError(f"{name} has no trace; parameters with one are {known}")
         traces = self.read_traces()
         return [self.rule.of_link(traces, i) for i in links]
 
@@ -329,8 +349,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
         clear_filters(self)
         self.running_index.value = jnp.zeros((), jnp.int32)
 
-    def init_etrace_state(self) -> None:
-        """Set the traces to zero: :meth:`reset_state` by its name in version 0.2."""
+    def init_etrace_state(self, *args: Any, **kwargs: Any) -> None:
+        """Set the traces to zero, whatever the arguments: :meth:`reset_state` in version 0.2."""
         self.reset_state()
 
     def update(self, *args: Any, **given: Any) -> Any:

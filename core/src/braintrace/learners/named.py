@@ -107,6 +107,13 @@ class pp_prop(ETraceVjpAlgorithm):
         )
         super().__init__(model, *_late, **preset(config, options, "trace_factorization"))
 
+    @property
+    def decay(self) -> float:
+        """The one decay of ``x`` and of ``f``; ``AttributeError`` where there are two."""
+        if self.decay_x != self.decay_f:
+            raise AttributeError(f"the decays are decay_x={self.decay_x}, decay_f={self.decay_f}")
+        return self.decay_x
+
 
 ParamDimVjpAlgorithm = D_RTRL
 IODimVjpAlgorithm = ES_D_RTRL = pp_prop
@@ -141,6 +148,8 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
 
     Parameters
     ----------
+    decay_or_rank
+        As of :class:`pp_prop`.
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
@@ -153,8 +162,11 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     (2, 7)
     """
 
-    def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
-        config = ETraceConfig(trace_factorization="io_factorized", decay=0.0)
+    def __init__(
+        self, model: Module, decay_or_rank: Any = 0.0, *_late: Any, **options: Any
+    ) -> None:
+        decays_of(decay_or_rank)
+        config = ETraceConfig(trace_factorization="io_factorized", decay=decay_or_rank)
         super().__init__(model, *_late, **preset(config, options))
 
 
@@ -189,6 +201,11 @@ class SnAp(ETraceVjpAlgorithm):
     def __init__(self, model: Module, n: int = 2, *_late: Any, **options: Any) -> None:
         config = ETraceConfig(recurrence_scope="sparse_n", sparse_n=n)
         super().__init__(model, *_late, **preset(config, options))
+
+    @property
+    def n(self) -> int:
+        """The order."""
+        return self.config.sparse_n or 1
 
 
 class RTRL(ETraceVjpAlgorithm):
@@ -254,3 +271,9 @@ class UORO(ETraceVjpAlgorithm):
             trace_factorization="random_projection", recurrence_scope="full", seed=projection_key
         )
         super().__init__(model, *_late, **preset(config, options))
+
+
+# what ``isinstance`` says of them in version 0.2
+D_RTRL.register(OSTLRecurrent)
+D_RTRL.register(SnAp)
+pp_prop.register(OSTLFeedforward)

@@ -18,6 +18,7 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 OBSOLETE = {
     "fast_solve": "the fast way is always taken where there is one, with the same numbers",
     "chunked_trace": "block_size of the drivers says how many steps are evaluated together",
+    "projection_eps": "norms of zero need no care in the estimate",
     "snap_max_jacobian_elements": "the size of traces is in learner.report",
 }
 

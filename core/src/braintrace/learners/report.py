@@ -9,18 +9,40 @@ from typing import Any
 import jax
 
 from ..algorithms.base import LearningRule
-from ..base.diagnostics import DiagnosticLevel
+from ..base.diagnostics import CompilationRecord, DiagnosticLevel
 from ..base.types import Path, bytes_of, show_path
 from ..compiler.graph import ETraceGraph
+from ..compiler.module_info import StateKind
 from ..drivers.block_size import auto_block_size
 
 EXAMPLE_LENGTH = 100
 
 
-class Report(str):
-    """A report as text, and what published code asks of it."""
+class CompilationReport(str):
+    """A report on a compiled graph: a text, and what published code asks of it.
+
+    Parameters
+    ----------
+    graph
+        The compiled graph.
+    more
+        What follows its text.
+
+    Examples
+    --------
+    >>> import braintrace, jax.numpy as jnp
+    >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
+    >>> report = braintrace.compile(cell, braintrace.D_RTRL, x, batch_size=2).report
+    >>> report.hidden_groups, report.excluded_weights
+    ([(0, [('h',)])], [(('Wr', 'weight'), 'relation_excluded_weight_to_weight')])
+    """
 
     graph: ETraceGraph
+
+    def __new__(cls, graph: ETraceGraph, more: str = "") -> CompilationReport:
+        report = super().__new__(cls, "\n\n".join(filter(None, (graph.report(), more))))
+        report.graph = graph
+        return report
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
@@ -29,10 +51,43 @@ class Report(str):
         """The text."""
         return str(self)
 
+    def to_str(self, level: int = 1) -> str:
+        """The report, and from level 2 on everything that the compiler has to say."""
+        return "\n".join([self, *map(str, self.diagnostics if level > 1 else ())])
+
     def show(self, level: int = 1, *, file: Any = None) -> None:
-        """Print the report, and from level 2 on everything that the compiler has to say."""
-        records = self.graph.diagnostics if level > 1 else ()
-        print("\n".join([self, *map(str, records)]), file=file)
+        """Print :meth:`to_str`."""
+        print(self.to_str(level), file=file)
+
+    @property
+    def diagnostics(self) -> tuple[CompilationRecord, ...]:
+        """What the compiler has to say."""
+        return self.graph.diagnostics
+
+    @property
+    def hidden_groups(self) -> list[tuple[int, list[Path]]]:
+        """Number and members of each hidden group."""
+        return [(group.index, [*group.hidden_paths]) for group in self.graph.hidden_groups]
+
+    @property
+    def dynamic_states(self) -> list[Path]:
+        """States that are neither hidden nor parameters."""
+        return [slot.path for slot in self.graph.module_info.slots_of(StateKind.OTHER)]
+
+    @property
+    def etrace_weights(self) -> list[tuple[Path, list[int]]]:
+        """Of each trained operand, the path of its parameter and the groups of its traces."""
+        return [
+            (path, [group.index for group in relation.hidden_groups])
+            for relation in self.graph.hidden_param_op_relations
+            for path in relation.trainable_paths.values()
+        ]
+
+    @property
+    def excluded_weights(self) -> list[tuple[Path, str]]:
+        """Parameters of operations without a trace, and the kind of the record that says why."""
+        excluded = (r for r in self.diagnostics if r.kind.value.startswith("relation_excluded"))
+        return [(r.weight_path, r.kind.value) for r in excluded if r.weight_path is not None]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,11 +104,9 @@ class Report(str):
         }
 
 
-def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> Report:
+def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> CompilationReport:
     """What ``learner.report`` is."""
-    report = Report(f"{graph.report()}\n\n{_traces(graph, rule, vjp_method)}")
-    report.graph = graph
-    return report
+    return CompilationReport(graph, _traces(graph, rule, vjp_method))
 
 
 def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:

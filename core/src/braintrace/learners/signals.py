@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import brainstate
@@ -17,7 +18,10 @@ from brainstate.nn import Module
 
 from ..algorithms.config import ETraceConfig
 from ..base import versions
+from ..base.errors import NoModulatorError
 from ..base.types import Path
+from ..compiler.groups import HiddenGroup
+from .named import D_RTRL
 from .vjp import ETraceVjpAlgorithm, preset
 
 # --- e-prop ---------------------------------------------------------------------------------------
@@ -131,12 +135,27 @@ class EProp(ETraceVjpAlgorithm):
         )
         super().__init__(model, *_late, **preset(config, options))
 
+    @property
+    def kappa_filter_decay(self) -> float:
+        """``kappa``."""
+        return self.config.kappa or 0.0
+
 
 # --- three-factor learning ------------------------------------------------------------------------
 
 
 class StandingModulator(brainstate.ShortTermState):
     """The modulator that was assigned to a learner as a number or an array."""
+
+
+def one_array(modulator: Any) -> jax.Array:
+    """A modulator as an array; ``TypeError`` for several, which would become one of positions."""
+    if isinstance(modulator, tuple | list | Mapping):
+        raise TypeError(
+            "a modulator is one number or array for the positions of every hidden group, got a "
+            f"{type(modulator).__name__} of {len(modulator)}"
+        )
+    return jnp.asarray(modulator, float)
 
 
 def standing_modulator(learner: Any) -> Any:
@@ -148,7 +167,7 @@ def standing_modulator(learner: Any) -> Any:
 def assign_modulator(learner: Any, value: Any) -> None:
     """Take a number, an array, or a state, which is read at every call."""
     if value is not None and not isinstance(value, brainstate.State):
-        value, standing = jnp.asarray(value, float), learner._modulator
+        value, standing = one_array(value), learner._modulator
         own = isinstance(standing, StandingModulator)
         if own and jnp.shape(standing.value) == value.shape:
             standing.value = value  # compiled programs read it from there
@@ -171,18 +190,23 @@ def arguments_and_modulator(learner: Any, args: tuple[Any, ...], modulator: Any 
     if isinstance(standing, brainstate.State):
         standing = standing.value
     if standing is None:
-        raise ValueError("ThreeFactor needs a modulator: learner(x, modulator=...)")
-    standing = jnp.asarray(standing, float)
-    given = []
-    for shape in (group.varshape for group in learner.graph.hidden_groups):
-        try:
-            given.append(jnp.broadcast_to(standing, shape))
-        except ValueError:
-            raise ValueError(
-                f"modulator has shape {standing.shape}, which does not broadcast to the "
-                f"positions {shape} of every hidden group"
-            ) from None
-    return learner.run_call(args, given=tuple(given))
+        raise NoModulatorError("ThreeFactor needs a modulator: learner(x, modulator=...)")
+    groups = learner.graph.hidden_groups
+    given = tuple(_for_group(one_array(standing), group) for group in groups)
+    return learner.run_call(args, given=given)
+
+
+def _for_group(modulator: jax.Array, group: HiddenGroup) -> jax.Array:
+    """A modulator [*V] for the positions of a group, or [S, *V] of one for each of their states."""
+    shape = group.varshape
+    with suppress(ValueError):
+        return jnp.broadcast_to(modulator, shape)
+    with suppress(ValueError):
+        return jnp.moveaxis(jnp.broadcast_to(modulator, (*shape, group.num_state)), -1, 0)
+    raise ValueError(
+        f"modulator has shape {modulator.shape}, which does not broadcast to the positions {shape} "
+        "of every hidden group"
+    )
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -198,8 +222,8 @@ class ThreeFactor(ETraceVjpAlgorithm):
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
         is read at every call. ``learner.modulator = ...`` changes it. Calls take another one,
-        ``learner(x, modulator=...)``: a number, or an array that broadcasts to the positions of
-        every hidden group.
+        ``learner(x, modulator=...)``: a number, or an array that broadcasts to the positions [*V]
+        of every hidden group, or else to those of their states, [*V, S].
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
@@ -293,3 +317,7 @@ class DNI(ETraceVjpAlgorithm):
     ) -> None:
         config = ETraceConfig(trace_factorization="none", learning_signal="bootstrapped")
         super().__init__(model, *_late, vjp_method=vjp_method, **preset(config, options))
+
+
+for _learner in (EProp, ThreeFactor, DNI):  # what ``isinstance`` says of them in version 0.2
+    D_RTRL.register(_learner)

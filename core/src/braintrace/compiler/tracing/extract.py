@@ -220,7 +220,7 @@ def _check(info: ModuleInfo) -> None:
     for slot in info.slots:
         name, old, new = show_path(slot.path), info.invars_of(slot), info.outvars_of(slot)
         if slot.kind is StateKind.PARAM and any(a is not b for a, b in zip(old, new, strict=True)):
-            raise CompilationError(
+            raise NotSupportedError(
                 f"the model writes its parameter {name} during a step{_computed_at(info, *new)}. "
                 "Keep values that change by themselves in a brainstate.State of another kind"
             )

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What programs of ``braintrace`` 0.2 ask of learners, executors, reports and configurations."""
+
+from __future__ import annotations
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import pytest
+
+import braintrace
+from braintrace import nn
+
+X = jnp.ones((2, 3))
+
+
+def gru():
+    return nn.GRUCell(3, 4, key=0)
+
+
+def made(algorithm, **options):
+    return braintrace.compile(gru(), algorithm, X, batch_size=2, **options)
+
+
+def ready():
+    cell = gru()
+    brainstate.nn.init_all_states(cell, batch_size=2)
+    return cell
+
+
+# --- attributes -----------------------------------------------------------------------------------
+
+
+def test_whether_a_learner_is_compiled_and_its_states():
+    cell = ready()
+    learner = braintrace.D_RTRL(cell)
+    assert not learner.is_compiled
+    learner.compile_graph(X)
+    assert learner.is_compiled and learner.executor.is_compiled
+    assert learner.path_to_states == learner.executor.path_to_states
+    assert learner.path_to_states["h",] is cell.h
+    assert learner.state_id_to_path[cell.h] == ("h",)
+    assert learner.executor.state_id_to_path == learner.state_id_to_path
+    assert isinstance(learner.show_graph(verbose=False, return_msg=True), str)
+
+
+def test_the_module_of_a_mapped_learner(capsys):
+    learner = made("d_rtrl", vmap=True)
+    assert learner.module is learner
+    learner.module.show_graph()
+    assert "hidden group" in capsys.readouterr().out
+
+
+def test_traces_are_started_with_example_inputs():
+    learner = made("d_rtrl")
+    learner(X)
+    learner.init_etrace_state(X)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(learner.read_traces()))
+
+
+def test_coefficients_are_attributes():
+    assert made("eprop", kappa_filter_decay=0.7).kappa_filter_decay == 0.7
+    assert made("eprop").kappa_filter_decay == 0.0
+    assert made(braintrace.SnAp, n=2).n == 2 and made(braintrace.SnAp, n=1).n == 1
+    assert made("pp_prop", decay_or_rank=0.9).decay == 0.9
+    two = made("pp_prop", decay_or_rank=(0.5, 0.9))
+    assert (two.decay_x, two.decay_f) == (0.5, 0.9)
+    with pytest.raises(AttributeError, match=r"the decays are decay_x=0\.5, decay_f=0\.9"):
+        two.decay  # noqa: B018
+
+
+def test_what_learners_are():
+    params = ("OSTLRecurrent", "SnAp", "EProp", "ThreeFactor", "DNI")
+    for name in params:
+        assert issubclass(getattr(braintrace, name), braintrace.ParamDimVjpAlgorithm), name
+    assert issubclass(braintrace.OSTLFeedforward, braintrace.pp_prop)
+    assert isinstance(made("ostl_feedforward"), braintrace.IODimVjpAlgorithm)
+    assert not issubclass(braintrace.UORO, braintrace.D_RTRL)
+    assert not issubclass(braintrace.pp_prop, braintrace.D_RTRL)
+
+
+def test_options_of_then():
+    learner = made(braintrace.OSTLFeedforward, decay_or_rank=1e-6)
+    assert learner.config.decay == 1e-6 and made(braintrace.OSTLFeedforward).config.decay == 0.0
+    with pytest.warns(UserWarning, match="projection_eps of braintrace 0.2 has no effect"):
+        made(braintrace.UORO, projection_eps=1e-12)
+
+
+@pytest.mark.parametrize("method", ["single-step", "multi-step"])
+def test_an_executor_knows_how_it_is_used(method):
+    executor = braintrace.ETraceVjpGraphExecutor(ready(), vjp_method=method)
+    executor.compile_graph(X)
+    assert executor.vjp_method == method
+    assert executor.is_multi_step_vjp is (method == "multi-step")
+    assert executor.is_single_step_vjp is (method == "single-step")
+    assert executor.solve_h2w_h2h_jacobian(X)[0].shape == (2, 4)
+
+
+# --- reports and configurations -------------------------------------------------------------------
+
+
+def test_a_report_in_parts(capsys):
+    learner = made("d_rtrl")
+    report = learner.report
+    assert isinstance(report, braintrace.CompilationReport)
+    assert report.hidden_groups == [(0, [("h",)])] and report.dynamic_states == []
+    weights = [("Wz", "weight")] * 2 + [("Wh", "weight")] * 2
+    assert report.etrace_weights == [(path, [0]) for path in weights]
+    kind = "relation_excluded_weight_to_weight"
+    assert report.excluded_weights == [(("Wr", "weight"), kind)]
+    assert report.diagnostics is learner.graph.diagnostics is report.graph.diagnostics
+    assert report.counts["hidden_groups"] == 1
+    assert report.to_str(1) == report == report() and kind in report.to_str(2)
+    report.show(2)
+    assert capsys.readouterr().out == report.to_str(2) + "\n"
+    of_graph = braintrace.CompilationReport(learner.graph)
+    assert of_graph == learner.graph.report() and of_graph.counts == report.counts
+
+
+def test_configurations():
+    """Values of 0.2.8."""
+    config, factorized = braintrace.ETraceConfig, {"trace_factorization": "io_factorized"}
+    assert config().describe() == "default"
+    described = config(trace_filter="kappa", kappa=0.8).describe()
+    assert described == "trace_filter='kappa', kappa=0.8"
+    leaky = config(decay=0.9, **factorized)
+    assert (leaky.decay_x, leaky.decay_f, leaky.is_factorized) == (0.9, 0.9, True)
+    assert (leaky.recursion_x, leaky.recursion_f) == ("scalar_leak", "jacobian")
+    assert leaky.replace(decay=(0.5, 0.8)).decay_x == 0.5
+    assert [
+        config(recurrence_scope=s).include_recurrent_mixing for s in ("diagonal", "coupled")
+    ] == [
+        False,
+        True,
+    ]
+    with pytest.raises(ValueError, match="needs decay"):
+        leaky.replace(decay=None)
+    for name in ("decay_x", "recursion_f"):
+        assert not hasattr(config(), name)
+
+
+# --- errors of the kinds that were caught ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, braintrace.CompilationError])
+def test_not_compiled(kind):
+    learner = braintrace.D_RTRL(ready())
+    for use in (lambda: learner(X), lambda: learner.graph, lambda: learner.report):
+        with pytest.raises(kind, match="call compile_graph"):
+            use()
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError])
+def test_no_trace(kind):
+    with pytest.raises(kind, match=r"Wr\.weight has no trace"):
+        made("d_rtrl").get_etrace_of(("Wr", "weight"))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_no_modulator(kind):
+    with pytest.raises(kind, match="ThreeFactor needs a modulator"):
+        made("three_factor")(X)
+
+
+@pytest.mark.parametrize("kind", [braintrace.NotSupportedError, NotImplementedError])
+def test_a_parameter_that_is_written(kind):
+    class Writes(nn.GRUCell):
+        def update(self, x):
+            self.Wz.weight.value = jax.tree.map(lambda w: 0.5 * w, self.Wz.weight.value)
+            return super().update(x)
+
+    with pytest.raises(kind, match=r"writes its parameter Wz\.weight"):
+        braintrace.compile(Writes(3, 4), "d_rtrl", X, batch_size=2)
+
+
+def test_no_example_input():
+    with pytest.raises(ValueError, match="needs at least one example input"):
+        braintrace.compile(gru(), "d_rtrl")
+
+    class Clock(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones(4))
+
+        def init_state(self, batch_size=None, **kwargs):
+            self.h = brainstate.HiddenState(jnp.zeros(4))
+
+        def update(self):
+            self.h.value = 0.9 * self.h.value + braintrace.element_wise(self.w.value)
+            return self.h.value
+
+    assert braintrace.compile(Clock(), "d_rtrl")().shape == (4,)
+
+
+def test_a_name_that_is_not_here_inside_of_a_model():
+    class Tokens(nn.GRUCell):
+        def update(self, x):
+            return braintrace.einsum("bi,io->bo", x, self.Wz.weight.value)
+
+    with pytest.raises(braintrace.CompilationError, match=r"use braintrace\.matmul") as caught:
+        braintrace.compile(Tokens(3, 4), "d_rtrl", X, batch_size=2)
+    assert "init_all_states" not in str(caught.value)
+    with pytest.raises(braintrace.CompilationError, match="init_all_states"):
+        braintrace.D_RTRL(Pair()).compile_graph(X)
+
+
+# --- modulators -----------------------------------------------------------------------------------
+
+
+class Pair(brainstate.nn.Module):
+    """Two states at each position: one group."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.cos(jnp.arange(12.0)).reshape(3, 4))
+
+    def init_state(self, batch_size=None, **kwargs):
+        self.a, self.b = (brainstate.HiddenState(jnp.zeros((2, 4))) for _ in range(2))
+
+    def update(self, x):
+        old = self.b.value
+        self.b.value = 0.5 * old + 0.3 * self.a.value
+        self.a.value = 0.8 * self.a.value - 0.2 * old + braintrace.matmul(x, self.w.value)
+        return self.a.value
+
+
+def modulated(modulator):
+    learner = braintrace.compile(Pair(), braintrace.ThreeFactor, X, batch_size=2)
+    (group,) = learner.graph.hidden_groups
+    assert group.num_state == 2
+    xs = jnp.sin(jnp.arange(18.0)).reshape(3, 2, 3)
+
+    def step_loss(x):
+        return learner(x, modulator=modulator).sum()
+
+    return learner.etrace_grad(xs, step_fn=step_loss, reduction="sum")["w",]
+
+
+def test_a_modulator_for_every_state_of_a_position():
+    per_position = jnp.cos(jnp.arange(8.0)).reshape(2, 4)
+    same = jnp.stack([per_position] * 2, axis=-1)
+    assert jnp.allclose(modulated(same), modulated(per_position), rtol=1e-5)
+    first, second = (same * jnp.eye(2)[k] for k in range(2))
+    parts = modulated(first), modulated(second)
+    assert all(part.any() for part in parts)
+    assert jnp.allclose(sum(parts), modulated(same), rtol=1e-4, atol=1e-5)
+    assert jnp.allclose(modulated(per_position[..., None]), modulated(per_position), rtol=1e-5)
+    with pytest.raises(ValueError, match="does not broadcast to the positions"):
+        modulated(jnp.ones(5))
+
+
+@pytest.mark.parametrize("several", [(jnp.ones(()), -jnp.ones(())), [1.0, 2.0], {"a": 1.0}])
+def test_several_modulators_are_refused(several):
+    learner = made(braintrace.ThreeFactor)
+    with pytest.raises(TypeError, match="one number or array for the positions of every hidden"):
+        learner(X, modulator=several)
+    with pytest.raises(TypeError, match="one number or array for the positions of every hidden"):
+        learner.modulator = several
