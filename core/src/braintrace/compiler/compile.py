@@ -89,7 +89,7 @@ def compile_etrace_graph(
     >>> cell = brainstate.nn.init_all_states(braintrace.nn.GRUCell(3, 4), batch_size=2)
     >>> graph = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
     >>> graph.coverage()
-    {('Wh', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wz', 'weight'): 'trace'}
+    {('Wz', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wh', 'weight'): 'trace'}
     """
     check_scope(recurrence_scope)
     check_downstream(downstream, recurrence_scope)
