@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 
 from .base import versions
-from .base.types import Path, show_path
+from .base.types import Path, State, show_path
 from .base.versions import Atom, Jaxpr, Var
 
 Values = Mapping[Path, Any] | Sequence[Any] | None
@@ -79,6 +79,27 @@ class StepViews(NamedFields):
     def split_state_outvars(self: Any) -> tuple[list[Any], ...]:
         """``state_tree_outvars`` of parameters, of hidden states and of other states."""
         return tuple(self._trees(self.outvars_of, kind) for kind in ("param", "hidden", "other"))
+
+    @property
+    def hidden_path_to_invar(self: Any) -> dict[Path, Var]:
+        """Old value of each hidden state."""
+        slots = (slot for slot in self.as_read() if slot.kind.value == "hidden")
+        return {slot.path: self.invars_of(slot)[0] for slot in slots}
+
+    @property
+    def outvar_to_hidden_path(self: Any) -> dict[Var, Path]:
+        """Which hidden state a new-value variable belongs to."""
+        return {var: path for path, var in self.hidden_path_to_outvar.items()}
+
+    @property
+    def invar_to_weight_path(self: Any) -> dict[Var, Path]:
+        """Which parameter a leaf variable belongs to."""
+        return {v: path for path, vs in self.weight_path_to_invars.items() for v in vs}
+
+    @property
+    def state_id_to_path(self: Any) -> dict[State, Path]:
+        """Path of each state of the step. The key is the state itself, which is its identity."""
+        return {slot.state: slot.path for slot in self.as_read()}
 
     @property
     def invar_to_hidden_path(self: Any) -> dict[Var, Path]:
@@ -208,11 +229,38 @@ class RelationViews(NamedFields):
         """The same as ``y_var``."""
         return self.y_var
 
+    @property
+    def trainable_vars(self: Any) -> dict[str, Atom]:
+        """The operand of each trainable key."""
+        return {t.key: t.atom for t in self.trainables}
+
+    @property
+    def trainable_leaf_indices(self: Any) -> dict[str, int]:
+        """Which leaf of its parameter's value (in the order of ``jax.tree``) each key is."""
+        return {t.key: t.leaves[0][1] for t in self.trainables}
+
+    @property
+    def trainable_param_states(self: Any) -> dict[str, State]:
+        """The ``ParamState`` behind each trainable key."""
+        states = self.module_info.compiled_model_states
+        return {key: states[path] for key, path in self.trainable_paths.items()}
+
+    @property
+    def trainable_processing_chains(self: Any) -> dict[str, tuple[versions.Primitive, ...]]:
+        """The primitives between the parameter and the operand of each trainable key, in order."""
+        eqns = self.module_info.eqns
+        return {t.key: tuple(eqns[i].primitive for i in t.chain) for t in self.trainables}
+
 
 class PerturbationViews(NamedFields):
     """Of a ``HiddenPerturbation``."""
 
     _fields = ("perturb_vars", "perturb_hidden_paths", "perturb_hidden_states", "perturb_jaxpr")
+
+    @property
+    def perturb_hidden_states(self: Any) -> tuple[Any, ...]:
+        """The hidden states in the order of :attr:`perturb_hidden_paths`."""
+        return tuple(state for group in self.groups for state in group.hidden_states)
 
     def eval_jaxpr(self: Any, inputs: Sequence[Any], perturb_data: Sequence[Any]) -> list[Any]:
         """The outputs of the perturbed step, for the inputs of the step and its perturbations."""

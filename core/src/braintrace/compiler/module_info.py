@@ -236,34 +236,14 @@ class ModuleInfo(StepViews):
         return tuple(slot for slot in slots if not kinds or slot.kind in kinds)
 
     @property
-    def hidden_path_to_invar(self) -> dict[Path, Var]:
-        """Old value of each hidden state."""
-        return {s.path: self.invars_of(s)[0] for s in self.as_read(StateKind.HIDDEN)}
-
-    @property
     def hidden_path_to_outvar(self) -> dict[Path, Var]:
         """New value of each hidden state."""
         return {s.path: self.outvars_of(s)[0] for s in self.as_read(StateKind.HIDDEN)}
 
     @property
-    def outvar_to_hidden_path(self) -> dict[Var, Path]:
-        """Which hidden state a new-value variable belongs to."""
-        return {var: path for path, var in self.hidden_path_to_outvar.items()}
-
-    @property
     def weight_path_to_invars(self) -> dict[Path, tuple[Var, ...]]:
         """Leaves of each parameter."""
         return {s.path: self.invars_of(s) for s in self.as_read(StateKind.PARAM)}
-
-    @property
-    def invar_to_weight_path(self) -> dict[Var, Path]:
-        """Which parameter a leaf variable belongs to."""
-        return {v: path for path, vs in self.weight_path_to_invars.items() for v in vs}
-
-    @property
-    def state_id_to_path(self) -> dict[State, Path]:
-        """Path of each state of the step. The key is the state itself, which is its identity."""
-        return {slot.state: slot.path for slot in self.as_read()}
 
     def with_environment(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a call, followed by those that come from ``brainstate.environ``.

@@ -94,11 +94,6 @@ class HiddenPerturbation(PerturbationViews):
         return tuple(path for group in self.groups for path in group.hidden_paths)
 
     @property
-    def perturb_hidden_states(self) -> tuple[brainstate.HiddenState, ...]:
-        """The hidden states in the order of :attr:`perturb_hidden_paths`."""
-        return tuple(state for group in self.groups for state in group.hidden_states)
-
-    @property
     def late_reads(self) -> frozenset[int]:
         """The former name of ``old_reads``."""
         versions.warn("HiddenPerturbation.late_reads is called old_reads now", DeprecationWarning)

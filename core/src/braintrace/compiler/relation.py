@@ -108,11 +108,6 @@ class HiddenParamOpRelation(RelationViews):
         return tuple(path for group in self.hidden_groups for path in group.hidden_paths)
 
     @property
-    def trainable_vars(self) -> dict[str, Atom]:
-        """The operand of each trainable key."""
-        return {t.key: t.atom for t in self.trainables}
-
-    @property
     def trainable_paths(self) -> dict[str, Path]:
         """Path of the parameter behind each trainable key.
 
@@ -120,23 +115,6 @@ class HiddenParamOpRelation(RelationViews):
         the next two properties name the first, ``trainables`` has them all.
         """
         return {t.key: t.leaves[0][0] for t in self.trainables}
-
-    @property
-    def trainable_leaf_indices(self) -> dict[str, int]:
-        """Which leaf of its parameter's value (in the order of ``jax.tree``) each key is."""
-        return {t.key: t.leaves[0][1] for t in self.trainables}
-
-    @property
-    def trainable_param_states(self) -> dict[str, brainstate.State[Any]]:
-        """The ``ParamState`` behind each trainable key."""
-        states = self.module_info.compiled_model_states
-        return {key: states[path] for key, path in self.trainable_paths.items()}
-
-    @property
-    def trainable_processing_chains(self) -> dict[str, tuple[versions.Primitive, ...]]:
-        """The primitives between the parameter and the operand of each trainable key, in order."""
-        eqns = self.module_info.eqns
-        return {t.key: tuple(eqns[i].primitive for i in t.chain) for t in self.trainables}
 
     @cached_property
     def tail_slices(self) -> tuple[Slice, ...]:

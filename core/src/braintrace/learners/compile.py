@@ -99,9 +99,9 @@ def compile(
             f"{algorithm.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
             f"compile; help({algorithm.__name__}) says which values it takes"
         )
+    learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
     if not example_inputs:
         _check_takes_nothing(model)
-    learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
     with nullcontext() if seed is None else brainstate.random.seed_context(seed):
         if vmap:
             init_batched_states(model, examples_in(example_inputs, batch_size))
