@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 565,
-    "ops": 1518,
+    "base": 592,
+    "ops": 1519,
     "show": 1314,
-    "jaxprs": 1236,
+    "jaxprs": 1244,
     "plugins": 1604,
     "compiler": 4848,
-    "executor": 1097,
+    "executor": 1105,
     "files": 689,
     "cli": 714,
-    "algorithms": 1917,
+    "algorithms": 1923,
     "drivers": 1603,
-    "learners": 2019,
-    "modules": 479,
+    "learners": 2158,
+    "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_181, 6_536
-WHOLE_CORE = 19_603
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_211, 6_559
+WHOLE_CORE = 20_093
 
 
 def module_of(file: Path) -> str:
