@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import brainstate
 import jax
+import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
+from braintrace.algorithms.config import decays_of
+from tests import zoo
 
 CONFIGS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "vocabulary": ({"recurrence_scope": "x"}, ValueError, "one of .*'diagonal'.*got 'x'"),
@@ -43,3 +47,66 @@ def test_spellings_of_one_rule_are_equal() -> None:
     assert bt.ETraceConfig(trace_filter="kappa", kappa=0.0) == bt.ETraceConfig()
     coupled = bt.ETraceConfig(recurrence_scope="sparse_n", sparse_n=1)
     assert coupled == bt.ETraceConfig(recurrence_scope="coupled")
+
+
+@pytest.mark.parametrize(
+    ("given", "decays"),
+    [(0.9, (0.9, 0.9)), (3, (0.5, 0.5)), (1, (0.0, 0.0)), ((0.0, 0.9), (0.0, 0.9)), ([3, 0], None)],
+)
+def test_decays_and_ranks(given: Any, decays: Any) -> None:
+    if decays is None:
+        with pytest.raises(ValueError, match="got the integer 0; no memory at all is 0.0"):
+            decays_of(given)
+    else:
+        assert decays_of(given) == decays
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [(True, TypeError), ("a", TypeError), (1.0, ValueError), ((1, 2, 3), ValueError)],
+)
+def test_what_is_no_decay(given: Any, error: Any) -> None:
+    with pytest.raises(error, match="decay_or_rank must be"):
+        decays_of(given)
+
+
+RULES: dict[str, tuple[dict[str, Any], str]] = {
+    "ParamDimRule": ({}, "D-RTRL, diagonal recurrence"),
+    "EPropRule": ({"trace_filter": "kappa", "kappa": 0.5}, "e-prop, kappa 0.5"),
+    "IODimRule": ({"trace_factorization": "io_factorized", "decay": 3}, "pp_prop, decays 0.5"),
+    "SnApRule": ({"recurrence_scope": "sparse_n", "sparse_n": 2}, "SnAp-2"),
+    "UORORule": ({"trace_factorization": "random_projection", "recurrence_scope": "full"}, "UORO"),
+    "Resignalled": ({"learning_signal": "random_feedback"}, "D-RTRL, diagonal recurrence, Random"),
+    "TracelessRule": (
+        {"trace_factorization": "none", "learning_signal": "bootstrapped"},
+        "TracelessRule",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_configuration_makes_its_executor_and_its_rule(kind: str) -> None:
+    options, name = RULES[kind]
+    config = bt.ETraceConfig(**options)
+    model = zoo.Leaky()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    executor = config.executor(model)
+    executor.compile_graph(jnp.ones((2, zoo.IN)))
+    rule = config.rule(executor)
+    assert type(rule).__name__ == kind and rule.name.startswith(name)
+    assert executor.jacobians == config.jacobians == rule.executor.jacobians
+
+
+def test_windows_of_signals() -> None:
+    dni = bt.ETraceConfig(**RULES["TracelessRule"][0])
+    assert dni.needs_windows and dni.has_windows
+    modulated = bt.ETraceConfig(learning_signal="modulatory")
+    assert not modulated.needs_windows and not modulated.has_windows
+
+
+def test_more_jacobians_than_needed_may_be_asked_for() -> None:
+    model = zoo.Leaky()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    assert bt.ETraceConfig().executor(model, "whole").options == {"recurrence_scope": "coupled"}
+    full = bt.ETraceConfig(recurrence_scope="full")
+    assert full.executor(model, "near").jacobians == "whole"

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pp_prop by blocks is what its definition says, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.algorithms import Block, IODimRule, ParamDimRule
+from braintrace.testing import assert_tree_close
+from tests import zoo
+from tests.unit.algorithms.blocks import BATCH, IN, block_of, part, ready
+
+
+def by_definition(block: Block, a_x: float, a_f: float) -> tuple[Any, Any, Any]:
+    """The gradient of the only relation, and its filters after the block."""
+    (x,), (f,), (D,) = block.jacobians
+    (signal,), (old,) = block.signal, block.old_signal
+    ex, ef, total = np.zeros(x.shape[1:]), np.zeros(f.shape[1:]), np.zeros((IN, zoo.HIDDEN))
+
+    def met(signal: Any, count: int) -> Any:
+        u = (signal * ef).sum(0) / (1 - a_f**count)
+        return np.einsum("bi,bo->io", ex, u)
+
+    for t in range(len(x)):
+        if t and old is not None:
+            total += met(old[t], t)
+        ex = a_x * ex + x[t]
+        ef = a_f * np.einsum("rsbo,sbo->rbo", D[t], ef) + (1 - a_f) * f[t]
+        total += met(signal[t], t + 1)
+    return total, ex, ef
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("decays", [(0.5, 0.8), (0.0, 0.8), (0.9, 0.0)])
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_blocks_of_any_length_are_loops(cut: int, decays: tuple[float, float], old: bool) -> None:
+    executor, operands = ready()
+    rule, block = IODimRule(executor, *decays), block_of(executor, old=old)
+    first, traces = [{"weight": 0.0}], rule.init()
+    if cut:
+        first, traces = rule.advance(traces, part(block, 0, cut), operands)
+    second, traces = rule.advance(traces, part(block, cut, None), operands)
+    expected, ex, ef = by_definition(block, *decays)
+    np.testing.assert_allclose(first[0]["weight"] + second[0]["weight"], expected, rtol=1e-10)
+    held = rule.of_link(traces, 0)
+    np.testing.assert_allclose(held["x"], ex, rtol=1e-10)
+    np.testing.assert_allclose(held["f"], np.moveaxis(ef, 0, -1), rtol=1e-10)
+    assert int(traces[0]) == 4
+
+
+def test_the_first_step_is_exact_whatever_the_decay() -> None:
+    executor, operands = ready()
+    one = block_of(executor, 1, old=False)
+    rules = IODimRule(executor, 0.9, 0.999), ParamDimRule(executor)
+    assert_tree_close(*(rule.solve(None, one, operands) for rule in rules), 1e-10)
+
+
+def test_a_signal_at_the_start_of_a_window_meets_the_filters() -> None:
+    executor, operands = ready()
+    rule = IODimRule(executor, 0.5, 0.8)
+    signal = np.ones((1, BATCH, zoo.HIDDEN))
+    (none,) = rule.solve_at_start(rule.init(), (signal,), operands)
+    assert not none["weight"].any()
+    traces = rule.update(None, block_of(executor), operands)
+    (found,) = rule.solve_at_start(traces, (signal,), operands)
+    _, ex, ef = by_definition(block_of(executor), 0.5, 0.8)
+    expected = np.einsum("bi,bo->io", ex, ef.sum(0)) / (1 - 0.8**4)
+    np.testing.assert_allclose(found["weight"], expected, rtol=1e-10)
+
+
+def test_traces_are_kept_in_more_than_half_precision() -> None:
+    executor, _ = ready()
+    assert IODimRule(executor, 0.5, 0.5, "bfloat16").init()[1][0].dtype == "bfloat16"
+    rule = IODimRule(executor, 0.5, 0.5)
+    assert [v.dtype for v in (rule.init()[1][0], rule.init()[2][0])] == ["float64"] * 2
+    assert rule.bytes_per_step == (BATCH * IN + BATCH * zoo.HIDDEN) * 8
+    assert rule.name == "pp_prop, decays 0.5 and 0.5"
+
+
+class Indexed(zoo.Leaky):
+    """The input of the operation is of integers."""
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.8 * self.h.value + bt.matmul((x > 0).astype(int), self.w.value)
+        return self.h.value
+
+
+def test_an_input_that_cannot_be_filtered_is_refused() -> None:
+    executor, _ = ready(Indexed())
+    text = r"that of etp_mm at .*test_pp_prop.py:\d+.* has dtype int64; convert it"
+    with pytest.raises(bt.NotSupportedError, match=text):
+        IODimRule(executor, 0.5, 0.5)
+    assert jnp.shape(IODimRule(executor, 0.0, 0.5).init()[0]) == ()
