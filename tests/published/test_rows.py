@@ -151,6 +151,80 @@ def modulators_that_nobody_reads() -> None:
         learner()(sequence()[0], modulator=1.0)
 
 
+@row("`DNI(model, synthesizer=...)`")
+def synthesizers_of_the_caller() -> None:
+    with pytest.raises(TypeError, match="unknown option 'synthesizer'"):
+        braintrace.DNI(nn.GRUCell(3, 4), synthesizer=None)
+
+
+@row("`OSTLFeedforward` has the decay")
+def no_memory() -> None:
+    assert braintrace.OSTLFeedforward(nn.GRUCell(3, 4)).config.decay == 0.0
+    given = braintrace.OSTLFeedforward(nn.GRUCell(3, 4), decay_or_rank=1e-6)
+    assert given.config.decay == 1e-6
+
+
+@row("`ETraceConfig(decay=0.9).decay` is a pair")
+def decays_of_a_configuration() -> None:
+    config = braintrace.ETraceConfig(trace_factorization="io_factorized", decay=0.9)
+    assert (config.decay, config.decay_x, config.decay_f) == (0.9, 0.9, 0.9)
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+@row("records can be made by hand")
+def records_are_made_by_the_compiler() -> None:
+    values = learner().graph.hidden_param_op_relations[0].dict()
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        braintrace.HiddenParamOpRelation(**values)
+
+
+@row("`state_id_to_path` has keys")
+def keys_of_states() -> None:
+    info = learner().graph.module_info
+    assert all(info.compiled_model_states[path] is s for s, path in info.state_id_to_path.items())
+
+
+@row("`include_recurrent_mixing=True` and `sparse_n`")
+def scopes_of_then() -> None:
+    cell, x, mixing = learner().model, sequence()[0], {"include_recurrent_mixing": True}
+    for refuses in (
+        lambda: braintrace.compile_etrace_graph(cell, x, **mixing),
+        lambda: braintrace.find_hidden_groups_from_module(cell, x, **mixing),
+        lambda: braintrace.ETraceGraphExecutor(cell, **mixing),
+    ):
+        with pytest.raises(TypeError, match="include_recurrent_mixing"):
+            refuses()
+    assert braintrace.compile_etrace_graph(cell, x, recurrence_scope="coupled").hidden_groups
+
+
+@row("`solve_h2w_h2h_jacobian` returns six values")
+def jacobians_of_a_step() -> None:
+    _, _, _, h2w, h2h = learner().executor.solve_h2w_h2h_jacobian(sequence()[0])
+    assert [(one.paths, one.group) for one in h2w] == [
+        ((("Wz", "weight"),), 0),
+        ((("Wh", "weight"),), 0),
+    ]
+    assert h2h[0].shape == (BATCH, 4, 1, 1)
+
+
+@row("hidden groups are numbered in the order")
+def numbers_of_groups() -> None:
+    class Two(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second, self.first = nn.GRUCell(3, 4), nn.GRUCell(4, 3)
+
+        def update(self, x: Any) -> Any:
+            return self.first(self.second(x))
+
+    made = braintrace.compile(Two(), "d_rtrl", sequence()[0], batch_size=BATCH)
+    assert [*made.graph.module_info.hidden_path_to_invar] == [("second", "h"), ("first", "h")]
+    paths = [group.hidden_paths for group in made.graph.hidden_groups]
+    assert paths == [(("first", "h"),), (("second", "h"),)]
+
+
 # --- layers and operations ------------------------------------------------------------------------
 
 
