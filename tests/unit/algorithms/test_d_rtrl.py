@@ -18,8 +18,7 @@ from tests import zoo
 from tests.unit.algorithms.blocks import BATCH, IN, block_of, by_loops, part, ready
 
 
-@pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("cuts", [(), (1,), (1, 3)])
+@pytest.mark.parametrize(("cuts", "old"), [((), True), ((1,), False), ((1, 3), True)])
 def test_blocks_of_any_length_are_loops(cuts: tuple[int, ...], old: bool) -> None:
     executor, operands = ready()
     rule, block = ParamDimRule(executor), block_of(executor, old=old)
@@ -104,7 +103,7 @@ def steps_of_model(executor: Any, model: Any, steps: int) -> Block:
     return block_of(executor, steps)._replace(jacobians=jacobians)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 2])
 def test_traces_that_lag_behind_give_the_same_gradients(cut: int) -> None:
     model = bt.nn.LSTMCell(IN, 3)
     executor, operands = ready(model)
@@ -120,7 +119,8 @@ def test_traces_that_lag_behind_give_the_same_gradients(cut: int) -> None:
         signal = tuple(s[0] for s in block.signal)
         at_start = rule.solve_at_start(traces, signal, operands)
         found.append((first, second, links, at_start))
-    assert_tree_close(found[0], found[1], 1e-10)
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
     held = [jax.tree.leaves(rule.held_by(rule.init(), 0))[0].size for rule in (plain, lagged)]
     assert held[1] < held[0]
 

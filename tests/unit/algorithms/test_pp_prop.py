@@ -11,6 +11,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.algorithms import Block, IODimRule, ParamDimRule
+from braintrace.plugin_api import bind
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.algorithms.blocks import BATCH, IN, block_of, part, ready
@@ -35,9 +36,11 @@ def by_definition(block: Block, a_x: float, a_f: float) -> tuple[Any, Any, Any]:
     return total, ex, ef
 
 
-@pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("decays", [(0.5, 0.8), (0.0, 0.8), (0.9, 0.0)])
-@pytest.mark.parametrize("cut", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("cut", "decays", "old"),
+    [(0, (0.5, 0.8), True), (1, (0.5, 0.8), True), (3, (0.5, 0.8), False), (1, (0.0, 0.8), True),
+     (3, (0.9, 0.0), True)],
+)  # fmt: skip
 def test_blocks_of_any_length_are_loops(cut: int, decays: tuple[float, float], old: bool) -> None:
     executor, operands = ready()
     rule, block = IODimRule(executor, *decays), block_of(executor, old=old)
@@ -82,17 +85,20 @@ def test_traces_are_kept_in_more_than_half_precision() -> None:
     assert rule.name == "pp_prop, decays 0.5 and 0.5"
 
 
+COUNTED = bt.ETPPrimitiveSpec("unit_counted", lambda x, w: x.astype(w.dtype) @ w)
+
+
 class Indexed(zoo.Leaky):
     """The input of the operation is of integers."""
 
     def update(self, x: Any) -> Any:
-        self.h.value = 0.8 * self.h.value + bt.matmul((x > 0).astype(int), self.w.value)
+        self.h.value = 0.8 * self.h.value + bind(COUNTED, (x > 0).astype(int), self.w.value)
         return self.h.value
 
 
 def test_an_input_that_cannot_be_filtered_is_refused() -> None:
     executor, _ = ready(Indexed())
-    text = r"that of etp_mm at .*test_pp_prop.py:\d+.* has dtype int64; convert it"
+    text = r"that of unit_counted at .*test_pp_prop.py:\d+.* has dtype int64; convert it"
     with pytest.raises(bt.NotSupportedError, match=text):
         IODimRule(executor, 0.5, 0.5)
     assert jnp.shape(IODimRule(executor, 0.0, 0.5).init()[0]) == ()

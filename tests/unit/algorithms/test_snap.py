@@ -38,8 +38,7 @@ def kept(order: int) -> Any:
     return (np.linalg.matrix_power(RING.T, order - 1) > 0).astype(float)
 
 
-@pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize(("order", "old"), [(1, True), (2, True), (3, False), (4, True)])
 def test_influence_is_cut_off_beyond_the_order(order: int, old: bool) -> None:
     executor, operands = ready(Ring(), bt.SnAp, n=2)
     rule, block = SnApRule(executor, None, order), block_of(executor, old=old)
