@@ -56,17 +56,17 @@ CEILINGS = {
     "jaxprs": 1244,
     "plugins": 1604,
     "compiler": 4848,
-    "executor": 1105,
-    "files": 689,
+    "executor": 1112,
+    "files": 691,
     "cli": 714,
     "algorithms": 1923,
-    "drivers": 1603,
-    "learners": 2158,
+    "drivers": 1607,
+    "learners": 2220,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_211, 6_559
-WHOLE_CORE = 20_093
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_228, 6_572
+WHOLE_CORE = 20_178
 
 
 def module_of(file: Path) -> str:

@@ -27,7 +27,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
         help="an argument of one step, e.g. 64,10:float32; repeat it for more")  # fmt: skip
     add("--frozen", action="append", default=[], metavar="NAME",
-        help="a parameter that may have no gradient; repeat it for more")  # fmt: skip
+        help="a parameter that stays as it is; repeat it for more")  # fmt: skip
     add("--recurrence-scope", choices=("diagonal", "coupled"), default="diagonal",
         help="which paths are in the transition (default: %(default)s)")  # fmt: skip
     add("--scan-unroll-limit", type=int, metavar="N",

@@ -49,9 +49,11 @@ def compile_etrace_graph(
     include_hidden_perturb
         Whether the graph holds the perturbed step, which an executor needs.
     frozen
-        Parameters that may have no gradient: paths (``('out', 'weight')``), their names
+        Parameters that stay as they are: paths (``('out', 'weight')``), their names
         (``'out.weight'``), prefixes of either, ``ParamState`` objects, or a predicate on the path.
-        One that does have a gradient keeps it: leave it out of the optimizer.
+        They may have no gradient, and learners give zero where they have one. ``etrace_update``
+        changes none, whatever the optimizer does; in a loop of your own, differentiate with respect
+        to ``learner.trained_states`` and give these to the optimizer.
     control_flow
         What to do with ETP operations in branches and loops; default: ``ControlFlowPolicy()``.
     recurrence_scope
@@ -102,7 +104,7 @@ def compile_etrace_graph(
         )
     if not minfo.slots_of(StateKind.PARAM):
         raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
-    spared = resolve_frozen(minfo, frozen)
+    spared = resolve_frozen(minfo.model_parameters, frozen)
     graph = _analysed(minfo, recurrence_scope, spared, include_hidden_perturb)
     require_coverage(minfo, graph.coverage(), spared)
     if downstream == "linear":

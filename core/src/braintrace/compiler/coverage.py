@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the gradient of each parameter arises, and which parameters may have none."""
+"""How the gradient of each parameter arises, and which parameters stay as they are."""
 
 from __future__ import annotations
 
@@ -68,14 +68,23 @@ def why_uncovered(minfo: ModuleInfo, path: Path) -> str:
     return f"it is used only behind stop_gradient or in integers and booleans{where}"
 
 
-def resolve_frozen(minfo: ModuleInfo, frozen: Frozen) -> frozenset[Path]:
-    """The paths of the parameters that ``frozen`` names."""
-    states = minfo.model_parameters
+def resolve_frozen(states: Mapping[Path, brainstate.State[Any]], frozen: Frozen) -> frozenset[Path]:
+    """The paths of those parameters of a model that ``frozen`` names."""
     if callable(frozen):
         return frozenset(path for path in states if frozen(path))
     if isinstance(frozen, str | brainstate.State):
         frozen = (frozen,)
     return frozenset(path for entry in frozen for path in _named(entry, states))
+
+
+def by_path(states: Mapping[Path, brainstate.State[Any]], frozen: Frozen) -> Frozen:
+    """``frozen`` for copies of a model as well: its states by their paths."""
+    if callable(frozen) or isinstance(frozen, str):
+        return frozen
+    entries = (frozen,) if isinstance(frozen, brainstate.State) else tuple(frozen)
+    if not any(isinstance(entry, brainstate.State) for entry in entries):
+        return frozen
+    return tuple(path for entry in entries for path in _named(entry, states))
 
 
 def _named(entry: Any, states: Mapping[Path, brainstate.State[Any]]) -> list[Path]:

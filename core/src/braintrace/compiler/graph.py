@@ -50,7 +50,7 @@ class ETraceGraph(GraphViews):
     recurrence_scope
         Which paths from old to new values are in ``D``: ``'diagonal'`` or ``'coupled'``.
     frozen
-        Parameters that the caller named as frozen.
+        Parameters that the caller named as frozen: learners do not train them.
     reach
         Per ETP operation, relation or not: its operands and the groups that it reaches.
     uniform, not_uniform
@@ -111,8 +111,7 @@ class ETraceGraph(GraphViews):
         """How the gradient of each parameter arises.
 
         ``'trace'`` (through the eligibility trace), ``'direct'`` (ordinary derivative of the
-        current step), ``'trace+direct'``, or ``'none'`` (only a frozen parameter may have none;
-        one that has a gradient keeps it).
+        current step), ``'trace+direct'``, or ``'none'`` (only a frozen parameter may have none).
         """
         return dict(self._coverage)
 

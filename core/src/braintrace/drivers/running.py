@@ -94,6 +94,8 @@ class Running(Protocol):
     @property
     def param_states(self) -> Mapping[Any, State]: ...
     @property
+    def trained_states(self) -> Mapping[Any, State]: ...
+    @property
     def call_stepper(self) -> Stepper: ...
     def states_of(self, kind: StateKind) -> Mapping[Any, State]: ...
     def stepping_by(self, stepper: Stepper) -> AbstractContextManager[None]: ...
@@ -102,11 +104,13 @@ class Running(Protocol):
 
 
 def read_states(learner: Running) -> tuple[dict[Path, Any], dict[Path, Any]]:
-    """Values of the parameters, and of the other states, of the compiled step."""
+    """Values of the parameters, without a derivative where frozen, and of the other states."""
     check_states(learner.model, learner.graph.executed.module_info)
     slots = learner.graph.executed.module_info.slots
     values = {slot.path: slot.state.value for slot in slots}
-    return {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}, values
+    params = {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}
+    held = {path: jax.lax.stop_gradient(params[path]) for path in learner.graph.frozen & {*params}}
+    return {**params, **held}, values
 
 
 def clear_filters(learner: Running) -> None:

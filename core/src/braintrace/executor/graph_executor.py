@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import brainstate
@@ -15,6 +16,7 @@ from ..base import versions
 from ..base.errors import NotCompiledError, refuse_unused
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
+from ..compiler.coverage import by_path
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states, checked_args
@@ -105,6 +107,8 @@ class ETraceGraphExecutor:
                     "jacobians='whole' needs recurrence_scope='coupled', got "
                     f"{options['recurrence_scope']!r}, which cuts what is between positions"
                 )
+        if isinstance(options.get("frozen"), Iterator):  # it is read at every compilation
+            options["frozen"] = (*options["frozen"],)
         self.model, self.jacobians, self.options = model, jacobians, options
         self._compiled: Executor | None = None
         self._graph: Any = None
@@ -132,6 +136,9 @@ class ETraceGraphExecutor:
         """
         other = copy.copy(self)
         other.model, other._compiled = model, None
+        if model is not self.model and "frozen" in self.options:
+            states = brainstate.graph.states(self.model, brainstate.ParamState)
+            other.options = {**self.options, "frozen": by_path(states, self.options["frozen"])}
         if compiled and self._compiled is not None:
             with self.graph.module_info.as_when_traced() as args:
                 other.compile_graph(*args)

@@ -49,7 +49,8 @@ def restore_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any =
     _check_outside("restored")
     leaves = leaves_of(learner, optimizer)
     content = storage.read(path)
-    found = _differences(content, leaves, description_of(learner, optimizer))
+    frozen = {f"[{path!r}]" for path in learner.graph.frozen}  # their moments were saved once
+    found = _differences(content, leaves, description_of(learner, optimizer), frozen)
     if lines := "".join(f"\n  {line}" for line in found):
         raise ValueError(
             f"{storage.file_name(path)} was saved from another learner than this one; nothing was "
@@ -98,7 +99,7 @@ def _values(
 
 
 def _differences(
-    content: storage.Content, leaves: list[Leaf], ours: Mapping[str, str]
+    content: storage.Content, leaves: list[Leaf], ours: Mapping[str, str], frozen: Iterable[str]
 ) -> Iterator[str]:
     """Another version or text, and arrays that one side lacks or that are of another type."""
 
@@ -130,7 +131,8 @@ def _differences(
             if meant_there != meant_here:
                 yield f"{name}: {what} {there} in the file, {here} here"
     known = {leaf.name for leaf in leaves}
-    yield from (f"{name}: only in the file" for name in content.types if name not in known)
+    extra = (name for name in content.types if name not in known)
+    yield from (f"{name}: only in the file" for name in extra if not any(k in name for k in frozen))
 
 
 def _unit_parts(value: Any) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from ..algorithms.base import LearningRule, check_jacobians
 from ..base.errors import NotCompiledError, NoTraceError, refuse_unused
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
+from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
@@ -265,6 +266,13 @@ class ETraceAlgorithm(brainstate.nn.Module):
         """All parameters of the model, and those of predictions, by path."""
         own = {} if self.synthesizer is None else self.synthesizer.states_by_path
         return {**brainstate.graph.states(self.model, brainstate.ParamState), **own}
+
+    @property
+    def trained_states(self) -> dict[Path, brainstate.State[Any]]:
+        """Those of :attr:`param_states` that are not frozen, for an optimizer."""
+        states = self.param_states
+        frozen = resolve_frozen(states, self.executor.options.get("frozen", ()))
+        return {path: state for path, state in states.items() if path not in frozen}
 
     @property
     def hidden_states(self) -> dict[Path, brainstate.State[Any]]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from ..base import versions
 from ..base.types import State
@@ -24,6 +26,8 @@ class OptaxOptimizer(brainstate.nn.Module):
         An ``optax.GradientTransformation``: anything with ``init`` and ``update``.
     weights
         Parameter states by any key.
+    frozen
+        Keys of gradients to pass over, which belong to no weight.
 
     Raises
     ------
@@ -40,10 +44,12 @@ class OptaxOptimizer(brainstate.nn.Module):
     True
     """
 
-    def __init__(self, transformation: Any, weights: Mapping[Any, State]) -> None:
+    def __init__(
+        self, transformation: Any, weights: Mapping[Any, State], frozen: Iterable[Any] = ()
+    ) -> None:
         super().__init__()
         self.transformation = transformation
-        self.weights = dict(weights)
+        self.weights, self.frozen = dict(weights), frozenset(frozen)
         values = self._values()
         if any(versions.is_traced(leaf) for leaf in jax.tree.leaves(values)):
             raise ValueError(
@@ -63,9 +69,8 @@ class OptaxOptimizer(brainstate.nn.Module):
     def update(self, grads: Mapping[Any, Any]) -> None:
         """Change the weights by gradients with their keys."""
         values = self._values()
-        changes, self.moments.value = self.transformation.update(
-            dict(grads), self.moments.value, values
-        )
+        grads = {key: grad for key, grad in grads.items() if key not in self.frozen}
+        changes, self.moments.value = self.transformation.update(grads, self.moments.value, values)
         new = jax.tree.map(lambda w, change: (w + change).astype(w.dtype), values, changes)
         for key, state in self.weights.items():
             state.value = new[key]
@@ -90,9 +95,9 @@ def optimizer(
     transformation
         An ``optax.GradientTransformation``.
     weights
-        The weights, by any key; default: all of the learner.
+        The weights, by any key; default: all of the learner. Frozen ones stay as they are.
     """
-    chosen = dict(self.param_states if weights is None else checked_weights(weights))
+    chosen, held = trained_and_frozen(self, weights)
     for known in self._optimizers:
         if known.fits(transformation, chosen):
             return known
@@ -101,8 +106,48 @@ def optimizer(
             "optimizer is a new optax transformation at each call, whose state starts anew; "
             "make it once, outside of the loop"
         )
-    self._optimizers.append(OptaxOptimizer(transformation, chosen))
+    self._optimizers.append(OptaxOptimizer(transformation, chosen, {*held, *frozen_states(self)}))
     return self._optimizers[-1]
+
+
+def trained_and_frozen(
+    learner: Running, weights: Mapping[Any, State] | None
+) -> tuple[dict[Any, State], dict[Any, State]]:
+    """Weights, all of the learner for ``None``, that are trained, and those that are frozen."""
+    chosen = dict(learner.param_states) if weights is None else checked_weights(weights)
+    frozen = {*frozen_states(learner).values()}
+    held = {key: state for key, state in chosen.items() if state in frozen}
+    return {key: state for key, state in chosen.items() if key not in held}, held
+
+
+def frozen_states(learner: Running) -> dict[Any, State]:
+    """All frozen parameters of a learner."""
+    trained = learner.trained_states
+    return {path: s for path, s in learner.param_states.items() if path not in trained}
+
+
+def zeros_of(states: Mapping[Any, State]) -> dict[Any, Any]:
+    """The gradients of frozen parameters."""
+    return {key: jax.tree.map(jnp.zeros_like, state.value) for key, state in states.items()}
+
+
+@dataclass(frozen=True)
+class HoldingFrozen:
+    """``update`` of an optimizer, after which ``frozen`` states are what they were before.
+
+    Gradients of those that are among the weights, which are ``zero``, are there by their keys.
+    """
+
+    update: Callable[[Any], Any]
+    zero: tuple[tuple[Any, State], ...]
+    frozen: tuple[State, ...]
+
+    def __call__(self, grads: Mapping[Any, Any]) -> None:
+        before = [(state, state.value) for state in self.frozen]
+        self.update({**grads, **zeros_of(dict(self.zero))})
+        for state, value in before:
+            if state.value is not value:
+                state.value = value
 
 
 def with_states(learner: Running, given: Any) -> Any:
@@ -114,11 +159,11 @@ def with_states(learner: Running, given: Any) -> Any:
 
 
 def as_optimizer(
-    learner: Running, given: Any, weights: Mapping[Any, State]
+    learner: Running, given: Any, weights: Mapping[Any, State] | None
 ) -> Callable[[Any], Any]:
     """The call that changes the weights, for an optax transformation that of the learner's own.
 
-    Raises ``TypeError`` for something that is no optimizer.
+    It changes no frozen parameter. Raises ``TypeError`` for something that is no optimizer.
     """
     found = optimizer(learner, given, weights) if is_transformation(given) else given
     update = getattr(found, "update", None)
@@ -127,4 +172,7 @@ def as_optimizer(
             "optimizer must be an optax.GradientTransformation or an object with a method "
             f"update(grads), got {given!r:.80}"
         )
-    return update
+    frozen = tuple(frozen_states(learner).values())
+    if not frozen or found is not given:
+        return update
+    return HoldingFrozen(update, tuple(trained_and_frozen(learner, weights)[1].items()), frozen)

@@ -22,13 +22,12 @@ from ..drivers.options import (
     GradOptions,
     check_count,
     checked_mask,
-    checked_weights,
     common_length,
     require_callable,
     shown_losses,
 )
 from ..drivers.running import Running
-from .optimizers import as_optimizer
+from .optimizers import as_optimizer, trained_and_frozen, zeros_of
 
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
@@ -65,6 +64,7 @@ def etrace_grad(
         returns a loss for each example, [B]. States and traces move on at masked steps, too.
     weights
         Parameter states whose gradients are wanted, by any key; default: all of the learner.
+        Those of frozen ones are zero.
     reduction
         ``'mean'`` (weighted by the mask; zero when all is masked) or ``'sum'`` of the losses is
         what is differentiated.
@@ -112,12 +112,13 @@ def etrace_grad(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     how = (reduction, has_aux, chunk_size, block_size, carry_trace, check, progress)
-    options = _options(self, steps, step_fn, weights, *how)
+    trained, frozen = trained_and_frozen(self, weights)
+    options = _options(self, steps, step_fn, trained, *how)
     driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
     outcome = driver(sequences, mask)
     if check:
         _say(outcome.flags, options, steps)
-    parts = [options.by_key(outcome.grads)]
+    parts = [{**options.by_key(outcome.grads), **zeros_of(frozen)}]
     if return_value:
         parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))
     if has_aux:
@@ -126,11 +127,15 @@ def etrace_grad(
 
 
 def _options(
-    learner: Running, steps: int, step_fn: Any, weights: Any, *how: Any, **check: Any
+    learner: Running,
+    steps: int,
+    step_fn: Any,
+    weights: Mapping[Any, State],
+    *how: Any,
+    **check: Any,
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
-    chosen = learner.param_states if weights is None else checked_weights(weights)
-    options = GradOptions(step_fn, tuple(chosen.items()), *how, **check)
+    options = GradOptions(step_fn, tuple(weights.items()), *how, **check)
     check_states(learner.model, learner.graph.module_info)
     kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
     if learner.vjp_method == "multi-step":
@@ -181,7 +186,7 @@ def etrace_update(
         An ``optax.GradientTransformation``, whose state the learner keeps (see
         :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
         itself, such as an optimizer of ``braintools`` with registered weights. Gradients come
-        with the keys of ``weights``.
+        with the keys of ``weights``. Whatever it does, frozen parameters stay as they are.
     update_every
         Number of steps between updates; the last one may come after fewer.
     reduction
@@ -200,8 +205,9 @@ def etrace_update(
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
     how = (reduction, has_aux, chunk_size, block_size)
-    options = _options(self, every, step_fn, weights, *how, check=check)
-    update = as_optimizer(self, optimizer, dict(options.weights))
+    trained, _ = trained_and_frozen(self, weights)
+    options = _options(self, every, step_fn, trained, *how, check=check)
+    update = as_optimizer(self, optimizer, weights)
     bar = Progress(-(-steps // every) if progress else 0)
 
     def run(sequences: Any, mask: Any) -> Any:

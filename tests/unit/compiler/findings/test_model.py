@@ -505,7 +505,7 @@ def test_unknown_frozen_parameters_are_errors() -> None:
         compiled(Unused(), frozen=[3])
 
 
-def test_a_frozen_parameter_with_a_gradient_keeps_it() -> None:
+def test_a_frozen_parameter_is_covered_as_it_would_be() -> None:
     assert compiled(Included(), frozen=["w"]).coverage() == {("w",): "trace"}
 
 
