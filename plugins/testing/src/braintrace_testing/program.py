@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal
 
 from braintrace.ops.primitive import get_primitive_spec, is_etp_primitive
@@ -79,9 +80,10 @@ class Program:
         aval = self.avals[variable]
         return math.prod(aval.shape) * parts_of(aval)
 
-    def linearise(self, inputs: Sequence[Any]) -> tuple[list[Any], list[jax.Array]]:
+    def linearise(self, inputs: Sequence[Any]) -> tuple[list[Any], list[np.ndarray]]:
         """Values of all variables, and per edge the matrix ``[size(target), size(source)]``."""
-        return self._compiled(self.constants, list(inputs))
+        values, jacobians = self._compiled(self.constants, list(inputs))
+        return values, list(map(matrix_of, jacobians))
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[list[Any], list[jax.Array]]]:
@@ -239,7 +241,8 @@ def _same(value: Any) -> list[Any]:
 def evaluate(
     run: Run, pairs: tuple[tuple[int, int], ...], operands: list[Any]
 ) -> tuple[list[Any], list[jax.Array]]:
-    """Results, and per pair of operand and result ``[size(result), size(operand)]``."""
+    """Results, and per pair of operand and result ``[size(result) + 1, size(operand)]``: the rows
+    of the Jacobian, and their sum."""
     chosen = sorted({operand for operand, _ in pairs})
     results = run(*operands)
     dense: dict[int, tuple[jax.Array, ...]] = {}
@@ -251,14 +254,18 @@ def evaluate(
             found = jax.vmap(pull)(rows.astype(value.dtype))
         except Exception:  # a primitive without a batching rule: one row after the other
             found = jax.lax.map(pull, rows.astype(value.dtype))
-        dense[result] = tuple(map(_without_zero_times_infinity, found))
+        dense[result] = found
     return results, [dense[result][chosen.index(operand)] for operand, result in pairs]
 
 
-def _without_zero_times_infinity(rows: jax.Array) -> jax.Array:
-    """A Jacobian, whose last row is the sum of all others: where that is a number, all are."""
-    matrix, total = rows[:-1], rows[-1]
-    return jnp.where(jnp.isnan(matrix) & ~jnp.isnan(total), 0.0, matrix)
+def matrix_of(rows: Any) -> np.ndarray:
+    """The Jacobian in the rows of :func:`evaluate`: zero times infinity is zero.
+
+    That is where it is no number, but the sum over its results, the last row, is one.
+    """
+    found = np.asarray(rows, dtype=float)
+    matrix, total = found[:-1], found[-1]
+    return np.where(np.isnan(matrix) & ~np.isnan(total), 0.0, matrix)
 
 
 def _of_entries(

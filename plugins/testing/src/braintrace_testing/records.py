@@ -28,7 +28,7 @@ from .paths import (
     starting_at,
     within,
 )
-from .program import evaluate
+from .program import evaluate, matrix_of
 from .step import Path, Step, entry, num_steps, trace_step
 
 Scope = Literal["diagonal", "coupled", "full"]
@@ -124,8 +124,7 @@ def record(
         out, loss = jax.tree.unflatten(step.out_tree, results[:num_out])
         outs.append(out)
         losses.append(loss)
-        dense = [np.asarray(j, dtype=float) for j in jacobians]
-        records.append(_record(graph, values, dense, scope))
+        records.append(_record(graph, values, jacobians, scope))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *outs)
     return Recorded(step, graph, stacked, np.stack(losses), tuple(records))
 
@@ -199,7 +198,7 @@ def _with_input(
         if edge.equation == r and edge.trainable:
             _, (local,) = evaluate(equation.run, ((edge.operand, edge.result),), operands)
             zeros = np.zeros((local.shape[1], n))
-            total += np.asarray(local) @ sum(reached.get(edge.source, {}).values(), zeros)
+            total += matrix_of(local) @ sum(reached.get(edge.source, {}).values(), zeros)
     return total
 
 
