@@ -20,153 +20,13 @@ import braintrace as bt
 from braintrace.base import versions
 from braintrace.testing import assert_tree_close, d_rtrl_oracle
 from tests import zoo
+from tests.unit.compiler.reference import RNN1, RNN2, X
 from tests.zoo import HIDDEN, IN, weight
 
 Kind = bt.DiagnosticKind
 
 
-class Reference(brainstate.nn.Module):
-    """The model of the design's reference values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn1 = bt.nn.ValinaRNNCell(10, 32)
-        self.rnn2 = bt.nn.ValinaRNNCell(32, 16)
-        self.out = bt.nn.Linear(16, 4)
-
-    def update(self, x: Any) -> Any:
-        return self.out(self.rnn2(self.rnn1(x)))
-
-
-RNN1, RNN2 = ("rnn1", "W", "weight"), ("rnn2", "W", "weight")
-X = np.ones(10)
-
-
-@pytest.fixture
-def model() -> Any:
-    model = Reference()
-    brainstate.nn.init_all_states(model)
-    return model
-
-
-def count(jaxpr: Any) -> int:
-    """Equations of a jaxpr, those of the programs inside of them included."""
-    inner = (sub for eqn in jaxpr.eqns for sub in versions.inner_jaxprs(eqn))
-    return len(jaxpr.eqns) + sum(map(count, inner))
-
-
 # --- entry points, with the reference values --------------------------------------------------
-
-
-def test_groups_from_a_module(model: Any) -> None:
-    groups, path_to_group = bt.find_hidden_groups_from_module(model, X)
-    assert [group.index for group in groups] == [0, 1]
-    assert [group.varshape for group in groups] == [(32,), (16,)]
-    assert [group.hidden_paths for group in groups] == [(("rnn1", "h"),), (("rnn2", "h"),)]
-    assert [group.hidden_states for group in groups] == [(model.rnn1.h,), (model.rnn2.h,)]
-    assert path_to_group == {("rnn1", "h"): groups[0], ("rnn2", "h"): groups[1]}
-
-
-def test_the_transition_is_whole(model: Any) -> None:
-    """Five equations (those inside of the activation included) and three constants per layer."""
-    groups, _ = bt.find_hidden_groups_from_module(model, X)
-    assert [count(group.transition_jaxpr) for group in groups] == [5, 5]
-    assert [len(group.transition_jaxpr_constvars) for group in groups] == [3, 3]
-    names = [[eqn.primitive.name for eqn in g.transition_jaxpr.eqns] for g in groups]
-    assert names == [["concatenate", "etp_mv", "custom_jvp_call"]] * 2
-
-
-def test_relations_from_a_module(model: Any) -> None:
-    relations = bt.find_hidden_param_op_relations_from_module(model, X)
-    assert [r.primitive.name for r in relations] == ["etp_mv", "etp_mv"]
-    assert [r.path for r in relations] == [RNN1, RNN2]
-    assert [r.parameter_paths for r in relations] == [(RNN1,), (RNN2,)]
-    assert [r.connected_hidden_paths for r in relations] == [(("rnn1", "h"),), (("rnn2", "h"),)]
-    assert [r.hidden_groups[0].index for r in relations] == [0, 1]
-    (first, second) = relations
-    assert first.trainable_paths == {"weight": RNN1, "bias": RNN1}
-    assert first.trainable_leaf_indices == {"weight": 1, "bias": 0}
-    assert first.trainable_param_states["weight"] is model.rnn1.W.weight
-    assert first.trainable_processing_chains == {"weight": (), "bias": ()}
-    assert {k: v.aval.shape for k, v in second.trainable_vars.items()} == {
-        "weight": (48, 16),
-        "bias": (16,),
-    }
-
-
-def test_relations_take_the_groups_or_the_paths(model: Any) -> None:
-    minfo = bt.extract_module_info(model, X)
-    groups, path_to_group = bt.find_hidden_groups_from_minfo(minfo)
-    by_path, by_group = (
-        bt.find_hidden_param_op_relations_from_minfo(minfo, given)
-        for given in (path_to_group, groups)
-    )
-    assert [r.eqn_index for r in by_path] == [r.eqn_index for r in by_group]
-    assert [r.hidden_groups for r in by_path] == [(groups[0],), (groups[1],)]
-    with pytest.raises(ValueError, match=r"lacks the group of rnn2\.h"):
-        bt.find_hidden_param_op_relations_from_minfo(minfo, groups[:1])
-
-
-def test_perturbation_alone(model: Any) -> None:
-    minfo = bt.extract_module_info(model, X)
-    for perturbed in (
-        bt.add_hidden_perturbation_from_minfo(minfo),
-        bt.add_hidden_perturbation_in_module(model, X),
-    ):
-        assert perturbed.perturb_hidden_paths == (("rnn1", "h"), ("rnn2", "h"))
-        assert perturbed.perturb_hidden_states == (model.rnn1.h, model.rnn2.h)
-        assert [var.aval.shape for var in perturbed.perturb_vars] == [(32,), (16,)]
-        inputs = len(minfo.jaxpr.invars)
-        assert tuple(perturbed.perturb_jaxpr.invars[inputs:]) == perturbed.perturb_vars
-
-
-def test_module_info(model: Any) -> None:
-    info = bt.extract_module_info(model, X)
-    assert len(info.compiled_model_states) == 5
-    assert info.compiled_model_states == info.retrieved_model_states
-    assert {p: len(v) for p, v in info.weight_path_to_invars.items()} == {
-        RNN1: 2,
-        RNN2: 2,
-        ("out", "weight"): 2,
-    }
-    assert info.state_id_to_path[model.rnn1.h] == ("rnn1", "h")
-    assert set(info.state_id_to_path.values()) == set(info.compiled_model_states)
-    assert info.outvar_to_hidden_path == {v: p for p, v in info.hidden_path_to_outvar.items()}
-    assert {info.invar_to_weight_path[v] for v in info.weight_path_to_invars[RNN1]} == {RNN1}
-
-
-def test_a_step_from_the_records(model: Any) -> None:
-    info = bt.extract_module_info(model, X)
-    model.rnn1.h.value = jnp.ones(32)
-    out, new, other, values = info.jaxpr_call(X)
-    assert_tree_close(model.rnn1.h.value, jnp.ones(32), 1e-12)  # nothing was written
-    shifted, *_ = info.jaxpr_call(X, old_state_vals={("rnn1", "h"): -jnp.ones(32)})
-    states = [state.value for state in info.compiled_model_states.values()]
-    assert_tree_close(info.jaxpr_call(X, old_state_vals=states)[0], out, 1e-12)
-    assert_tree_close(out, model(X), 1e-12)
-    assert_tree_close(new["rnn1", "h"], model.rnn1.h.value, 1e-12)
-    assert not other and {*info.outvar_to_hidden_path} < values.keys()
-    assert not np.allclose(out, shifted)
-    with pytest.raises(ValueError, match=r"rnn1\.x is not a state of the step"):
-        info.jaxpr_call(X, old_state_vals={("rnn1", "x"): X})
-    with pytest.raises(ValueError, match="the arguments have structure"):
-        info.jaxpr_call({"a": X})
-
-
-def test_from_a_variable_to_its_parameter() -> None:
-    case = zoo.case("processed", 2, steps=1)
-    info = bt.extract_module_info(case.model, case.xs[0])
-    _, drive = bt.find_hidden_param_op_relations_from_minfo(
-        info, bt.find_hidden_groups_from_minfo(info)[0]
-    )
-    path, crossed = info.trace_to_param(drive.trainable_vars["weight"])
-    assert path == ("p",)
-    assert [primitive.name for primitive in crossed] == ["abs", "mul", "add"]
-    chain = drive.trainable_processing_chains["weight"]
-    assert [primitive.name for primitive in chain] == ["abs", "mul", "tanh", "add"]
-    leaf = info.weight_path_to_invars["p",][0]
-    assert info.trace_to_param(leaf) == (("p",), ())
-    assert info.trace_to_param(info.jaxpr.invars[0]) == (None, ())
 
 
 def test_a_graph_without_the_perturbed_step(model: Any) -> None:
@@ -619,24 +479,6 @@ def test_mixing_transitions_have_their_true_diagonal() -> None:
     assert_same(found, expected)
 
 
-def test_wrong_shapes_are_refused(model: Any) -> None:
-    (group, _), _ = bt.find_hidden_groups_from_module(model, X)
-    free = [jnp.ones(var.aval.shape) for var in group.transition_jaxpr_constvars]
-    with pytest.raises(ValueError, match=r"one value per member \(1\), got 2"):
-        group.concat_hidden([X, X])
-    with pytest.raises(
-        ValueError, match=r"member 0 of group 0 has shape \(10,\); expected \(32,\)"
-    ):
-        group.transition([X], free)
-    with pytest.raises(ValueError, match=r"one value per free variable \(3\), got 0"):
-        group.diagonal_jacobian([jnp.ones(32)], [])
-    with pytest.raises(ValueError, match=r"expected an array of shape \(32, 1\)"):
-        group.split_hidden(jnp.ones(32))
-    relation = bt.find_hidden_param_op_relations_from_module(model, X)[0]
-    with pytest.raises(ValueError, match=r"y of 'etp_mv' has shape \(32,\), got \(10,\)"):
-        relation.y_to_hidden_groups(X, {})
-
-
 def test_derived_programs_outlive_the_environment() -> None:
     """They are made when they are asked for, which may be under another precision."""
     case = zoo.case("two-states", 2, steps=1)
@@ -691,32 +533,3 @@ def test_compiling_is_fast_and_linear_in_depth(cell: str) -> None:
         )
     assert shallow <= 0.3
     assert deep <= 2.6 * shallow
-
-
-@pytest.mark.parametrize("kind", [bt.ETraceGraphExecutor, bt.ETraceVjpGraphExecutor])
-def test_the_jacobians_of_a_step_give_its_gradient(kind: Any) -> None:
-    """``sum_s x (x) l f`` of one step is the gradient of the weights of a dense product."""
-    model = bt.nn.GRUCell(3, 4, key=1)
-    brainstate.nn.init_all_states(model, batch_size=2)
-    model.h.value = jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)
-    x = jnp.ones((2, 3))
-    executor = kind(model)
-    executor.compile_graph(x)
-    out, hidden, other, h2w, h2h, l2h = executor.solve_h2w_h2h_l2h_jacobian(x)
-    signals = l2h(2 * out)
-    path = ("Wz", "weight")
-    found = next(one for one in h2w if one.paths == (path,))
-    traced = jnp.einsum("bi,bos,bos->io", found.x, found.f, signals[found.group])
-    grads = brainstate.transform.grad(lambda: (model(x) ** 2).sum(), {path: model.Wz.weight})()
-    np.testing.assert_allclose(traced, grads[path]["weight"], rtol=1e-12)
-    assert (hidden["h",] == out).all() and other == {} and h2h[0].shape == (2, 4, 1, 1)
-    assert "Relations" in (executor.show_graph(verbose=False, return_msg=True) or "")
-    assert len(executor.solve_h2w_h2h_jacobian(x)) == 5
-    with pytest.raises(ValueError, match="vjp_method must be 'single-step' or 'multi-step'"):
-        bt.ETraceVjpGraphExecutor(model, vjp_method="windows")
-
-
-def test_late_reads_are_called_old_reads(model: Any) -> None:
-    perturb = bt.add_hidden_perturbation_in_module(model, X)
-    with pytest.warns(DeprecationWarning, match="late_reads is called old_reads now"):
-        assert perturb.late_reads is perturb.old_reads

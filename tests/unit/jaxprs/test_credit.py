@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A value with the derivative of another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace.jaxprs.credit import with_credit
+
+
+def step(x: Any) -> Any:
+    return with_credit(jnp.floor(x) * 10.0, x**2)
+
+
+def test_the_value_is_one_and_the_derivative_is_the_others() -> None:
+    x = jnp.array([1.5, 2.5])
+    assert step(x).tolist() == jax.jit(step)(x).tolist() == [10.0, 20.0]
+    assert jax.grad(lambda x: step(x).sum())(x).tolist() == [3.0, 5.0]
+    assert jax.jvp(step, (x,), (jnp.ones(2),))[1].tolist() == [3.0, 5.0]
+
+
+def test_under_vmap() -> None:
+    x = jnp.arange(6.0).reshape(3, 2)
+    assert jnp.array_equal(jax.vmap(step)(x), step(x))
+    slopes = jax.vmap(jax.grad(lambda x: step(x).sum()))(x)
+    assert jnp.array_equal(slopes, 2 * x)
+
+
+def test_the_value_itself_has_no_derivative() -> None:
+    found = jax.grad(lambda a: with_credit(3.0 * a, jnp.zeros(())))(1.0)
+    assert float(found) == 0.0
