@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1112,
     "files": 691,
     "cli": 714,
-    "algorithms": 1923,
+    "algorithms": 1937,
     "drivers": 1607,
-    "learners": 2220,
+    "learners": 2279,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_228, 6_572
-WHOLE_CORE = 20_178
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_242, 6_582
+WHOLE_CORE = 20_251
 
 
 def module_of(file: Path) -> str:

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 import braintrace as bt
-from braintrace.learners.signals import SyntheticGradient, feed_back, feedback_matrix
+from braintrace.algorithms.signals import _spread
+from braintrace.learners.signals import (
+    SyntheticGradient,
+    along_positions,
+    feed_back,
+    feedback_matrix,
+)
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.drivers.net import HIDDEN, IN, B, Growing, Net, made, summed
@@ -220,3 +226,111 @@ def test_predictions_are_affine_and_zero_at_first() -> None:
 def test_options_of_eprop(options: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         bt.EProp(zoo.Leaky(), **options)
+
+
+# --- whose axis a modulator has ------------------------------------------------------------------
+
+
+def modulated(b: int, n: int, modulator: Any, **options: Any) -> Any:
+    """The gradient of one cell [b, n] under a modulator, or whatever it raises."""
+    brainstate.random.seed(0)
+    xs = jax.random.normal(jax.random.key(0), (3, b, 2), float)
+    cell = bt.nn.GRUCell(2, n)
+    learner = bt.compile(cell, "three_factor", xs[0], batch_size=b, **options)
+    return learner.etrace_grad(xs, step_fn=lambda x: learner(x, modulator=modulator).sum())
+
+
+def row(size: int) -> Any:
+    return jnp.arange(1.0, size + 1, dtype=float)
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (4, 3), (3, 1), (1, 3)])
+def test_a_modulator_of_examples_or_of_neurons(sizes: tuple[int, int]) -> None:
+    b, n = sizes
+    by_example, by_neuron = (modulated(b, n, m) for m in (row(b)[:, None], row(n)[None]))
+    assert_tree_close(modulated(b, n, row(b)), by_example)
+    assert_tree_close(modulated(b, n, row(n)), by_neuron)
+
+
+def test_a_modulator_that_may_be_either_is_refused_with_both_readings() -> None:
+    says = (
+        r"modulator has shape \(3,\), which fits the positions \(3, 3\) of every hidden group in 2 "
+        r"ways: along their first axes, as modulator.reshape\(3, 1\) does; along their last axes, "
+        r"as modulator.reshape\(1, 3\) does"
+    )
+    with pytest.raises(ValueError, match=says):
+        modulated(3, 3, row(3))
+    first, last = modulated(3, 3, row(3)[:, None]), modulated(3, 3, row(3)[None])
+    assert not np.allclose(first["Wz", "weight"]["weight"], last["Wz", "weight"]["weight"])
+    with pytest.raises(ValueError, match=r"does not broadcast to the positions \(3, 5\)"):
+        modulated(3, 5, row(4))
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_with_vmap_the_first_axis_is_that_of_examples(n: int) -> None:
+    found = modulated(3, n, row(3), vmap=True)
+    assert_tree_close(found, modulated(3, n, row(3)[:, None]))
+    if n != 3:
+        with pytest.raises(ValueError, match="with vmap=True, its first axis is that of examples"):
+            modulated(3, n, row(n), vmap=True)
+
+
+def test_a_modulator_of_a_call_of_several_steps_is_not_one_of_steps() -> None:
+    xs, cell = jnp.ones((4, 2, 2), float), bt.nn.GRUCell(2, 4)
+    learner = bt.compile(cell, "three_factor", xs[0], batch_size=2)
+    with pytest.raises(ValueError, match="in 2 ways: along their last.*; step by step"):
+        learner(bt.MultiStepData(xs), modulator=row(4))
+    learner(bt.MultiStepData(xs), modulator=row(4)[None])
+
+
+def test_groups_of_several_ranks_are_read_alike() -> None:
+    shapes = [(3, 4), (3,), (3, 2, 4)]
+    for given in (row(3), row(3)[:, None], row(3)[:, None, None]):
+        found = along_positions(given, shapes, False)
+        assert [v.shape for v in found] == shapes
+        assert all((v[2] == 3).all() and (v[0] == 1).all() for v in found)
+    (last, other) = along_positions(row(4), [(3, 4), (3, 2, 4)], False)
+    assert (last[:, 1] == 2).all() and (other[..., 3] == 4).all()
+    with pytest.raises(ValueError, match=r"\(3, 3\), \(3, 2, 3\) of every hidden group in 2 ways"):
+        along_positions(row(3), [(3, 3), (3, 2, 3)], False)
+
+
+def test_a_modulator_in_a_block_has_all_axes() -> None:
+    """What a driver of one's own gives a rule is not guessed either."""
+    rule = compiled("three_factor").rule
+    positions = rule.executor.groups[0]
+    shape = positions.group.varshape
+    alike = [_spread(jnp.ones(s), positions) for s in ((5,), (5, *shape), (5, 1, *shape))]
+    assert all(jnp.array_equal(one, alike[0]) for one in alike)
+    with pytest.raises(ValueError, match=r"must be \[K\], \[K, \*V\] or \[K, S, \*V\]"):
+        _spread(jnp.ones((5, shape[0])), positions)
+
+
+class Single(brainstate.nn.Module):
+    """One number for each example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.ones((3, 1)))
+
+    def init_state(self, *args: Any, **kwargs: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros(()))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.9 * self.h.value + jnp.tanh(bt.matmul(x, self.w.value)[..., 0])
+        return self.h.value
+
+
+def test_examples_are_not_mixed_by_matrices_over_neurons() -> None:
+    """A state [] of one example is [B] in a batch: random feedback and predictions keep it so."""
+    x, options = jnp.ones((4, 3)), {"batch_size": 4, "vmap": True}
+    random = bt.compile(Single(), "eprop", x, feedback="random", random_feedback_key=1, **options)
+    assert random.rule.source.matrices[0].shape == (1, 1)
+    with pytest.raises(ValueError, match=r"shape \(4,\), which may be a value for each of 4 ex"):
+        random(x, error=jnp.ones(4))
+    predicting = bt.compile(Single(), "dni", x, **options)
+    values = {("h",): {"weight": jnp.full((1, 1), 2.0), "bias": jnp.ones(1)}}
+    assert predicting.param_states["synthesizer", "h"].value["weight"].shape == (1, 1)
+    predicted = SyntheticGradient.predict(values, {("h",): row(4)})["h",]
+    np.testing.assert_allclose(predicted, 2 * row(4) + 1)
+    assert predicting(bt.MultiStepData(x[None])).shape == (1, 4)

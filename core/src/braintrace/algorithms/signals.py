@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..compiler.batch_states import is_batched
+from ..compiler.groups import HiddenGroup
 from ..executor.executor import Executor
 from ..executor.layout import Positions
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces, accept_old_name
@@ -117,6 +119,7 @@ class Resignalled(LearningRule):
 class RandomFeedback(SignalSource):
     """Signals through a fixed random matrix: ``l B``, with ``B`` [n, n] over the last axis [n].
 
+    An axis of examples is not one of these: a single number per example is multiplied by one.
     The entries of ``B`` are normal with variance ``1 / n``. All states and all other positions
     share it, and each group has its own (random feedback: Lillicrap et al., Nature Communications
     7:13276, 2016; in e-prop: Bellec et al. 2020).
@@ -135,13 +138,13 @@ class RandomFeedback(SignalSource):
 
         with jax.ensure_compile_time_eval():
             groups = self.executor.graph.hidden_groups
-            return tuple(drawn(g.index, math.prod(g.varshape[-1:])) for g in groups)
+            return tuple(drawn(g.index, math.prod(_units(g)[-1:])) for g in groups)
 
     def _fed_back(self, index: int, signal: jax.Array) -> jax.Array:
         """``signal`` [.., S, *V] through the matrix of a group."""
         group = self.executor.groups[index]
         matrix = self.matrices[index].astype(signal.dtype)
-        if not group.group.varshape:
+        if not _units(group.group):
             return signal * matrix[0, 0]
         lead = signal.ndim - 1 - group.ndim
         return group.joined(group.parted(signal, lead) @ matrix, lead)
@@ -156,6 +159,11 @@ class RandomFeedback(SignalSource):
     def at_start(self, signal: OldSignals) -> OldSignals:
         """The signal through the matrices."""
         return tuple(None if s is None else self._fed_back(g, s) for g, s in enumerate(signal))
+
+
+def _units(group: HiddenGroup) -> tuple[int, ...]:
+    """The positions of a group without an axis of examples that is known as one."""
+    return group.varshape[is_batched(group.hidden_states[0]) :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +191,13 @@ class Modulated(SignalSource):
 def _spread(given: jax.Array, positions: Positions) -> jax.Array:
     """A modulator [K, *V of the group], or [K] for all, for every state: [K, S, *V]."""
     group, steps = positions.group, given.shape[0]
-    missing = (1,) * (2 + group.ndim - given.ndim)
+    axes = len(group.varshape)
+    if given.ndim not in (1, 1 + axes, 2 + axes):
+        raise ValueError(
+            f"a modulator of {steps} steps has shape {given.shape}; it must be [K], [K, *V] or "
+            f"[K, S, *V] with all axes of the positions {group.varshape}"
+        )
+    missing = (1,) * (2 + axes - given.ndim)
     wide = given.reshape(steps, *missing, *given.shape[1:])
     laid = jnp.broadcast_to(wide, (steps, group.num_state, *group.varshape))
     return positions.joined(laid, 1)

@@ -61,7 +61,8 @@ def etrace_grad(
         may read hidden states, but not write them.
     mask
         Weights of the losses, [T], or [T, B] for sequences of several lengths: ``step_fn`` then
-        returns a loss for each example, [B]. States and traces move on at masked steps, too.
+        returns a loss for each example, [B]. Its axes are always those of the losses, and the
+        first is that of steps. States and traces move on at masked steps, too.
     weights
         Parameter states whose gradients are wanted, by any key; default: all of the learner.
         Those of frozen ones are zero.

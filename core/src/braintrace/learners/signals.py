@@ -7,7 +7,7 @@ and DNI, with a learned prediction of the gradient of later losses at hidden sta
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..algorithms.config import ETraceConfig
 from ..base import versions
 from ..base.errors import NoModulatorError
 from ..base.types import Path
+from ..compiler.batch_states import is_batched
 from ..compiler.groups import HiddenGroup
+from ..drivers.call_arguments import number_of_steps
 from .named import D_RTRL
 from .vjp import ETraceVjpAlgorithm, preset
 
@@ -72,6 +74,14 @@ def arguments_and_error(learner: EProp, args: tuple[Any, ...], error: Any = None
     if learner.vjp_method != "single-step":
         raise ValueError("an error is fed back with vjp_method='single-step' only")
     out = learner.run_call(args, given=True)
+    shapes = {group.varshape for group in learner.graph.hidden_groups}
+    of_examples = learner.executor.options.get("vmap", False)
+    if jnp.ndim(out) == 1 and any(len(s) > 1 - of_examples and s[0] == len(out) for s in shapes):
+        raise ValueError(
+            f"error is fed back to an output of shape {jnp.shape(out)}, which may be a value for "
+            f"each of {len(out)} examples or {len(out)} values of one; let the model return "
+            "out[:, None] or out[None]"
+        )
     return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
 
 
@@ -191,22 +201,65 @@ def arguments_and_modulator(learner: Any, args: tuple[Any, ...], modulator: Any 
         standing = standing.value
     if standing is None:
         raise NoModulatorError("ThreeFactor needs a modulator: learner(x, modulator=...)")
-    groups = learner.graph.hidden_groups
-    given = tuple(_for_group(one_array(standing), group) for group in groups)
+    modulator, groups = one_array(standing), learner.graph.hidden_groups
+    if {modulator.ndim - 1} == {len(group.varshape) for group in groups}:
+        given = tuple(_for_states(modulator, group) for group in groups)
+    else:
+        of_examples, steps = learner.executor.options.get("vmap", False), number_of_steps(args)
+        given = along_positions(modulator, [g.varshape for g in groups], of_examples, steps)
     return learner.run_call(args, given=given)
 
 
-def _for_group(modulator: jax.Array, group: HiddenGroup) -> jax.Array:
-    """A modulator [*V] for the positions of a group, or [S, *V] of one for each of their states."""
-    shape = group.varshape
+def _for_states(modulator: jax.Array, group: HiddenGroup) -> jax.Array:
+    """A modulator [*V, S] for the states of every position of a group: [S, *V]."""
+    shape = (*group.varshape, group.num_state)
     with suppress(ValueError):
-        return jnp.broadcast_to(modulator, shape)
-    with suppress(ValueError):
-        return jnp.moveaxis(jnp.broadcast_to(modulator, (*shape, group.num_state)), -1, 0)
+        return jnp.moveaxis(jnp.broadcast_to(modulator, shape), -1, 0)
     raise ValueError(
         f"modulator has shape {modulator.shape}, which does not broadcast to the positions {shape} "
-        "of every hidden group"
+        "of the states of every hidden group"
     )
+
+
+def along_positions(
+    given: jax.Array, shapes: Sequence[tuple[int, ...]], of_examples: bool, steps: int | None = None
+) -> tuple[jax.Array, ...]:
+    """A modulator for positions of these shapes, whose first axis may be known as of examples.
+
+    With fewer axes than these it stands for the first of them, or for the last: whichever fits,
+    the first where that axis is known. It raises ``ValueError`` when none does, or both, or its
+    first axis may be that of the ``steps`` of a call.
+    """
+    rank = max(map(len, shapes))
+
+    def wide(shape: tuple[int, ...], first: bool) -> tuple[int, ...]:
+        ones = (1,) * (rank - len(shape))
+        return (*shape, *ones) if first else (*ones, *shape)
+
+    def laid(first: bool) -> tuple[jax.Array, ...]:
+        value = given.reshape(wide(given.shape, first))
+        return tuple(jnp.broadcast_to(value, wide(s, first)).reshape(s) for s in shapes)
+
+    same = given.size == 1 or {given.ndim, *map(len, shapes)} == {rank}
+    found: dict[bool, tuple[jax.Array, ...]] = {}
+    for first in (True,) if of_examples and not same else (True, False):
+        with suppress(ValueError):
+            found[first] = laid(first)
+    has = f"modulator has shape {given.shape}, which"
+    of = f"the positions {', '.join(map(str, dict.fromkeys(shapes)))} of every hidden group"
+    if not found:
+        why = "; with vmap=True, its first axis is that of examples" if of_examples else ""
+        raise ValueError(f"{has} does not broadcast to {of}{why}")
+    ways = [
+        f"along their {'first' if first else 'last'} axes, as modulator.reshape"
+        f"{wide(given.shape, first)} does"
+        for first in found
+    ]
+    if given.ndim < rank and given.shape[:1] == (steps,):
+        ways.append("step by step, by a call for each step")
+    if not same and len(ways) > 1:
+        raise ValueError(f"{has} fits {of} in {len(ways)} ways: {'; '.join(ways)}. Say which")
+    return next(iter(found.values()))
 
 
 class ThreeFactor(ETraceVjpAlgorithm):
@@ -222,8 +275,10 @@ class ThreeFactor(ETraceVjpAlgorithm):
     modulator
         Its value for calls that are given none: a number, an array, or a brainstate state, which
         is read at every call. ``learner.modulator = ...`` changes it. Calls take another one,
-        ``learner(x, modulator=...)``: a number, or an array that broadcasts to the positions [*V]
-        of every hidden group, or else to those of their states, [*V, S].
+        ``learner(x, modulator=...)``: a number; an array that broadcasts to the positions [*V] of
+        every hidden group, axis by axis, or to those of their states [*V, S]; or one with fewer
+        axes: a value for each example [B], or for each neuron [N]. Where it could be either,
+        ``ValueError`` asks for [B, 1] or [1, N]; with ``vmap=True`` it is [B].
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
@@ -252,7 +307,8 @@ class ThreeFactor(ETraceVjpAlgorithm):
 class SyntheticGradient(Module):
     """One affine map per hidden state [.., n], over its last axis: ``g(h) = h W + b``.
 
-    ``W`` [n, n] and ``b`` [n] start at zero: before it has learned, nothing is predicted.
+    An axis of examples is not one of these; of a single number, ``n`` is 1. ``W`` [n, n] and ``b``
+    [n] start at zero: before it has learned, nothing is predicted.
     """
 
     def __init__(self, hidden_states: Mapping[Path, brainstate.State[Any]]) -> None:
@@ -260,7 +316,8 @@ class SyntheticGradient(Module):
         self.maps: dict[Path, brainstate.State[Any]] = {}
         for path, state in hidden_states.items():
             hidden = jax.tree.leaves(state.value)[0]
-            bias = jnp.zeros(hidden.shape[-1:] or (1,), hidden.dtype)
+            shape = hidden.shape[is_batched(state) :]
+            bias = jnp.zeros(shape[-1:] or (1,), hidden.dtype)
             weight = jnp.zeros(2 * bias.shape, hidden.dtype)
             self.maps[path] = brainstate.ParamState({"weight": weight, "bias": bias})
 
@@ -278,8 +335,9 @@ class SyntheticGradient(Module):
         """Predicted cotangents of hidden values."""
         found = {}
         for path, h in hidden.items():
-            wide = h if h.ndim else h[None]
-            predicted = wide @ values[path]["weight"] + values[path]["bias"]
+            bias = values[path]["bias"]
+            wide = h if h.shape[-1:] == bias.shape else h[..., None]
+            predicted = wide @ values[path]["weight"] + bias
             found[path] = predicted.reshape(h.shape)
         return found
 

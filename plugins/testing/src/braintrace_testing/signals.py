@@ -91,7 +91,8 @@ def three_factor_oracle(
     Parameters
     ----------
     modulators
-        ``[T]``, or ``[T, *V]`` with ``V`` that broadcasts to the positions of every group.
+        ``[T]``, or ``[T, *V]`` with ``V`` that broadcasts, axis by axis, to the positions of every
+        group.
     model, sequences, loss_fn, groups, recurrence_scope
         As in :func:`d_rtrl_oracle`.
 
@@ -131,6 +132,11 @@ def three_factor_oracle(
 def _at_every_state(graph: Graph, g: int, value: np.ndarray) -> np.ndarray:
     """``[|g|]``: a value for each position, repeated for its states."""
     shape = graph.groups[g][0].varshape
+    if value.ndim not in (0, len(shape)):
+        raise ValueError(
+            f"a modulator of shape {value.shape} has not the axes of the positions {shape}; which "
+            "of them it lacks does not follow from numbers"
+        )
     return np.asarray(np.broadcast_to(value, shape).ravel()[positions_of(graph, g)])
 
 
