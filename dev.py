@@ -260,6 +260,9 @@ def needed_by(changed: Sequence[Path]) -> list[Path]:
             found.add(ROOT / "tests" / "unit" / inside.parent / f"test_{inside.name.strip('_')}.py")
             dotted = ".".join(["braintrace", *inside.parts]).removesuffix(".__init__")
             found |= {test for test in every if names_module(test, dotted)}
+        elif file.is_relative_to(ROOT / "tests") and file.suffix == ".py":  # what tests share
+            dotted = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            found |= {test for test in every if names_module(test, dotted)}
         elif file.is_relative_to(ROOT / "plugins"):
             folder = ROOT / "plugins" / file.relative_to(ROOT / "plugins").parts[0]
             found |= {test for test in every if test.is_relative_to(folder)}

@@ -146,6 +146,38 @@ def test_a_folder_says_what_it_is():
             assert ast.get_docstring(ast.parse(text)), name
 
 
+def place_of_tests(file: Path) -> Path:
+    """Where the tests of a file of core are; of ``__init__.py`` that is ``test_init.py``."""
+    inside = file.relative_to(CORE)
+    return ROOT / "tests" / "unit" / inside.parent / f"test_{inside.stem.strip('_')}.py"
+
+
+def defines_something(file: Path) -> bool:
+    """Whether a file holds functions or classes."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(isinstance(node, kinds) for node in ast.walk(ast.parse(file.read_text())))
+
+
+def test_every_file_has_its_tests_and_no_tests_are_left_without_a_file():
+    """``python3 dev.py test --changed`` finds them by these names."""
+    files = {file: place_of_tests(file) for file in CORE.rglob("*.py")}
+    lacking = [f for f, tests in files.items() if defines_something(f) and not tests.is_file()]
+    assert [file.relative_to(CORE).as_posix() for file in lacking] == []
+    there = {*ROOT.glob("tests/unit/**/test_*.py")}
+    assert sorted(str(tests) for tests in there - {*files.values()}) == []
+    empty = [tests for tests in there if "\ndef test_" not in tests.read_text()]
+    assert empty == []
+
+
+def test_changed_files_bring_their_tests():
+    needed_by = runpy.run_path(str(ROOT / "dev.py"))["needed_by"]
+    for file in CORE.rglob("*.py"):
+        if defines_something(file):
+            assert place_of_tests(file) in needed_by([file]), file
+    shared = ROOT / "tests" / "unit" / "show" / "graphs.py"
+    assert ROOT / "tests" / "unit" / "show" / "test_draw.py" in needed_by([shared])
+
+
 def test_lines_of_each_folder():
     """What ``python3 dev.py check`` prints."""
     found = runpy.run_path(str(ROOT / "dev.py"))["lines_of_core"]()
