@@ -53,9 +53,9 @@ CEILINGS = {
     "base": 592,
     "ops": 1519,
     "show": 1314,
-    "jaxprs": 1244,
+    "jaxprs": 1267,
     "plugins": 1604,
-    "compiler": 4848,
+    "compiler": 4884,
     "executor": 1112,
     "files": 691,
     "cli": 714,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_242, 6_582
-WHOLE_CORE = 20_251
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_312, 6_652
+WHOLE_CORE = 20_330
 
 
 def module_of(file: Path) -> str:

@@ -23,6 +23,7 @@ from braintrace.testing import assert_tree_close, bptt
 from tests.zoo import spike
 
 IN, WIDTH, OUT, STEPS = 3, 4, 2, 7
+DOWNSTREAM = "linear", "step"
 held = jax.lax.stop_gradient
 
 
@@ -154,6 +155,25 @@ def trained_constant(s: Any, x: Any) -> Any:
     return s.v.value
 
 
+def by_two_ways(s: Any, x: Any) -> Any:
+    kept = 0.5 * s.v.value
+    s.v.value = kept + 0.3 * (s.w(x) - kept)
+    return s.v.value
+
+
+def of_halves(s: Any, x: Any) -> Any:
+    first, second = jnp.split(s.w(x), 2, -1)
+    s.i.value = 0.6 * s.i.value + first
+    s.v.value = 0.8 * s.v.value + second
+    return jnp.concatenate([s.i.value, s.v.value], -1)
+
+
+def driven_twice(s: Any, x: Any) -> Any:
+    """By its product, and by a value without a derivative."""
+    s.v.value = 0.8 * s.v.value + s.w(x) - held(spike(s.v.value - 0.1))
+    return s.v.value
+
+
 def read_old(s: Any, x: Any) -> Any:
     old = s.v.value
     s.v.value = 0.8 * old + s.w(x)
@@ -180,6 +200,13 @@ class Scaled(brainstate.nn.Module):
         return self.step(x)
 
 
+def rounded(x: Any, w: Any) -> Any:
+    return jnp.sign(x) @ w
+
+
+rounded_p = bt.register_primitive("downstream_rounded", rounded, batched=True)
+
+
 def half_scale(x: Any, w: Any) -> Any:
     return 0.5 * (x @ w)
 
@@ -187,15 +214,19 @@ def half_scale(x: Any, w: Any) -> Any:
 half_scale_p = bt.register_primitive("downstream_half_scale", half_scale, batched=True)
 
 
+plus_one_p = bt.register_primitive("downstream_plus_one", lambda x, w: x @ w + 1.0, batched=True)
+
+
 class ThirdParty(brainstate.nn.Module):
     """An operation with an implementation alone."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, primitive: Any = half_scale_p) -> None:
         super().__init__()
+        self.primitive = primitive
         self.weight = brainstate.ParamState(brainstate.random.randn(inputs, outputs))
 
     def update(self, x: Any) -> Any:
-        return half_scale_p.bind(x, self.weight.value)
+        return self.primitive.bind(x, self.weight.value)
 
 
 ABOVE: dict[str, Callable[[], list[Any]]] = {
@@ -211,6 +242,15 @@ ABOVE: dict[str, Callable[[], list[Any]]] = {
     "two products": lambda: [bt.nn.Linear(WIDTH, 5), above(leak, 5)],
     "plain product": lambda: [Layer(leak, 0, OUT, product=brainstate.nn.Linear(WIDTH, OUT))],
     "third party": lambda: [Layer(leak, 0, OUT, product=ThirdParty(WIDTH, OUT))],
+    "leak by two ways": lambda: [above(by_two_ways)],
+    "halves": lambda: [Layer(of_halves, WIDTH, 2, "i v", shape=(1,))],
+    "constant in front": lambda: [Scaled(lambda x: 2 * x - 1), above(leak)],
+    "padding in front": lambda: [
+        Scaled(lambda x: jnp.pad(x, [(0, 0), (0, 1)], constant_values=1.0)),
+        above(leak, 5),
+    ],
+    "constant of an operation": lambda: [ThirdParty(WIDTH, 5, plus_one_p), above(leak, 5)],
+    "leak behind what is driven twice": lambda: [above(driven_twice, WIDTH, 5), above(leak, 5)],
     "filter, then product": lambda: [
         Layer(leak, 0, WIDTH, product=Scaled(lambda x: 0.5 * x)),
         bt.nn.Linear(WIDTH, OUT),
@@ -384,14 +424,64 @@ class Passing(brainstate.nn.Module):
         return self.up((self.low(x[..., :-1]), x[..., -1:]))
 
 
-@pytest.mark.parametrize("step", [resetting, holding, step_length])
+def with_constants(s: Any, x: Any) -> Any:
+    x, last = x
+    done = (last > 0).astype(last.dtype)
+    s.v.value = 0.8 * s.v.value * (1 - done) + s.w(2 * x - 1) + s.bias.value
+    return s.v.value
+
+
+@pytest.mark.parametrize("step", [resetting, holding, step_length, with_constants])
 @pytest.mark.parametrize("batch", [2, 1])
 def test_factors_that_vary_with_step_and_example(step: Any, batch: int) -> None:
-    model = started(Passing(BELOW["hard reset"](), Layer(step, WIDTH, OUT)), batch)
+    top = Layer(step, WIDTH, OUT)
+    if step is with_constants:
+        top.bias = brainstate.ParamState(jnp.asarray([0.3, -0.4]))
+    model = started(Passing(BELOW["hard reset"](), top), batch)
     sequences = data(False, IN + 1, batch=batch)
     learner = learner_of(model, sequences[0][0])
     assert learner.graph.uniform
     assert_tree_close(gradient(learner, sequences), reference(model, sequences))
+
+
+def test_states_that_do_not_start_at_zero() -> None:
+    model = started(stirred(BELOW["hard reset"](), *ABOVE["two leaks"]()))
+    sequences = data(True)
+    learner = learner_of(model, sequences[0][0])
+    starts = {path: 0.7 + state.value for path, state in learner.hidden_states.items()}
+    for path, state in learner.hidden_states.items():
+        state.value = starts[path]
+    found = gradient(learner, sequences)
+    for path, state in learner.hidden_states.items():
+        state.value = starts[path]
+    assert_tree_close(found, bptt(model, sequences, loss_of)[1])
+
+
+def test_a_model_of_uniform_states_alone() -> None:
+    model = started(stirred(Layer(driven_twice), above(leak)))
+    for last in (False, True):
+        sequences = data(last)
+        expected = reference(model, sequences)
+        learner = learner_of(model, sequences[0][0])
+        learner.reset_state(2, model_states=True)
+        assert_tree_close(gradient(learner, sequences), expected)
+    assert len(learner.graph.uniform) == 2
+
+
+def test_recurrent_input_that_is_made_of_what_lies_below_keeps_its_credit() -> None:
+    """To hold it would cut the credit of that, too."""
+
+    def step(s: Any, x: Any) -> Any:
+        s.v.value = 0.8 * s.v.value + s.w(jnp.tanh(s.v.value + x))
+        return s.v.value
+
+    model = started(stirred(BELOW["hard reset"](), Layer(step, WIDTH, WIDTH)))
+    sequences = data(False, outputs=WIDTH)
+    learner, published = (learner_of(model, sequences[0][0], downstream=d) for d in DOWNSTREAM)
+    assert "another one's credit" in learner.graph.not_uniform["layers", 1, "v"]
+    found = gradient(learner, sequences)
+    published.reset_state(2, model_states=True)
+    assert_tree_close(found, gradient(published, sequences))
 
 
 # --- near misses: not moved ----------------------------------------------------------------------
@@ -471,11 +561,24 @@ def test_a_nonlinear_map_ends_the_region(between: Any) -> None:
     sequences = data(False)
     learner = learner_of(model, sequences[0][0])
     (state,) = learner.graph.uniform.values()
-    assert [d.atom.aval.shape for d in state.sources.values() if not d.constant] == [(2, 2)]
+    assert [d.atom.aval.shape for d in state.sources.values()] == [(2, 2)]
     learner.reset_state(2, model_states=True)
     found, expected = gradient(learner, sequences), reference(model, sequences)
     path = ("layers", 2, "w", "weight")
     assert_tree_close(found[path], expected[path])
+
+
+def test_an_operation_with_a_step_function_ends_the_region() -> None:
+    """Its derivative in its input is the same everywhere, and it is not linear."""
+    model = started(stirred(BELOW["gated"](), ThirdParty(WIDTH, 5, rounded_p), above(leak, 5)))
+    sequences = data(False)
+    expected = reference(model, sequences)
+    learner = learner_of(model, sequences[0][0])
+    learner.reset_state(2, model_states=True)
+    found = gradient(learner, sequences)
+    for layer in (1, 2):
+        leaves = {p: g for p, g in expected.items() if p[1] == layer}
+        assert_tree_close({p: found[p] for p in leaves}, leaves)
 
 
 def test_examples_that_are_mixed_refuse_a_factor_per_example() -> None:

@@ -64,7 +64,7 @@ def test_a_leak_of_two_terms() -> None:
 def test_a_factor_in_time_belongs_to_the_filter() -> None:
     _, found, _ = analysed(lambda s, x, v: 0.9 * v + x[:, :1] * s.w(x))
     (state,) = found.values()
-    (source,) = (d for d in state.sources.values() if not d.constant)
+    (source,) = (d for d in state.sources.values())
     assert len(source.factors) == 1 and state.by_example == {source.factors[0].atom}
 
 

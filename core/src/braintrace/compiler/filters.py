@@ -119,7 +119,9 @@ class _Moving:
         """What the filters of a state filter."""
         found: list[Key] = [(var,) for var in uniform.affine]
         for atom, source in uniform.sources.items():
-            lower = [()] if source.of is None else self.keys(self.uniform[source.of])
+            lower = [] if source.of is None else self.keys(self.uniform[source.of])
+            if source.of is None or source.trained:
+                lower = [(), *lower]
             found += [(atom, *key) for key in lower]
         parts = range(len(uniform.parts))
         leaks: list[Key] = [(leaf,) for leaf in uniform.trained]
@@ -132,11 +134,12 @@ class _Moving:
         credit = False
         if key[0] in uniform.trained:
             shape = hidden.shape
-        elif source is not None and source.of is not None:
+        elif source is not None and source.of is not None and key[1:-1]:
             lower = self.filter(self.uniform[source.of], key[1:-1])
             shape, credit = lower.type.shape, lower.credit
-        elif source is not None and not source.constant:
-            shape, credit = key[0].aval.shape, key[0] in self._credit and not source.cut
+        elif source is not None:
+            held = source.cut or source.of is not None
+            shape, credit = key[0].aval.shape, key[0] in self._credit and not held
         if uniform.by_example and not shape:
             shape = hidden.shape[:1]
         return Filter(uniform.slot.path, key, jax.ShapeDtypeStruct(shape, hidden.dtype), credit)
@@ -255,13 +258,13 @@ class _Run:
 
     def driving(self, source: UniformSource | None, key: Key) -> Any:
         """What a filter takes in: ``z``, or 1 for a constant."""
-        if source is None or source.constant:
+        if source is None:
             return 1
-        if source.of is not None:
+        if key[1:-1]:
             news = self.info.outvar_to_hidden_path
             return (self.new if key[0] in news else self.old)[source.of, key[1:-1]]
         value = self.env[key[0]]
-        return jax.lax.stop_gradient(value) if source.cut else value
+        return jax.lax.stop_gradient(value) if source.cut or source.of else value
 
     def product(self, uniform: UniformState, factors: Factors, place: tuple[int, ...] = ()) -> Any:
         """A product of factors at a place: a number, or one per example [B]."""
@@ -304,18 +307,23 @@ class _Run:
             source, like = uniform.sources[atom], atom.aval
             if source.of is not None:
                 found = self.mapped(self.uniform[source.of], lambda key: at((atom, *key)))
-            elif source.constant:
-                found = self.env[atom] * _along_first(at((atom,)), len(like.shape))
-            else:
-                found = at((atom,))
-            return found.astype(like.dtype)
+                found = found.astype(like.dtype)
+                return (
+                    with_credit(at((atom,)).astype(like.dtype), found) if source.trained else found
+                )
+            return at((atom,)).astype(like.dtype)
 
         def of_equation(var: Var) -> Any:
             if var not in uniform.region:  # the old value: it is in the filters
                 return jnp.zeros(var.aval.shape, var.aval.dtype)
             eqn, followed = uniform.region[var]
             if is_sum(eqn):
-                return of_sum(eqn, followed)
+                found = of_sum(eqn, {k: value(eqn.invars[k]) for k in followed}, var)
+                if var not in uniform.affine:
+                    return found
+                behind = uniform.affine[var].behind
+                once = of_sum(eqn, {k: read(self.env, eqn.invars[k]) for k in behind}, var)
+                return found + _along_first(at((var,)), once.ndim).astype(once.dtype) * once
             (k,) = followed
             moved = value(eqn.invars[k])
             if any(self.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
@@ -324,18 +332,19 @@ class _Run:
             (found,) = versions.bind_equation(eqn, operands)
             return found + of_constant(var, operands, k) if var in uniform.affine else found
 
-        def of_sum(eqn: Any, followed: tuple[int, ...]) -> Any:
+        def of_sum(eqn: Any, given: Mapping[int, Any], var: Var) -> Any:
+            """The sum of some operands."""
+            if eqn.primitive.name == "select_n" and self.moves(eqn.invars[0]):
+                return sum(given.values(), jnp.zeros(var.aval.shape, var.aval.dtype))
             operands = [
-                value(a)
-                if k in followed
+                given[k]
+                if k in given
                 else jnp.zeros(a.aval.shape, a.aval.dtype)
                 if versions.is_float(a.aval)
                 else read(self.env, a)
                 for k, a in enumerate(eqn.invars)
             ]
-            if eqn.primitive.name == "select_n" and self.moves(eqn.invars[0]):
-                return sum(operands[1:])
-            return versions.bind_equation(eqn, operands)[0]
+            return versions.bind_equation(eqn, operands)[eqn.outvars.index(var)]
 
         def of_constant(var: Var, operands: list[Any], k: int) -> Any:
             """``(q_1 - 1) op(0)``: of the constant ``op(0)``, so much is missing in ``op(q)``."""

@@ -12,8 +12,8 @@ leak commutes with the maps, so that it may stand in front of them (see ``filter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..base import versions
 from ..base.types import Path
 from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, slice_to
-from ..jaxprs.linear import PRODUCTS, affine_part, is_elementwise, is_sum, same_along
+from ..jaxprs.linear import ITSELF, PRODUCTS, affine_part, is_elementwise, is_sum, same_along
 from ..jaxprs.run import read, run_equations
 from ..ops.primitive import is_etp_primitive
 from .groups import HiddenGroup
@@ -58,6 +58,8 @@ class UniformFactor:
 MINUS = UniformFactor(None)
 #: How many leaks the positions of a uniform state may have.
 MOST_LEAKS = 4
+#: Of how many products a leak may be the sum.
+MOST_TERMS = 32
 
 Factors = tuple[UniformFactor, ...]
 
@@ -69,15 +71,15 @@ class UniformSource:
     Attributes
     ----------
     atom
-        ``z``, or a part ``b`` that does not change in time.
+        ``z``.
     factors
         ``c``.
-    constant
-        Whether it is ``b``.
     cut
         Whether it carries no credit: it is the recurrent input of the layer itself.
     of
         Path of the uniform state, lower down, whose value it is; ``None`` for any other value.
+    trained
+        Whether a map with parameters lies behind it.
 
     Examples
     --------
@@ -88,21 +90,21 @@ class UniformSource:
 
     atom: Atom
     factors: Factors
-    constant: bool = False
     cut: bool = False
     of: Path | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class UniformConstant:
-    """An ETP operation in a linear map that adds what does not depend on its input.
+    """An operation or a sum in a linear map that adds what does not change in time: ``b``.
 
     Attributes
     ----------
     behind
         Positions of the operands behind that.
     factors
-        What it is multiplied by, in time.
+        ``c_0``.
 
     Examples
     --------
@@ -130,7 +132,7 @@ class UniformState:
     region
         Every variable of the linear maps, with its equation and the operands that are followed.
     affine
-        By result, the operations of the maps that add a constant.
+        By result, the equations of the maps that add a constant.
     by_example
         Factors that differ from example to example, along the first axis.
     parts
@@ -256,11 +258,19 @@ class _Step:
     @cached_property
     def _near(self) -> dict[Var, frozenset[Path]]:
         """The hidden states whose old or new value leads to a variable across no barrier."""
+        return self._behind(self.minfo.near)
+
+    @cached_property
+    def _far(self) -> dict[Var, frozenset[Path]]:
+        """Those whose old or new value leads to it in any way."""
+        return self._behind(lambda i, eqn, operand: True)
+
+    def _behind(self, passes: Callable[[int, JaxprEqn, int], bool]) -> dict[Var, frozenset[Path]]:
         info, states = self.minfo, self.state_of
         return depends(
             info.eqns,
             {var: frozenset({path}) for path, var in info.hidden_path_to_invar.items()},
-            info.near,
+            passes,
             emits=lambda i, eqn: frozenset(states[v] for v in eqn.outvars if v in states),
             through=lambda v, marks: marks | {states[v]} if v in states else marks,
             along=Along.DERIVATIVES,
@@ -285,6 +295,12 @@ class _Step:
         """Whether a state leads to a value across no barrier, over any number of steps."""
         return any(path in self._ever_near[p] for p in self.near(atom))
 
+    def has_further_credit(self, atom: Atom, path: Path) -> bool:
+        """Whether a value depends on parameters, or on states that the one at a path is not in."""
+        far = self._far.get(atom, frozenset())
+        others = any(path not in self._ever_near[p] for p in far)
+        return others or bool(self.minfo.trained_by(atom))
+
 
 class _Descent:
     """The way from the new value of one state back to its old value and to what drives it."""
@@ -300,6 +316,7 @@ class _Descent:
         self.affine: dict[Var, UniformConstant] = {}
         self.factors_of: dict[Atom, Factors] = {}
         self.seen: set[tuple[Any, ...]] = set()
+        self.remember: set[Atom] = set()
         self.by_example: set[Atom] = set()
         self.by_position: list[np.ndarray] = []
         self.trained: dict[Leaf, None] = {}
@@ -362,23 +379,19 @@ class _Descent:
         if atom is self.old:
             self.take_leak(factors, inside)
             return True
-        in_time = self.in_time(factors)
-        if not step.moves(atom):
-            if step.credit(atom):
-                self.take(UniformSource(atom, in_time, constant=True))
-            return step.credit(atom)
-        if not (step.credit(atom) or trained):
+        if not step.moves(atom) or not (step.credit(atom) or trained):
             return False
+        in_time = self.in_time(factors)
         if self.factors_of.setdefault(atom, in_time) != in_time:
             raise NotUniform("a value drives it by two different factors in time")
-        if (atom, inside, barrier, trained) in self.seen:
+        if (atom, inside, barrier, trained) in self.seen and atom not in self.remember:
             return True
         self.seen.add((atom, inside, barrier, trained))
-        eqn = step.minfo.producer(atom)
+        eqn, ways_of_old = step.minfo.producer(atom), len(self.leak)
         leaf = atom in step.state_of and atom is not self.new
         ways = None if leaf or eqn is None or not step.credit(atom) else self.ways(eqn)
         if eqn is None or ways is None:
-            self.take(self.source(atom, in_time, barrier))
+            self.take(self.source(atom, in_time, barrier, trained))
             return True
         others = {k: a for k, a in enumerate(eqn.invars) if k not in ways}
         further = (
@@ -393,9 +406,32 @@ class _Descent:
             if self.follow(eqn.invars[k], (*factors, *filter(None, [factor])), *further)
         ]
         self.region[atom] = eqn, tuple(sorted({*known, *found}))
-        if is_etp_primitive(eqn.primitive) and (behind := step.affine(eqn)):
+        if behind := self.constants(eqn, trained):
             self.affine[atom] = UniformConstant(behind, in_time)
+        if len(self.leak) > ways_of_old:
+            self.remember.add(atom)
         return True
+
+    def constants(self, eqn: JaxprEqn, trained: bool) -> frozenset[int]:
+        """Operands behind what an equation adds to its moving operands."""
+        step = self.step
+        if is_etp_primitive(eqn.primitive):
+            behind = step.affine(eqn) or frozenset()
+            return behind if trained or behind - {ITSELF} else frozenset()
+        if not is_sum(eqn):
+            return frozenset()
+        steady = (k for k, a in enumerate(eqn.invars) if versions.is_float(a.aval))
+        behind = frozenset(k for k in steady if self.is_added(eqn.invars[k], trained))
+        if behind and eqn.primitive.name == "select_n" and step.moves(eqn.invars[0]):
+            raise NotUniform(f"a constant is selected at {versions.source_of(eqn)}")
+        return behind
+
+    def is_added(self, atom: Atom, trained: bool) -> bool:
+        """Whether an operand of a sum is a constant that has, or is part of, a derivative."""
+        step = self.step
+        if step.moves(atom) or step.credit(atom) or not trained:
+            return not step.moves(atom) and step.credit(atom)
+        return bool(step.minfo.behind(atom)) or bool(np.any(step.constant(atom)))
 
     def ways(self, eqn: JaxprEqn) -> dict[int, UniformFactor | None] | None:
         """Operands to follow, each with a factor; ``None`` where the equation is no linear map."""
@@ -443,6 +479,8 @@ class _Descent:
     def take_leak(self, factors: Factors, inside: bool) -> None:
         if not inside:
             raise NotUniform("its old value is moved to other positions")
+        if len(self.leak) == MOST_TERMS:
+            raise NotUniform(f"its old value leads to it in more than {MOST_TERMS} ways")
         for atom in (f.atom for f in factors if f.atom is not None):
             leaves = self.step.minfo.trained_by(atom)
             if self.step.credit(atom) and (self.step.moves(atom) or not self.are_numbers(leaves)):
@@ -459,14 +497,16 @@ class _Descent:
         """Whether parameter leaves are single numbers."""
         return all(self.step.minfo.parameter_leaves[leaf].aval.size == 1 for leaf in leaves)
 
-    def source(self, atom: Atom, factors: Factors, barrier: bool) -> UniformSource:
+    def source(self, atom: Atom, factors: Factors, barrier: bool, trained: bool) -> UniformSource:
         """What drives the state by a value that is followed no further."""
         recurs = self.step.recurs(atom, self.path)
         if recurs and not barrier:
             raise NotUniform(f"its old value passes {self.where(atom)}, which is no factor")
+        if recurs and self.step.has_further_credit(atom, self.path):
+            raise NotUniform(f"its recurrent input by {self.where(atom)} has another one's credit")
         path = self.step.state_of.get(atom)
         lower = path is not None and not recurs and self.step.decide(path)
-        return UniformSource(atom, factors, cut=recurs, of=path if lower else None)
+        return UniformSource(atom, factors, recurs, path if lower else None, trained)
 
     def where(self, atom: Atom) -> str:
         """The equation of a value, with its line."""
@@ -475,9 +515,8 @@ class _Descent:
         return f"{name} at {versions.source_of(eqn)}" if eqn is not None else name
 
     def take(self, source: UniformSource) -> None:
-        known = self.sources.setdefault(source.atom, source)
-        if known.factors != source.factors:
-            raise NotUniform("a value drives it by two different factors in time")
+        known = self.sources.get(source.atom, source)
+        self.sources[source.atom] = replace(source, trained=known.trained or source.trained)
 
 
 def _keeps_examples(eqn: JaxprEqn, followed: tuple[int, ...]) -> bool:

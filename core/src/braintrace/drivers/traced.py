@@ -65,7 +65,7 @@ def trace_step(
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
-        tape = Tape(learner, perturb)
+        tape = Tape(learner, perturb, jax.tree.leaves((perturb, inputs))[0])
         with learner.stepping_by(tape):
             loss, aux = step_fn(*inputs)
         return loss, aux, tape.step()
@@ -124,8 +124,8 @@ class Tape:
     Nothing but the model may write hidden states of the learner meanwhile.
     """
 
-    def __init__(self, learner: Running, perturb: Sequence[Any]) -> None:
-        self.perturb = perturb
+    def __init__(self, learner: Running, perturb: Sequence[Any], traced: Any) -> None:
+        self.perturb, self.traced = perturb, traced
         self.recorded: list[tuple[tuple[Any, ...], Any]] = []
         self.hidden = learner.states_of(StateKind.HIDDEN)
         self.values = self._hidden_now()
@@ -181,4 +181,4 @@ class Tape:
 
     def _elsewhere(self, values: Sequence[Any]) -> bool:
         """Whether one of them is of a transformation inside of ``step_fn``."""
-        return any(versions.from_another_trace(value, self.perturb[0]) for value in values)
+        return any(versions.from_another_trace(value, self.traced) for value in values)

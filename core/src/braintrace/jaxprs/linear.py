@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
-from .depends import depends
+from .depends import Along, depends
 from .positions.of_primitives import ALONG, elementwise
 
 #: Results are linear in all operands together.
@@ -33,6 +33,14 @@ PRODUCTS = {
 }
 
 
+#: Their results are no linear functions of an operand, and their derivatives do not show it.
+STEPS = frozenset(
+    "sign round floor ceil rem stop_gradient custom_jvp_call custom_vjp_call reduce_precision "
+    "optimization_barrier".split()
+)
+#: Stands among operands for the numbers of a program itself.
+ITSELF = -1
+
 #: What runs one program on its operands, whatever its derivative is.
 CALLS = versions.CALL_PRIMITIVES | {jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p}
 
@@ -50,8 +58,9 @@ def is_sum(eqn: JaxprEqn) -> bool:
 def affine_part(eqn: JaxprEqn, k: int) -> frozenset[int] | None:
     """Operands behind what an ETP equation gives when operand ``k`` is zero.
 
-    ``None`` when its derivative in that operand depends on the operand: it is not affine in it.
-    An operand more may be named, never one too few.
+    ``None`` when it is not known to be affine in that operand: its derivative depends on the
+    operand, or it is a step function somewhere. An operand more may be named, never one too few;
+    :data:`ITSELF` is among them unless the result is known to be zero then.
     """
     avals = [atom.aval for atom in eqn.invars]
 
@@ -67,8 +76,20 @@ def affine_part(eqn: JaxprEqn, k: int) -> frozenset[int] | None:
     if versions.is_var(out) and depends(program.eqns, {own: frozenset({0})}).get(out):
         return None
 
-    impl = partial(eqn.primitive.spec.impl, **eqn.params)
-    return _behind_the_rest(versions.make_jaxpr(impl, *avals), k)
+    impl = versions.make_jaxpr(partial(eqn.primitive.spec.impl, **eqn.params), *avals)
+    return None if _has_steps(impl, impl.invars[k]) else _behind_the_rest(impl, k)
+
+
+def _has_steps(program: Jaxpr, own: Var) -> bool:
+    """Whether an input leads to a step function, or to a value that is no real number."""
+    marks = depends(program.eqns, {own: frozenset({0})}, along=Along.EQUATIONS)
+    within = [eqn for eqn in program.eqns if marks.keys() & {*filter(versions.is_var, eqn.invars)}]
+    return any(_is_step(eqn) for eqn in within) or not all(versions.is_float(v.aval) for v in marks)
+
+
+def _is_step(eqn: JaxprEqn) -> bool:
+    inner = (e for jaxpr in versions.inner_jaxprs(eqn) for e in jaxpr.eqns)
+    return eqn.primitive.name in STEPS or any(map(_is_step, inner))
 
 
 def _behind_the_rest(program: Jaxpr, k: int) -> frozenset[int]:
@@ -80,7 +101,9 @@ def _behind_the_rest(program: Jaxpr, k: int) -> frozenset[int]:
         passes=lambda i, eqn, operand: zero.isdisjoint(eqn.outvars),
     )
     (out,) = program.outvars
-    return found.get(out, frozenset()) - {k} if versions.is_var(out) else frozenset()
+    if not versions.is_var(out):
+        return frozenset({ITSELF})
+    return frozenset() if out in zero else found.get(out, frozenset()) - {k} | {ITSELF}
 
 
 def _zeros(program: Jaxpr, zero: set[Var]) -> set[Var]:

@@ -29,9 +29,7 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Which states have filters in front of them, and at which layers credit stops all the same."""
     for path, state in graph.uniform.items():
         shapes = ", ".join(
-            f"a filter {[*source.atom.aval.shape]}"
-            for source in state.sources.values()
-            if not source.constant
+            f"a filter {[*source.atom.aval.shape]}" for source in state.sources.values()
         )
         yield PASSES(hidden_paths=(path,), filters=shapes)
     if graph.uniform or graph.not_uniform:
