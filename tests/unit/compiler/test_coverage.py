@@ -87,14 +87,17 @@ def test_lost_parameters_are_one_error(info: Any) -> None:
 def test_names_of_frozen_parameters(info: Any) -> None:
     aside = {("aside", 0), ("aside", 1)}
     for frozen in ("aside", ["aside"], [("aside",)], ["aside[0]", ("aside", 1)]):
-        assert resolve_frozen(info, frozen) == aside
-    assert resolve_frozen(info, lambda path: path[-1] == 1) == {("aside", 1)}
+        assert resolve_frozen(info.model_parameters, frozen) == aside
+    assert resolve_frozen(info.model_parameters, lambda path: path[-1] == 1) == {("aside", 1)}
     state = info.model_parameters["w",]
-    assert resolve_frozen(info, state) == {("w",)} and resolve_frozen(info, ()) == frozenset()
+    assert (
+        resolve_frozen(info.model_parameters, state) == {("w",)}
+        and resolve_frozen(info, ()) == frozenset()
+    )
     for wrong, error, text in (
         ("asid", ValueError, r"frozen names no parameter: 'asid'; similar names are \['aside'"),
         ([weight(2)], ValueError, "holds a ParamState that is not a parameter of the model"),
         ([3], TypeError, "must be a path, .*got int"),
     ):
         with pytest.raises(error, match=text):
-            resolve_frozen(info, wrong)
+            resolve_frozen(info.model_parameters, wrong)
