@@ -56,17 +56,17 @@ CEILINGS = {
     "jaxprs": 1267,
     "plugins": 1604,
     "compiler": 4884,
-    "executor": 1112,
+    "executor": 1114,
     "files": 691,
     "cli": 714,
-    "algorithms": 1937,
+    "algorithms": 1941,
     "drivers": 1607,
-    "learners": 2279,
+    "learners": 2295,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_312, 6_652
-WHOLE_CORE = 20_330
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_317, 6_657
+WHOLE_CORE = 20_352
 
 
 def module_of(file: Path) -> str:

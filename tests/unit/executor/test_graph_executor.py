@@ -86,7 +86,16 @@ def test_a_copy_is_compiled_for_its_own_model() -> None:
     assert other.is_compiled and other.model is not executor.model
     assert other.options == executor.options
     assert not {*other.states} & {*executor.states}
-    assert not executor.for_model(leaky(), compiled=False).is_compiled
+    anew = executor.for_model(leaky(), compiled=False)
+    assert not anew.is_compiled
+    assert not any(held is executor.graph for held in vars(anew).values())
+
+
+def test_jacobians_are_of_what_was_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = bt.ETraceGraphExecutor(leaky())
+    executor.compile_graph(jnp.ones((2, zoo.IN)))
+    monkeypatch.setattr("braintrace.executor.graph_executor.Executor", None)
+    assert len(executor.solve_h2w_h2h_jacobian(jnp.ones((2, zoo.IN)))) == 5
 
 
 def test_former_names_of_what_runs_a_step() -> None:

@@ -117,9 +117,9 @@ class ETraceConfig(ConfigViews):
                 check(given)
         _check_seed(self.seed)
         if self.trace_filter == "kappa" and self.kappa == 0:
-            vars(self).update(trace_filter="none", kappa=None)
+            self._set(trace_filter="none", kappa=None)
         if self.recurrence_scope == "sparse_n" and self.sparse_n == 1:
-            vars(self).update(recurrence_scope="coupled", sparse_n=None)
+            self._set(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
         check_downstream(self.downstream, "diagonal")
@@ -129,6 +129,10 @@ class ETraceConfig(ConfigViews):
             raise ValueError(f"downstream='linear' goes with {first} only")
         if self.trace_filter == "kappa":
             self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def _check(self, coordinate: str, other: str, legal: tuple[str, ...]) -> None:
         """Whether the value of a coordinate goes with that of another."""

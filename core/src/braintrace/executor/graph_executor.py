@@ -135,7 +135,7 @@ class ETraceGraphExecutor:
             As :meth:`compile_graph`.
         """
         other = copy.copy(self)
-        other.model, other._compiled = model, None
+        other.model, other._compiled, other._graph = model, None, None
         if model is not self.model and "frozen" in self.options:
             states = brainstate.graph.states(self.model, brainstate.ParamState)
             other.options = {**self.options, "frozen": by_path(states, self.options["frozen"])}
@@ -218,7 +218,9 @@ class ETraceGraphExecutor:
             ``l2h(out_bar)`` gives, for a cotangent like ``out``, the learning signals ``l`` [*V, S]
             by number of the group.
         """
-        step, info = Executor(self.graph, self.jacobians), self.graph.module_info
+        step, info = self.compiled, self.graph.module_info
+        if step.graph is not self.graph:  # that holds filters in place of uniform states
+            step = Executor(self.graph, self.jacobians)
         check_states(self.model, info)
         leaves = checked_args(info, args)
         states = {slot.path: slot.state.value for slot in info.slots}

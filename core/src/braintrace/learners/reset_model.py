@@ -57,8 +57,9 @@ def _batch_change(
         old, new = (jnp.shape(jax.tree.leaves(value)[0]) for value in both)
         differing = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
         changes.add(differing[0] if len(old) == len(new) and len(differing) == 1 else None)
-        changed = changed or (old != new and (show_path(slot.path), old, new))
-    if not changed:
+        if changed is None and old != new:
+            changed = show_path(slot.path), old, new
+    if changed is None:
         return None
     if len(changes) == 1 and None not in changes:
         return changes.pop()

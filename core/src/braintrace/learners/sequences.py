@@ -112,9 +112,20 @@ def etrace_grad(
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
-    how = (reduction, has_aux, chunk_size, block_size, carry_trace, check, progress)
     trained, frozen = trained_and_frozen(self, weights)
-    options = _options(self, steps, step_fn, trained, *how)
+    options = _options(
+        self,
+        steps,
+        step_fn,
+        trained,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        carry_trace=carry_trace,
+        check=check,
+        progress=progress,
+    )
     driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
     outcome = driver(sequences, mask)
     if check:
@@ -128,15 +139,10 @@ def etrace_grad(
 
 
 def _options(
-    learner: Running,
-    steps: int,
-    step_fn: Any,
-    weights: Mapping[Any, State],
-    *how: Any,
-    **check: Any,
+    learner: Running, steps: int, step_fn: Any, weights: Mapping[Any, State], **how: Any
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
-    options = GradOptions(step_fn, tuple(weights.items()), *how, **check)
+    options = GradOptions(step_fn, tuple(weights.items()), **how)
     check_states(learner.model, learner.graph.module_info)
     kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
     if learner.vjp_method == "multi-step":
@@ -205,9 +211,18 @@ def etrace_update(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
-    how = (reduction, has_aux, chunk_size, block_size)
     trained, _ = trained_and_frozen(self, weights)
-    options = _options(self, every, step_fn, trained, *how, check=check)
+    options = _options(
+        self,
+        every,
+        step_fn,
+        trained,
+        reduction=reduction,
+        has_aux=has_aux,
+        chunk_size=chunk_size,
+        block_size=block_size,
+        check=check,
+    )
     update = as_optimizer(self, optimizer, weights)
     bar = Progress(-(-steps // every) if progress else 0)
 
