@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
-from braintrace.compiler.coverage import require_coverage, resolve_frozen, why_uncovered
+from braintrace.compiler.coverage import by_path, require_coverage, resolve_frozen, why_uncovered
 from tests import zoo
 from tests.zoo import HIDDEN, IN, weight
 
@@ -101,3 +101,11 @@ def test_names_of_frozen_parameters(info: Any) -> None:
     ):
         with pytest.raises(error, match=text):
             resolve_frozen(info.model_parameters, wrong)
+
+
+def test_frozen_states_are_named_by_their_paths(info: Any) -> None:
+    states = info.model_parameters
+    assert by_path(states, states["w",]) == by_path(states, [states["w",]]) == (("w",),)
+    assert by_path(states, ["aside", states["w",]]) == (("aside", 0), ("aside", 1), ("w",))
+    for frozen in ("aside", ("w", "aside"), callable):
+        assert by_path(states, frozen) is frozen  # holds for copies of the model as it is

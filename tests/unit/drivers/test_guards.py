@@ -108,3 +108,9 @@ def test_a_radius_above_one_at_all_steps_is_a_warning() -> None:
         report(flags(True, True, **grown), 6, 12, 12)
     report(flags(True, True, **grown), 6, 9, 9)  # too short to say
     report(flags(True, True, h=jnp.array([[1.1], [0.9]])), 6, 12, 12)
+
+
+def test_a_block_ends_where_its_part_does() -> None:
+    second = Flags({"a": jnp.array([True, False, True, True])}, {})
+    with pytest.raises(FloatingPointError, match="^at step 2, a became"):
+        report(second, 2, 6, 3)  # steps 0 and 1, 2, then 3 and 4, 5
