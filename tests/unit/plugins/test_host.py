@@ -11,9 +11,10 @@ import pytest
 import braintrace
 from braintrace.names import OFFICIAL
 from braintrace.ops.primitive import find_primitive
-from braintrace.plugin_api import ETPPrimitiveSpec
+from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo
 from braintrace.plugins import PluginError
-from braintrace.plugins.host import brief
+from braintrace.plugins.host import _problems, brief
+from braintrace.plugins.metadata import Candidate
 from braintrace.plugins.resolution import resolve
 from tests.sites import plugin_object, record_of, scale
 
@@ -175,6 +176,12 @@ def test_an_account_that_differs_from_the_metadata_is_a_finding(site, host_of, p
         "gives '7' as its version in braintrace_plugin_info and '1.0' in its metadata; "
         "make them the same and install it again",
     )
+
+
+def test_an_account_may_name_an_export_twice():
+    candidate = Candidate("twice", "1.0", "", exports={("ops", "name"): None})
+    info = PluginInfo("twice", version="1.0", exports={"ops": ("name", "name")})
+    assert _problems(candidate, info) == ()
 
 
 def test_the_built_in_plugins_agree_with_their_metadata(host_of):

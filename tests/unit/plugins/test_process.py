@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from braintrace.ops.primitive import find_primitive
@@ -17,6 +19,15 @@ def test_the_host_is_made_once_with_the_settings_of_the_environment(monkeypatch)
     host = process.host()
     assert host.settings == Settings(disable=frozenset({"conv"}), strict=True)
     assert process.host() is host
+
+
+def test_a_host_that_is_there_is_had_without_waiting():
+    here, found = process.host(), []
+    with process._LOCK:
+        thread = threading.Thread(target=lambda: found.append(process.host()), daemon=True)
+        thread.start()
+        thread.join(10)
+    assert found == [here]
 
 
 def test_a_pickled_primitive_loads_the_plugin_that_owns_it(site, host_of, plugin_source):

@@ -306,7 +306,7 @@ def _why_incompatible(candidate: Candidate, api: str = "") -> str:
 
 def _problems(candidate: Candidate, info: PluginInfo) -> tuple[str, ...]:
     """Where a plugin's own account of itself differs from its metadata."""
-    declared = sorted((kind, name) for kind, names in info.exports.items() for name in names)
+    declared = sorted({(kind, name) for kind, names in info.exports.items() for name in names})
     pairs = (
         ("distribution", info.distribution, candidate.distribution),
         ("version", info.version, candidate.version),

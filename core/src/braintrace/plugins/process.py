@@ -16,10 +16,11 @@ _HOST: Host | None = None
 def host() -> Host:
     """The host of this process, made on first need with the settings of the environment."""
     global _HOST
-    with _LOCK:
-        if _HOST is None:
-            _HOST = Host(Settings.from_environment(), restorer=restored)
-        return _HOST
+    if _HOST is None:  # once it is made, nobody waits: a thread or a fork may hold the lock
+        with _LOCK:
+            if _HOST is None:
+                _HOST = Host(Settings.from_environment(), restorer=restored)
+    return _HOST
 
 
 def restored(name: str, owner: str) -> Any:
