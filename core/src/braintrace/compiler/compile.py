@@ -133,7 +133,16 @@ def _analysed(
     groups, path_to_group = find_hidden_groups_from_minfo(minfo)
     reach, cones, relations = analyse_operations(minfo, groups, scope)
     perturbed = perturb_hidden(minfo, groups, relations)
-    coverage = find_coverage(minfo, relations, perturbed.direct_leaves)
-    kept = perturbed if with_perturbation else None
-    found = (minfo, groups, path_to_group, relations, kept, (), cones, scope)
-    return ETraceGraph(*found, frozen=spared, reach=reach, _coverage=coverage)
+    return ETraceGraph(
+        module_info=minfo,
+        hidden_groups=groups,
+        hid_path_to_group=path_to_group,
+        hidden_param_op_relations=relations,
+        hidden_perturb=perturbed if with_perturbation else None,
+        diagnostics=(),
+        cones=cones,
+        recurrence_scope=scope,
+        frozen=spared,
+        reach=reach,
+        _coverage=find_coverage(minfo, relations, perturbed.direct_leaves),
+    )

@@ -254,11 +254,18 @@ def find_hidden_groups_from_minfo(
     groups = []
     for index, first in enumerate(sorted(set(leader))):
         members = [slot for slot, k in zip(slots, leader, strict=True) if k == first]
-        paths, states = zip(*((slot.path, slot.state) for slot in members), strict=True)
-        finds = minfo.invars_of, minfo.outvars_of
-        olds, news = (tuple(find(slot)[0] for slot in members) for find in finds)
-        counts, shape = tuple(s.num_state for s in states), tuple(states[0].varshape)
-        groups.append(HiddenGroup(index, paths, states, olds, news, shape, counts, minfo))
+        states: tuple[Any, ...] = tuple(slot.state for slot in members)
+        group = HiddenGroup(
+            index=index,
+            hidden_paths=tuple(slot.path for slot in members),
+            hidden_states=states,
+            hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
+            hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
+            varshape=tuple(states[0].varshape),
+            state_counts=tuple(state.num_state for state in states),
+            module_info=minfo,
+        )
+        groups.append(group)
     return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
 
 

@@ -277,7 +277,7 @@ def _relation(
                 "changes from step to step to the input or to the output of the operation"
             )
     driven = [groups[g] for g in sorted(reach.near)]
-    ways = (PathClassification.ALL_DIRECT, PathClassification.MIXED)
+    ways = {False: PathClassification.ALL_DIRECT, True: PathClassification.MIXED}
     states = (pair for g in driven for pair in zip(g.hidden_paths, g.hidden_outvars, strict=True))
     return HiddenParamOpRelation(
         index=index,

@@ -158,7 +158,7 @@ def restored(name: str, owner: str) -> ETPPrimitive:
 @contextlib.contextmanager
 def kept_registry() -> Iterator[None]:
     """Forget, at the end, primitives that were registered inside, and put replaced rules back."""
-    known = {name: (known, known.spec) for name, known in tuple(REGISTRY.items())}
+    known = {name: (primitive, primitive.spec) for name, primitive in tuple(REGISTRY.items())}
     try:
         yield
     finally:

@@ -132,10 +132,21 @@ def _trace(
     opened = Rewriting(policy, records.append).open(flat, fixed)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
-    trees = jax.tree.structure(args), jax.tree.structure(out)
-    constant = {name: value for name, value in settings.items() if name not in environment}
-    found = (flat, slots, num_args, num_out, *trees, states, tuple(records), environment, constant)
-    info = ModuleInfo(*found, tuple(number[s] for s in traced), stateful, policy)
+    info = ModuleInfo(
+        jaxpr=flat,
+        slots=slots,
+        num_args=num_args,
+        num_out=num_out,
+        arg_treedef=jax.tree.structure(args),
+        out_treedef=jax.tree.structure(out),
+        retrieved_model_states=states,
+        rewrites=tuple(records),
+        environment=environment,
+        settings={name: value for name, value in settings.items() if name not in environment},
+        read_order=tuple(number[state] for state in traced),
+        stateful_model=stateful,
+        control_flow=policy,
+    )
     _check(info)
     return replace(info, rewrites=(*info.rewrites, *_weights_in_control_flow(info)))
 
