@@ -54,19 +54,19 @@ CEILINGS = {
     "ops": 1519,
     "show": 1314,
     "jaxprs": 1267,
-    "plugins": 1604,
-    "compiler": 4884,
+    "plugins": 1605,
+    "compiler": 4911,
     "executor": 1114,
     "files": 691,
-    "cli": 714,
+    "cli": 715,
     "algorithms": 1941,
     "drivers": 1607,
     "learners": 2295,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_317, 6_657
-WHOLE_CORE = 20_352
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_344, 6_663
+WHOLE_CORE = 20_381
 
 
 def module_of(file: Path) -> str:
