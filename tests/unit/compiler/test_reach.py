@@ -122,3 +122,30 @@ def test_scopes() -> None:
     assert check_scope("coupled") == "coupled"
     with pytest.raises(ValueError, match=r"must be one of \('diagonal', 'coupled'\), got 'full'"):
         check_scope("full")
+
+
+class Twice(zoo.Model):
+    """b reads the new a plainly, and through an operation."""
+
+    names = ("a", "b")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.r = weight(IN, HIDDEN), weight(HIDDEN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        self.a.value = 0.5 * self.a.value + bt.matmul(x, self.w.value)
+        self.b.value = 0.25 * self.b.value + self.a.value + bt.matmul(self.a.value, self.r.value)
+        return self.b.value
+
+
+def test_a_coupled_path_crosses_no_operation_behind_a_new_value() -> None:
+    _, groups = analysed(Twice())
+    (group,) = groups
+    transition = coupled_transition(groups, group)
+    assert transition is not None and transition.program is not None and transition.mixed == ()
+    avals = [var.aval for var in transition.program.invars]
+    zeros = [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+    run = versions.jaxpr_as_fun(transition.program)
+    slope = jax.jacobian(lambda a: run(*zeros[:-2], a, zeros[-1])[1])(zeros[-2])
+    np.testing.assert_allclose(slope[0, :, 0], 0.5 * np.eye(HIDDEN))

@@ -88,3 +88,9 @@ def test_what_is_no_product_with_a_parameter(loss: Loss) -> None:
 def test_parameters_that_are_not_wanted_are_left_alone() -> None:
     direct = found(PRODUCTS["of jax"], wanted=False)
     assert direct.products == () and direct.bytes_per_step == 0 and direct.leaves == ()
+
+
+def test_the_parameter_of_a_product_is_a_constant_of_the_step() -> None:
+    direct = found(PRODUCTS["of jax"])
+    cut = jax.grad(lambda w: direct.run([w, XS[0]], direct.shifts())[0][0])(W)
+    assert not cut.any()  # its gradient is that of the block

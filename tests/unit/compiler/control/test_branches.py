@@ -73,3 +73,12 @@ def test_what_depends_on_inputs_varies() -> None:
     fixed, moving = (eqn.outvars[0] for eqn in jaxpr.eqns)
     varying = varying_variables(jaxpr, [True, False])
     assert moving in varying and fixed not in varying
+
+
+def test_effects_of_a_branch_are_kept() -> None:
+    def saying(w: Any, x: Any) -> Any:
+        jax.debug.callback(lambda v: None, x)
+        return one(w, x)
+
+    last = cut(jaxpr_of(saying), [True, False]).segments[-1]
+    assert any(eqn.effects for eqn in last.eqns)
