@@ -50,12 +50,12 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 592,
+    "base": 595,
     "ops": 1519,
     "show": 1314,
     "jaxprs": 1267,
     "plugins": 1605,
-    "compiler": 4911,
+    "compiler": 4937,
     "executor": 1114,
     "files": 691,
     "cli": 715,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_344, 6_663
-WHOLE_CORE = 20_381
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_373, 6_681
+WHOLE_CORE = 20_400
 
 
 def module_of(file: Path) -> str:

@@ -41,6 +41,9 @@ jaxpr_as_fun = jex_core.jaxpr_as_fun
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
 
+#: The effects of ``jax.debug.print`` and ``jax.debug.callback``.
+DEBUG_EFFECTS = {"DebugEffect", "OrderedDebugEffect"}
+
 #: The differentiation rule of every primitive that has one, those of other libraries included.
 JVP_RULES = ad.primitive_jvps
 

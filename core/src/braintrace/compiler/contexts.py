@@ -41,8 +41,12 @@ def plan_backward(
     eqns: Sequence[JaxprEqn],
     outputs: Iterable[Read],
     operands: Callable[[int, Any], tuple[Read, ...]],
+    always: Hashable = None,
 ) -> Iterator[Instruction]:
-    """What to run for ``outputs``, last first; ``operands(i, context)`` says what ``i`` reads."""
+    """What to run for ``outputs``, last first; ``operands(i, context)`` says what ``i`` reads.
+
+    Equations with effects, which nothing needs, are run in the context ``always``, if there is one.
+    """
     made = {var: i for i, eqn in enumerate(eqns) for var in eqn.outvars}
     needed: dict[int, dict[Hashable, None]] = defaultdict(dict)
 
@@ -53,6 +57,8 @@ def plan_backward(
 
     need(outputs)
     for i in range(len(eqns) - 1, -1, -1):
+        if always is not None and eqns[i].effects and not eqns[i].outvars:
+            needed[i][always] = None
         for context in needed[i]:
             step = Instruction(i, context, operands(i, context))
             need(step.operands)

@@ -262,7 +262,8 @@ def perturb_hidden(minfo: ModuleInfo, groups: Groups, relations: Relations) -> H
     reads = _Reads(minfo, groups, relations)
     outputs = tuple(reads.read(a, frozenset(), None) for a in minfo.jaxpr.outvars)
     most = MOST_COPIES * len(minfo.eqns)
-    backward = [*islice(plan_backward(minfo.eqns, outputs, reads.operands), most + 1)]
+    plain = Context(frozenset(), None)
+    backward = [*islice(plan_backward(minfo.eqns, outputs, reads.operands, plain), most + 1)]
     if len(backward) > most:
         raise NotSupportedError(
             f"the {len(groups)} hidden groups of the model read one another's old values in so "

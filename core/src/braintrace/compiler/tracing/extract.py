@@ -17,7 +17,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError
 from ...base.types import Path, State, restore_values, show_path, unit_change
-from ...jaxprs.run import flatten
+from ...jaxprs.run import flatten, nested
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
 from ..control.rewrite import ControlFlowPolicy, Rewriting
@@ -56,8 +56,8 @@ def extract_module_info(
         no elements, or a parameter is written; with ``vmap``, when a state has no axis of examples.
     NotSupportedError
         When an ETP operation stands inside a loop that is not written out or a custom
-        differentiation rule, a derivative would have to pass through a ``while``, or a hidden state
-        is complex.
+        differentiation rule, a derivative would have to pass through a ``while``, a hidden state
+        is complex, or the step has an effect other than a print or callback of ``jax.debug``.
     TypeError
         When the model is no module, an argument no array or an option of another type.
     ValueError
@@ -148,6 +148,7 @@ def _trace(
         control_flow=policy,
     )
     _check(info)
+    _check_effects(info)
     return replace(info, rewrites=(*info.rewrites, *_weights_in_control_flow(info)))
 
 
@@ -269,6 +270,24 @@ def _check(info: ModuleInfo) -> None:
             "bounds; or, if no derivative is wanted, put jax.lax.stop_gradient around what enters "
             "the loop or leaves it"
         )
+
+
+def _check_effects(info: ModuleInfo) -> None:
+    """Prints and callbacks of ``jax.debug`` stay; no other effect would happen once per step.
+
+    One inside of what has results would happen again where these are differentiated.
+    """
+    for eqn in info.eqns:
+        kinds = {type(effect).__name__ for effect in eqn.effects} - versions.DEBUG_EFFECTS
+        if kinds or (eqn.effects and eqn.outvars):
+            inside = [sub for sub in nested(eqn) if sub.effects and not [*nested(sub)]]
+            raise NotSupportedError(
+                f"the step does more than to compute, by {(inside or [eqn])[0].primitive.name!r} "
+                f"at {versions.source_of(eqn)}, which cannot be kept to happen once per step. Keep "
+                "values in brainstate states in place of a reference (jax.new_ref), and put "
+                "io_callback around the learner; jax.debug.print and jax.debug.callback may stand "
+                "in a step, outside of loops and branches with results"
+            )
 
 
 def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
