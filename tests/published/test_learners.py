@@ -192,6 +192,33 @@ def test_no_example_input():
     assert braintrace.compile(Clock(), "d_rtrl")().shape == (4,)
 
 
+class Plain(brainstate.nn.Module):
+    """A leaky state without any ETP operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.ones((3, 4)))
+
+    def init_state(self, batch_size=None, **kwargs):
+        self.h = brainstate.HiddenState(jnp.zeros((2, 4)))
+
+    def update(self, x):
+        self.h.value = 0.9 * self.h.value + x @ self.w.value
+        return self.h.value
+
+
+@pytest.mark.filterwarnings("ignore:warning. :UserWarning")
+def test_a_model_without_any_trace():
+    for algorithm in ("d_rtrl", "pp_prop", "uoro"):
+        options = {"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}
+        with pytest.raises(braintrace.CompilationError, match="nothing to train online"):
+            braintrace.compile(Plain(), algorithm, X, batch_size=2, **options)
+    learner = braintrace.compile(Plain(), "d_rtrl", X, batch_size=2, require_trace=False)
+    assert learner(X).shape == (2, 4)
+    assert braintrace.compile_etrace_graph(learner.model, X).coverage() == {("w",): "direct"}
+    assert braintrace.compile(Plain(), "dni", X, batch_size=2).is_compiled
+
+
 def test_a_name_that_is_not_here_inside_of_a_model():
     class Tokens(nn.GRUCell):
         def update(self, x):

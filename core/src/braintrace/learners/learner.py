@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule, check_jacobians
-from ..base.errors import NotCompiledError, NoTraceError, refuse_unused
+from ..algorithms.signals import TracelessRule
+from ..base.errors import CompilationError, NotCompiledError, NoTraceError, refuse_unused
 from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.coverage import resolve_frozen
@@ -70,6 +71,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
     ----------
     model
         A ``brainstate.nn.Module`` with initialised states.
+    require_trace
+        ``False``: a model without any trace is accepted, whose gradients are of the current step.
     **options
         Options of :func:`braintrace.compile_etrace_graph`.
 
@@ -110,7 +113,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
         super().__init_subclass__(**kwargs)
         refuse_unused(cls, FORMER_HOOKS)
 
-    def __init__(self, model: brainstate.nn.Module, **options: Any) -> None:
+    def __init__(
+        self, model: brainstate.nn.Module, *, require_trace: bool = True, **options: Any
+    ) -> None:
         named: dict[str, Any] = {"name": options.pop("name", None)}
         super().__init__(**named)
         if not isinstance(model, brainstate.nn.Module):
@@ -122,6 +127,7 @@ class ETraceAlgorithm(brainstate.nn.Module):
         self.model = model
         self._executor = self.make_executor(model, **checked_options(type(self), options))
         self._rule: LearningRule | None = None
+        self._require_trace = require_trace
         self._stepper: Any = None
         self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
@@ -152,7 +158,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
         Raises
         ------
         CompilationError, NotSupportedError
-            See :func:`braintrace.compile_etrace_graph`.
+            See :func:`braintrace.compile_etrace_graph`; when nothing has a trace and
+            ``require_trace`` is true.
         """
         executor = self._executor.for_model(self.model, compiled=False)
         executor.compile_graph(*one_step_of(args))
@@ -167,6 +174,13 @@ class ETraceAlgorithm(brainstate.nn.Module):
         self._drivers = Drivers()
         rule = self.make_rule(executor.compiled)
         check_jacobians(rule)
+        traced = executor.graph.hidden_param_op_relations or isinstance(rule, TracelessRule)
+        if self._require_trace and not traced:
+            raise CompilationError(
+                "there is nothing to train online: no parameter is a weight of an ETP operation "
+                "that drives a hidden state. Use layers of braintrace.nn, or operations such as "
+                "braintrace.matmul; with require_trace=False, gradients are of the current step"
+            )
         # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
         if self.vjp_method != "multi-step":
             self._stepper = steps_by_call(jax.jit(online_step(rule)))
