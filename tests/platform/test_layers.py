@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 715,
     "algorithms": 1941,
     "drivers": 1607,
-    "learners": 2295,
+    "learners": 2309,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_373, 6_681
-WHOLE_CORE = 20_400
+WHOLE_CORE = 20_414
 
 
 def module_of(file: Path) -> str:

@@ -481,7 +481,8 @@ def test_a_model_without_operations_has_its_direct_gradient() -> None:
             self.h.value = 0.5 * self.h.value + x @ self.w.value
             return self.h.value
 
-    learner = bt.compile(Plain(), "pp_prop", jnp.ones((2, IN)), batch_size=2, decay_or_rank=0.9)
+    options = {"batch_size": 2, "decay_or_rank": 0.9, "require_trace": False}
+    learner = bt.compile(Plain(), "pp_prop", jnp.ones((2, IN)), **options)
     xs = jnp.ones((3, 2, IN))
     grads = learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), reduction="sum")
     np.testing.assert_allclose(grads[("w",)], 6.0)
