@@ -96,6 +96,7 @@ def move_leaks(minfo: ModuleInfo, uniform: Mapping[Path, UniformState]) -> Modul
     first = sum(len(slot.leaves) for slot in slots)
     for i, one in enumerate(filters.values()):
         state = CreditFilter(jnp.zeros(one.type.shape, one.type.dtype))
+        state.of = one.of
         kind = StateKind.HIDDEN if one.credit else StateKind.OTHER
         where = range(first + i, first + i + 1)
         slots.append(StateSlot(("<filter>", str(i)), state, kind, jax.tree.structure(0), where))

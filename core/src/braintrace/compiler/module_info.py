@@ -41,6 +41,8 @@ class StateKind(enum.Enum):
 class CreditFilter(brainstate.HiddenState):
     """A state of the credit of a model, and none of the model (see ``filters``)."""
 
+    of: Path = ()  # the uniform state that it stands for
+
 
 @dataclass(frozen=True, eq=False)
 class StateSlot:

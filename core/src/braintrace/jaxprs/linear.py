@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,7 @@ PRODUCTS = {
 
 
 #: Their results are no linear functions of an operand, and their derivatives do not show it.
-STEPS = frozenset(
-    "sign round floor ceil rem stop_gradient custom_jvp_call custom_vjp_call reduce_precision "
-    "optimization_barrier".split()
-)
+STEPS = frozenset("sign round floor ceil rem stop_gradient reduce_precision".split())
 #: Stands among operands for the numbers of a program itself.
 ITSELF = -1
 
@@ -63,33 +60,47 @@ def affine_part(eqn: JaxprEqn, k: int) -> frozenset[int] | None:
     :data:`ITSELF` is among them unless the result is known to be zero then.
     """
     avals = [atom.aval for atom in eqn.invars]
-
-    def tangent(dot: Any, *operands: Any) -> Any:
-        def run(value: Any) -> Any:
-            return versions.bind_equation(eqn, [*operands[:k], value, *operands[k + 1 :]])[0]
-
-        return jax.jvp(run, (operands[k],), (dot,))[1]
-
-    program = versions.make_jaxpr(tangent, avals[k], *avals)
-    own = program.invars[1 + k]
-    (out,) = program.outvars
-    if versions.is_var(out) and depends(program.eqns, {own: frozenset({0})}).get(out):
+    if _curved(lambda *values: versions.bind_equation(eqn, [*values]), avals, {k}):
         return None
-
     impl = versions.make_jaxpr(partial(eqn.primitive.spec.impl, **eqn.params), *avals)
     return None if _has_steps(impl, impl.invars[k]) else _behind_the_rest(impl, k)
+
+
+def _curved(run: Callable[..., Any], avals: Sequence[Any], own: set[int]) -> bool:
+    """Whether the derivative of ``run`` in some operands depends on one of them."""
+    moved = sorted(own)
+
+    def tangent(dots: Any, *operands: Any) -> Any:
+        of_own = versions.partial_at(run, operands, moved)
+        return jax.jvp(of_own, [operands[k] for k in moved], dots)[1]
+
+    program = versions.make_jaxpr(tangent, [avals[k] for k in moved], *avals)
+    marks = {program.invars[len(moved) + k]: frozenset({0}) for k in moved}
+    found = depends(program.eqns, marks)
+    return any(versions.is_var(out) and bool(found.get(out)) for out in program.outvars)
 
 
 def _has_steps(program: Jaxpr, own: Var) -> bool:
     """Whether an input leads to a step function, or to a value that is no real number."""
     marks = depends(program.eqns, {own: frozenset({0})}, along=Along.EQUATIONS)
-    within = [eqn for eqn in program.eqns if marks.keys() & {*filter(versions.is_var, eqn.invars)}]
-    return any(_is_step(eqn) for eqn in within) or not all(versions.is_float(v.aval) for v in marks)
+    if not all(versions.is_float(var.aval) for var in marks):
+        return True
+    for eqn in program.eqns:
+        behind = {k for k, a in enumerate(eqn.invars) if versions.is_var(a) and a in marks}
+        if behind and _is_step(eqn, behind):
+            return True
+    return False
 
 
-def _is_step(eqn: JaxprEqn) -> bool:
-    inner = (e for jaxpr in versions.inner_jaxprs(eqn) for e in jaxpr.eqns)
-    return eqn.primitive.name in STEPS or any(map(_is_step, inner))
+def _is_step(eqn: JaxprEqn, behind: set[int]) -> bool:
+    """Whether an equation is no smooth function, or not the function its derivative says."""
+    inner = versions.inner_jaxprs(eqn)
+    own_rule = eqn.primitive in (jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p)
+    if own_rule and _curved(versions.jaxpr_as_fun(inner[0]), [a.aval for a in eqn.invars], behind):
+        return True
+    names = {e.primitive.name for jaxpr in inner for e in jaxpr.eqns} | {eqn.primitive.name}
+    deeper = (e for jaxpr in inner for e in jaxpr.eqns)
+    return bool(STEPS & names) or any(_is_step(e, {*range(len(e.invars))}) for e in deeper)
 
 
 def _behind_the_rest(program: Jaxpr, k: int) -> frozenset[int]:

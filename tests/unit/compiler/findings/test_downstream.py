@@ -47,5 +47,13 @@ def test_where_credit_stops_is_said_with_the_reason() -> None:
     assert "test_downstream.py" in record.message
 
 
+def test_where_credit_stops_between_states_that_are_all_uniform() -> None:
+    """A nonlinearity between two leaks ends the credit of what is below the lower one."""
+    found = records(True, False, False, downstream="linear")
+    (record,) = (r for r in found if r.kind is Kind.CREDIT_STOPS)
+    assert record.hidden_paths == (("layers", 2, "v"),)
+    assert "what layers[0].v does" in record.message and "no linear map" in record.message
+
+
 def test_nothing_is_said_of_the_published_rule() -> None:
     assert records(True, True) == []

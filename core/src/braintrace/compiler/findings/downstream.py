@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
 from ..graph import ETraceGraph
-from ..groups import member_of
+from ..groups import HiddenGroup, member_of
+from ..module_info import CreditFilter
 from .record import Kind, info
 
 PASSES = info(
@@ -45,20 +46,25 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member),
     )
     for group in executed.hidden_groups:
-        above = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+        above = _shown(graph, group)
         behind = frozenset().union(*(marks.get(v, frozenset()) for v in group.hidden_outvars))
         for index in sorted(behind - {group.index}):
-            lower = executed.hidden_groups[index].hidden_paths
-            shown = [path for path in lower if path in graph.hid_path_to_group]
-            if above and shown:
-                yield STOPS(
-                    hidden_paths=above,
-                    lower=", ".join(map(show_path, shown)),
-                    why=_why(graph, above),
-                )
+            lower = _shown(graph, executed.hidden_groups[index])
+            yield STOPS(
+                hidden_paths=above,
+                lower=", ".join(map(show_path, lower)),
+                why=_why(graph, above),
+            )
+
+
+def _shown(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:
+    """The states of a group; those that its filters stand for, if it has no other."""
+    own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+    filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
+    return own or tuple(dict.fromkeys(filters))
 
 
 def _why(graph: ETraceGraph, paths: tuple[Path, ...]) -> str:
     """Why the states of a group are not uniform: the first reason."""
     reasons = (graph.not_uniform[path] for path in paths if path in graph.not_uniform)
-    return next(reasons, "it is not uniform")
+    return next(reasons, "what lies between is no linear map")
