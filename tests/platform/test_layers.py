@@ -53,7 +53,7 @@ CEILINGS = {
     "base": 595,
     "ops": 1519,
     "show": 1314,
-    "jaxprs": 1267,
+    "jaxprs": 1278,
     "plugins": 1605,
     "compiler": 4937,
     "executor": 1114,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_373, 6_681
-WHOLE_CORE = 20_414
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_360, 6_690
+WHOLE_CORE = 20_390
 
 
 def module_of(file: Path) -> str:
