@@ -306,12 +306,12 @@ class LaggedDRTRLRule(ParamDimRule):
         """Traces of the last step but one, after the step held back and others, and the last."""
         steps = jax.tree.map(lambda v: v[:-1], block.jacobians)
         last = self._once(jax.tree.map(lambda v: v[-1], block.jacobians))
-        if traces is not None:
-            joined = partial(jax.tree.map, lambda a, b: jnp.concatenate([a, b]))
-            steps = joined(self._last(traces), steps)
-        elif len(steps.f[0]) == 0:
-            return (*super().init(), last)
-        return (*super().update(traces, block._replace(jacobians=steps), operands), last)
+        if traces is not None:  # a block of its own: joined to the others, it would copy them
+            held_back = block._replace(jacobians=self._last(traces))
+            traces = super().update(traces, held_back, operands)
+        if len(steps.f[0]):
+            traces = super().update(traces, block._replace(jacobians=steps), operands)
+        return (*(super().init() if traces is None else traces), last)
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The trace of a link by trainable key, of all states; [B, in, out, S]."""
