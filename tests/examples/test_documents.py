@@ -18,6 +18,7 @@ EXPECTED = {
         r"\['I', 'V'\] positions \(4, 8\) S 2[\s\S]*\['Wz', 'Wh'\]"
         r"[\s\S]*current, potential: \[2\.44\d*, 0\.487\d*\][\s\S]*D is structurally zero"
     ),
+    "docs/credit.md": r"step (1e\+00|[89]e-01)\nlinear exact",
     "docs/diagnostics.md": r"",
     "docs/from-0.2.md": (
         r"the same gradients: True\nhidden states are zero: False, now they are: True\n"

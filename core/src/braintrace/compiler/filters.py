@@ -261,7 +261,7 @@ class _Run:
         """What a filter takes in: ``z``, or 1 for a constant."""
         if source is None:
             return 1
-        if key[1:-1]:
+        if source.of is not None and key[1:-1]:
             news = self.info.outvar_to_hidden_path
             return (self.new if key[0] in news else self.old)[source.of, key[1:-1]]
         value = self.env[key[0]]
