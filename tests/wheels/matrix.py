@@ -27,7 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-HOST_TESTS = [f"tests/platform/test_{name}.py" for name in ("host", "optional_hooks")]
+HOST_TESTS = [f"tests/unit/plugins/test_{name}.py" for name in ("host", "hooks")]
 TESTING = "braintrace-testing"
 OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
