@@ -11,7 +11,7 @@ import pytest
 import braintrace
 from braintrace import nn
 
-X = jnp.ones((2, 3))
+X = jnp.ones((2, 3), jnp.float32)
 
 
 def gru():
