@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1605,
-    "compiler": 4946,
+    "compiler": 4938,
     "executor": 1114,
     "files": 691,
     "cli": 715,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_393, 6_710
-WHOLE_CORE = 20_434
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_385, 6_687
+WHOLE_CORE = 20_426
 
 
 def module_of(file: Path) -> str:

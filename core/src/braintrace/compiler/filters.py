@@ -140,17 +140,10 @@ class _Moving:
             shape, credit = lower.type.shape, lower.credit
         elif source is not None:
             held = source.cut or source.of is not None
-            shape, credit = key[0].aval.shape, key[0] in self._credit and not held
+            shape, credit = key[0].aval.shape, key[0] in self.minfo.with_derivative and not held
         if uniform.by_example and not shape:
             shape = hidden.shape[:1]
         return Filter(uniform.slot.path, key, jax.ShapeDtypeStruct(shape, hidden.dtype), credit)
-
-    @cached_property
-    def _credit(self) -> set[Var]:
-        info = self.minfo
-        seeds = (*info.hidden_path_to_invar.values(), *info.parameter_leaves.values())
-        marks = dict.fromkeys(seeds, frozenset({0}))
-        return set(depends(info.eqns, marks, along=Along.DERIVATIVES))
 
     def read_elsewhere(self, path: Path) -> bool:
         """Whether anything but the state itself has a derivative of its old value."""

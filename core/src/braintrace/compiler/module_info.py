@@ -182,6 +182,12 @@ class ModuleInfo(StepViews):
         """Which marks reach each variable along derivatives: ``depends`` of the step."""
         return partial(depends, self.eqns, along=Along.DERIVATIVES)
 
+    @cached_property
+    def with_derivative(self) -> set[Var]:
+        """The variables with a derivative of a hidden state's old value or of a parameter."""
+        seeds = (*self.hidden_path_to_invar.values(), *self.parameter_leaves.values())
+        return set(self.credit(dict.fromkeys(seeds, frozenset({0}))))
+
     def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
         """Whether a path stays *near* through an operand of an equation of the step.
 

@@ -233,16 +233,9 @@ class _Step:
         same = same_along(atom, self._eqns, self._constants, self._same)
         return frozenset(range(len(atom.aval.shape))) - same
 
-    @cached_property
-    def _credit(self) -> set[Var]:
-        info = self.minfo
-        seeds = (*info.hidden_path_to_invar.values(), *info.parameter_leaves.values())
-        marks = dict.fromkeys(seeds, frozenset({0}))
-        return set(depends(info.eqns, marks, along=Along.DERIVATIVES))
-
     def credit(self, atom: Atom) -> bool:
         """Whether an operand has a derivative of a hidden state or a parameter."""
-        return versions.is_var(atom) and atom in self._credit
+        return versions.is_var(atom) and atom in self.minfo.with_derivative
 
     def moves(self, atom: Atom) -> bool:
         """Whether an operand changes from step to step."""
