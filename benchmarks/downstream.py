@@ -109,7 +109,7 @@ CASES = (
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore", "warning: ")
+    warnings.simplefilter("ignore", braintrace.CompilationWarning)
     print("layer below, units, above it, batch, driver: ms a step, published and linear; times")
     for below, units, above, batch, steps, driver in CASES:
         times = driven(network(below, units, above), batch, steps, driver)

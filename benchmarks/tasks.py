@@ -13,7 +13,6 @@ import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,6 @@ from _tasks import report, stream
 from _tasks.catalogue import TASKS, missing
 from _tasks.report import Run
 from _tasks.rules import RULES
-
-#: A readout has no trace, as it should be, and compiling says so.
-NO_NEWS = ".*relation_excluded_non_temporal"
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -66,7 +62,6 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for and return the exit status."""
     chosen = options(arguments)
-    warnings.filterwarnings("ignore", NO_NEWS)
     jax.config.update("jax_enable_x64", False)  # float32 whatever the environment says
     found = streams(chosen) if chosen.stream else trainings(chosen)
     if chosen.json is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -215,15 +214,10 @@ def updater(
 # --- The program -------------------------------------------------------------------------------
 
 
-#: That the GRU's readout has no trace is as it should be, and the report says so as well.
-NO_NEWS = ".*relation_excluded_non_temporal"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, __doc__, len(data.load().train_labels))
     names = TASKS if options.task == "both" else (options.task,)
     rules = RULES if options.bptt else ("D-RTRL",)
-    warnings.filterwarnings("ignore", NO_NEWS)
     jax.config.update("jax_enable_x64", False)  # float32 whatever the environment says
     runs = []
     for name in names:

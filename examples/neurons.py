@@ -12,7 +12,6 @@ Run it with ``python examples/neurons.py [--epochs N] [--figure PATH]``. It need
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
     parser.add_argument("--figure", type=figure_path, metavar="PATH", help="save a picture")
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", "warning: relation_excluded_non_temporal")  # the readout
     with brainstate.environ.context(dt=DT):
         print(f"held-out accuracy {train(options.epochs, options.figure):.3f}")
     return 0

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
-#: A readout has no trace, as it should be, and compiling says so.
-NO_NEWS = ".*relation_excluded_non_temporal"
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,6 @@ class Options:
 
 def parse(arguments: Sequence[str] | None, description: str | None, name: str) -> Options:
     """The options of an example; its picture is ``name.svg`` unless it says otherwise."""
-    warnings.filterwarnings("ignore", NO_NEWS)
     parser = argparse.ArgumentParser(
         prog=f"{name}.py",
         description=description,

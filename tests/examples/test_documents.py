@@ -24,6 +24,7 @@ EXPECTED = {
         r"the same gradients: True\nhidden states are zero: False, now they are: True\n"
     ),
     "docs/missing-trace.md": (
+        r"2 warnings of CompilationWarning\n[\s\S]*"
         r"recurrent direct\nparameter_outside_operation - [\s\S]*\ntrace\n\(4, 8, 8, 1\)\n"
         r"cosine with BPTT: (0\.[5-9]|1\.00)"
     ),
@@ -83,7 +84,7 @@ def test_code_runs_prints_what_it_promises_and_draws_what_is_shown(document, tmp
     program.write_text(blocks_of(document, "```python"), encoding="utf-8")
     as_users_run_it = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
     done = subprocess.run(
-        [sys.executable, program.name],
+        [sys.executable, "-W", "error", program.name],
         cwd=tmp_path,
         env=as_users_run_it,
         capture_output=True,

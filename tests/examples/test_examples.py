@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # as users run them, but compiled as little as possible
     variables = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
     variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    variables["PYTHONWARNINGS"] = "error::UserWarning"
+    variables["PYTHONWARNINGS"] = "error"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, EXAMPLES, *PRINTED],
         cwd=folder,

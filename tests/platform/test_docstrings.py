@@ -10,6 +10,8 @@ from importlib import import_module
 
 import pytest
 
+import braintrace
+
 PACKAGES = (
     "braintrace",
     "braintrace_conv",
@@ -34,7 +36,7 @@ FORMER = {"braintrace.rules"}  # importing it is a warning
 @pytest.mark.parametrize("name", sorted({*modules()} - FORMER))
 def test_examples_in_docstrings(name):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what the compiler reports
+        warnings.simplefilter("ignore", braintrace.CompilationWarning)  # what the compiler reports
         results = doctest.testmod(
             import_module(name),
             optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,

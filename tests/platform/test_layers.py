@@ -50,13 +50,13 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 595,
-    "ops": 1519,
+    "base": 616,
+    "ops": 1521,
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1605,
-    "compiler": 4938,
-    "executor": 1114,
+    "compiler": 4944,
+    "executor": 1116,
     "files": 691,
     "cli": 715,
     "algorithms": 1941,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_385, 6_687
-WHOLE_CORE = 20_426
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_416, 6_697
+WHOLE_CORE = 20_457
 
 
 def module_of(file: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 import braintrace
 from braintrace import DiagnosticKind, DiagnosticLevel
 
-pytestmark = pytest.mark.filterwarnings("ignore:warning. :UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 
 #: The equations of then that change nothing, a conversion to the same type and a product with one,
 #: are not in the program: 5 in the step, 2 in each transition.

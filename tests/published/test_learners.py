@@ -207,7 +207,7 @@ class Plain(brainstate.nn.Module):
         return self.h.value
 
 
-@pytest.mark.filterwarnings("ignore:warning. :UserWarning")
+@pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 def test_a_model_without_any_trace():
     for algorithm in ("d_rtrl", "pp_prop", "uoro"):
         options = {"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}

@@ -15,7 +15,7 @@ import saiunit as u
 
 import braintrace
 
-pytestmark = pytest.mark.filterwarnings("ignore:warning. :UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 
 X, W = jnp.ones((4, 3), jnp.float32), jnp.ones((3, 5), jnp.float32)
 

@@ -11,7 +11,7 @@ import pytest
 import braintrace
 from tests.published.test_compiler_notebook import TwoLayerRNN
 
-pytestmark = pytest.mark.filterwarnings("ignore:warning. :UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -392,7 +392,7 @@ def gradient(model: Any, xs: Any, start: Any, block_size: Any, **options: Any) -
         state.value = start[path]
     learner = bt.D_RTRL(model, **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", bt.CompilationWarning)
         learner.compile_graph(xs[0])
     grads = learner.etrace_grad(
         xs, step_fn=lambda x: loss_of(learner(x)), reduction="sum", block_size=block_size
@@ -437,7 +437,8 @@ def test_what_mixes_is_said_with_the_line(model: Any) -> None:
     assert [r.kind for r in found] == ([] if MODELS[model] is None else [MODELS[model]])
     for record in found:
         assert f"test_mixing.py:{line_of(model.update, '# here')}" in str(record.source)
-        assert any(record.message in str(w.message) for w in caught)
+        warned = any(record.message in str(w.message) for w in caught)
+        assert warned == (record.kind is TRANSITION)  # a mixing tail costs memory, and is exact
 
 
 ROWS = {

@@ -13,6 +13,7 @@ from .base.diagnostics import CompilationRecord as CompilationRecord
 from .base.diagnostics import DiagnosticKind as DiagnosticKind
 from .base.diagnostics import DiagnosticLevel as DiagnosticLevel
 from .base.errors import CompilationError as CompilationError
+from .base.errors import CompilationWarning as CompilationWarning
 from .base.errors import NotSupportedError as NotSupportedError
 from .compiler.compile import compile_etrace_graph as compile_etrace_graph
 from .compiler.control.rewrite import ControlFlowPolicy as ControlFlowPolicy

@@ -8,7 +8,7 @@ Nothing is imported here. The stubs ``__init__.pyi`` and ``nn.pyi`` are written 
 _DEFINED_IN = {
     "algorithms.config": "ETraceConfig",
     "base.diagnostics": "CompilationRecord DiagnosticKind DiagnosticLevel",
-    "base.errors": "CompilationError NotSupportedError",
+    "base.errors": "CompilationError CompilationWarning NotSupportedError",
     "compiler.compile": "compile_etrace_graph",
     "compiler.control.rewrite": "ControlFlowPolicy",
     "compiler.graph": "ETraceGraph",

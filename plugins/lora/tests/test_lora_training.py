@@ -151,7 +151,7 @@ def test_leaky_cell_equals_backpropagation(name):
         assert_tree_close(online(learner, xs, ys, block_size=block_size), expected, rtol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:(info|warning). :UserWarning")
+@pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 def test_recurrent_cell_equals_the_oracle():
     model = Leaky(product(alpha=ALPHA), recurrent=draw(OUT, IN, seed=6), **with_bias())
     xs, ys = task(model)

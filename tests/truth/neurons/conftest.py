@@ -11,6 +11,8 @@ import jax
 import pytest
 import saiunit as u
 
+import braintrace
+
 jax.config.update("jax_disable_most_optimizations", True)  # many small programs
 
 
@@ -25,5 +27,5 @@ def environment() -> Iterator[None]:
 def diagnostics_are_not_errors() -> Iterator[None]:
     """Diagnostics are warnings; tests about them ask for them with ``pytest.warns``."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+        warnings.simplefilter("ignore", braintrace.CompilationWarning)
         yield

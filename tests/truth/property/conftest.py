@@ -10,6 +10,8 @@ import brainstate
 import jax
 import pytest
 
+import braintrace
+
 jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
 
 
@@ -22,5 +24,5 @@ def float64() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def diagnostics_are_not_errors() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+        warnings.simplefilter("ignore", braintrace.CompilationWarning)
         yield

@@ -527,7 +527,7 @@ def seconds_to_compile(models: list[Any], runs: int = 7) -> list[float]:
 @pytest.mark.parametrize("cell", ["GRUCell", "LSTMCell"])
 def test_compiling_is_fast_and_linear_in_depth(cell: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", bt.CompilationWarning)
         shallow, deep = seconds_to_compile(
             [stacked(getattr(bt.nn, cell), depth) for depth in (12, 24)]
         )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import brainstate
@@ -53,10 +52,8 @@ def data() -> tuple[Any, Any]:
 
 
 def made(algorithm: Any = "d_rtrl", batch: int = B, model: Any = None, **options: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*relation_excluded_non_temporal")
-        x = jnp.zeros((batch, IN), float)
-        return bt.compile(model or Net(), algorithm, x, batch_size=batch, **options)
+    x = jnp.zeros((batch, IN), float)
+    return bt.compile(model or Net(), algorithm, x, batch_size=batch, **options)
 
 
 def summed(learner: Any) -> Any:

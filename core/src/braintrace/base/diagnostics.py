@@ -12,7 +12,9 @@ from .types import Path
 
 
 class DiagnosticLevel(enum.Enum):
-    """How much attention a record deserves; a WARNING is also a ``UserWarning``.
+    """How much attention a record deserves; a WARNING is also a :class:`CompilationWarning`.
+
+    Of the latter, those about a gradient that is exact are not issued: a readout, a large trace.
 
     No record is an ERROR: what would be one is raised as a :class:`CompilationError`.
 

@@ -14,6 +14,23 @@ class NotSupportedError(CompilationError, NotImplementedError):
     """A model uses a construction whose gradient would not be right, so it is refused."""
 
 
+class CompilationWarning(UserWarning):
+    """What a compiled model does not do: credit that is left out, a state that resets miss.
+
+    The text is that of a :class:`CompilationRecord` of level WARNING. Records about a gradient that
+    is exact, such as that of a readout, are in the report alone.
+
+    Examples
+    --------
+    >>> import warnings, brainstate, braintrace, jax.numpy as jnp
+    >>> cell = brainstate.nn.init_all_states(braintrace.nn.ValinaRNNCell(3, 4), batch_size=2)
+    >>> with warnings.catch_warnings(record=True, action="always") as said:
+    ...     _ = braintrace.compile_etrace_graph(cell, jnp.ones((2, 3)))
+    >>> said[0].category.__name__, str(said[0].message)[:38]
+    ('CompilationWarning', 'warning: transition_structurally_zero:')
+    """
+
+
 class NotCompiledError(CompilationError, ValueError, RuntimeError):
     """A learner or an executor is used before ``compile_graph``."""
 

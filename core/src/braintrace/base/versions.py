@@ -107,7 +107,7 @@ def close(jaxpr: Jaxpr) -> Jaxpr:
 
 def with_outvars(jaxpr: Jaxpr, outvars: Sequence[Atom]) -> Jaxpr:
     """A closed jaxpr with other outputs."""
-    changed = jaxpr.jaxpr.replace(outvars=[*outvars], debug_info=None)
+    changed = jaxpr.jaxpr.replace(outvars=[*outvars])
     return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
 
 
@@ -117,7 +117,9 @@ def open_jaxpr(
     """An open jaxpr whose constants are ``free``; ``None`` where JAX has no open ones (0.11)."""
     if jex_core.ClosedJaxpr.__name__ == "Jaxpr":
         return None
-    return jex_core.Jaxpr([*free], [*ins], [*outs], [*eqns])
+    parts = {"constvars": free, "invars": ins, "outvars": outs, "eqns": eqns}
+    empty = jax.make_jaxpr(lambda: ())().jaxpr  # which knows where it was made, as JAX demands
+    return empty.replace(**{name: [*part] for name, part in parts.items()})
 
 
 def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:

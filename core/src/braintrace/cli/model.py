@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
-from ..base.errors import CompilationError
+from ..base.errors import CompilationError, CompilationWarning
 from ..base.types import Path as StatePath
 from ..base.types import show_path
 from ..compiler.compile import compile_etrace_graph
@@ -131,7 +131,7 @@ def compiled(
         if options.batch_size is not None or fresh:
             brainstate.nn.init_all_states(model, batch_size=options.batch_size)
         with warnings.catch_warnings():  # they are in the report
-            warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+            warnings.simplefilter("ignore", CompilationWarning)
             chosen = {"frozen": options.frozen, "recurrence_scope": options.recurrence_scope}
             return compile_etrace_graph(model, *args, control_flow=policy, **chosen)
     except CompilationError as error:

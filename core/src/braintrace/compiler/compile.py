@@ -10,7 +10,7 @@ import brainstate
 
 from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
-from ..base.errors import CompilationError
+from ..base.errors import CompilationError, CompilationWarning
 from ..base.types import Path
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
@@ -18,6 +18,7 @@ from .filters import check_downstream, move_leaks
 from .findings.downstream import downstream_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
+from .findings.record import EXACT
 from .graph import ETraceGraph
 from .groups import find_hidden_groups_from_minfo
 from .module_info import ModuleInfo, StateKind
@@ -72,7 +73,8 @@ def compile_etrace_graph(
     Returns
     -------
     ETraceGraph
-        The compiled graph. Its WARNING records are also issued as ``UserWarning``.
+        The compiled graph. Its WARNING records are also issued as
+        :class:`braintrace.CompilationWarning`, but for those about a gradient that is exact.
 
     Raises
     ------
@@ -122,7 +124,8 @@ def compile_etrace_graph(
     )
     graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
-        versions.warn(str(record))
+        if record.kind not in EXACT:
+            versions.warn(str(record), CompilationWarning)
     return graph
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
+from ..base.errors import CompilationWarning
 from ..base.types import show_path
 from ..base.versions import JaxprEqn, Var
 from ..compiler.graph import ETraceGraph
@@ -74,7 +75,8 @@ def position_graph(graph: ETraceGraph, positions: Positions) -> np.ndarray:
         versions.warn(
             f"the position graph of {', '.join(map(show_path, positions.group.hidden_paths))} "
             "cannot be told, because its transition holds a loop, a branch or an index "
-            "that depends on inputs or states; every edge is kept, as in RTRL"
+            "that depends on inputs or states; every edge is kept, as in RTRL",
+            CompilationWarning,
         )
         return np.ones((positions.num_mixed, positions.num_mixed), bool)
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.errors import CompilationWarning
 from .spec import RULES, ETPPrimitiveSpec
 
 Restorer: TypeAlias = Callable[[str, str], "ETPPrimitive"]
@@ -383,7 +384,8 @@ def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tupl
             f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes plain "
             "JAX operations and its parameters are not trained by eligibility traces. Map over x "
             "alone, or compile one model per weight; where a cond has a mapped predicate, use "
-            "jnp.where instead"
+            "jnp.where instead",
+            CompilationWarning,
         )
         y = jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=tuple(dims))(*args)
         return y, 0

@@ -353,11 +353,14 @@ def test_a_warning_is_issued_once(trigger: Trigger) -> None:
     with warnings.catch_warnings(record=True) as issued:
         warnings.simplefilter("always")
         graph = compiled(trigger.model())
-    expected = [str(record) for record in graph.explain(level=Level.WARNING)]
+    warned = graph.explain(level=Level.WARNING)
+    exact = {Kind.RELATION_EXCLUDED_NON_TEMPORAL, Kind.TAIL_NOT_POSITION_WISE}
+    expected = [str(record) for record in warned if record.kind not in exact]
+    assert trigger.kind in {record.kind for record in warned}
     assert [str(w.message) for w in issued] == expected
     assert len(set(expected)) == len(expected)
-    assert {w.category for w in issued} == {UserWarning}
-    assert {Path(w.filename).name for w in issued} == {Path(__file__).name}
+    assert {w.category for w in issued} <= {bt.CompilationWarning}
+    assert {Path(w.filename).name for w in issued} <= {Path(__file__).name}
 
 
 def test_a_clean_model_warns_of_nothing() -> None:

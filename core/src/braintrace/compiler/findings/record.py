@@ -48,6 +48,9 @@ class Finding:
         return CompilationRecord(self.kind, self.level, message, *about, self.remedy)
 
 
+#: Kinds of WARNING records about a gradient that is exact, which are no Python warnings.
+EXACT = frozenset({Kind.RELATION_EXCLUDED_NON_TEMPORAL, Kind.TAIL_NOT_POSITION_WISE})
+
 info = partial(Finding, DiagnosticLevel.INFO)
 warning = partial(Finding, DiagnosticLevel.WARNING)
 

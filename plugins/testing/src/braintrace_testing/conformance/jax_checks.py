@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from braintrace.base.errors import CompilationWarning
 from braintrace.base.versions import is_float
 
 from .case import (
@@ -217,7 +218,7 @@ def vmap_over_weights(case: ConformanceCase) -> None:
 
     many = np.stack([value, 0.5 * value])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", CompilationWarning)
         found = jax.jit(jax.vmap(case.op, in_axes=axes))(*with_weight(many))
     plain = jax.jit(lambda *given: run_with(case, given, implementation))
     same(found, np.stack([plain(*with_weight(w)) for w in many]))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from braintrace.base.errors import CompilationWarning
 from braintrace.base.versions import is_float
 
 from .case import ConformanceCase, normal
@@ -202,5 +203,5 @@ def of_one_example(model: Cell) -> Cell:
 def quiet() -> Iterator[None]:
     """Without the compiler's diagnostics: a model here may lose credit on purpose."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"(info|warning): ", UserWarning)
+        warnings.simplefilter("ignore", CompilationWarning)
         yield
