@@ -60,13 +60,13 @@ CEILINGS = {
     "files": 691,
     "cli": 715,
     "algorithms": 1941,
-    "drivers": 1607,
-    "learners": 2309,
+    "drivers": 1659,
+    "learners": 2319,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_416, 6_697
-WHOLE_CORE = 20_457
+WHOLE_CORE = 20_519
 
 
 def module_of(file: Path) -> str:

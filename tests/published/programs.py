@@ -203,6 +203,41 @@ def windows_of_several_steps():
 
 
 @program
+def windows_of_one_step():
+    """The default of ``chunk_size``: single steps, and reverse mode inside of each."""
+
+    def step_loss(x, y):
+        out = learner(x)
+        return ((out - y) ** 2).mean(), out
+
+    found = {}
+    for chunk_size in (None, 1):
+        learner = braintrace.compile(
+            fill(Net()), braintrace.D_RTRL, XS[0], batch_size=BATCH, vjp_method="multi-step"
+        )
+        grads, losses, aux = learner.etrace_grad(
+            XS, YS, step_fn=step_loss, chunk_size=chunk_size, has_aux=True, return_value=True
+        )
+        found[str(chunk_size)] = {"aux": aux, "grads": by_path(grads), "losses": losses}
+    return found
+
+
+@program
+def windows_with_auxiliary_data():
+    """An entry for each window, of any shape."""
+    learner = braintrace.compile(
+        fill(Net()), braintrace.D_RTRL, XS[0], batch_size=BATCH, vjp_method="multi-step"
+    )
+
+    def window_loss(xs, ys):
+        out = learner(braintrace.MultiStepData(xs))
+        return ((out - ys) ** 2).mean((1, 2)), {"out": out, "sum": out.sum()}
+
+    _, aux = learner.etrace_grad(XS[:6], YS[:6], step_fn=window_loss, chunk_size=3, has_aux=True)
+    return aux
+
+
+@program
 def by_hand():
     """The loop that adds up the gradients of the steps."""
     model = fill(Net())
@@ -274,7 +309,7 @@ def random_estimates():
     """UORO: its random signs are not those of the other, so the gradients are not either."""
     model = fill(Net())
     brainstate.nn.init_all_states(model, batch_size=BATCH)
-    learner = braintrace.UORO(model, projection_key=0, vjp_method="multi-step")
+    learner = braintrace.UORO(model, projection_key=0)
     learner.compile_graph(braintrace.MultiStepData(XS[:2]))
     learner.init_etrace_state()
 

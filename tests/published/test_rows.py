@@ -79,12 +79,29 @@ def predictions_are_trained() -> None:
     assert ("synthesizer", "h") in learner("dni").param_states
 
 
-@row("`vjp_method='multi-step'` in `etrace_grad`")
-def windows_have_a_length() -> None:
+@row("`chunk_size=k` divides the length of the sequence")
+def a_shorter_last_window() -> None:
     cell, xs = nn.GRUCell(3, 4), sequence()
     of = braintrace.compile(cell, "d_rtrl", xs[0], batch_size=BATCH, vjp_method="multi-step")
-    with pytest.raises(ValueError, match="pass their length as chunk_size"):
-        of.etrace_grad(xs, step_fn=lambda x: (of(x) ** 2).sum())
+
+    def losses(x: Any) -> Any:
+        out = of(braintrace.MultiStepData(x)).sum((1, 2))
+        return out, out
+
+    options = {"chunk_size": 2, "return_value": True}
+    assert of.etrace_grad(xs, step_fn=lambda x: losses(x)[0], **options)[1].shape == (STEPS,)
+    with pytest.raises(ValueError, match="the last window has fewer steps, and its aux has shape"):
+        of.etrace_grad(xs, step_fn=losses, has_aux=True, **options)
+
+
+@row("`UORO(projection_key=...)` draws certain signs")
+def signs() -> None:
+    def grads(key: int) -> Any:
+        cell, xs = nn.GRUCell(3, 4, key=0), sequence()
+        of = braintrace.compile(cell, "uoro", xs[0], batch_size=BATCH, projection_key=key)
+        return of.etrace_grad(xs, step_fn=lambda x: (of(x) ** 2).sum())["Wh", "weight"]["weight"]
+
+    assert (grads(0) == grads(0)).all() and (grads(0) != grads(1)).any()
 
 
 @row("`etrace_evolve(..., chunk_size=k)`")

@@ -433,7 +433,7 @@ RULES = {
     "snap-2": Rule(bt.SnAp, {"n": 2}, oracle=partial(snap_oracle, n=2)),
     "snap-3": Rule(bt.SnAp, {"n": 3}, oracle=partial(snap_oracle, n=3)),
     "rtrl": Rule(bt.RTRL, {}, oracle=rtrl_oracle),
-    "uoro": Rule(bt.UORO, {"projection_key": 7}),
+    "uoro": Rule(bt.UORO, {"projection_key": 7, "vjp_method": "single-step"}),
     "three-factor": Rule(bt.ThreeFactor, {}, lambda y: {"modulator": jnp.sin(y).mean()}),
     "three-factor-standing": Rule(bt.ThreeFactor, {"modulator": -0.4}),
     "dni": Rule(bt.DNI, {}),

@@ -153,6 +153,8 @@ def by_updates(case: zoo.Case, learner: Any, size: int) -> Any:
 
 def by_windows(case: zoo.Case, learner: Any, size: int) -> Any:
     def step_fn(x: Any, y: Any) -> Any:
+        if size == 1:
+            return case.loss(learner(x), y)
         return jax.vmap(case.loss)(learner(bt.MultiStepData(x)), y)
 
     return learner.etrace_grad(case.xs, case.ys, step_fn=step_fn, chunk_size=size)

@@ -53,6 +53,15 @@ def test_windows_of_one_step_are_steps() -> None:
     assert_tree_close(grads(learner, chunk_size=1), grads(learner))
 
 
+def test_uoro_learns_in_windows_unless_told() -> None:
+    config = CONFIG(trace_factorization="random_projection", recurrence_scope="full")
+    assert compiled(config).vjp_method == "multi-step"
+    assert compiled("uoro").vjp_method == "multi-step"
+    assert compiled("uoro", vjp_method="single-step").vjp_method == "single-step"
+    with pytest.warns(DeprecationWarning, match="by name: vjp_method='single-step'"):
+        assert bt.UORO(zoo.Leaky(), 7, "single-step").vjp_method == "single-step"
+
+
 # --- a config as an option ---------------------------------------------------------------------
 
 

@@ -57,6 +57,6 @@ def test_windows_and_rules_without_traces_are_told() -> None:
     report = compiled("dni", vjp_method="multi-step").report
     assert report.splitlines()[-2:] == [
         "traces: 0, 0 B",
-        "windows: as long as chunk_size, with reverse mode inside",
+        "windows: of chunk_size steps (default: 1), with reverse mode inside",
     ]
     assert report.counts["excluded_weights"] == 0

@@ -98,10 +98,10 @@ def test_synthetic_gradients_learn_the_future(data: Any) -> None:
     """With a linear recurrence and a linear loss, the gradient of the future is constant."""
     xs = data[0]
     learner = made("dni", model=Growing(0.5))
-    step_fn = lambda x: learner(bt.MultiStepData(x)).sum((1, 2))  # noqa: E731
     assert ("synthesizer", "h") in learner.param_states
+    step_fn = lambda x: learner(x).sum()  # noqa: E731
     for _ in range(200):
-        grads = learner.etrace_grad(xs, step_fn=step_fn, chunk_size=1, reduction="sum")
+        grads = learner.etrace_grad(xs, step_fn=step_fn, reduction="sum")
         state = learner.param_states["synthesizer", "h"]
         state.value = {
             **state.value,

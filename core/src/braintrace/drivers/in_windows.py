@@ -1,35 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of a sequence that is learned in windows of several steps."""
+"""The gradient of a sequence that is learned in windows of one or several steps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import brainstate
 import jax
-import jax.numpy as jnp
 
 from ..base.types import start_of_sum
 from . import guards
+from .call_arguments import number_of_steps
 from .loops import Progress, in_parts
-from .options import GradOptions, Outcome, checked_losses, common_length, scale_of, weighted_sum
+from .options import (
+    GradOptions,
+    Outcome,
+    checked_losses,
+    common_length,
+    masked_step,
+    scale_of,
+    weighted_sum,
+)
 from .running import Running
 from .steps import add_gradients, end_of_sum
 
 
 def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
-    """Gradients of a sequence in windows: one reverse mode per window, added up."""
+    """Gradients of a sequence in windows: one reverse mode per window, added up.
+
+    Windows of one step have no axis of steps. Auxiliary data is stacked by window.
+    """
     steps, size = common_length(sequences), int(options.chunk_size or 1)
     weights = dict(enumerate(state for _, state in options.weights))
     scale = scale_of(options.reduction, mask, steps)
     names = options.names(learner.param_states)
     progress = Progress(-(-steps // size) if options.progress else 0)
+    window = _loss_of_step if size == 1 else _loss_of_window
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
         number, now = numbered
 
         def loss() -> Any:
-            total, found = _window_loss(learner, options, now)
+            total, found = window(learner, options, now)
             return total * scale, found
 
         differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
@@ -40,41 +54,66 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
             flags = guards.flags_of(learner.rule, losses, named, learner.read_traces())
         progress.advance(number, losses)
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
-        return total, (losses, aux, flags)
+        return total, ((losses[None] if size == 1 else losses), None, (aux, flags))
 
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
     values = tuple(state.value for state in weights.values())
-    total, found = in_parts(one, jax.tree.map(start_of_sum, values), (mask, *sequences), size)
+    start = jax.tree.map(start_of_sum, values)
+    total, (losses, _, seen) = in_parts(one, start, (mask, *sequences), size)
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
-    return Outcome(jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), *found)
+    return Outcome(
+        jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), losses, *seen
+    )
 
 
-def _window_loss(learner: Running, options: GradOptions, inputs: tuple[Any, ...]) -> Any:
-    """The loss of a window, and ``k`` losses with auxiliary data."""
+def _loss_of_step(learner: Running, options: GradOptions, inputs: tuple[Any, ...]) -> Any:
+    """The weighted loss of a window of one step, and the loss with auxiliary data."""
+    now = jax.tree.map(lambda v: v[0], inputs)
+    with _counted(learner, 1):
+        return masked_step(options.step_fn, options.has_aux)(*now)
+
+
+def _loss_of_window(learner: Running, options: GradOptions, inputs: tuple[Any, ...]) -> Any:
+    """The weighted loss of a window, and ``k`` losses with auxiliary data."""
     mask, *sequences = inputs
     size = common_length(tuple(sequences))
-    stepper, calls = learner.call_stepper, []
-
-    def counted(*call: Any) -> Any:
-        calls.append(call)
-        return stepper(*call)
-
-    with learner.stepping_by(counted):
+    with _counted(learner, size):
         result = options.step_fn(*sequences)
-    if len(calls) != 1:
-        raise ValueError(
-            f"step_fn must call the learner exactly once per window; it called it {len(calls)} "
-            "times"
-        )
     shape = (size,) if mask is None else mask.shape
     when = "with chunk_size and so a loss for each step of a window, "
     losses, aux = checked_losses(result, options.has_aux, shape, when)
-    short = [jnp.shape(v) for v in jax.tree.leaves(aux) if jnp.shape(v)[:1] != (size,)]
-    if short:
-        raise TypeError(
-            f"with chunk_size, aux must have an entry for each of the {size} steps of the window "
-            f"along its first axis; got shape {short[0]}"
-        )
     return weighted_sum(losses, mask), (losses, aux)
+
+
+@contextmanager
+def _counted(learner: Running, size: int) -> Iterator[None]:
+    """The learner is called once meanwhile, with all steps of the window."""
+    stepper, calls = learner.call_stepper, 0
+    window = "step" if size == 1 else f"window of {size} steps"
+
+    def counted(learner: Running, args: Any, given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        steps = number_of_steps(args)
+        if steps not in (size, None):
+            raise ValueError(
+                f"step_fn passes a MultiStepData of {steps} steps for a {window}; chunk_size says "
+                "how many steps step_fn gets and passes on"
+            )
+        out = stepper(learner, args, given)  # one step of another shape is told there
+        if steps is None and size > 1:
+            raise ValueError(
+                f"step_fn passes one step for a {window}: wrap all of them in "
+                "braintrace.MultiStepData"
+            )
+        return out
+
+    with learner.stepping_by(counted):
+        yield
+    if calls != 1:
+        raise ValueError(
+            f"step_fn must call the learner exactly once per {window.split()[0]}; it called it "
+            f"{calls} times"
+        )

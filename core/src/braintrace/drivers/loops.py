@@ -33,7 +33,8 @@ def in_parts(
 
     Parts are blocks, windows, or the steps between two updates: ``size`` steps, the last one
     perhaps fewer. What is per step is joined, what is per part stacked. From ``least`` parts of
-    one size on, ``scan`` runs them as a loop; others get an ``int`` as their number.
+    one size on, ``scan`` runs them as a loop; others get an ``int`` as their number. It raises
+    ``ValueError`` when the last part leaves something of another shape.
     """
     steps = jax.tree.leaves(inputs)[0].shape[0]
     full = steps // size if steps >= least * size else 0
@@ -47,7 +48,19 @@ def in_parts(
         part = jax.tree.map(lambda v, where=where: v[where], inputs)
         start, (a, b, seen) = one(start, (number, part))
         found.append((a, b, jax.tree.map(lambda v: jnp.asarray(v)[None], seen)))
-    return start, jax.tree.map(lambda *v: jnp.concatenate(v), *found)
+    return start, jax.tree.map(_joined, *found)
+
+
+def _joined(*values: Any) -> Any:
+    """Values of parts, one after the other."""
+    shapes = [value.shape[1:] for value in values]
+    if len({*shapes}) > 1:
+        raise ValueError(
+            f"the last window has fewer steps, and its aux has shape {shapes[-1]} where that of "
+            f"others has {shapes[0]}, so they cannot be stacked: let chunk_size divide the number "
+            "of steps (and update_every), or return what has one shape, a sum over the window, say"
+        )
+    return jnp.concatenate(values)
 
 
 def recorded_scan(

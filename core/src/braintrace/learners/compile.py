@@ -86,6 +86,8 @@ def compile(
         if "config" in options:
             raise TypeError("a config is given twice: as algorithm and as the option config")
         options = options if algorithm.needs_windows else {"config": algorithm, **options}
+        if algorithm.trace_factorization == "random_projection":
+            options = {"vjp_method": "multi-step", **options}  # as UORO
         own = {"bootstrapped": DNI, "modulatory": ThreeFactor}
         algorithm = own.get(algorithm.learning_signal, ETraceVjpAlgorithm)
     if isinstance(algorithm, str):

@@ -245,7 +245,10 @@ class UORO(ETraceVjpAlgorithm):
     ----------
     projection_key
         An integer or a JAX key; the same key gives the same signs after every reset.
-    model, vjp_method, trace_dtype, **options
+    vjp_method
+        ``'multi-step'``: windows, of one step where no ``chunk_size`` is given. ``'single-step'``:
+        as the other rules do by default.
+    model, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
     Notes
@@ -265,12 +268,17 @@ class UORO(ETraceVjpAlgorithm):
     """
 
     def __init__(
-        self, model: Module, projection_key: Any = 42, *_late: Any, **options: Any
+        self,
+        model: Module,
+        projection_key: Any = 42,
+        *_late: Any,
+        vjp_method: str = "multi-step",
+        **options: Any,
     ) -> None:
         config = ETraceConfig(
             trace_factorization="random_projection", recurrence_scope="full", seed=projection_key
         )
-        super().__init__(model, *_late, **preset(config, options))
+        super().__init__(model, *_late, vjp_method=vjp_method, **preset(config, options))
 
 
 # what ``isinstance`` says of them in version 0.2

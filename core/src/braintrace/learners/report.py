@@ -131,7 +131,9 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
         size = shown_bytes(bytes_of(filters))
         lines.append(f"filters: {len(filters)}, {size}, in front of {names}")
     if vjp_method == "multi-step":
-        return "\n".join([*lines, "windows: as long as chunk_size, with reverse mode inside"])
+        return "\n".join(
+            [*lines, "windows: of chunk_size steps (default: 1), with reverse mode inside"]
+        )
     block = auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)

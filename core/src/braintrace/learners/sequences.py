@@ -73,14 +73,16 @@ def etrace_grad(
         Which losses ``return_value`` gives: ``'per_step'``, as ``step_fn`` returned them;
         ``'masked'``, times the mask; ``'scalar'``, what is differentiated.
     has_aux
-        ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too.
+        ``step_fn`` returns ``(loss, aux)``; the stacked ``aux`` is returned too, [T, ...], or
+        an entry per window, [T / k, ...].
     return_value
         Return the losses too.
     chunk_size
         Learn in windows of ``k`` steps, for a learner with ``vjp_method='multi-step'`` (the
         last window may be shorter): ``step_fn`` gets slices [k, ...], wraps the arguments of
         the learner in :class:`braintrace.MultiStepData` and returns ``k`` losses. Another
-        ``chunk_size`` is another learning rule. For other learners, 1 is ``None``.
+        ``chunk_size`` is another learning rule. ``None`` and 1: ``step_fn`` gets single steps
+        and returns a scalar loss, whatever the learner; for this one, they are windows of one.
     block_size
         Steps that are evaluated together, or ``'auto'``. It never changes the numbers beyond
         round-off (mathematics: Schmidhuber, Neural Computation 4:243, 1992).
@@ -146,12 +148,7 @@ def _options(
     check_states(learner.model, learner.graph.module_info)
     kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
     if learner.vjp_method == "multi-step":
-        if size is None:
-            raise ValueError(
-                f"this {kind} learns in windows (vjp_method='multi-step'): pass their length as "
-                "chunk_size"
-            )
-        return replace(options, chunk_size=min(int(size), steps), block_size=1)
+        return replace(options, chunk_size=int(size or 1), block_size=1)
     if size not in (None, 1):
         raise ValueError(
             f"chunk_size={size} needs a learner with vjp_method='multi-step', this {kind} has "

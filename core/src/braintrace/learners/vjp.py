@@ -17,6 +17,7 @@ from ..base import versions
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
 from .learner import ETraceAlgorithm
+from .options import options_of
 
 VJP_METHODS = ("single-step", "multi-step")
 
@@ -111,7 +112,7 @@ def by_name(learner: type, vjp_method: str, *late: Any) -> Any:
     """``vjp_method``, also from where it stood before; ``TypeError`` for anything behind it."""
     if not late:
         return vjp_method
-    if vjp_method != "single-step":
+    if vjp_method != options_of(learner)["vjp_method"].default:
         raise TypeError("vjp_method is given twice, by position and by name")
     if late[1:]:
         raise TypeError(f"options of {learner.__name__} are given by name, got {late[1]!r}")
