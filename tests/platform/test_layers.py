@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1605,
-    "compiler": 4944,
+    "compiler": 5194,
     "executor": 1116,
     "files": 691,
     "cli": 715,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_416, 6_697
-WHOLE_CORE = 20_519
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_666, 6_855
+WHOLE_CORE = 20_769
 
 
 def module_of(file: Path) -> str:

@@ -62,6 +62,7 @@ class DiagnosticKind(enum.Enum):
     PRIMITIVE_INSIDE_CONTROL_FLOW = "primitive_inside_control_flow"
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
     CONTROL_FLOW_REWRITTEN = "control_flow_rewritten"
+    CONTROL_FLOW_OPAQUE_FWD = "control_flow_opaque_fwd"
     UNIFORM_DYNAMICS = "uniform_dynamics"
     CREDIT_STOPS = "credit_stops"
 
@@ -76,7 +77,6 @@ class DiagnosticKind(enum.Enum):
     SCAN_DESCENT_SKIPPED = "scan_descent_skipped"
     SCAN_DESCENT_NO_RELATIONS = "scan_descent_no_relations"
     WEIGHT_IN_WHILE = "weight_in_while"
-    CONTROL_FLOW_OPAQUE_FWD = "control_flow_opaque_fwd"
     CONTROL_FLOW_RECURRENT_MIXING = "control_flow_recurrent_mixing"
     OUTPUT_BYPASSES_HIDDEN = "output_bypasses_hidden"
     OUTPUT_BYPASS_DROPPED = "output_bypass_dropped"

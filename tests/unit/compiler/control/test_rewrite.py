@@ -834,6 +834,11 @@ def test_branches_can_be_refused() -> None:
         ({"scan_unroll_limit": -1}, ValueError, "scan_unroll_limit must not be negative, got -1"),
         ({"scan_unroll_limit": 2.0}, TypeError, "scan_unroll_limit must be an integer, got 2.0"),
         ({"scan_unroll_limit": True}, TypeError, "scan_unroll_limit must be an integer, got True"),
+        ({"cond": "opaque"}, ValueError, "got 'opaque'; an operation in a .* is 'refuse' here"),
+        ({"while_hidden": "unroll"}, ValueError, "must be 'opaque-fwd' or 'error', got 'unroll'"),
+        ({"etp_in_control_flow": "exclude"}, ValueError, "must be 'error', .*loses its trace has"),
+        ({"scan_descent": True}, ValueError, "scan_descent must be 'auto' or 'off', got True"),
+        ({"fixpoint_iteration_limit": 0}, ValueError, "fixpoint_.* must be positive, got 0"),
     ],
 )
 def test_a_policy_checks_itself(options: Any, error: type[Exception], says: str) -> None:
@@ -856,57 +861,139 @@ def halved(v: Any, times: Any = 3) -> Any:
     )[0]
 
 
-class WhileOnTransition(Plain):
+class While(Written):
+    """``halved`` is a ``while``, or three lines."""
+
+    def halved(self, v: Any) -> Any:
+        return 0.5 * (0.5 * (0.5 * v)) if self.by_hand else halved(v)
+
+    hand = property(lambda self: self.control)  # type: ignore[assignment]
+
+
+class WhileOnTransition(While):
     def control(self, x: Any) -> Any:
-        return halved(self.h.value) + bt.matmul(x, self.w.value)
+        return self.halved(self.h.value) * bt.matmul(x, self.w.value) + bt.matmul(x, self.u.value)
 
 
-class WhileOnTail(Plain):
+class WhileOnTail(While):
     def control(self, x: Any) -> Any:
-        return halved(bt.matmul(x, self.w.value))
+        return self.halved(bt.matmul(x, self.w.value)) + bt.matmul(x, self.u.value)
 
 
-class WhileOnOutput(Plain):
+class WhileOnOutput(While):
     def update(self, x: Any) -> Any:
-        return halved(super().update(x))
+        return self.halved(super().update(x))
 
     def control(self, x: Any) -> Any:
-        return bt.matmul(x, self.w.value)
+        return bt.matmul(x, self.w.value) + bt.matmul(x, self.u.value)
 
 
-class WhileOnInput(Plain):
+class WhileOnParameter(While):
     def control(self, x: Any) -> Any:
-        return bt.matmul(halved(x), self.w.value)
+        return bt.matmul(self.halved(x), self.halved(self.w.value)) + bt.matmul(x, self.u.value)
 
 
-class WhileOnParameter(Plain):
-    def control(self, x: Any) -> Any:
-        return bt.matmul(x, halved(self.w.value))
-
-
-class WhileInScan(Plain):
+class WhileInScan(While):
     def control(self, x: Any) -> Any:
         def body(h: Any, _: Any) -> Any:
-            return jnp.sin(halved(h)), None
+            return jnp.sin(self.halved(h)), None
 
-        return lax.scan(body, self.h.value, None, length=2)[0] + bt.matmul(x, self.w.value)
+        h = lax.scan(body, self.h.value, None, length=2)[0]
+        return h + bt.matmul(x, self.w.value) + bt.matmul(x, self.u.value)
 
 
-class WhileInKeptBranch(Plain):
+class WhileInKeptBranch(While):
     def control(self, x: Any) -> Any:
-        return lax.cond(x.sum() > 0.0, halved, jnp.sin, self.h.value) + bt.matmul(x, self.w.value)
+        y = bt.matmul(x, self.w.value) + bt.matmul(x, self.u.value)
+        return lax.cond(x.sum() > 0.0, self.halved, jnp.sin, self.h.value) + y
 
 
-@pytest.mark.parametrize(
-    "model",
-    [WhileOnTransition, WhileOnTail, WhileOnOutput, WhileOnInput, WhileOnParameter, WhileInScan,
-     WhileInKeptBranch],
-)  # fmt: skip
-def test_a_while_on_a_differentiable_path_is_refused(model: type) -> None:
-    case = built(model, 2)
+class Integrated(While):
+    """Two states in steps whose number depends on the input; a key, and a loop inside."""
+
+    names = ("v", "a")
+
+    def update(self, x: Any) -> Any:
+        y, scale = bt.matmul(x, self.w.value), self.u.value.mean()
+        number = 1 + jnp.int32(10 * jnp.abs(x.sum())) % 5
+
+        def small(i: Any, carry: Any) -> Any:
+            v, a, key = carry
+            key, now = jax.random.split(key)
+            v = v + 0.1 * (y - scale * self.halved(v) + jnp.sin(a))
+            noise = 0.1 * jax.random.normal(now, a.shape, "float64")
+            return v, a + 0.1 * (v - 0.5 * a) + noise, key
+
+        carry = self.v.value, self.a.value, jax.random.key(0)
+        if self.by_hand:
+            for i in range(5):
+                new = small(i, carry)
+                carry = jax.tree.map(lambda a, b, t=i < number: jnp.where(t, a, b), new, carry)
+        else:
+            carry = lax.fori_loop(0, number, small, carry)
+        self.v.value, self.a.value, _ = carry
+        return self.v.value * jnp.cos(self.a.value)
+
+
+WHILES = [
+    WhileOnTransition, WhileOnTail, WhileOnOutput, WhileOnParameter, WhileInScan,
+    WhileInKeptBranch, Integrated,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", WHILES)
+def test_a_derivative_passes_a_while(model: type) -> None:
+    by_hand, case = built(model, 2, True), built(model, 2, False)
+    data = by_hand.xs, by_hand.ys
+    reference = d_rtrl_oracle(by_hand.model, data, by_hand.loss).grads
+    if model is not Integrated:  # which reads a parameter in other ways, too
+        by_hand.reset()
+        assert_tree_close(bptt(by_hand.model, data, by_hand.loss)[1], reference)
+    learner = compiled(case)
+    kinds = [record.kind.value for record in learner.graph.diagnostics]
+    assert "control_flow_opaque_fwd" in kinds
+    assert "transition_not_position_wise" not in kinds
+    for block in (1, "auto"):
+        case.reset()
+        learner.reset_state()
+        grads = learner.etrace_grad(
+            case.xs,
+            case.ys,
+            step_fn=lambda x, y: case.loss(learner(x), y),
+            reduction="sum",
+            block_size=block,
+        )
+        assert_tree_close(grads, reference)
+
+
+def test_a_while_that_mixes_positions_has_the_true_diagonal() -> None:
+    class Mixing(While):
+        def control(self, x: Any) -> Any:
+            def mixed(v: Any) -> Any:
+                return jnp.tanh(v + 0.3 * jnp.roll(v, 1, -1))
+
+            def loop(v: Any) -> Any:
+                return lax.fori_loop(0, 2 + jnp.int32(v.sum() > 99), lambda i, v: mixed(v), v)
+
+            h = mixed(mixed(self.h.value)) if self.by_hand else loop(self.h.value)
+            return h + bt.matmul(x, self.w.value) + bt.matmul(x, self.u.value)
+
+    by_hand, case = built(Mixing, 2, True), built(Mixing, 2, False)
+    oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)
+    with pytest.warns(UserWarning, match="mixes positions"):
+        learner = compiled(case)
+    grads = learner.etrace_grad(
+        case.xs, case.ys, step_fn=lambda x, y: case.loss(learner(x), y), reduction="sum"
+    )
+    assert_tree_close(grads, oracle.grads)
+
+
+@pytest.mark.parametrize("model", [WhileOnTransition, WhileInScan, WhileInKeptBranch])
+def test_a_while_on_a_differentiable_path_can_be_refused(model: type) -> None:
+    case, policy = built(model, 2, False), bt.ControlFlowPolicy(while_hidden="error")
     says = r"pass through 'while' at .*no reverse mode.*jax.lax.scan.*stop_gradient"
     with pytest.raises(bt.NotSupportedError, match=f"(?s){says}") as said:
-        bt.compile_etrace_graph(case.model, case.xs[0])
+        bt.compile_etrace_graph(case.model, case.xs[0], control_flow=policy)
     assert f"test_rewrite.py:{line_of(halved, '# loop')}" in str(said.value)
 
 

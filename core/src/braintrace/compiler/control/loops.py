@@ -49,10 +49,26 @@ def loops_without_derivative(
 
     It is on the way from one of ``inputs`` to one of ``outputs`` (by position; default: all).
     """
-    suspects = [eqn for eqn in jaxpr.eqns if holds(eqn, jaxp.while_p)]
+    for i, enters, leaves in passed_loops(jaxpr, inputs, outputs):
+        if jaxpr.eqns[i].primitive is jaxp.while_p:
+            yield jaxpr.eqns[i]
+            continue
+        for program in versions.inner_jaxprs(jaxpr.eqns[i]):
+            yield from loops_without_derivative(program, enters, leaves)
+
+
+def passed_loops(
+    jaxpr: Jaxpr, inputs: Collection[int] | None = None, outputs: Collection[int] | None = None
+) -> Iterator[tuple[int, set[int], set[int]]]:
+    """Equations that are, or hold, a ``while`` through which a derivative has to pass.
+
+    They come by index, with the positions at which the derivative enters and leaves the programs
+    inside. What holds one is a branch, a loop of fixed length or a call.
+    """
+    suspects = [i for i, eqn in enumerate(jaxpr.eqns) if holds(eqn, jaxp.while_p)]
     if not suspects:
         return
-    made = {var for eqn in suspects for var in eqn.outvars}
+    made = {var for i in suspects for var in jaxpr.eqns[i].outvars}
     entering = [v for i, v in enumerate(jaxpr.invars) if inputs is None or i in inputs]
     leaving = [a for i, a in enumerate(jaxpr.outvars) if outputs is None or i in outputs]
     seeds = {var: frozenset({True}) for var in entering if versions.is_float(var.aval)}
@@ -62,16 +78,18 @@ def loops_without_derivative(
 
     passed = depends(jaxpr.eqns, seeds, through=through, along=Along.DERIVATIVES)
     wanted = {mark for a in leaving if versions.is_var(a) for mark in passed.get(a, ())}
-    for eqn in suspects:
+    for i in suspects:
+        eqn = jaxpr.eqns[i]
         results = [k for k, var in enumerate(eqn.outvars) if var in wanted]
         behind = operands_behind(eqn, results, Along.DERIVATIVES)
         entries = [k for k in behind if versions.is_var(eqn.invars[k]) and eqn.invars[k] in passed]
-        if entries and eqn.primitive is jaxp.while_p:
-            yield eqn
-        elif entries and eqn.primitive in TRANSPARENT:
-            # a carried value of one iteration enters the next
-            consts, carried = versions.scan_counts(eqn) if eqn.primitive is jaxp.scan_p else (0, 0)
-            first = 1 if eqn.primitive is jaxp.cond_p else 0  # behind the index of the branch
-            enters = {*(k - first for k in entries), *range(consts, consts + carried)}
-            for program in versions.inner_jaxprs(eqn):
-                yield from loops_without_derivative(program, enters, {*results, *range(carried)})
+        if not entries or eqn.primitive not in TRANSPARENT | {jaxp.while_p}:
+            continue
+        # a carried value of one iteration enters the next
+        consts, carried = versions.scan_counts(eqn) if eqn.primitive is jaxp.scan_p else (0, 0)
+        first = 1 if eqn.primitive is jaxp.cond_p else 0  # behind the index of the branch
+        enters = {*(k - first for k in entries), *range(consts, consts + carried)}
+        leaves = {*results, *range(carried)}
+        inside = (passed_loops(p, enters, leaves) for p in versions.inner_jaxprs(eqn))
+        if eqn.primitive is jaxp.while_p or any(map(any, inside)):
+            yield i, enters, leaves

@@ -23,6 +23,22 @@ from ..findings.record import IN_CALL, INSIDE, REWRITTEN
 from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations
 
+#: The values of the fields of a policy that are words.
+CHOICES = {
+    "cond": ("convert", "refuse"),
+    "while_hidden": ("opaque-fwd", "error"),
+    "etp_in_control_flow": ("error",),
+    "scan_descent": ("auto", "off"),
+}
+
+#: Why there is none of a value of ``braintrace`` 0.2, and what to use.
+NOT_HERE = {
+    ("cond", "opaque"): "; an operation in a branch that stays whole has no trace, so that is "
+    "'refuse' here",
+    ("etp_in_control_flow", "exclude"): "; a weight that silently loses its trace has a wrong "
+    "gradient. Use a plain product in the loop to have the gradient of the current step",
+}
+
 
 @dataclass(frozen=True)
 class ControlFlowPolicy:
@@ -37,6 +53,19 @@ class ControlFlowPolicy:
     scan_unroll_limit
         The longest ``scan`` (or ``fori_loop`` with static bounds) that is written out, in
         iterations. Zero: none is. Every iteration of every operation has a trace of its own.
+    while_hidden
+        What to do with a ``while`` without an ETP operation inside that a derivative has to pass.
+        ``'opaque-fwd'``: run it as it is, and undo its iterations one by one for the derivative,
+        which is exact whatever they do. ``'error'``: raise ``NotSupportedError``.
+    etp_in_control_flow
+        ``'error'``: raise ``NotSupportedError`` where an ETP operation stands in control flow that
+        is not rewritten. There is no other value: its weight would lose its trace.
+    scan_descent
+        What to do with a longer ``scan`` with ETP operations inside. ``'auto'``: keep it a loop,
+        and have one trace for all iterations of each operation, where that is exact; raise
+        ``NotSupportedError`` with the reason where it is not. ``'off'``: raise it always.
+    fixpoint_iteration_limit
+        Without an effect, because no rewriting is repeated: a positive integer.
 
     Raises
     ------
@@ -46,21 +75,31 @@ class ControlFlowPolicy:
     Examples
     --------
     >>> import braintrace as bt
-    >>> bt.ControlFlowPolicy(scan_unroll_limit=32)
-    ControlFlowPolicy(cond='convert', scan_unroll_limit=32)
+    >>> policy = bt.ControlFlowPolicy(scan_unroll_limit=32)
+    >>> policy.scan_unroll_limit, policy.while_hidden
+    (32, 'opaque-fwd')
     """
 
     cond: str = "convert"
     scan_unroll_limit: int = 16
+    while_hidden: str = "opaque-fwd"
+    etp_in_control_flow: str = "error"
+    scan_descent: str = "auto"
+    fixpoint_iteration_limit: int = 64
 
     def __post_init__(self) -> None:
-        if self.cond not in ("convert", "refuse"):
-            raise ValueError(f"cond must be 'convert' or 'refuse', got {self.cond!r}")
-        limit = self.scan_unroll_limit
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"scan_unroll_limit must be an integer, got {limit!r}")
-        if limit < 0:
-            raise ValueError(f"scan_unroll_limit must not be negative, got {limit}")
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                because = NOT_HERE.get((name, value), "")
+                wanted = " or ".join(map(repr, known))
+                raise ValueError(f"{name} must be {wanted}, got {value!r}{because}")
+        for name, least in (("scan_unroll_limit", 0), ("fixpoint_iteration_limit", 1)):
+            limit = getattr(self, name)
+            if isinstance(limit, bool) or not isinstance(limit, int):
+                raise TypeError(f"{name} must be an integer, got {limit!r}")
+            if limit < least:
+                least_is = "positive" if least else "not be negative"
+                raise ValueError(f"{name} must {'be ' * least}{least_is}, got {limit}")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ REWRITTEN = info(
     "{primitive}: {how}",
     "ControlFlowPolicy says what is rewritten, and up to which length",
 )
+OPAQUE = info(
+    Kind.CONTROL_FLOW_OPAQUE_FWD,
+    "{primitive}: a derivative passes the loop; its iterations run once more, backward, for it",
+    "Nothing to do; a loop of fixed length (jax.lax.scan) saves running them again",
+)
 INSIDE = info(
     Kind.PRIMITIVE_INSIDE_CONTROL_FLOW,
     "{primitive} stood inside {outer!r} at {place}",

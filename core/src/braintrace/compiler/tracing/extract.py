@@ -20,9 +20,10 @@ from ...base.types import Path, State, restore_values, show_path, unit_change
 from ...jaxprs.run import flatten, nested
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
+from ..control.reverse import with_reverse_mode
 from ..control.rewrite import ControlFlowPolicy, Rewriting
 from ..environment import moving_values, recorded_settings
-from ..findings.record import IN_CALL, WEIGHT_INSIDE
+from ..findings.record import IN_CALL, OPAQUE, WEIGHT_INSIDE
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
 
 
@@ -130,6 +131,8 @@ def _trace(
     flat = flatten(jaxpr, inputs, outputs, own, lambda eqn: records.append(IN_CALL(eqn)))
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
     opened = Rewriting(policy, records.append).open(flat, fixed)
+    if policy.while_hidden != "error":
+        opened = with_reverse_mode(opened, lambda eqn: records.append(OPAQUE(eqn)))
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
     info = ModuleInfo(
@@ -267,8 +270,9 @@ def _check(info: ModuleInfo) -> None:
             f"a derivative would have to pass through {eqn.primitive.name!r} at "
             f"{versions.source_of(eqn)}, and JAX has no reverse mode for a loop whose number of "
             "iterations is not known before it runs. Use jax.lax.scan, or fori_loop with static "
-            "bounds; or, if no derivative is wanted, put jax.lax.stop_gradient around what enters "
-            "the loop or leaves it"
+            "bounds; leave ControlFlowPolicy(while_hidden='opaque-fwd'), which is the default; or, "
+            "if no derivative is wanted, put jax.lax.stop_gradient around what enters the loop or "
+            "leaves it"
         )
 
 
