@@ -57,16 +57,16 @@ CEILINGS = {
     "plugins": 1605,
     "compiler": 5194,
     "executor": 1116,
-    "files": 691,
+    "files": 854,
     "cli": 715,
     "algorithms": 1941,
     "drivers": 1659,
-    "learners": 2319,
+    "learners": 2327,
     "modules": 800,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_666, 6_855
-WHOLE_CORE = 20_769
+WHOLE_CORE = 20_940
 
 
 def module_of(file: Path) -> str:

@@ -744,6 +744,25 @@ def test_relative_paths_links_and_modes(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.rglob("*")} == {"file.npz", "inner", "link", "target"}
 
 
+def test_parameters_alone(tmp_path):
+    """Those of a file fit another rule, and nothing else changes."""
+    saved, path = learner_of(), tmp_path / "file"
+    saved.model.w.value = saved.model.w.value * 3.0
+    save_learner(saved, path)
+    other = learner_of(kind=bt.pp_prop, decay_or_rank=0.5)
+    states = [*brainstate.graph.states(other).values()]
+    before = {s: bits(s.value) for s in states if s is not other.model.w}
+    seed = bits(brainstate.random.DEFAULT.value)
+    restore_learner(other, path, only="parameters")
+    assert bits(other.model.w.value) == bits(saved.model.w.value)
+    assert before == {s: bits(s.value) for s in before} and len(before) > 1
+    assert bits(brainstate.random.DEFAULT.value) == seed
+    with pytest.raises(ValueError, match="only must be 'parameters' or None, got 'weights'"):
+        restore_learner(other, path, only="weights")
+    with pytest.raises(ValueError, match="restores no optimizer; leave it out"):
+        restore_learner(other, path, other.optimizer(optax.sgd(0.1)), only="parameters")
+
+
 def test_wrong_paths_are_said_to_be_wrong(tmp_path):
     learner = learner_of()
     with pytest.raises(FileNotFoundError, match=r"missing is no folder; make it before saving"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,44 +16,18 @@ import pytest
 
 from braintrace.files import storage
 
-KILLED = """
-import sys, numpy as np
-from braintrace.files import save
-from braintrace.files import storage
-one = np.ones(1000)
-arrays = [("w", storage.type_of(one), one)]
-storage.write(sys.argv[1], {}, arrays)
-print("written", flush=True)
-def slowly():
-    yield "w", storage.type_of(one), 2 * one
-    print("writing", flush=True)
-    sys.stdin.read()
-storage.write(sys.argv[1], {}, slowly())
-"""
-
-
-def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline().strip() for _ in range(2)] == ["written", "writing"]
-        process.kill()
-    (left,) = {*tmp_path.iterdir()} - {path}
-    assert left.name.startswith(".braintrace-") and left.suffix == ".tmp"
-    assert np.array_equal(storage.read(path).arrays["w"], np.ones(1000))
-    storage.write(path, {}, [])
-    assert not storage.read(path).arrays
-
 
 def written(path: Path, **values: Any) -> storage.Content:
     arrays = [(name, storage.type_of(value), value) for name, value in values.items()]
     storage.write(path, {"note": "kept"}, arrays)
-    return storage.read(path)
+    return read(path)
+
+
+def read(path: Path) -> storage.Content:
+    """With all arrays in the place of what reads them."""
+    with storage.opened(path) as content:
+        found: Any = content.arrays(content.types)
+        return content._replace(arrays=found)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +125,63 @@ HEAD = '"format": "braintrace learner", "format_version": 1'
 def test_archives_of_something_else_are_refused(tmp_path, members, text):
     path = archive(tmp_path / "file", **members)
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
-        storage.read(path)
+        read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def rewritten(path: Path, name: str, data: bytes | None = None, how: int = 0) -> Path:
+    """A file with one member changed, or compressed in another way."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_name("new"), "w") as new:
+        for member in old.namelist():
+            changed = data if member == name and data is not None else old.read(member)
+            new.writestr(member, changed, how if member == name else None)
+    return path.with_name("new")
+
+
+def test_what_is_larger_than_it_should_be_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    written(path, a=np.zeros(3))
+    for data in (bytes(2**15), b""):
+        with pytest.raises(ValueError, match="larger than what it stands for|damaged"):
+            read(rewritten(path, "a.npy", data, zipfile.ZIP_DEFLATED))
+    # a header that claims more than follows, which is not asked of the machine
+    claimed = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, "
+    claimed += b"'shape': (9999999999999,), }".ljust(118 - 41) + b"\n"
+    with pytest.raises(ValueError, match=r"says to be float64\[9999999999999\], and is not"):
+        read(rewritten(path, "a.npy", claimed))
+    monkeypatch.setattr(storage, "MOST_OF_MANIFEST", 10)
+    with pytest.raises(ValueError, match=r"manifest.json is larger.*\(10 bytes at most\)"):
+        read(path)
+
+
+@pytest.mark.parametrize("how", ["DEFLATED", "BZIP2", "LZMA"])
+def test_compressed_members(tmp_path, how):
+    """Someone may have packed a file again; what is damaged then is one kind of error."""
+    path = tmp_path / "file"
+    values = written(path, a=np.arange(300.0)).arrays["a"]
+    packed = rewritten(path, "a.npy", how=getattr(zipfile, f"ZIP_{how}"))
+    if how != "DEFLATED":
+        with pytest.raises(ValueError, match="a.npy is compressed in a way that is not read"):
+            read(packed)
+        return
+    assert np.array_equal(read(packed).arrays["a"], values)
+    whole = packed.read_bytes()
+    for place in range(whole.index(b"a.npy") + 5, whole.index(b"manifest.json") - 30, 37):
+        packed.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            read(packed)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for somebody to write
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (os.devnull, "a device")):
+        with pytest.raises(ValueError, match=f"is {kind}, and no file of a saved learner"):
+            read(path)
 
 
 def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
-        storage.read(tmp_path / "absent")
+        read(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="is no folder; make it before saving"):
         storage.write(tmp_path / "absent" / "file", {}, [])
     with pytest.raises(IsADirectoryError, match="path must be that of a file"):

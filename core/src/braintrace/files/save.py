@@ -44,19 +44,28 @@ def save_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = No
     storage.write(path, manifest, [(leaf.name, leaf.type, leaf.value) for leaf in leaves])
 
 
-def restore_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any = None) -> None:
+def restore_learner(
+    learner: Any, path: str | os.PathLike[str], optimizer: Any = None, only: str | None = None
+) -> None:
     """``learner.restore(path, optimizer)``: all states take the saved values, or none does."""
     _check_outside("restored")
-    leaves = leaves_of(learner, optimizer)
-    content = storage.read(path)
+    if only not in (None, "parameters"):
+        raise ValueError(f"only must be 'parameters' or None, got {only!r}")
+    if only and optimizer is not None:
+        raise ValueError("only='parameters' restores no optimizer; leave it out")
+    leaves, ours = leaves_of(learner, optimizer), description_of(learner, optimizer)
+    if only:
+        leaves, ours = [leaf for leaf in leaves if leaf.kind == "param"], {}
     frozen = {f"[{path!r}]" for path in learner.graph.frozen}  # their moments were saved once
-    found = _differences(content, leaves, description_of(learner, optimizer), frozen)
-    if lines := "".join(f"\n  {line}" for line in found):
-        raise ValueError(
-            f"{storage.file_name(path)} was saved from another learner than this one; nothing was "
-            f"restored. What differs:{lines}"
-        )
-    values = _values(content, leaves, path)
+    with storage.opened(path) as file:
+        content = _parameters(file) if only else file
+        found = _differences(content, leaves, ours, frozen)
+        if lines := "".join(f"\n  {line}" for line in found):
+            raise ValueError(
+                f"{storage.file_name(path)} was saved from another learner than this one; nothing "
+                f"was restored. What differs:{lines}"
+            )
+        values = _values(content, leaves, path)
     before = {state: state.value for state in values}
     try:
         for state, value in values.items():
@@ -64,6 +73,14 @@ def restore_learner(learner: Any, path: str | os.PathLike[str], optimizer: Any =
     except BaseException:
         restore_values(before)
         raise
+
+
+def _parameters(content: storage.Content) -> storage.Content:
+    """What a file says of parameters alone, whatever learner they were saved from."""
+    kinds = content.manifest.get("kinds")
+    kinds = kinds if isinstance(kinds, dict) else {}
+    types = {n: found for n, found in content.types.items() if kinds.get(n) == "param"}
+    return content._replace(manifest={**content.manifest, "description": {}}, types=types)
 
 
 def _check_outside(done: str) -> None:
@@ -80,8 +97,9 @@ def _values(
 ) -> dict[State, Any]:
     """The new value of every state."""
     found: dict[State, list[Any]] = {}
+    arrays = content.arrays([leaf.name for leaf in leaves])
     for leaf in leaves:
-        raw, stored = content.arrays[leaf.name], content.types[leaf.name]
+        raw, stored = arrays[leaf.name], content.types[leaf.name]
         try:
             value = storage.decoded(raw, stored, leaf.value)
         except (TypeError, ValueError) as error:

@@ -14,15 +14,13 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
-import secrets
-import shutil
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
+from .replacing import replacing, special_kind
 
 FORMAT = "braintrace learner"
 
@@ -38,8 +37,11 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 
-#: What reading a damaged archive, array or manifest can raise.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, ValueError)
+#: Bytes that are read at most, whatever a file claims: of a manifest, of what stands in front of an
+#: array, of one random key. Of an array, as many as the learner has that it is restored to.
+MOST_OF_MANIFEST, MOST_OF_HEADER, MOST_OF_KEY = 2**26, 2**14, 2**6
+
+_PLAIN = zipfile.ZIP_STORED
 
 
 # --- one array -----------------------------------------------------------------------------------
@@ -138,50 +140,18 @@ def write(
 ) -> None:
     """Write a file, or leave the one that is there as it is.
 
-    The file is written under another name in the same folder, brought to the disk, and then takes
-    the place of the old one in one step. A process that is killed can leave a file
-    ``.braintrace-*.tmp`` behind.
-
-    A symbolic link stays, and the file it leads to is replaced. ``manifest`` is of strings,
-    numbers, lists and dicts. It raises ``OSError`` when there is no such folder, or it cannot be
-    written to.
+    ``manifest`` is of strings, numbers, lists and dicts. It raises ``OSError`` when there is no
+    such folder, it cannot be written to, or something else than a file has the name.
     """
-    target = _target(path)
-    temporary = os.path.join(os.path.dirname(target), f".braintrace-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                types = {}
-                for name, stored, value in arrays:
-                    types[name] = asdict(stored)
-                    with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, encoded(value), allow_pickle=False)
-                version = {"format": FORMAT, "format_version": FORMAT_VERSION}
-                head = json.dumps(
-                    version | {**manifest, "arrays": types}, indent=1, allow_nan=False
-                )
-                archive.writestr(_member(MANIFEST), head)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(target):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _bring_to_disk(os.path.dirname(target))
-
-
-def _target(path: str | os.PathLike[str]) -> str:
-    """The absolute path of the file itself."""
-    target = os.path.realpath(file_name(path))
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder} is no folder; make it before saving to {path}")
-    if os.path.isdir(target):
-        raise IsADirectoryError(f"{path} is a folder; path must be that of a file")
-    return target
+    with replacing(file_name(path)) as file, zipfile.ZipFile(file, "w", _PLAIN) as archive:
+        types = {}
+        for name, stored, value in arrays:
+            types[name] = asdict(stored)
+            with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, encoded(value), allow_pickle=False)
+        version = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        head = json.dumps(version | {**manifest, "arrays": types}, indent=1, allow_nan=False)
+        archive.writestr(_member(MANIFEST), head)
 
 
 def file_name(path: Any) -> str:
@@ -202,49 +172,92 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _bring_to_disk(folder: str) -> None:
-    """Make the new name of a file last; not every system lets a folder be opened."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 
 class Content(NamedTuple):
-    """What is in a file: its manifest, and arrays as they were stored, by name."""
+    """What is in a file: its manifest, and the types of its arrays, by name.
+
+    ``arrays`` reads those of some names, as they were stored, each checked against its checksum; it
+    raises ``ValueError`` for one that is damaged, or larger than its type says.
+    """
 
     manifest: Mapping[str, Any]
     types: Mapping[str, ArrayType]
-    arrays: Mapping[str, np.ndarray]
+    arrays: Callable[[Iterable[str]], dict[str, np.ndarray]]
 
 
-def read(path: str | os.PathLike[str]) -> Content:
-    """Read a whole file, every array of which is checked against its checksum.
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Content]:
+    """A file whose manifest was read, and none of its arrays yet.
 
     It raises ``OSError`` when it cannot be read, and ``ValueError`` when it was not written by
     :func:`write`, or by that of a newer format, or is damaged.
     """
     name = file_name(path)
-    try:
-        with open(name, "rb") as file, zipfile.ZipFile(file) as archive:
+    if kind := special_kind(name):
+        raise ValueError(f"{name} is {kind}, and no file of a saved learner")
+    with ExitStack() as stack:
+        with _read_from(name):
+            archive = stack.enter_context(zipfile.ZipFile(name))
             manifest = _manifest(archive)
             types = {key: _array_type(entry) for key, entry in manifest["arrays"].items()}
-            raw = {key: io.BytesIO(archive.read(f"{key}.npy")) for key in types}
-            read_array = partial(np.lib.format.read_array, allow_pickle=False)
-            return Content(manifest, types, {key: read_array(file) for key, file in raw.items()})
+            missing = {f"{key}.npy" for key in types}.difference(archive.namelist())
+            if missing:
+                raise ValueError(f"it has no {min(missing)}")
+
+        def arrays(names: Iterable[str]) -> dict[str, np.ndarray]:
+            with _read_from(name):
+                return {key: _array(archive, key, types[key]) for key in names}
+
+        yield Content(manifest, types, arrays)
+
+
+@contextmanager
+def _read_from(name: str) -> Iterator[None]:
+    """Whatever reading a damaged archive, manifest or array raises is one kind of error."""
+    try:
+        yield
     except _Foreign as error:
         raise ValueError(f"{name} {error}") from None
-    except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise  # the file cannot be read; EINVAL is a jump to a place in front of its start
+    except Exception as error:
+        system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if system or isinstance(error, MemoryError):
+            raise  # it cannot be read; EINVAL is a jump to a place in front of its start
         raise ValueError(
             f"{name} is not a file of a saved learner, or is truncated or damaged: {error}"
         ) from error
+
+
+def _member_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of at most so many bytes, which is not read if it says to be larger, or is."""
+    member = archive.getinfo(name)
+    if member.compress_type not in (_PLAIN, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed in a way that is not read here")
+    if member.file_size <= most:
+        with archive.open(member) as file:
+            data = file.read(most + 1)
+        if len(data) <= most:
+            return data
+    raise ValueError(f"{name} is larger than what it stands for ({most} bytes at most)")
+
+
+def _array(archive: zipfile.ZipFile, name: str, stored: ArrayType) -> np.ndarray:
+    """One array; its header has to agree with the bytes that follow before any are taken."""
+    most = math.prod(stored.shape) * _bytes_each(stored.dtype) + MOST_OF_HEADER
+    file = io.BytesIO(data := _member_of(archive, f"{name}.npy", most))
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{name}.npy is of another version of the format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{name}.npy says to be {dtype}{[*shape]}, and is not")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _bytes_each(dtype: str) -> int:
+    """The bytes of one number; of a random key, more than any has."""
+    return MOST_OF_KEY if dtype.startswith("key<") else np.dtype(dtype).itemsize
 
 
 class _Foreign(Exception):
@@ -254,7 +267,7 @@ class _Foreign(Exception):
 def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     if MANIFEST not in archive.namelist():
         raise _Foreign(f"is not a file of a saved learner: it has no {MANIFEST}")
-    manifest = json.loads(archive.read(MANIFEST))
+    manifest = json.loads(_member_of(archive, MANIFEST, MOST_OF_MANIFEST))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise _Foreign(f"is not a file of a saved learner: its {MANIFEST} is not of that format")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -268,7 +281,12 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _array_type(entry: Any) -> ArrayType:
+    """An entry of a manifest; it raises ``ValueError`` for what describes no array."""
     try:
-        return ArrayType(**{**entry, "shape": tuple(entry["shape"])})
+        found = ArrayType(**{**entry, "shape": tuple(entry["shape"])})
+        sizes = all(type(n) is int and n >= 0 for n in found.shape)
+        if not sizes or not isinstance(found.dtype, str):
+            raise TypeError(f"{found}")
     except TypeError as error:
         raise ValueError(f"its {MANIFEST} does not describe an array: {error}") from None
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import brainstate
 import jax
@@ -455,7 +455,8 @@ class ETraceAlgorithm(brainstate.nn.Module):
         TypeError
             When a state holds something else than arrays and numbers, or for another optimizer.
         OSError
-            When the folder does not exist or the file cannot be written.
+            When the folder does not exist, the file cannot be written, or ``path`` is that of a
+            folder, a pipe or a device.
         RuntimeError
             Inside ``jit`` or another transformation.
 
@@ -473,7 +474,9 @@ class ETraceAlgorithm(brainstate.nn.Module):
         """
         save_learner(self, path, with_states(self, optimizer))
 
-    def restore(self, path: Any, optimizer: Any = None) -> None:
+    def restore(
+        self, path: Any, optimizer: Any = None, *, only: Literal["parameters"] | None = None
+    ) -> None:
         """Go on from where a saved learner stood, bit for bit.
 
         The learner, its model and the optimizer are made and compiled as for the one that was
@@ -487,15 +490,20 @@ class ETraceAlgorithm(brainstate.nn.Module):
         optimizer
             As it was when the file was written. If an optax transformation changed some of the
             weights only, call :meth:`optimizer` with these first.
+        only
+            ``'parameters'``: those of the model take the saved values and all else stays as it is,
+            whatever rule, options, batch size and optimizer the file was saved with. The traces are
+            still those of the weights before; :meth:`reset_state` makes them new.
 
         Raises
         ------
         ValueError
             When the file is that of another learner, model, series of versions (0.1, 0.2) or shape,
-            with all the differences; or when it is damaged or none that was saved here.
+            with all the differences; or when it is damaged or none that was saved here; or for
+            another ``only``. Types and sizes are compared before any array is read.
         CompilationError, TypeError, RuntimeError
             As for :meth:`save`.
         OSError
             When the file cannot be read.
         """
-        restore_learner(self, path, with_states(self, optimizer))
+        restore_learner(self, path, with_states(self, optimizer), only)
