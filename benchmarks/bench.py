@@ -3,8 +3,9 @@
 
 Four parts: gradients of sequences and online learning (cases), compiling, importing, and memory.
 All contenders of a case have the same weights, inputs and loss, in float32; what they compute is
-compared before they are timed, and they run in turn. The peer, braintrace 0.2.6 from the package
-index, is installed into an environment of its own (.venv-peer) and runs as a process.
+compared before they are timed, and they run in turn. The peer is the newest braintrace distribution
+of the package index for this Python, 0.2.8 from 3.12 on and 0.2.6 before; it is installed into an
+environment of its own (.venv-peer) and runs as a process.
 """
 
 from __future__ import annotations
@@ -63,7 +64,14 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "load": load(),
     }
+
+
+def load() -> float | None:
+    """How many processes wanted a core in the last minute, where the system counts them."""
+    average = getattr(os, "getloadavg", None)
+    return None if average is None else round(average()[0], 1)
 
 
 def cores() -> int:
@@ -98,6 +106,8 @@ def measure(chosen: argparse.Namespace, run: dict[str, Any]) -> list[str]:
     pythons = {False: Path(sys.executable)}
     if not (chosen.no_peer or chosen.short):
         pythons[True] = peer.interpreter()
+        run["peer"] = peer.REQUIREMENT
+        print(f"The peer is {peer.REQUIREMENT}.", flush=True)
     effort = QUICK if chosen.short else FULL
     steps = settings.SHORT_ONLINE_STEPS if chosen.short else settings.ONLINE_STEPS
     problems = []

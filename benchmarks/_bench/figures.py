@@ -15,6 +15,7 @@ from .settings import (
     PEER_SCAN,
     PEER_SEQUENCE,
     PLAIN,
+    PP,
     PP_TRACED,
     UPDATE,
 )
@@ -58,13 +59,8 @@ def of_case(one: Run) -> Figures:
             found[f"{name} / BPTT"] = seconds / base(one)
         else:
             found[f"{name} / pass"] = seconds / one["online_steps"] / limits["pass_s"]
-    ours = {
-        PEER_SEQUENCE.name: seconds_of(one, DEFAULT.name),
-        PEER_PP.name: seconds_of(one, PP_TRACED.name),  # the peer gives the others none
-        PEER_SCAN.name: seconds_of(one, UPDATE.name),
-    }
-    for name, seconds in ours.items():
-        peer = seconds_of(one, name)
+    for name, of_ours in counterparts(results).items():
+        peer, seconds = seconds_of(one, name), seconds_of(one, of_ours)
         if peer is not None and seconds is not None:
             found[f"{name} / ours"] = peer / seconds
     if DEFAULT.name in results:
@@ -75,6 +71,25 @@ def of_case(one: Run) -> Figures:
             results.get(FRESH.name, results[DEFAULT.name])["bytes"] / results[BPTT.name]["bytes"]
         )
     return found
+
+
+def counterparts(results: Run) -> dict[str, str]:
+    """Which of ours each of the peer's is held against.
+
+    For pp_prop that is the one for weights with a trace, where the peer gives no more weights a
+    gradient (0.2.6 gives none to a readout), and otherwise the one for all weights.
+    """
+    given = {
+        name: sum(distance is not None for distance in results[name].get("distances") or ())
+        for name in (PEER_PP.name, PP_TRACED.name)
+        if name in results
+    }
+    few = given.get(PEER_PP.name, 0) <= given.get(PP_TRACED.name, 0)
+    return {
+        PEER_SEQUENCE.name: DEFAULT.name,
+        PEER_PP.name: (PP_TRACED if few else PP).name,
+        PEER_SCAN.name: UPDATE.name,
+    }
 
 
 def of_compiling(part: Run) -> Figures:

@@ -11,8 +11,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / os.environ.get("VENV_PEER", ".venv-peer")
-VERSION = "0.2.6"
-REQUIREMENT = f"braintrace=={VERSION}"
+#: The newest peer, by the oldest Python that it is for.
+NEWEST = {(3, 12): "0.2.8", (3, 11): "0.2.6"}
+
+
+def requirement(python: tuple[int, ...] = sys.version_info[:2]) -> str:
+    """The newest peer for a Python, this one unless told."""
+    return f"braintrace=={next(peer for oldest, peer in NEWEST.items() if python >= oldest)}"
+
+
+REQUIREMENT = requirement()
+VERSION = REQUIREMENT.rpartition("=")[2]
 
 
 def interpreter() -> Path:

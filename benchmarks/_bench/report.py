@@ -170,6 +170,7 @@ def markdown(run: Run) -> str:
     """Verdicts and tables for a page of the documentation."""
     versions = [found["versions"]["ours"] for found in run.get("cases", {}).values()][:1]
     known = {**run["machine"], **(versions[0] if versions else {})}
+    known["peer"] = run.get("peer", "left out")
     facts = ", ".join(f"{key} {value}" for key, value in known.items())
     parts = [f"Measured on: {facts}.", "### Targets", _markdown_table(judged(run))]
     for case, found in run.get("cases", {}).items():

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import braintrace
+
 from .cases import sequences
 from .processes import serve
 from .programs import Data, Program, program_of
@@ -38,7 +40,8 @@ class Worker:
 
     def facts(self) -> dict[str, Any]:
         names = ("jax", "jaxlib", "brainstate", "numpy")
-        return {**{name: version(name) for name in names}, "backend": jax.default_backend()}
+        found = {name: version(name) for name in names}
+        return {**found, "braintrace": braintrace.__version__, "backend": jax.default_backend()}
 
     def prepare(self, contender: list[Any], path: str) -> dict[str, Any]:
         """Compile a contender, run it once and write what comes out to a file."""

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _bench.peer import requirement
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu"
 WHEELS, SETS = "wheels", "sets.json"
 LIMIT = 60 * 2**20  # bytes of all wheels
-PEER = "braintrace==0.2.8"
+PEER = requirement((3, 12))
 JAX = "jax==0.11.*"
 #: What the machine has: JAX, and what JAX itself needs.
 PROVIDED = ("jax", "jaxlib", "ml-dtypes", "numpy", "opt-einsum", "scipy")

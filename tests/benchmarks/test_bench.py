@@ -99,6 +99,36 @@ def test_results_that_disagree_are_named(parts: ModuleType, away: float | None, 
     assert not parts.report.disagreements("lstm", found, [settings.PEER_SEQUENCE])
 
 
+def test_the_peer_is_the_newest_of_each_python(parts: ModuleType) -> None:
+    from _bench.peer import requirement
+
+    versions = {minor: requirement((3, minor)).rpartition("=")[2] for minor in (11, 12, 13, 14)}
+    assert versions == {11: "0.2.6", 12: "0.2.8", 13: "0.2.8", 14: "0.2.8"}
+    text = parts.report.markdown({"short": True, "machine": {}, "peer": requirement((3, 13))})
+    assert "peer braintrace==0.2.8" in text
+
+
+@pytest.mark.parametrize(("given", "counterpart"), [(4, "PP_TRACED"), (6, "PP")])
+def test_the_peer_is_held_against_what_computes_as_much(
+    parts: ModuleType, given: int, counterpart: str
+) -> None:
+    settings = parts.settings
+
+    def found(count: int, seconds: float) -> dict[str, object]:
+        distances = [1e-6] * count + [None] * (8 - count)
+        return {"work": "gradient", "wall": [seconds], "distances": distances}
+
+    results = {
+        settings.BPTT.name: found(8, 1.0),
+        settings.PP.name: found(8, 0.5),
+        settings.PP_TRACED.name: found(4, 0.25),
+        settings.PEER_PP.name: found(given, 1.0),
+    }
+    figures = parts.figures.of_case({"results": results, "limits": {"pass_s": 1.0}})
+    ours = getattr(settings, counterpart).name
+    assert figures["peer pp_prop / ours"] == 1.0 / results[ours]["wall"][0]  # type: ignore[index]
+
+
 def test_products_are_counted_as_matrix_products_and_only_where_they_are_used(
     parts: ModuleType,
 ) -> None:

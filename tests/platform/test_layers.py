@@ -31,12 +31,12 @@ HOUSE = {
     "plugins": "base names ops",
     "compiler": "base published ops show jaxprs",
     "lazy": "names plugins",
-    "executor": "base ops jaxprs compiler",
+    "executor": "base published ops jaxprs compiler",
     "files": "base compiler",
     "cli": "base names show plugins compiler",
     "algorithms": "base published ops jaxprs compiler executor",
     "drivers": "base ops jaxprs compiler executor algorithms",
-    "learners": "base compiler executor algorithms drivers files plugins",
+    "learners": "base published compiler executor algorithms drivers files plugins",
     "plugin_api": "base ops plugins learners",
     "rules": "algorithms base",
     "nn": "lazy",
@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1605,
-    "compiler": 5194,
-    "executor": 1116,
+    "compiler": 5198,
+    "executor": 1119,
     "files": 854,
     "cli": 715,
-    "algorithms": 1941,
+    "algorithms": 1942,
     "drivers": 1659,
-    "learners": 2327,
-    "modules": 800,
+    "learners": 2338,
+    "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_666, 6_855
-WHOLE_CORE = 20_940
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_674, 6_863
+WHOLE_CORE = 21_051
 
 
 def module_of(file: Path) -> str:

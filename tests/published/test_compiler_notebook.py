@@ -13,25 +13,13 @@ import pytest
 
 import braintrace
 from braintrace import DiagnosticKind, DiagnosticLevel
+from tests.published.attributes import TwoLayerRNN
 
 pytestmark = pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 
 #: The equations of then that change nothing, a conversion to the same type and a product with one,
 #: are not in the program: 5 in the step, 2 in each transition.
 NO_CHANGE = ("convert_element_type", "mul")
-
-
-class TwoLayerRNN(brainstate.nn.Module):
-    """Two recurrent layers and a readout."""
-
-    def __init__(self):
-        super().__init__()
-        self.rnn1 = braintrace.nn.ValinaRNNCell(10, 32)
-        self.rnn2 = braintrace.nn.ValinaRNNCell(32, 16)
-        self.out = braintrace.nn.Linear(16, 5)
-
-    def update(self, x):
-        return self.out(self.rnn2(self.rnn1(x)))
 
 
 @pytest.fixture(scope="module")

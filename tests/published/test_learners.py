@@ -67,6 +67,47 @@ def test_coefficients_are_attributes():
     assert (two.decay_x, two.decay_f) == (0.5, 0.9)
     with pytest.raises(AttributeError, match=r"the decays are decay_x=0\.5, decay_f=0\.9"):
         two.decay  # noqa: B018
+    feedforward = made("ostl_feedforward")
+    assert feedforward.decay == feedforward.decay_x == feedforward.decay_f == 0.0
+
+
+def test_attributes_of_then_say_what_to_use():
+    learner = made("d_rtrl")
+    for name, use in (("graph_executor", "executor"), ("etrace_bwg", r"get_etrace_of\(weight\)")):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; .* use {use}"):
+            getattr(learner, name)
+    with pytest.raises(AttributeError, match="'D_RTRL' object has no attribute 'nothing'$"):
+        learner.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="'modulator'; .* use braintrace.ThreeFactor"):
+        learner.modulator  # noqa: B018
+    with pytest.raises(AttributeError, match="'sparse_n'; .* use config.sparse_n"):
+        learner.executor.sparse_n  # noqa: B018
+    with pytest.raises(AttributeError, match="'bypass_vars'; .* always in the gradient"):
+        learner.graph.hidden_perturb.bypass_vars  # noqa: B018
+    assert not hasattr(learner.executor, "nothing") and not hasattr(learner, "synthetic")
+
+
+def test_the_executor_of_a_learner():
+    for learner, single in (
+        (made("d_rtrl"), True),
+        (made("d_rtrl", vjp_method="multi-step"), False),
+    ):
+        assert isinstance(learner.executor, braintrace.ETraceVjpGraphExecutor)
+        assert learner.executor.vjp_method == learner.vjp_method
+        assert (
+            learner.executor.is_single_step_vjp is single is not learner.executor.is_multi_step_vjp
+        )
+
+
+def test_options_of_then_that_change_nothing():
+    cell = ready()
+    info = braintrace.extract_module_info(cell, X)
+    graph = braintrace.compile_etrace_graph(cell, X, include_recurrent_mixing=False, sparse_n=None)
+    groups, _ = braintrace.find_hidden_groups_from_minfo(info, include_recurrent_mixing=False)
+    assert len(graph.hidden_groups) == len(groups) == 1
+    executor = braintrace.ETraceGraphExecutor(cell, include_recurrent_mixing=False)
+    assert executor.options == {} and "include_output_bypass" not in repr(executor.options)
+    assert made("d_rtrl", include_output_bypass=True).is_compiled
 
 
 def test_what_learners_are():
@@ -109,7 +150,8 @@ def test_a_report_in_parts(capsys):
     kind = "relation_excluded_weight_to_weight"
     assert report.excluded_weights == [(("Wr", "weight"), kind)]
     assert report.diagnostics is learner.graph.diagnostics is report.graph.diagnostics
-    assert report.counts["hidden_groups"] == 1
+    counts = {"hidden_groups": 1, "etrace_weights": 4, "excluded_weights": 1}
+    assert report.counts == {**counts, "warnings": 0, "errors": 0}
     assert report.to_str(1) == report == report() and kind in report.to_str(2)
     report.show(2)
     assert capsys.readouterr().out == report.to_str(2) + "\n"
@@ -232,6 +274,21 @@ def test_a_name_that_is_not_here_inside_of_a_model():
 
 
 # --- modulators -----------------------------------------------------------------------------------
+
+
+def test_a_weight_without_an_operation_in_a_report():
+    class Outside(nn.GRUCell):
+        def __init__(self, *sizes, **options):
+            super().__init__(*sizes, **options)
+            self.plain = brainstate.ParamState(jnp.ones((4, 4)))
+
+        def update(self, x):
+            return super().update(x) @ self.plain.value
+
+    report = braintrace.compile(Outside(3, 4, key=0), "d_rtrl", X, batch_size=2).report
+    kind = "relation_excluded_weight_to_weight"
+    assert report.excluded_weights == [(("Wr", "weight"), kind), (("plain",), None)]
+    assert report.counts["excluded_weights"] == 2
 
 
 class Pair(brainstate.nn.Module):

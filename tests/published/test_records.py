@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace
-from tests.published.test_compiler_notebook import TwoLayerRNN
+from tests.published.attributes import TwoLayerRNN
 
 pytestmark = pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
 
@@ -45,7 +45,8 @@ FIELDS = {
     "transition_jaxpr_constvars is_diagonal_recurrence snap descent",
     "HiddenParamOpRelation": "primitive x_var y_var hidden_groups y_to_hidden_group_jaxprs "
     "connected_hidden_paths eqn_params path_classification trainable_vars trainable_paths "
-    "trainable_leaf_indices trainable_param_states trainable_processing_chains",
+    "trainable_leaf_indices trainable_param_states trainable_processing_chains "
+    "control_flow_context",
     "HiddenPerturbation": "perturb_vars perturb_hidden_paths perturb_hidden_states perturb_jaxpr",
 }
 
@@ -64,7 +65,7 @@ def test_named_tuples(graph, name):
     assert [*record._asdict()] == [*record.dict()] == [*record._fields]
     values = [getattr(record, field) for field in record._fields]
     assert [type(v) for v in record] == [type(v) for v in values]
-    missing = {"snap", "descent"}  # they are None there, too
+    missing = {"snap", "descent", "control_flow_context"}  # they are None there, too
     assert all(v is not None for k, v in record.dict().items() if k not in missing)
 
 
@@ -139,6 +140,7 @@ def test_transitions_of_constant_variables(cell):
         found = jax.core.eval_jaxpr(group.transition_jaxpr, free, *old)
         assert jnp.allclose(found[0], group.transition(old, free)[0])
     full = group.full_jacobian(old, free)
+    assert group.trace_state_width == group.num_state and group.check_consistent_varshape() is None
     assert full.shape == (4, 1, 4, 1) and group.is_diagonal_recurrence
     diagonal = jnp.einsum("iaib->iab", full)
     assert jnp.allclose(diagonal, group.diagonal_jacobian(old, free))
@@ -173,6 +175,7 @@ def test_records_of_a_weight_behind_another_weight(cell):
     assert record.weight_path == ("Wr", "weight")
     (primitive,) = record.context["blocking_primitives"]
     assert primitive.name == "etp_mv"
+    assert record.kind == "relation_excluded_weight_to_weight" and record.level == "info"
     assert record.context["blocking_weight_paths"] == (("Wh", "weight"),)
 
 

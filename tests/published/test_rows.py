@@ -170,8 +170,15 @@ def modulators_that_nobody_reads() -> None:
 
 @row("`DNI(model, synthesizer=...)`")
 def synthesizers_of_the_caller() -> None:
-    with pytest.raises(TypeError, match="unknown option 'synthesizer'"):
-        braintrace.DNI(nn.GRUCell(3, 4), synthesizer=None)
+    with pytest.raises(TypeError, match="unknown option 'synthesizer'; .* makes its predictions"):
+        braintrace.DNI(nn.GRUCell(3, 4), synthesizer=nn.Linear(4, 4))
+
+
+@row("attributes of learners and executors that said")
+def attributes_that_said_how() -> None:
+    for name, use in (("etrace_bwg", "get_etrace_of"), ("graph_executor", "executor")):
+        with pytest.raises(AttributeError, match=f"{name}.*, use {use}"):
+            getattr(learner(), name)
 
 
 @row("`OSTLFeedforward` has the decay")
@@ -205,15 +212,72 @@ def keys_of_states() -> None:
 
 @row("`include_recurrent_mixing=True` and `sparse_n`")
 def scopes_of_then() -> None:
-    cell, x, mixing = learner().model, sequence()[0], {"include_recurrent_mixing": True}
-    for refuses in (
-        lambda: braintrace.compile_etrace_graph(cell, x, **mixing),
-        lambda: braintrace.find_hidden_groups_from_module(cell, x, **mixing),
-        lambda: braintrace.ETraceGraphExecutor(cell, **mixing),
+    cell, x = learner().model, sequence()[0]
+    info = braintrace.extract_module_info(cell, x)
+    for option, use in (
+        ({"include_recurrent_mixing": True}, "recurrence_scope='coupled'"),
+        ({"sparse_n": 2}, r"SnAp\(model, n\)"),
     ):
-        with pytest.raises(TypeError, match="include_recurrent_mixing"):
-            refuses()
-    assert braintrace.compile_etrace_graph(cell, x, recurrence_scope="coupled").hidden_groups
+        for refuses in (
+            lambda option: braintrace.compile_etrace_graph(cell, x, **option),
+            lambda option: braintrace.find_hidden_groups_from_module(cell, x, **option),
+            lambda option: braintrace.find_hidden_groups_from_minfo(info, **option),
+            lambda option: braintrace.ETraceGraphExecutor(cell, **option),
+            lambda option: braintrace.ETraceVjpGraphExecutor(cell, **option),
+        ):
+            with pytest.raises(TypeError, match=f"option '{next(iter(option))}'; .* use .*{use}"):
+                refuses(option)
+    coupled = braintrace.compile_etrace_graph(cell, x, recurrence_scope="coupled")
+    paths = [group.hidden_paths for group in coupled.hidden_groups]
+    assert paths == [group.hidden_paths for group in learner().graph.hidden_groups]
+
+
+@row("`bypass_param_paths`, `bypass_vars`")
+def bypasses() -> None:
+    graph = learner().graph
+    for name in ("bypass_param_paths", "bypass_vars", "bypass_hidden_paths", "bypass_hidden_vars"):
+        with pytest.raises(AttributeError, match=f"{name}.*, use "):
+            getattr(graph.hidden_perturb, name)
+    assert graph.coverage()["Wr", "weight"] == "direct"
+
+
+@row("programs (`closed_jaxpr`, `perturb_jaxpr`)")
+def results_of_programs() -> None:
+    info = learner().graph.module_info
+    leaves = [leaf for slot in info.slots for leaf in info.outvars_of(slot)]
+    assert [*info.closed_jaxpr.outvars[1:]] == leaves
+    assert [slot.path for slot in info.slots] == sorted(slot.path for slot in info.slots)
+    assert [*info.compiled_model_states] != sorted(info.compiled_model_states)
+    y = learner().graph.hidden_param_op_relations[0].y
+    assert y not in info.closed_jaxpr.outvars and y in info.add_jaxpr_outs([y]).jaxpr.outvars
+
+
+@row("`transition_jaxpr` has results of recurrent operations")
+def operations_of_a_transition() -> None:
+    (group,) = learner().graph.hidden_groups
+    names = [eqn.primitive.name for eqn in group.transition_jaxpr.eqns]
+    assert names.count("etp_mm") == 3
+    weights = {var for vs in group.module_info.weight_path_to_invars.values() for var in vs}
+    assert weights < {*group.transition_jaxpr_constvars}
+
+
+@row("`eqn_params` has all options")
+def options_of_an_operation() -> None:
+    relation = learner().graph.hidden_param_op_relations[0]
+    assert relation.eqn_params == {"has_bias": True}
+
+
+@row("`executor.states` by path")
+def states_of_an_executor() -> None:
+    executor = learner().executor
+    assert executor.states == (*executor.path_to_states.values(),)
+
+
+@row("a weight behind another one is a record")
+def level_of_a_weight_behind_another() -> None:
+    (record,) = learner().graph.explain(kind="relation_excluded_weight_to_weight")
+    assert record.level is braintrace.DiagnosticLevel.INFO
+    assert record.weight_path == ("Wr", "weight")
 
 
 @row("`solve_h2w_h2h_jacobian` returns six values")

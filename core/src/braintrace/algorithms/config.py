@@ -17,7 +17,7 @@ import numpy as np
 from ..base import versions
 from ..compiler.filters import check_downstream
 from ..executor.executor import Executor
-from ..executor.graph_executor import ETraceGraphExecutor, compiled_step
+from ..executor.graph_executor import ETraceVjpGraphExecutor, compiled_step
 from ..published import ConfigViews
 from .base import LearningRule
 from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
@@ -164,14 +164,15 @@ class ETraceConfig(ConfigViews):
 
     def executor(
         self, model: brainstate.nn.Module, jacobians: str | None = None, **options: Any
-    ) -> ETraceGraphExecutor:
+    ) -> ETraceVjpGraphExecutor:
         """An executor that gives the Jacobians of the recurrence scope, or those asked for."""
         jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
         if self.downstream != "step":
             options = {"downstream": self.downstream, **options}
-        return ETraceGraphExecutor(model, jacobians=jacobians, recurrence_scope=scope, **options)
+        options = {"jacobians": jacobians, "recurrence_scope": scope, **options}
+        return ETraceVjpGraphExecutor(model, **options)
 
     def rule(self, executor: Executor, trace_dtype: Any = None) -> LearningRule:
         """The learning rule for a compiled executor of :meth:`executor`."""

@@ -11,7 +11,7 @@ from typing import Any
 from .types import Path
 
 
-class DiagnosticLevel(enum.Enum):
+class DiagnosticLevel(str, enum.Enum):  # noqa: UP042  str() of it is its name
     """How much attention a record deserves; a WARNING is also a :class:`CompilationWarning`.
 
     Of the latter, those about a gradient that is exact are not issued: a readout, a large trace.
@@ -30,7 +30,7 @@ class DiagnosticLevel(enum.Enum):
     ERROR = "error"
 
 
-class DiagnosticKind(enum.Enum):
+class DiagnosticKind(str, enum.Enum):  # noqa: UP042  str() of it is its name
     """What a record is about; ``docs/diagnostics.md`` says what to do about each.
 
     Examples

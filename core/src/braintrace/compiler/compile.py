@@ -12,6 +12,7 @@ from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError, CompilationWarning
 from ..base.types import Path
+from ..published import without_former_options
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
 from .filters import check_downstream, move_leaks
@@ -29,6 +30,7 @@ from .tracing.extract import extract_module_info
 from .uniform import find_uniform
 
 
+@without_former_options
 def compile_etrace_graph(
     model: brainstate.nn.Module,
     *args: Any,

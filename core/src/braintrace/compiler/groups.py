@@ -17,7 +17,7 @@ from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.run import Slice, between
-from ..published import GroupViews
+from ..published import GroupViews, without_former_options
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 
@@ -206,6 +206,7 @@ class HiddenGroup(GroupViews):
 Groups = Sequence[HiddenGroup]
 
 
+@without_former_options
 def find_hidden_groups_from_minfo(
     minfo: ModuleInfo,
 ) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
@@ -269,6 +270,7 @@ def find_hidden_groups_from_minfo(
     return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
 
 
+@without_former_options
 def find_hidden_groups_from_module(
     model: brainstate.nn.Module, *args: Any
 ) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:

@@ -20,6 +20,7 @@ from ..compiler.coverage import by_path
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states, checked_args
+from ..published import OPTIONS, FormerAttributes, former_options, instead
 from .executor import Executor
 from .jacobians import JACOBIANS
 
@@ -51,7 +52,7 @@ class HiddenToWeight(NamedTuple):
     f: jax.Array
 
 
-class ETraceGraphExecutor:
+class ETraceGraphExecutor(FormerAttributes):
     """Compiles a model and runs its steps.
 
     Parameters
@@ -87,7 +88,7 @@ class ETraceGraphExecutor:
 
     def __getattr__(self, name: str) -> Any:
         if name not in STEP:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return super().__getattr__(name)
         new = STEP[name]
         versions.warn(f"{name} of an executor is executor.compiled.{new} now", DeprecationWarning)
         return getattr(self.compiled, new)
@@ -95,11 +96,13 @@ class ETraceGraphExecutor:
     def __init__(
         self, model: brainstate.nn.Module, *, jacobians: str = "near", **options: Any
     ) -> None:
+        options = former_options(options)
         if jacobians not in JACOBIANS:
             raise ValueError(f"jacobians must be one of {(*JACOBIANS,)}, got {jacobians!r}")
         known = sorted(compile_options())
         if unknown := sorted(options.keys() - known):
-            raise TypeError(f"unknown option {unknown[0]!r}; options of compiling are {known}")
+            text = f"unknown option {unknown[0]!r}{instead(unknown[0], OPTIONS)}"
+            raise TypeError(f"{text}; options of compiling are {known}")
         if jacobians == "whole":
             options = {"recurrence_scope": "coupled", **options}
             if options["recurrence_scope"] != "coupled":

@@ -26,6 +26,7 @@ from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
+from ..published import FormerAttributes
 from . import sequences
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
@@ -58,7 +59,7 @@ def arguments_of_model(learner: Any, args: tuple[Any, ...]) -> Any:
     return learner.run_call(args)
 
 
-class ETraceAlgorithm(brainstate.nn.Module):
+class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     """Base of the learners: a model with eligibility traces.
 
     A learner is called like the model it wraps. Differentiating a loss of its result with

@@ -165,9 +165,11 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
     def __init__(
         self, model: Module, decay_or_rank: Any = 0.0, *_late: Any, **options: Any
     ) -> None:
-        decays_of(decay_or_rank)
+        self.decay_x, self.decay_f = decays_of(decay_or_rank)
         config = ETraceConfig(trace_factorization="io_factorized", decay=decay_or_rank)
         super().__init__(model, *_late, **preset(config, options))
+
+    decay = pp_prop.decay
 
 
 class SnAp(ETraceVjpAlgorithm):

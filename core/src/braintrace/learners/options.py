@@ -12,6 +12,7 @@ import brainstate
 from ..base import versions
 from ..compiler.compile import compile_etrace_graph
 from ..executor.graph_executor import compile_options
+from ..published import OPTIONS, former_options, instead
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -57,13 +58,14 @@ def checked_options(learner: type, options: Mapping[str, Any]) -> dict[str, Any]
 
     Those of version 0.2 that say how to compute, not what, are left out with a warning.
     """
-    known = {*options_of(learner)} - {"name"}
+    known, options = {*options_of(learner)} - {"name"}, former_options(options)
     obsolete = {*OBSOLETE} & {*options} - known
     for name in sorted(obsolete):
         versions.warn(f"the option {name} of braintrace 0.2 has no effect: {OBSOLETE[name]}")
     if unknown := sorted({*options} - obsolete - compile_options()):
         raise TypeError(
-            f"unknown option {unknown[0]!r}; options of {learner.__name__} are "
+            f"unknown option {unknown[0]!r}{instead(unknown[0], OPTIONS)}; options of "
+            f"{learner.__name__} are "
             f"{sorted({*known, *compile_options()})}"
         )
     return {name: value for name, value in options.items() if name not in obsolete}

@@ -84,21 +84,26 @@ class CompilationReport(str):
         ]
 
     @property
-    def excluded_weights(self) -> list[tuple[Path, str]]:
-        """Parameters of operations without a trace, and the kind of the record that says why."""
-        excluded = (r for r in self.diagnostics if r.kind.value.startswith("relation_excluded"))
-        return [(r.weight_path, r.kind.value) for r in excluded if r.weight_path is not None]
+    def excluded_weights(self) -> list[tuple[Path, str | None]]:
+        """Parameters without a trace, and the kind of the record of why their operation has none.
+
+        It is ``None`` for those that are in no operation.
+        """
+        graph, why = self.graph, dict[Path | None, str]()
+        for record in graph.diagnostics:
+            if record.kind.value.startswith("relation_excluded"):
+                why.setdefault(record.weight_path, record.kind.value)
+        traced = {path for r in graph.hidden_param_op_relations for path in r.parameter_paths}
+        return [(path, why.get(path)) for path in graph.coverage() if path not in traced]
 
     @property
     def counts(self) -> dict[str, int]:
         """Numbers of hidden groups, weights with and without a trace, warnings and errors."""
-        graph = self.graph
-        paths = [path for r in graph.hidden_param_op_relations for path in r.parameter_paths]
-        levels = [record.level for record in graph.diagnostics]
+        levels = [record.level for record in self.diagnostics]
         return {
-            "hidden_groups": len(graph.hidden_groups),
-            "etrace_weights": len(paths),
-            "excluded_weights": len({*graph.coverage()} - {*paths}),
+            "hidden_groups": len(self.graph.hidden_groups),
+            "etrace_weights": len(self.etrace_weights),
+            "excluded_weights": len(self.excluded_weights),
             "warnings": levels.count(DiagnosticLevel.WARNING),
             "errors": 0,  # they are raised
         }

@@ -101,7 +101,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
 
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What gives the Jacobians that the configuration asks for."""
-        return self.config.executor(model, self.jacobians, **options)
+        method = self.vjp_method
+        return self.config.executor(model, self.jacobians, vjp_method=method, **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:
         """The rule of the configuration."""
