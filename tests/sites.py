@@ -53,7 +53,7 @@ import {library} as library
 
 every = library.distributions
 library.distributions = lambda **options: (
-    found for found in every(**options) if found.metadata["Name"] != {distribution!r}
+    found for found in every(**options) if found.metadata.get("Name") != {distribution!r}
 )
 """
 

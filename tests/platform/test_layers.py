@@ -54,11 +54,11 @@ CEILINGS = {
     "ops": 1521,
     "show": 1314,
     "jaxprs": 1278,
-    "plugins": 1605,
+    "plugins": 1724,
     "compiler": 5198,
     "executor": 1119,
     "files": 854,
-    "cli": 715,
+    "cli": 729,
     "algorithms": 1942,
     "drivers": 1659,
     "learners": 2338,
@@ -66,7 +66,7 @@ CEILINGS = {
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_674, 6_863
-WHOLE_CORE = 21_051
+WHOLE_CORE = 21_184
 
 
 def module_of(file: Path) -> str:

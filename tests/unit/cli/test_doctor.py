@@ -83,6 +83,21 @@ def test_no_plugin_and_a_good_one(site, command, plugin_source):
     }
 
 
+def test_what_keeps_every_plugin_from_loading_is_one_finding(site, command, plugin_source):
+    """A home that cannot be written to, say; and names in settings that are nobody's."""
+    site.add("fine", "fine_module", plugin_source("fine", "fine_p"), family="fine")
+    shadow = "raise PermissionError(13, 'Permission denied', '/home/.cache/brainevent/0')"
+    (site.folder / "brainstate.py").write_text(shadow)
+    settings = {"BRAINTRACE_PLUGINS": "fine,fin,dense", "PYTHONWARNINGS": "error"}
+    status, data = command("doctor", "--json", env=settings)
+    assert status == 1
+    assert {p["distribution"]: p["state"] for p in data["plugins"]}["fine"] == "unexamined"
+    (found,) = findings(data, "braintrace-core", "fine", "braintrace-dense").values()
+    assert found["id"] == "nothing_loads" and "Set BRAINEVENT_CACHE_DIR" in found["text"]
+    (named,) = findings(data, "BRAINTRACE_PLUGINS").values()
+    assert named["text"] == "names 'fin', but no plugin is called so; did you mean 'fine'?"
+
+
 def test_an_error_that_a_plugin_reports_is_the_status(site, command, plugin_source):
     text = with_doctor(plugin_source("ill", "ill_p"), "error").replace("def op(", "def other(")
     site.add("ill", "ill_module", text, family="ill", ops=["ill"])

@@ -13,7 +13,7 @@ from braintrace.names import OFFICIAL
 from braintrace.ops.primitive import find_primitive
 from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo
 from braintrace.plugins import PluginError
-from braintrace.plugins.host import _problems, brief
+from braintrace.plugins.host import _problems, brief, why_nothing_loads
 from braintrace.plugins.metadata import Candidate
 from braintrace.plugins.resolution import resolve
 from tests.sites import plugin_object, record_of, scale
@@ -83,9 +83,71 @@ def test_register_a_plugin_object(host_of):
 
 def test_register_a_family_that_is_installed(host_of):
     host = host_of()
-    with pytest.raises(PluginError, match="provides the family 'dense' too"):
+    with pytest.raises(PluginError, match="the family 'dense' is that of 'braintrace-dense'"):
         host.register(plugin_object("dense", []))
     assert record_of(host, "dense").state == "discovered"
+
+
+@pytest.mark.parametrize("named", ["dense", "Dense"])
+def test_the_family_of_an_official_distribution_is_its_own(named, site, host_of, plugin_source):
+    """Whoever else names it is not used; where the official one may not be used, it is."""
+    text = plugin_source(named, f"rival_{named}")
+    host = host_of(site.add("a-rival", f"rival_{named}", text, family=named, ops=["rival"]))
+    states = {r.distribution: r.state for r in host.load_all()}
+    assert (states["braintrace-dense"], states["a-rival"]) == ("loaded", "conflict")
+    with pytest.raises(PluginError, match="'dense' is that of 'braintrace-dense'. Uninstall it"):
+        resolve(host, "ops", "rival")
+    host.configure(disable=["braintrace-dense"])
+    assert resolve(host, "ops", "rival")(2.0, 3.0) == 6.0
+
+
+def test_metadata_that_cannot_be_read_is_told_where_it_is_asked_for(site, host_of):
+    broken = site.folder / "braintrace_to_come-1.0.dist-info"
+    broken.mkdir(parents=True)
+    (broken / "entry_points.txt").write_text("[braintrace.ops]\nno equals sign\n")
+    host = host_of(site)
+    record = record_of(host, "to-come")
+    assert (record.distribution, record.state) == ("braintrace-to-come", "failed")
+    assert record.reason.startswith("has metadata that cannot be read (")
+    with pytest.raises(PluginError, match="metadata that cannot be read.*install it again"):
+        host.load_all(strict=True)
+    host.configure(disable=["to-come"])
+    assert record_of(host, "to-come").state == "disabled"
+
+
+def test_names_that_no_plugin_has_are_told_once(site, host_of, plugin_source):
+    site.add("mine", "mine", plugin_source("mine", "mine_p"), family="own")
+    known = {"own", "mine", "braintrace_sparse", "Dense"}
+    host = host_of(site, allow=known | {"dens"}, disable={"*", "nobody"})
+    with pytest.warns(UserWarning) as issued:
+        host.records()
+    first, second = (str(warning.message) for warning in issued)
+    assert first.startswith("BRAINTRACE_PLUGINS or braintrace.plugins.configure(allow=...) names ")
+    assert first.endswith("'dens', but no plugin is called so; did you mean 'dense'?")
+    assert second.endswith("names 'nobody', but no plugin is called so")
+    host.records()
+    with pytest.warns(
+        UserWarning, match=r"configure\(disable=.*names 'sparce'.*'sparse'"
+    ) as issued:
+        host.configure(disable={"sparce"})
+    assert len(issued) == 1
+    assert [*host.unknown_names()] == [
+        ("BRAINTRACE_PLUGINS", "dens"),
+        ("BRAINTRACE_DISABLE_PLUGINS", "sparce"),
+    ]
+
+
+def test_what_all_plugins_need_is_not_laid_to_one(site, host_of, plugin_source, monkeypatch):
+    text = "import brainstate\n" + plugin_source("healthy", "healthy_p")
+    host = host_of(site.add("healthy", "healthy_module", text, family="healthy"))
+    assert why_nothing_loads() == ""
+    shadow = "raise PermissionError(13, 'Permission denied', '/home/.cache/brainevent/0')"
+    (site.folder / "brainstate.py").write_text(shadow)
+    monkeypatch.delitem(sys.modules, "brainstate")
+    host.load_all()
+    reason = record_of(host, "healthy").reason
+    assert reason.startswith("cannot be loaded, because brainstate itself cannot be imported (Perm")
+    assert reason.endswith("Set BRAINEVENT_CACHE_DIR to a folder that can be written to")
 
 
 @pytest.mark.parametrize("order", [1, -1])

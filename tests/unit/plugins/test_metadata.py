@@ -15,8 +15,31 @@ def test_metadata_that_cannot_be_read_hides_nobody_else(site, host_of, plugin_so
     bad = site.folder / "bad-1.0.dist-info"
     bad.mkdir()
     (bad / "entry_points.txt").write_text("[braintrace.ops]\nno equals sign\n")
-    (site.folder / "nameless-1.0.dist-info").mkdir()
-    assert record_of(host_of(site), "beside").state == "discovered"
+    stranger = site.folder / "stranger-1.0.dist-info"
+    stranger.mkdir()
+    (stranger / "entry_points.txt").write_bytes(b"[console_scripts]\n\xff")
+    nameless = site.folder / "nameless-1.0.dist-info"
+    nameless.mkdir()
+    (nameless / "entry_points.txt").write_text("[braintrace.nn]\nLayer = some:Layer\n")
+    (site.folder / "empty-1.0.dist-info").mkdir()
+    (site.folder / "braintrace_torn-2.0.dist-info").mkdir()
+    torn = site.folder / "braintrace_torn-2.0.dist-info" / "entry_points.txt"
+    torn.write_bytes(b"\xff\xfe")
+    host = host_of(site)
+    assert record_of(host, "beside").state == "discovered"
+    found = {c.distribution: c for c in host.candidates() if c.unreadable}
+    assert [*found] == ["bad", "braintrace-torn", "nameless"]
+    assert found["nameless"].unreadable == "ValueError: METADATA has no name"
+    assert (found["braintrace-torn"].family, found["bad"].family) == ("torn", "bad")
+    assert found["bad"].origin == str(site.folder)
+
+
+def test_one_that_can_be_read_stands_for_what_is_left_of_another_version(site, host_of):
+    site.add("twice", "twice", "", family="twice", version="2.0")
+    old = site.folder / "twice-1.0.dist-info"
+    old.mkdir()
+    (old / "entry_points.txt").write_text("[braintrace.ops]\nno equals sign\n")
+    assert record_of(host_of(site), "twice").version == "2.0"
 
 
 def test_bounds_on_core_honour_markers(site, host_of, plugin_source):

@@ -65,7 +65,7 @@ def test_the_answer_is_written_as_a_whole(host_of, tmp_path):
     main("answered", str(tmp_path / "answer.json"), "60")
     data = json.loads((tmp_path / "answer.json").read_text())
     assert {k: data[k] for k in ("state", "problems")} == {"state": "loaded", "problems": []}
-    assert [p.name for p in tmp_path.iterdir()] == ["answer.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"answer.json", "answer.json.ready"}
 
 
 @pytest.mark.parametrize(("code", "status"), [("pass", 0), ("raise SystemExit(3)", 3)])
@@ -87,6 +87,8 @@ ENDINGS = {
     "hangs": (None, None, "hang", "does not finish loading within 5 s"),
     "late": (None, Report("loaded"), "hang", "keeps the interpreter from ending within 5 s"),
     "dies": (3, Report("loaded", seconds=1.5), "crash", "ends the interpreter (exit status 3) whe"),
+    "core hangs": (None, None, "unexamined", "importing brainstate takes more than 5 s"),
+    "core dies": (-6, None, "unexamined", "importing brainstate crashes the interpreter (SIGABRT)"),
     "good": (0, Report("loaded", primitives=("a",)), "loaded", ""),
 }
 
@@ -96,6 +98,8 @@ def test_how_a_process_ends_is_told(case, monkeypatch):
     status, answered, state, reason = ENDINGS[case]
 
     def run(command, stream, timeout):
+        if state != "unexamined":
+            open(f"{command[6]}.ready", "x").close()
         if answered is not None:
             with open(command[6], "w", encoding="utf-8") as file:
                 json.dump(vars(answered), file)
@@ -111,6 +115,7 @@ def test_the_place_of_a_process_that_hangs_is_told(monkeypatch):
     stack = 'Thread 0x1 (most recent call first):\n  File "/a/b.py", line 7 in f\n'
 
     def run(command, stream, timeout):
+        open(f"{command[6]}.ready", "x").close()
         first = stack.replace("/a/b.py", "/first.py")
         stream.write(f"{first}{stack}".encode())  # the last one counts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -41,13 +42,18 @@ def run(options: argparse.Namespace) -> int:
     if not options.timeout > 0:
         raise UsageError(f"--timeout must be positive, got {options.timeout:g}")
     metadata.use_backport()
-    candidates = host().candidates()
+    with warnings.catch_warnings():  # a finding says so, too
+        warnings.simplefilter("ignore", UserWarning)
+        candidates = host().candidates()
     absent = sorted(FAMILIES - {c.distribution for c in candidates})
     every, named = options.name is None, normalised(options.name or "")
     chosen = [c for c in candidates if every or named in (normalised(c.family), c.distribution)]
     missing = [] if chosen or every else [_missing(options.name, candidates, absent)]
-    reports = {c.distribution: _report(c, options.timeout) for c in chosen}
-    found = _safely(CORE, _core())
+    reports: dict[str, Report] = {}
+    for candidate in chosen:
+        unexamined = next((r for r in reports.values() if r.state == "unexamined"), None)
+        reports[candidate.distribution] = unexamined or _report(candidate, options.timeout)
+    found = _safely(CORE, _core()) + _safely(CORE, _of_process(reports.values()))
     for candidate in chosen:
         found += _safely(candidate.distribution, _plugin(candidate, reports))
     found += missing
@@ -135,6 +141,14 @@ def _core() -> Iterator[Found]:
         yield from _requirements(CORE)
 
 
+def _of_process(reports: Iterable[Report]) -> Iterator[Found]:
+    """What concerns every plugin: what all of them need does not load, a setting names nobody."""
+    if why := next((r.reason for r in reports if r.state == "unexamined"), ""):
+        yield CORE, Finding("nothing_loads", "error", f"can load no plugin, because {why}")
+    for (variable, _), text in host().unknown_names().items():
+        yield variable, Finding("unknown_name", "warning", text)
+
+
 def _requirements(distribution: str) -> Iterator[Found]:
     for requirement, version in metadata.unmet(distribution):
         if not requirement.startswith(CORE):  # core's own bounds are a state of the plugin
@@ -149,7 +163,7 @@ def _plugin(candidate: Candidate, reports: dict[str, Report]) -> Iterator[Found]
     if report.state == "disabled":
         yield subject, Finding("disabled", "info", report.reason)
         return
-    if report.state != "loaded":
+    if report.state not in ("loaded", "unexamined"):
         yield subject, Finding(report.state, "error", report.reason)
     for problem in report.problems:
         yield subject, Finding("exports" if "export" in problem else "account", "error", problem)

@@ -7,17 +7,20 @@ import system's own); their validated declarations are committed under it, in on
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..names import OFFICIAL
 from .errors import IncompatibleError, PluginError
 from .metadata import PLUGIN_GROUP, Candidate, package_of, scan
-from .records import PluginInfo, PluginRecord, PluginState, Settings
+from .records import PluginInfo, PluginRecord, PluginState, Settings, normalised
 
 if TYPE_CHECKING:
     import pluggy
@@ -28,6 +31,13 @@ if TYPE_CHECKING:
 
 # Another distribution may have written over the package: the doctor still has to run.
 __version__: str = getattr(sys.modules["braintrace"], "__version__", "0+unknown")
+
+#: Families of the official distributions, which are theirs whoever names one.
+OFFICIAL_FAMILIES = {
+    distribution.removeprefix("braintrace-"): distribution
+    for providers in OFFICIAL.values()
+    for distribution in providers.values()
+}
 
 _API_GROUP = f"{PLUGIN_GROUP}1"
 
@@ -55,6 +65,7 @@ class Host:
         self._primitives: dict[ETPPrimitiveSpec, ETPPrimitive] = {}
         self._managers: dict[str, pluggy.PluginManager] = {}
         self._here = threading.local()
+        self._told: set[tuple[str, str]] = set()
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Every distribution that declares plugin entry points; scans on first need."""
@@ -62,6 +73,7 @@ class Host:
             found = scan(__version__)
             self.trace(f"found {', '.join(c.distribution for c in found) or 'no plugin'}")
             self._scanned = found
+            self._warn_of_unknown_names()
         return self._scanned + self._in_process
 
     def records(self) -> tuple[PluginRecord, ...]:
@@ -72,20 +84,11 @@ class Host:
     def record(self, candidate: Candidate) -> PluginRecord:
         """What metadata and settings say of a plugin, then how loading it ended."""
         now = candidate.record
-        rivals = " and ".join(
-            other.title
-            for other in self.candidates()
-            if other.family == candidate.family
-            and other.distribution != candidate.distribution
-            and not self.why_disabled(other)
-        )
         reasons = {
             PluginState.DISABLED: self.why_disabled(candidate),
-            PluginState.CONFLICT: rivals
-            and (
-                f"is not used: {rivals} provides the family {candidate.family!r} too. Uninstall "
-                "one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
-            ),
+            PluginState.FAILED: candidate.unreadable
+            and f"has metadata that cannot be read ({candidate.unreadable}); install it again",
+            PluginState.CONFLICT: self._why_not_used(candidate),
             PluginState.INCOMPATIBLE: _why_incompatible(candidate),
         }
         for state, reason in reasons.items():
@@ -93,6 +96,53 @@ class Host:
                 return replace(now, state=state, reason=reason)
         known = self._outcomes.get(candidate.distribution, now)
         return replace(known, version=now.version, origin=now.origin, exports=now.exports)
+
+    def _why_not_used(self, candidate: Candidate) -> str:
+        """What is said of a family of which there are several; an official one is its owner's."""
+        family = normalised(candidate.family)
+        rivals = [
+            other
+            for other in self.candidates()
+            if normalised(other.family) == family
+            and other.distribution != candidate.distribution
+            and not self.why_disabled(other)
+        ]
+        owner = OFFICIAL_FAMILIES.get(family)
+        if not rivals or candidate.distribution == owner:
+            return ""
+        titles = " and ".join(other.title for other in rivals)
+        if owner in {other.distribution for other in rivals}:
+            return f"is not used: the family {family!r} is that of {owner!r}. Uninstall it"
+        return (
+            f"is not used: {titles} provides the family {candidate.family!r} too. Uninstall "
+            "one of them, or disable one with BRAINTRACE_DISABLE_PLUGINS"
+        )
+
+    def unknown_names(self) -> dict[tuple[str, str], str]:
+        """Names in the settings that no plugin has, by variable and name, and what is said."""
+        known = {n for c in self.candidates() for n in (normalised(c.family), c.distribution)}
+        known |= {"*", *OFFICIAL_FAMILIES, *OFFICIAL_FAMILIES.values()}
+        given = {
+            "BRAINTRACE_PLUGINS": self.settings.allow or frozenset(),
+            "BRAINTRACE_DISABLE_PLUGINS": self.settings.disable,
+        }
+        found = {}
+        for variable, listed in given.items():
+            for name in sorted(listed - known):
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                text = f"names {name!r}, but no plugin is called so{hint}"
+                found[variable, name] = text
+        return found
+
+    def _warn_of_unknown_names(self) -> None:
+        """Once for each name, as a misspelt one lets a plugin pass, or none."""
+        for key, text in self.unknown_names().items():
+            if key not in self._told:
+                self._told.add(key)
+                argument = "allow" if key[0] == "BRAINTRACE_PLUGINS" else "disable"
+                whose = f"{key[0]} or braintrace.plugins.configure({argument}=...)"
+                warnings.warn(f"{whose} {text}", UserWarning, stacklevel=3)
 
     def why_disabled(self, candidate: Candidate) -> str | None:
         """Why a plugin may not be used, ``None`` when it may."""
@@ -159,6 +209,8 @@ class Host:
             raise
         except BaseException as error:
             state, reason = PluginState.FAILED, f"failed to load ({brief(error)})"
+            if why := why_nothing_loads():
+                reason = f"cannot be loaded, because {why}"
             if isinstance(error, IncompatibleError):
                 state, reason = PluginState.INCOMPATIBLE, _why_incompatible(candidate, str(error))
             ended = {"state": state, "reason": reason, "exception": error}
@@ -272,6 +324,8 @@ class Host:
         with self._lock:
             self.settings = replace(self.settings, **changes)
             self._primitives = {}
+        if self._scanned is not None:  # else when it is
+            self._warn_of_unknown_names()
 
     def refresh(self) -> tuple[PluginRecord, ...]:
         """Read the metadata again and give plugins that did not load another chance."""
@@ -318,6 +372,18 @@ def _problems(candidate: Candidate, info: PluginInfo) -> tuple[str, ...]:
         for what, said, known in pairs
         if said and said != known
     )
+
+
+def why_nothing_loads() -> str:
+    """Why no plugin can be loaded, whichever it is: what all of them need cannot be imported."""
+    try:
+        importlib.import_module("brainstate")
+    except Exception as error:
+        why = f"brainstate itself cannot be imported ({brief(error)})"
+        if "brainevent" in str(error):  # which it imports, and which keeps a cache at home
+            why += ". Set BRAINEVENT_CACHE_DIR to a folder that can be written to"
+        return why
+    return ""
 
 
 def brief(exception: BaseException) -> str:

@@ -16,14 +16,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from ..names import DISTRIBUTED
 from .records import PluginRecord, PluginState, normalised
 
 PUBLIC_PREFIX = {"ops": "braintrace.", "nn": "braintrace.nn."}
 PLUGIN_GROUP = "braintrace.plugins.v"
 EXPORT_GROUPS = {"braintrace.ops": "ops", "braintrace.nn": "nn"}
 CORE = "braintrace-core"
+_NO_PLUGINS = tuple(distribution for distribution, _ in DISTRIBUTED.values())
 
 _library: Any = metadata
 
@@ -41,7 +44,8 @@ class Candidate:
 
     ``exports`` maps (kind, name) to the entry point of the exported object, with ``kind`` one of
     ``"ops"`` and ``"nn"``. ``needs_core`` are the bounds that its metadata puts on core, and
-    ``core_admitted`` says whether this core is within them.
+    ``core_admitted`` says whether this core is within them. ``unreadable`` says why nothing else is
+    known of it than its name.
     """
 
     distribution: str
@@ -51,10 +55,13 @@ class Candidate:
     exports: dict[tuple[str, str], metadata.EntryPoint] = field(default_factory=dict)
     needs_core: str = ""
     core_admitted: bool = True
+    unreadable: str = ""
 
     @property
     def family(self) -> str:
         """Name of the family: that of its plugin object, else of the distribution."""
+        if self.unreadable:
+            return self.distribution.removeprefix("braintrace-")
         return self.plugins[0].name if self.plugins else self.distribution
 
     @property
@@ -81,23 +88,48 @@ def package_of(entry: metadata.EntryPoint) -> str:
 
 
 def scan(core_version: str) -> tuple[Candidate, ...]:
-    """Read the metadata of every distribution, once; the broken ones are passed over."""
+    """Read the metadata of every distribution, once; one that is broken hides nobody else."""
     found: dict[str, Candidate] = {}
+    broken: dict[str, Candidate] = {}
     for dist in _library.distributions():
-        with contextlib.suppress(Exception):
-            exported, plugins = [], []
-            for entry in dist.entry_points:
-                if entry.group in EXPORT_GROUPS:
-                    exported.append(entry)
-                elif entry.group.startswith(PLUGIN_GROUP):
-                    plugins.append(entry)
-            # The first on sys.path is the one that gets imported.
-            if (exported or plugins) and (name := normalised(dist.metadata.get("Name") or "")):
-                exports = {(EXPORT_GROUPS[entry.group], entry.name): entry for entry in exported}
-                bounds = _bounds_on_core(dist.requires or [], core_version)
-                who = name, dist.version, _origin(dist)
-                found.setdefault(name, Candidate(*who, tuple(plugins), exports, *bounds))
-    return tuple(sorted(found.values(), key=lambda c: c.distribution))
+        try:
+            candidate, of = _read(dist, core_version), found
+        except Exception as error:
+            candidate, of = _unreadable(dist, error), broken
+        if candidate is not None:  # the first on sys.path is the one that gets imported
+            of.setdefault(candidate.distribution, candidate)
+    return tuple(sorted({**broken, **found}.values(), key=lambda c: c.distribution))
+
+
+def _read(dist: Any, core_version: str) -> Candidate | None:
+    """A distribution with entry points of ours."""
+    exported, plugins = [], []
+    for entry in dist.entry_points:
+        if entry.group in EXPORT_GROUPS:
+            exported.append(entry)
+        elif entry.group.startswith(PLUGIN_GROUP):
+            plugins.append(entry)
+    if not exported and not plugins:
+        return None
+    if not (name := normalised(dist.metadata.get("Name") or "")):
+        raise ValueError("METADATA has no name")
+    exports = {(EXPORT_GROUPS[entry.group], entry.name): entry for entry in exported}
+    bounds = _bounds_on_core(dist.requires or [], core_version)
+    return Candidate(name, dist.version, _origin(dist), tuple(plugins), exports, *bounds)
+
+
+def _unreadable(dist: Any, error: Exception) -> Candidate | None:
+    """One that cannot be read, where its name or the text of its entry points says it is ours."""
+    folder = Path(str(getattr(dist, "_path", "")))
+    name = normalised(folder.name.partition("-")[0])
+    declared = b""
+    with contextlib.suppress(OSError):
+        declared = (folder / "entry_points.txt").read_bytes()
+    own = name.startswith("braintrace-") and name not in (CORE, *_NO_PLUGINS)
+    if not own and b"[braintrace." not in declared:
+        return None
+    why = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
+    return Candidate(name, "", str(folder.parent), unreadable=why)
 
 
 _NAME = re.compile(r"\s*[\w.-]+")

@@ -21,13 +21,17 @@ from typing import Any
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
 _PROGRAM += "from braintrace.plugins import probe; probe.main(*sys.argv[2:])"
 
+_READY = ".ready"  # a file beside the answer, once what all plugins need is imported
+
 
 @dataclass(frozen=True)
 class Report:
     """How loading a plugin in its own process went.
 
-    ``state`` is that of its record, or ``"hang"`` or ``"crash"``; ``reason`` continues
-    "``<distribution>``, which ...". ``findings`` are those of its own ``braintrace_doctor``.
+    ``state`` is that of its record, or ``"hang"`` or ``"crash"``, or ``"unexamined"`` where what
+    all plugins need does not load; ``reason`` continues "``<distribution>``, which ...", and in the
+    latter case "no plugin can be loaded, because ...". ``findings`` are those of its own
+    ``braintrace_doctor``.
     """
 
     state: str
@@ -45,10 +49,12 @@ def probe(distribution: str, timeout: float) -> Report:
     """
     with tempfile.TemporaryDirectory() as name:
         answer, log = Path(name, "answer.json"), Path(name, "log.txt")
+        ready = Path(f"{answer}{_READY}")
         arguments = [json.dumps(sys.path), distribution, str(answer), str(0.8 * timeout)]
         with log.open("wb") as stream:
             status = _run([sys.executable, "-P", "-c", _PROGRAM, *arguments], stream, timeout)
         data = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
+        begun = ready.is_file()
         stack = re.findall(  # as faulthandler writes it, innermost line first
             r'most recent call first\):\n  File "(.+)", line (\d+)',
             log.read_text(encoding="utf-8", errors="replace"),
@@ -57,6 +63,9 @@ def probe(distribution: str, timeout: float) -> Report:
     ending = f"ends the interpreter (exit status {status})"
     if status is not None and status < 0:
         ending = f"crashes the interpreter ({signal.Signals(-status).name})"
+    if data is None and not begun:
+        what = f"importing brainstate takes more than {timeout:g} s" if status is None else ""
+        return Report("unexamined", f"{what or f'importing brainstate {ending}'}{place}")
     if data is None and status is None:
         return Report("hang", f"does not finish loading within {timeout:g} s{place}")
     if data is None:
@@ -89,9 +98,14 @@ def main(distribution: str, answer: str, seconds: str) -> None:
     """In a process of its own: load a plugin and write its report as JSON."""
     import faulthandler
 
+    from .host import why_nothing_loads
+
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(seconds))
-    report = _load(distribution)
+    report = Report("unexamined", why_nothing_loads())
+    if not report.reason:
+        Path(f"{answer}{_READY}").touch()
+        report = _load(distribution)
     faulthandler.cancel_dump_traceback_later()
     Path(f"{answer}.part").write_text(json.dumps(asdict(report)), encoding="utf-8")
     os.replace(f"{answer}.part", answer)

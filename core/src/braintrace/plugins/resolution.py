@@ -36,7 +36,14 @@ def resolve(host: Host, kind: str, name: str) -> Any:
     public = PUBLIC_PREFIX[kind] + name
     found = _providers(host, kind, name)
     if not found:
-        raise not_installed(public, OFFICIAL[kind][name])
+        official = OFFICIAL[kind][name]
+        for candidate in host.candidates():
+            if candidate.distribution == official:
+                host.load(candidate, public)  # says so when it cannot be used
+                text = f"{public} is no name of {candidate.title}"
+                text = f"{text}. Run: pip install --upgrade {official}"
+                raise PluginError(text, official)
+        raise not_installed(public, official)
     enabled = enabled_providers(host, kind, name)
     if len(enabled) > 1:
         titles = " and ".join(candidate.title for candidate in enabled)
