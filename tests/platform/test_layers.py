@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 616,
+    "base": 633,
     "ops": 1521,
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1724,
-    "compiler": 5198,
+    "compiler": 5300,
     "executor": 1119,
     "files": 854,
     "cli": 729,
     "algorithms": 1942,
     "drivers": 1659,
-    "learners": 2338,
+    "learners": 2483,
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_674, 6_863
-WHOLE_CORE = 21_184
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_793, 6_935
+WHOLE_CORE = 21_448
 
 
 def module_of(file: Path) -> str:

@@ -5,9 +5,35 @@ from __future__ import annotations
 
 import pytest
 
-from braintrace.base.errors import CompilationError, NotSupportedError, refuse_unused
+from braintrace.base.errors import (
+    CompilationError,
+    MissingSettingError,
+    NotSupportedError,
+    behind,
+    refuse_unused,
+)
 
 INSTEAD = {"old_hook": "write new_hook", "older": "leave it out"}
+
+
+class ContainerError(Exception):
+    """One that a container of ``brainstate`` raises around that of a layer."""
+
+    __module__ = "brainstate.somewhere"
+
+
+def test_the_error_behind_those_of_containers() -> None:
+    cause, other = ValueError("of the model"), RuntimeError("around it")
+    outer, middle = ContainerError(), ContainerError()
+    outer.__cause__, middle.__cause__, other.__cause__ = middle, cause, cause
+    assert behind(outer) is behind(cause) is cause
+    assert behind(other) is other
+    alone = ContainerError()
+    assert behind(alone) is alone
+
+
+def test_a_missing_setting_is_told_without_quotes() -> None:
+    assert str(MissingSettingError("no 'fit'")) == "no 'fit'"
 
 
 def test_what_is_not_supported_cannot_be_compiled() -> None:

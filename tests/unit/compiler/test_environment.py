@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 import saiunit as u
 
+from braintrace.base.errors import MissingSettingError
 from braintrace.compiler.environment import (
     UNSET,
     changed_setting,
@@ -47,6 +48,26 @@ def test_recording_ends_with_an_error() -> None:
     with pytest.raises(KeyError, match="x"), recorded_settings():
         raise KeyError("x")
     assert brainstate.environ.get is before
+
+
+def test_a_setting_that_is_missing_is_told_unless_there_is_another_way() -> None:
+    def with_another_way() -> int:
+        try:
+            return brainstate.environ.get("gain")
+        except KeyError:
+            return 7
+
+    with recorded_settings() as found:
+        assert with_another_way() == 7
+        for read, text in (
+            (lambda: brainstate.environ.get("fit"), r"^'fit' is read .*\.set\(fit=True\) trains"),
+            (brainstate.environ.get_dt, r"^'dt' is read .*environ\.set\(dt=\.\.\.\)"),
+            (lambda: brainstate.environ.get("t"), r"context\(t=\.\.\.\) around compiling, and"),
+            (lambda: brainstate.environ.get("gain"), r"environ\.set\(gain=\.\.\.\) sets it$"),
+        ):
+            with pytest.raises(MissingSettingError, match=text):
+                read()
+    assert found["gain"] is UNSET
 
 
 def test_the_first_setting_that_changed_is_named() -> None:

@@ -86,6 +86,28 @@ def test_a_seed_may_be_a_key() -> None:
     assert jnp.array_equal(drawn(jax.random.PRNGKey(3)), drawn(3))
 
 
+def test_inputs_by_name_are_no_options() -> None:
+    """A name that is both is the option; one that is neither is told."""
+
+    class Frozen(zoo.Leaky):
+        def update(self, x: Any, frozen: Any = 1.0, gain: Any = 1.0) -> Any:
+            return frozen * gain * super().update(x)
+
+    learner = bt.compile(Frozen(), "d_rtrl", X, gain=2.0, frozen=(), batch_size=2)
+    assert learner.graph.module_info.num_args == 2
+    assert jnp.allclose(learner(X, gain=3.0), 3.0 * jnp.tanh(learner.model.h.value))
+    with pytest.raises(TypeError, match="unknown option 'gian'"):
+        bt.compile(Frozen(), "d_rtrl", X, gian=2.0, batch_size=2)
+    with pytest.raises(TypeError, match="multiple values for argument 'x'"):
+        bt.compile(Frozen(), "d_rtrl", X, x=X, batch_size=2)
+
+
+def test_a_sequence_of_examples_in_a_wrapper_counts_by_its_step() -> None:
+    steps = bt.MultiStepData(jnp.stack([X] * 5))
+    learner = bt.compile(zoo.Leaky(), "d_rtrl", steps, vmap=True)
+    assert learner(X).shape == (2, zoo.HIDDEN)
+
+
 @pytest.mark.parametrize("name", ["d_rtrl", "D-RTRL", "D_RTRL"])
 def test_names_are_read_as_people_write_them(name: str) -> None:
     assert type(compiled(name)) is bt.D_RTRL

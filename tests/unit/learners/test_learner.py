@@ -11,10 +11,12 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import braintrace as bt
 from braintrace.algorithms import ParamDimRule
+from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.learners.bench import (
     _BENCH,
@@ -303,9 +305,76 @@ def test_an_argument_that_is_no_array(bench: Bench, arg: Any) -> None:
         bench.learner(arg)
 
 
-def test_a_learner_takes_no_keywords(bench: Bench) -> None:
-    with refused(bench, TypeError, "unexpected keyword argument 'x'"):
-        bench.learner(x=bench.xs[0])
+def test_a_name_that_the_model_does_not_take(bench: Bench) -> None:
+    with refused(bench, TypeError, "unexpected keyword argument 'gain'"):
+        bench.learner(bench.xs[0], gain=1.0)
+
+
+class Named(zoo.Leaky):
+    """Takes what is behind its input by name."""
+
+    def update(self, x: Any, gain: Any = 1.0, *, shift: Any = 0.0) -> Any:
+        return gain * super().update(x) + shift
+
+
+@pytest.mark.parametrize("how", ["d_rtrl", "eprop", "three_factor", "windows", "vmap"])
+def test_arguments_by_name_are_those_by_place(how: str) -> None:
+    """When compiling, in calls and their gradients, in every driver, after a reset."""
+    x, gain, shift = jnp.ones((BATCH, IN)), jnp.full(BATCH, 2.0), jnp.full(BATCH, 3.0)
+    wide = {"gain": gain[:, None], "shift": shift[:, None]} if how != "vmap" else None
+    named = {"gain": gain, "shift": shift} if wide is None else wide
+    options: dict[str, Any] = {
+        "windows": {"vjp_method": "multi-step"},
+        "vmap": {"vmap": True},
+        "three_factor": {"modulator": 1.0},
+    }.get(how, {})
+    algorithm = "d_rtrl" if how in ("windows", "vmap") else how
+    size = {} if how == "vmap" else {"batch_size": BATCH}
+
+    def compiled(model: Any, *args: Any, **by_name: Any) -> Any:
+        brainstate.random.seed(0)
+        return bt.compile(model(), algorithm, *args, **by_name, **size, **options)
+
+    by_name = compiled(Named, x=x, **named)
+    mixed = compiled(Named, x, named["gain"], shift=named["shift"])
+
+    class Fixed(Named):
+        def update(self, x: Any) -> Any:  # type: ignore[override]
+            return super().update(x, 2.0, shift=3.0)
+
+    by_place = compiled(Fixed, x)
+    again = {"modulator": 0.5} if how == "three_factor" else {}
+    calls = {
+        by_name: lambda x: by_name(shift=named["shift"], x=x, gain=named["gain"], **again),
+        mixed: lambda x: mixed(x, shift=named["shift"], gain=named["gain"], **again),
+        by_place: lambda x: by_place(x, **again),
+    }
+    xs = jnp.cos(jnp.arange(3 * BATCH * IN, dtype=float)).reshape(3, BATCH, IN)
+
+    def numbers(learner: Any) -> Any:
+        call = calls[learner]
+        loss = lambda x: (call(x) ** 2).sum()  # noqa: E731
+        found = [learner.etrace_evolve(xs, step_fn=call, return_outputs=True)]
+        grad = brainstate.transform.grad(lambda: loss(xs[0]), learner.param_states)
+        found += [grad(), learner.etrace_grad(xs, step_fn=loss, return_value=True)]
+        found += [learner.etrace_update(xs, step_fn=loss, optimizer=optax.sgd(0.01))]
+        if how == "windows":
+            steps = {name: bt.MultiStepData(jnp.stack([v] * 3)) for name, v in named.items()}
+            steps = {} if learner is by_place else steps
+            found += [learner(x=bt.MultiStepData(xs), **steps)]
+        return found
+
+    reference = numbers(by_place)
+    for learner in (by_name, mixed):
+        assert_tree_close(numbers(learner), reference)
+    with pytest.raises(ValueError, match=r"argument\[2\]\['shift'\] has shape"):
+        by_name(x, named["gain"], shift=jnp.ones((BATCH, 7)))
+    with pytest.raises(ValueError, match="a default is given in both or in neither"):
+        mixed(x)
+    if how == "d_rtrl":
+        by_name.reset_state(5, model_states=True)
+        wider = {name: jnp.full((5, 1), value) for name, value in (("gain", 2.0), ("shift", 3.0))}
+        assert by_name(x=jnp.ones((5, IN)), **wider).shape == (5, HIDDEN)
 
 
 @contextmanager

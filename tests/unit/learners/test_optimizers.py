@@ -42,6 +42,65 @@ def test_an_optimizer_with_an_update_method_of_its_own(data: Any) -> None:
     assert_tree_close(weights_of(a), weights_of(b))
 
 
+def test_an_object_that_is_a_transformation(data: Any, tmp_path: Any) -> None:
+    """``optax.MultiSteps``: updates follow the mean of three gradients."""
+    multi = optax.MultiSteps(optax.sgd(0.1), 3)
+    assert is_transformation(multi) and not is_transformation(optax.MultiSteps)
+    a, b, c = made(), made(), made()
+    losses = a.etrace_update(*data, step_fn=summed(a), optimizer=multi, update_every=1)
+    assert losses.shape == (T,) and a.optimizer(multi).moments.value.mini_step == T % 3
+    same = multi.gradient_transformation()
+    b.etrace_update(*data, step_fn=summed(b), optimizer=same)
+    assert_tree_close(weights_of(a), weights_of(b))
+    for start in (0, 3):  # of T = 7 steps, the last one waits for two more
+        part = [v[start : start + 3] for v in data]
+        grads = c.etrace_grad(*part, step_fn=summed(c), block_size=1)
+        for path, state in c.param_states.items():
+            state.value = jax.tree.map(lambda w, g: w - 0.1 * g, state.value, grads[path])
+    assert_tree_close(weights_of(a), weights_of(c), 1e-6)
+    a.save(tmp_path / "file.npz", multi)
+    other = made()
+    other.optimizer(multi)
+    other.restore(tmp_path / "file.npz", multi)
+    for learner in (a, other):
+        learner.etrace_update(*data, step_fn=summed(learner), optimizer=multi)
+    assert_tree_close(weights_of(a), weights_of(other))
+
+
+def test_an_object_with_the_methods_of_a_transformation(data: Any) -> None:
+    class Descent:
+        def init(self, weights: Any) -> Any:
+            return ()
+
+        def update(self, grads: Any, state: Any, weights: Any = None) -> Any:
+            return jax.tree.map(lambda g: -0.05 * g, grads), state
+
+    class Holding(Descent):
+        def update(self, grads: Any, value: Any = None) -> None: ...  # type: ignore[override]
+
+    assert is_transformation(Descent()) and not is_transformation(Holding())
+    a, b = made(), made()
+    a.etrace_update(*data, step_fn=summed(a), optimizer=Descent())
+    b.etrace_update(*data, step_fn=summed(b), optimizer=optax.sgd(0.05))
+    assert_tree_close(weights_of(a), weights_of(b))
+
+
+@pytest.mark.parametrize(
+    ("transformation", "text"),
+    [
+        (optax.polyak_sgd(), "missing 1 required keyword-only argument: 'value'"),
+        (optax.lbfgs(), "'value', 'grad', and 'value_fn'"),
+        (optax.lookahead(optax.sgd(0.1), 2, 0.5), "no attribute 'fast'"),
+    ],
+)
+def test_transformations_that_need_more(transformation: Any, text: str, data: Any) -> None:
+    learner = made()
+    with pytest.raises(TypeError, match=f"{text}.*take gradients with etrace_grad"):
+        learner.etrace_update(*data, step_fn=summed(learner), optimizer=transformation)
+    with pytest.raises(TypeError, match=r"expected an optax\.GradientTransformation, got 3"):
+        learner.optimizer(3)
+
+
 def test_the_state_of_the_optimizer_goes_on(data: Any) -> None:
     adam = optax.adam(1e-2)
     a, b = made(), made()

@@ -35,12 +35,29 @@ class NotCompiledError(CompilationError, ValueError, RuntimeError):
     """A learner or an executor is used before ``compile_graph``."""
 
 
+class MissingSettingError(CompilationError, KeyError):
+    """A model reads something from ``brainstate.environ`` that is not set."""
+
+    __str__ = Exception.__str__  # that of a KeyError is in quotes
+
+
+class ExampleInputError(CompilationError, ValueError, TypeError):
+    """A model cannot be run for the example inputs, and could be for others."""
+
+
 class NoTraceError(KeyError, ValueError):
     """A parameter has no trace."""
 
 
 class NoModulatorError(ValueError, RuntimeError):
     """A rule that needs a modulator is given none."""
+
+
+def behind(error: Exception) -> Exception:
+    """The error behind those that containers of ``brainstate``, such as ``Sequential``, raise."""
+    while type(error).__module__.startswith("brainstate.") and error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    return error
 
 
 def refuse_unused(cls: type, instead: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
+from ..base.errors import MissingSettingError
 
 #: What ``brainstate.environ`` says of the running step, an input of the step and not a constant,
 #: with what gives its dtype: a time may come as an integer.
@@ -27,6 +28,15 @@ MOVING = {"i": brainstate.environ.ditype, "t": brainstate.environ.dftype}
 
 #: Settings that decide about dtypes and devices, which states and arguments have already.
 ELSEWHERE = ("precision", "platform", "host_device_count")
+
+
+#: How settings that models of ``brainstate`` read are given, where a model finds none.
+GIVEN = {
+    "fit": "brainstate.environ.set(fit=True) trains (a dropout drops, say), fit=False evaluates",
+    "dt": "brainstate.environ.set(dt=...) is the length of a step",
+    "t": "with brainstate.environ.context(t=...) around compiling, and around the call in step_fn",
+    "i": "with brainstate.environ.context(i=...) around compiling, and around the call in step_fn",
+}
 
 
 class Unset:
@@ -45,7 +55,8 @@ def recorded_settings(given: Mapping[str, Any] | None = None) -> Iterator[dict[s
     """Which settings are read inside, with the values that they have, or ``UNSET``.
 
     What the model puts into the environment itself for a part of its step, such as a time among its
-    inputs, is no setting from outside; what the tracer puts there, ``given``, is one.
+    inputs, is no setting from outside; what the tracer puts there, ``given``, is one. One that is
+    not there is a ``MissingSettingError`` unless the model has a default for it.
     """
     found: dict[str, Any] = {}
     with _RECORDING:
@@ -56,7 +67,13 @@ def recorded_settings(given: Mapping[str, Any] | None = None) -> Iterator[dict[s
                 value = original(key, UNSET)
                 if value is outside.get(key, UNSET) or value is (given or {}).get(key, UNSET):
                     found.setdefault(key, value)
-            return original(key, *args, **kwargs)
+            try:
+                return original(key, *args, **kwargs)
+            except KeyError:
+                remedy = GIVEN.get(key, f"brainstate.environ.set({key}=...) sets it")
+                raise MissingSettingError(
+                    f"{key!r} is read from brainstate.environ, where it is not set: {remedy}"
+                ) from None
 
         brainstate.environ.get = get
         try:

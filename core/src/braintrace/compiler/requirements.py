@@ -29,7 +29,7 @@ def checked_args(
             f"the arguments have {change}, for which the learner was compiled"
             if change
             else f"the arguments have structure {treedef}, but the learner was compiled for "
-            f"{info.arg_treedef}"
+            f"{info.arg_treedef}; one with a default is given in both or in neither"
         )
     checked = []
     places = jax.tree_util.tree_leaves_with_path(args)
@@ -85,8 +85,8 @@ def check_same_states(model: Any, info: ModuleInfo) -> None:
             )
     if changed := changed_setting(info.settings):
         raise CompilationError(
-            f"the model reads {changed}; call compile_graph again, or call the model itself to "
-            "evaluate it"
+            f"the model reads {changed}; set it as it was, call compile_graph again, or call the "
+            "model itself to evaluate it"
         )
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -11,15 +10,18 @@ from typing import Any
 import brainstate
 
 from ..algorithms.config import ETraceConfig
-from ..compiler.batch_states import examples_in, init_batched_states
+from ..compiler.keywords import in_order, names_of, signature_of
+from ..drivers.call_arguments import one_step_of
+from ..executor.graph_executor import compile_options
 from ..plugins import services
 from ..plugins.hooks import hookimpl
 from ..plugins.host import __version__
 from ..plugins.process import host
 from ..plugins.records import HostInfo, PluginInfo
+from .example_inputs import explained, initialise
 from .learner import ETraceAlgorithm
 from .named import D_RTRL, RTRL, UORO, OSTLFeedforward, OSTLRecurrent, SnAp, pp_prop
-from .options import options_of
+from .options import OBSOLETE, options_of
 from .signals import DNI, EProp, ThreeFactor
 from .vjp import ETraceVjpAlgorithm
 
@@ -44,7 +46,7 @@ def compile(
         A learner class; its name, such as ``'d_rtrl'``, ``'pp_prop'``, ``'eprop'``, ``'uoro'``, or
         one of an installed plugin; or a learning rule as an :class:`ETraceConfig`.
     *example_inputs
-        Arguments of one step.
+        Arguments of one step. Those that are given by name are among ``**options``.
     batch_size
         Passed on to ``brainstate.nn.init_all_states``. With ``vmap``, the number of examples;
         default: the leading axis of the example inputs.
@@ -60,7 +62,8 @@ def compile(
     verbose
         0: print nothing; 1 or 2: print :attr:`ETraceAlgorithm.report`.
     **options
-        Passed on to the learner, such as ``decay_or_rank`` of :class:`pp_prop`.
+        Passed on to the learner, such as ``decay_or_rank`` of :class:`pp_prop`. Names that are
+        none of its options, but arguments of the model's step, are example inputs.
 
     Raises
     ------
@@ -101,24 +104,37 @@ def compile(
             f"{algorithm.__name__} needs the option {missing[0]!r}: pass {missing[0]}=... to "
             f"compile; help({algorithm.__name__}) says which values it takes"
         )
+    named = {name: options.pop(name) for name in _arguments(model, algorithm) if name in options}
     learner = algorithm(model, **options, **({"vmap": True} if vmap else {}))
-    if not example_inputs:
+    inputs = in_order(model, example_inputs, named) if named else example_inputs
+    if not inputs:
         _check_takes_nothing(model)
-    with nullcontext() if seed is None else brainstate.random.seed_context(seed):
-        if vmap:
-            init_batched_states(model, examples_in(example_inputs, batch_size))
-        else:
-            brainstate.nn.init_all_states(model, batch_size=batch_size)
-    learner.compile_graph(*example_inputs)
+    step = one_step_of(inputs)
+    try:
+        with nullcontext() if seed is None else brainstate.random.seed_context(seed):
+            initialise(model, step, batch_size, vmap)
+        learner.compile_graph(*inputs)
+    except Exception as error:
+        better = explained(error, model, step, batch_size, vmap)
+        if better is error:
+            raise
+        raise better from error
     if verbose:
         print(learner.report)
     return learner
 
 
+def _arguments(model: Any, algorithm: type[ETraceAlgorithm]) -> frozenset[str]:
+    """Names of arguments of the model's step that are no options of a learner."""
+    if not isinstance(model, brainstate.nn.Module):
+        return frozenset()  # which the learner refuses
+    return names_of(model) - {*options_of(algorithm), *compile_options(), *OBSOLETE}
+
+
 def _check_takes_nothing(model: brainstate.nn.Module) -> None:
     """Raise ``ValueError`` for a model whose steps have arguments."""
     with suppress(TypeError):
-        inspect.signature(model.update).bind()
+        signature_of(model).bind()
         return
     raise ValueError(
         "compile() needs at least one example input: those of a step, as in "

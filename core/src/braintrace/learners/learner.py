@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from ..base.types import Path, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
+from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states
 from ..drivers.call_arguments import one_step_of
@@ -62,7 +64,7 @@ def arguments_of_model(learner: Any, args: tuple[Any, ...]) -> Any:
 class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     """Base of the learners: a model with eligibility traces.
 
-    A learner is called like the model it wraps. Differentiating a loss of its result with
+    A learner is called like the model it wraps, by keyword too. Differentiating a loss of its result with
     ``brainstate.transform.grad`` with respect to ``learner.param_states`` gives online gradients;
     :meth:`etrace_grad` gives those of a whole sequence, much faster. What runs a sequence is
     compiled once, works under ``jit`` and ``vmap`` too, and takes memory that does not grow with
@@ -147,12 +149,12 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
 
     # --- compiling ---------------------------------------------------------------------------
 
-    def compile_graph(self, *args: Any) -> None:
-        """Compile the model for arguments like ``args`` and start with traces of zeros.
+    def compile_graph(self, *args: Any, **named: Any) -> None:
+        """Compile the model for arguments like these and start with traces of zeros.
 
         Parameters
         ----------
-        *args
+        *args, **named
             Example arguments of a call; only shapes and dtypes matter. Those in a
             :class:`braintrace.MultiStepData` hold several steps, of which one is looked at.
 
@@ -161,7 +163,10 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         CompilationError, NotSupportedError
             See :func:`braintrace.compile_etrace_graph`; when nothing has a trace and
             ``require_trace`` is true.
+        TypeError
+            For arguments by name that the model does not take.
         """
+        args = in_order(self.model, args, named) if named else args
         executor = self._executor.for_model(self.model, compiled=False)
         executor.compile_graph(*one_step_of(args))
         self.filters = ()
@@ -376,7 +381,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         """Set the traces to zero, whatever the arguments: :meth:`reset_state` in version 0.2."""
         self.reset_state()
 
-    def update(self, *args: Any, **given: Any) -> Any:
+    def update(self, *args: Any, **named: Any) -> Any:
         """Run the model and the traces for one step, or for those of a window.
 
         Parameters
@@ -384,9 +389,10 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         *args
             Arguments like those the learner was compiled for. Arguments in a
             :class:`braintrace.MultiStepData` [k, ...] are those of ``k`` steps.
-        **given
-            What the learner takes besides, if anything: ``error`` of :class:`braintrace.EProp`,
-            ``modulator`` of :class:`braintrace.ThreeFactor`.
+        **named
+            Those of the model's arguments that are given by name, and what the learner takes
+            besides, if anything: ``error`` of :class:`braintrace.EProp`, ``modulator`` of
+            :class:`braintrace.ThreeFactor`.
 
         Returns
         -------
@@ -398,11 +404,18 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         ------
         CompilationError
             Before :meth:`compile_graph`, or when the model's states were made anew since.
+        TypeError
+            For an argument by name that neither the model nor the learner takes.
         ValueError
             When an argument or a state has another shape, dtype or structure than the compiled one.
         NotSupportedError
             When the gradient is differentiated once more.
         """
+        if not named:
+            return self.call_takes(self, args)
+        own = [*inspect.signature(self.call_takes).parameters][2:]  # behind learner and args
+        given = {name: named.pop(name) for name in own if name in named}
+        args = in_order(self.model, args, named) if named else args
         return self.call_takes(self, args, **given)
 
     def run_call(self, args: tuple[Any, ...], given: Any = None) -> Any:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,8 @@ class OptaxOptimizer(brainstate.nn.Module):
     Parameters
     ----------
     transformation
-        An ``optax.GradientTransformation``: anything with ``init`` and ``update``.
+        An ``optax.GradientTransformation``, or an object with its ``init`` and ``update``, such as
+        ``optax.MultiSteps``.
     weights
         Parameter states by any key.
     frozen
@@ -70,16 +73,35 @@ class OptaxOptimizer(brainstate.nn.Module):
         """Change the weights by gradients with their keys."""
         values = self._values()
         grads = {key: grad for key, grad in grads.items() if key not in self.frozen}
-        changes, self.moments.value = self.transformation.update(grads, self.moments.value, values)
+        try:
+            found = self.transformation.update(grads, self.moments.value, values)
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                f"the optax transformation cannot be run with gradients, its state and the weights "
+                f"alone: {error}. If it needs something else, such as values of the loss, take "
+                "gradients with etrace_grad and apply it yourself"
+            ) from error
+        changes, self.moments.value = found
         new = jax.tree.map(lambda w, change: (w + change).astype(w.dtype), values, changes)
         for key, state in self.weights.items():
             state.value = new[key]
 
 
 def is_transformation(optimizer: Any) -> bool:
-    """Whether this is an ``optax.GradientTransformation``: a pair of functions, without a state."""
-    pair = isinstance(optimizer, tuple)
-    return pair and hasattr(optimizer, "init") and hasattr(optimizer, "update")
+    """Whether this is an ``optax.GradientTransformation``, or an object with its two methods.
+
+    These are ``init(weights)`` and ``update(gradients, state, ...)``, as ``optax.MultiSteps`` has;
+    an optimizer that holds its weights needs gradients alone.
+    """
+    init, update = (getattr(optimizer, name, None) for name in ("init", "update"))
+    if isinstance(optimizer, type) or not (callable(init) and callable(update)):
+        return False
+    if isinstance(optimizer, tuple):
+        return True
+    with suppress(TypeError, ValueError):
+        inspect.signature(update).bind(None)
+        return False
+    return True
 
 
 def optimizer(
@@ -93,10 +115,20 @@ def optimizer(
     Parameters
     ----------
     transformation
-        An ``optax.GradientTransformation``.
+        An ``optax.GradientTransformation``, or an object with its ``init`` and ``update``, such as
+        ``optax.MultiSteps``.
     weights
         The weights, by any key; default: all of the learner. Frozen ones stay as they are.
+
+    Raises
+    ------
+    TypeError
+        For something else, and for weights that are no parameter states.
+    ValueError
+        When it is made inside of ``jit`` or another transformation.
     """
+    if not (callable(getattr(transformation, "init", None)) and hasattr(transformation, "update")):
+        raise TypeError(f"expected an optax.GradientTransformation, got {transformation!r:.80}")
     chosen, held = trained_and_frozen(self, weights)
     for known in self._optimizers:
         if known.fits(transformation, chosen):

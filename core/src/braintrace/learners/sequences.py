@@ -187,8 +187,8 @@ def etrace_update(
     *sequences, step_fn, mask, weights, has_aux, chunk_size, block_size, check, progress
         See :meth:`etrace_grad`.
     optimizer
-        An ``optax.GradientTransformation``, whose state the learner keeps (see
-        :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
+        An ``optax.GradientTransformation`` or ``optax.MultiSteps``, whose state the learner keeps
+        (see :meth:`optimizer`), or an object with a method ``update(grads)`` that holds the weights
         itself, such as an optimizer of ``braintools`` with registered weights. Gradients come
         with the keys of ``weights``. Whatever it does, frozen parameters stay as they are.
     update_every

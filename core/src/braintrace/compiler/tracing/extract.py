@@ -15,7 +15,7 @@ import jax
 
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
-from ...base.errors import CompilationError, NotSupportedError
+from ...base.errors import CompilationError, NotSupportedError, behind
 from ...base.types import Path, State, restore_values, show_path, unit_change
 from ...jaxprs.run import flatten, nested
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
@@ -24,6 +24,7 @@ from ..control.reverse import with_reverse_mode
 from ..control.rewrite import ControlFlowPolicy, Rewriting
 from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, OPAQUE, WEIGHT_INSIDE
+from ..keywords import run_with
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
 
 
@@ -104,7 +105,7 @@ def _trace(
     def step(*inputs: Any, **moving: Any) -> Any:
         here.update(moving)
         with brainstate.environ.context(**moving):
-            return model(*inputs)
+            return run_with(model, inputs)
 
     moving = moving_values()
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
@@ -163,12 +164,15 @@ def _run(
     try:
         with recorded_settings(given) as settings:
             trace()
-    except Exception as error:
+    except Exception as outer:
+        error = behind(outer)
         after = {state: jax.tree.structure(state.value) for state in before}
         restore_values(before)
         if isinstance(error, ValueError):
             for path, state in brainstate.graph.states(model).items():
                 _same_structure(path, jax.tree.structure(state.value), after[state])
+        if isinstance(error, CompilationError) and error is not outer:
+            raise error from None
         if not isinstance(error, AttributeError):
             raise
         remedy = (
@@ -263,7 +267,7 @@ def _check(info: ModuleInfo) -> None:
                     f"the state {name} is {a.aval.str_short()} before a step and "
                     f"{b.aval.str_short()} after it{_computed_at(info, b)}; both must be the "
                     "same. Initialise it with the shape (batch included) and dtype that the model "
-                    "computes"
+                    f"computes{_wider_input(info, a.aval.dtype, b.aval.dtype)}"
                 )
     for eqn in loops_without_derivative(info.jaxpr):
         raise NotSupportedError(
@@ -294,10 +298,25 @@ def _check_effects(info: ModuleInfo) -> None:
             )
 
 
+def _wider_input(info: ModuleInfo, before: Any, after: Any) -> str:
+    """What to do when a step has another dtype because an argument or a parameter has."""
+    arguments = [("an argument", var) for var in info.jaxpr.invars[: info.num_args]]
+    params = info.parameter_leaves.items()
+    inputs = [*arguments, *((f"the parameter {show_path(path)}", var) for (path, _), var in params)]
+    name = next((name for name, var in inputs if var.aval.dtype == after != before), None)
+    if name is None:
+        return ""
+    return (
+        f". Here {name} is {after}: convert it to {before}, or make the whole model in {after}, "
+        f"by brainstate.environ.set(precision={8 * after.itemsize}) before it is made"
+    )
+
+
 def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
     """Where in the user's source the first of these is computed, if it is."""
     made = next(filter(None, map(info.producer, atoms)), None)
-    return f" (computed at {versions.source_of(made)})" if made else ""
+    where = versions.source_of(made) if made else ""
+    return f" (computed at {where})" if where else ""
 
 
 def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
