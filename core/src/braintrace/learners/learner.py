@@ -64,8 +64,8 @@ def arguments_of_model(learner: Any, args: tuple[Any, ...]) -> Any:
 class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     """Base of the learners: a model with eligibility traces.
 
-    A learner is called like the model it wraps, by keyword too. Differentiating a loss of its result with
-    ``brainstate.transform.grad`` with respect to ``learner.param_states`` gives online gradients;
+    A learner is called like the model it wraps, by keyword too. Differentiating a loss of its
+    result by ``brainstate.transform.grad`` in ``learner.param_states`` gives online gradients;
     :meth:`etrace_grad` gives those of a whole sequence, much faster. What runs a sequence is
     compiled once, works under ``jit`` and ``vmap`` too, and takes memory that does not grow with
     the length of the sequence, besides that of the sequence itself and of what is returned.
