@@ -62,6 +62,16 @@ def test_a_remedy_for_another_shape(info: Any) -> None:
         checked_args(info, ({"v": jnp.ones((5, IN)) * u.mV},), "wrap it")
 
 
+def test_a_step_more_or_an_axis_less(info: Any) -> None:
+    for shape, text in (
+        ((7, 2, IN), "several steps are for etrace_grad .* or for braintrace.MultiStepData$"),
+        ((IN,), r"an axis in front is missing; sequences .* are \[T, \.\.\.\]$"),
+        ((5, IN), r"for another batch size, call reset_state"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            checked_args(info, ({"v": jnp.ones(shape) * u.mV},))
+
+
 @pytest.fixture
 def compiled() -> Any:
     model = zoo.Leaky()

@@ -58,6 +58,8 @@ BATCH = f"if they are {B} examples, pass batch_size={B}"
         (Net, (T, B, IN), {"batch_size": B}, f"batch_size=3: {ONE}"),
         (Free, (T, B, IN), {"batch_size": B}, f"batch_size=3: {ONE}"),
         (Net, (T, B, IN), {"vmap": True}, ONE),
+        (Net, (B, T, IN), {"batch_size": B}, r"B, T, .*, pass one step of all, x\[:, 0\] .*T, B"),
+        (Net, (B, T, IN), {}, rf"{ONE}, and batch_size=7; or .* x\[:, 0\], and batch_size=3"),
         (Net, (B, IN), {"batch_size": 5}, BATCH),
         (Needing, (B, IN), {"batch_size": 5}, BATCH),
         (

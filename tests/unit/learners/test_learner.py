@@ -85,6 +85,12 @@ def test_use_before_compile_graph(use: Callable[..., Any]) -> None:
     assert learner.running_index.value == 0
 
 
+def test_a_learner_is_shown_without_what_it_was_compiled_to(bench: Bench) -> None:
+    shown = repr(bench.learner)
+    assert "h=HiddenState" in shown and "vjp_method" in shown
+    assert "ParamDimRule" not in shown and "jaxpr" not in shown
+
+
 def test_a_failed_compile_keeps_the_compiled_learner(bench: Bench) -> None:
     with refused(bench, (ValueError, TypeError, bt.CompilationError), "shape|incompatible"):
         bench.learner.compile_graph(jnp.ones((BATCH, IN + 1)))

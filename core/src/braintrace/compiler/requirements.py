@@ -18,7 +18,7 @@ from .module_info import ModuleInfo, StateKind
 def checked_args(
     info: ModuleInfo,
     args: tuple[Any, ...],
-    remedy: str = "for another batch size, call reset_state(batch_size=..., model_states=True)",
+    remedy: str | None = None,
 ) -> list[Any]:
     """The leaves of the arguments of a step, as compiled; ``remedy``: what to do about shapes."""
     args = in_units_of(info.arg_treedef, info.with_environment(args))
@@ -46,10 +46,19 @@ def checked_args(
             raise ValueError(
                 f"argument{name} has shape {leaf.shape} and dtype {leaf.dtype}, but the "
                 f"learner was compiled for shape {aval.shape} and dtype {aval.dtype}; "
-                + ("convert it" if leaf.shape == aval.shape else remedy)
+                + ("convert it" if leaf.shape == aval.shape else remedy or _fit(leaf, aval))
             )
         checked.append(leaf)
     return checked
+
+
+def _fit(leaf: Any, aval: Any) -> str:
+    """What to do about an argument of another shape."""
+    if leaf.shape[1:] == aval.shape:
+        return "several steps are for etrace_grad and its like, or for braintrace.MultiStepData"
+    if leaf.shape == aval.shape[1:]:
+        return "an axis in front is missing; sequences for etrace_grad and its like are [T, ...]"
+    return "for another batch size, call reset_state(batch_size=..., model_states=True)"
 
 
 def check_states(model: Any, info: ModuleInfo) -> None:

@@ -97,7 +97,7 @@ def compile(
         name = algorithm.lower().replace("-", "_")
         algorithm = services.algorithm(host(), name, ETraceAlgorithm)
     if not (isinstance(algorithm, type) and issubclass(algorithm, ETraceAlgorithm)):
-        raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r}")
+        raise TypeError(f"algorithm must be a name or a learner class, got {algorithm!r:.80}")
     required = {name for name, p in options_of(algorithm).items() if p.default is p.empty}
     if missing := sorted(required - {*options}):
         raise TypeError(

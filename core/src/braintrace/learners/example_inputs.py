@@ -70,15 +70,23 @@ def _attempts(args: tuple[Any, ...], batch_size: int | None, vmap: bool) -> Iter
     if len(lengths) != 1:
         return
     (length,) = lengths
-    step = jax.tree.map(lambda v: v[0] if jnp.shape(v) else v, args)
+    seconds = {shape[1] if len(shape) > 2 else None for shape in shapes}
+    second = seconds.pop() if len(seconds) == 1 else None
+
+    def cut(*index: Any) -> Any:
+        return jax.tree.map(lambda v: v[index] if jnp.shape(v) else v, args)
+
     one = "if they are a sequence, pass one step of it, x[0]"
-    second = {shape[1] if len(shape) > 2 else None for shape in shapes}
-    if batch_size != length and not vmap:
+    of_all = f"if they are {length} sequences [B, T, ...], pass one step of all, x[:, 0]"
+    if not vmap:
         yield args, length, f"if they are {length} examples, pass batch_size={length}"
     if batch_size is not None and not vmap:
         yield args, None, f"if they are one example, pass no batch_size or {batch_size} examples"
-    if vmap or batch_size in (None, *second):
-        yield step, batch_size, one
-    if batch_size is None and not vmap and len(second) == 1 and None not in second:
-        (size,) = second
-        yield step, size, f"{one}, and batch_size={size}"
+    if batch_size is None and not vmap and second is not None:
+        yield cut(0), second, f"{one}, and batch_size={second}"
+        yield cut(slice(None), 0), length, f"{of_all}, and batch_size={length}"
+        return
+    if vmap or batch_size in (None, second):
+        yield cut(0), batch_size, one
+    if second is not None and (vmap or batch_size == length):
+        yield cut(slice(None), 0), batch_size, f"{of_all} (drivers take [T, B, ...])"

@@ -226,6 +226,10 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         """What the compiler found."""
         return self.executor.graph
 
+    def __pretty_repr_item__(self, name: str, value: Any) -> Any:
+        """What is shown of an attribute: nothing of what the model was compiled to."""
+        return None if name in ("_executor", "_rule") else super().__pretty_repr_item__(name, value)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"a {type(self).__name__} cannot be pickled, because brainstate states cannot be "
