@@ -59,6 +59,22 @@ def resets() -> None:
     of.reset_state(BATCH, model_states=True)
 
 
+@row("after `init_all_states`, gradients are")
+def resets_of_the_model() -> None:
+    of = learner()
+    for restart in (brainstate.nn.init_all_states, brainstate.nn.reset_all_states):
+        of.etrace_evolve(sequence())
+        restart(of.model, batch_size=BATCH)
+        assert of.hidden_states["h",] is of.model.h
+        assert int(of.running_index.value) == 0
+        assert not any(leaf.any() for leaf in jax.tree.leaves(of.read_traces()))
+    start = of.model.h
+    of.model.h = brainstate.HiddenState(start.value[:1])
+    with pytest.raises(braintrace.CompilationError, match="call compile_graph again"):
+        of(sequence()[0])
+    of.model.h = start
+
+
 @row("`get_etrace_of(weight)` is a dict")
 def traces_of_a_weight() -> None:
     found = learner().get_etrace_of(("Wz", "weight"))

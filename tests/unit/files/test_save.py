@@ -567,7 +567,7 @@ def test_a_learner_must_be_compiled_with_the_states_it_has(tmp_path):
         with pytest.raises(bt.CompilationError, match="call compile_graph"):
             act(learner, tmp_path / "file")
     learner.compile_graph(jnp.ones((2, 3)))
-    learner.model.h = brainstate.HiddenState(jnp.zeros((2, 4)))
+    learner.model.h = brainstate.HiddenState(jnp.zeros((3, 4)))
     for act in (save_learner, restore_learner):
         with pytest.raises(bt.CompilationError, match="the hidden state h was initialised again"):
             act(learner, tmp_path / "file")

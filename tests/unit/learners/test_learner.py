@@ -423,11 +423,12 @@ def test_a_parameter_of_another_shape(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("use", ["call", "evolve", "grad", "reset"])
-def test_states_made_anew_after_compiling(use: str) -> None:
+def test_states_made_anew_for_another_batch(use: str) -> None:
+    """Those of the same shape are followed: see ``test_restarts.py``."""
     case = zoo.case("leaky", 2, steps=2)
     learner = bt.D_RTRL(case.model)
     learner.compile_graph(case.xs[0])
-    brainstate.nn.init_all_states(case.model, batch_size=2)
+    brainstate.nn.init_all_states(case.model, batch_size=3)
     before = case.model.h.value
     uses = {
         "call": lambda: learner(case.xs[0]),
@@ -441,8 +442,9 @@ def test_states_made_anew_after_compiling(use: str) -> None:
     ):
         uses[use]()
     assert case.model.h.value is before
-    learner.compile_graph(case.xs[0])
-    assert learner(case.xs[0]).shape == (2, HIDDEN)
+    xs = jnp.concatenate([case.xs, case.xs[:, :1]], 1)
+    learner.compile_graph(xs[0])
+    assert learner(xs[0]).shape == (3, HIDDEN)
 
 
 @pytest.mark.parametrize("weight", [("nothing",), ("out",), "w", 3, ("h",)])

@@ -70,10 +70,18 @@ class Uneven(zoo.Leaky):
         self.h.value = jnp.zeros((batch_size, zoo.HIDDEN + 1))
 
 
-def test_another_shape_is_refused_and_states_are_as_they_were() -> None:
-    learner = bt.compile(Uneven(), "d_rtrl", jnp.ones((2, zoo.IN)), batch_size=2)
-    before = learner.model.h.value
+class UnevenAnew(Uneven):
+    """The same, of a state that is made anew."""
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, zoo.HIDDEN + 1)))
+
+
+@pytest.mark.parametrize("make", [Uneven, UnevenAnew])
+def test_another_shape_is_refused_and_states_are_as_they_were(make: type) -> None:
+    learner = bt.compile(make(), "d_rtrl", jnp.ones((2, zoo.IN)), batch_size=2)
+    state, before = learner.model.h, learner.model.h.value
     text = r"batch_size=5 resets h to shape \(5, 5\), but the learner was compiled for \(2, 4\)"
     with pytest.raises(ValueError, match=text):
         learner.reset_state(batch_size=5, model_states=True)
-    assert learner.model.h.value is before
+    assert learner.model.h is state and state.value is before

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import brainstate
 import jax
 import jax.numpy as jnp
 
 from ..base.errors import CompilationError
-from ..base.types import Path, in_units_of, show_path, unit_change
+from ..base.types import Path, State, in_units_of, show_path, unit_change
+from .batch_states import is_batched
 from .environment import changed_setting
-from .module_info import ModuleInfo, StateKind
+from .module_info import ModuleInfo, StateKind, StateSlot
 
 
 def checked_args(
@@ -65,33 +67,36 @@ def check_states(model: Any, info: ModuleInfo) -> None:
     """States must be those that were compiled, of the same shapes."""
     check_same_states(model, info)
     for slot in info.slots:
-        leaves, treedef = jax.tree.flatten(slot.state.value)
-        if treedef != slot.treedef:
-            change = unit_change(slot.treedef, treedef)
-            raise ValueError(
-                f"the state {show_path(slot.path)} has {change or f'structure {treedef}'}, "
-                "unlike when the learner was compiled; assign it as it was, or compile again"
-            )
-        for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
-            found = {"shape": jnp.shape(leaf), "dtype": jnp.result_type(leaf)}
-            for what, now in found.items():
-                if now != (then := getattr(var.aval, what)):
-                    raise ValueError(
-                        f"the state {show_path(slot.path)} has {what} {now}, but the learner was "
-                        f"compiled for {then}; convert what is assigned to it, or compile again"
-                    )
+        if change := _change(info, slot, slot.state.value):
+            raise ValueError(f"the state {show_path(slot.path)} has {'; '.join(change)}")
+
+
+def _change(info: ModuleInfo, slot: StateSlot, value: Any) -> tuple[str, str] | None:
+    """In what a value is not like that of a state when it was compiled, and what to do."""
+    leaves, treedef = jax.tree.flatten(value)
+    if treedef != slot.treedef:
+        found = unit_change(slot.treedef, treedef) or f"structure {treedef}"
+        return (
+            f"{found}, unlike when the learner was compiled",
+            "assign it as it was, or compile again",
+        )
+    for leaf, var in zip(leaves, info.invars_of(slot), strict=True):
+        dtype = leaf.dtype if isinstance(leaf, jax.Array) else jnp.result_type(leaf)
+        for what, now in (("shape", jnp.shape(leaf)), ("dtype", dtype)):
+            if now != (then := getattr(var.aval, what)):
+                return (
+                    f"{what} {now}, but the learner was compiled for {then}",
+                    "convert what is assigned to it, or compile again",
+                )
+    return None
 
 
 def check_same_states(model: Any, info: ModuleInfo) -> None:
     """No state may be made anew after compiling, and no setting that the model reads may change."""
-    for slot in (*info.slots_of(StateKind.HIDDEN), *info.slots_of(StateKind.PARAM)):
-        if not slot.is_filter and state_lookup(model, slot.path) is not slot.state:
-            raise CompilationError(
-                f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, "
-                "replaced or deleted after compile_graph; call compile_graph again. To reset "
-                "states or change the batch size, use reset_state(batch_size=..., "
-                "model_states=True) in place of init_all_states"
-            )
+    for slot in info.slots:
+        own = slot.kind is not StateKind.OTHER and not slot.is_filter
+        if own and state_lookup(model, slot.path) is not slot.state:
+            raise CompilationError(_replaced(slot))
     if changed := changed_setting(info.settings):
         raise CompilationError(
             f"the model reads {changed}; set it as it was, call compile_graph again, or call the "
@@ -99,11 +104,47 @@ def check_same_states(model: Any, info: ModuleInfo) -> None:
         )
 
 
+def states_made_anew(model: Any, info: ModuleInfo) -> set[State]:
+    """The states that stand where those stood that were compiled, without parameters.
+
+    Raises ``CompilationError`` when one is of another kind, shape, dtype or unit.
+    """
+    made = set()
+    for slot in info.slots:
+        if slot.kind is StateKind.PARAM or slot.is_filter:
+            continue
+        state = state_lookup(model, slot.path)
+        if state is not slot.state and isinstance(state, brainstate.State):
+            if difference := _difference(info, slot, state):
+                raise CompilationError(f"{_replaced(slot)}. It has {difference}")
+            made.add(state)
+    return made
+
+
+def _difference(info: ModuleInfo, slot: StateSlot, state: State) -> str | None:
+    """In what a state differs from the one that was compiled."""
+    kind = brainstate.ParamState, brainstate.HiddenState
+    if [isinstance(state, k) for k in kind] != [isinstance(slot.state, k) for k in kind]:
+        return f"the type {type(state).__name__} in place of {type(slot.state).__name__}"
+    if is_batched(state) != is_batched(slot.state):
+        return f"{'an' if is_batched(state) else 'no'} axis of examples"
+    change = _change(info, slot, state.value)
+    return None if change is None else change[0]
+
+
+def _replaced(slot: StateSlot) -> str:
+    return (
+        f"the {slot.kind.value} state {show_path(slot.path)} was initialised again, replaced or "
+        "deleted after compile_graph; call compile_graph again. To reset states or change the "
+        "batch size, use reset_state(batch_size=..., model_states=True) in place of init_all_states"
+    )
+
+
 def state_lookup(model: Any, path: Path) -> Any:
     """The object at a state's path in a model."""
     found = model
     for part in path:
         by_key = isinstance(found, Mapping) and part in found
-        by_index = isinstance(found, Sequence) and isinstance(part, int)
+        by_index = isinstance(part, int) and isinstance(found, Sequence)
         found = found[part] if by_key or by_index else getattr(found, str(part), None)
     return found

@@ -16,14 +16,13 @@ from ..algorithms.base import LearningRule, check_jacobians
 from ..algorithms.signals import TracelessRule
 from ..base.errors import CompilationError, NotCompiledError, NoTraceError, refuse_unused
 from ..base.types import Path, show_path
-from ..compiler.batch_states import repeated_like
 from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
 from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
-from ..compiler.requirements import check_same_states
+from ..compiler.requirements import check_same_states, state_lookup
 from ..drivers.call_arguments import one_step_of
-from ..drivers.running import Drivers, Stepper, clear_filters, steps_by_call, window_by_call
+from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
@@ -34,6 +33,7 @@ from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import CompilationReport, report_of
 from .reset_model import reset_model
+from .restarts import Watch, begin_call, follow_states, start_anew
 
 #: Methods of learners that were hooks, here or in version 0.2.
 FORMER_HOOKS = dict.fromkeys(
@@ -132,6 +132,8 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         self._rule: LearningRule | None = None
         self._require_trace = require_trace
         self._stepper: Any = None
+        self._own_stepper: Any = None
+        self._watch = Watch(self)
         self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
         self.traces: tuple[EligibilityTrace, ...] = ()
@@ -170,12 +172,12 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         executor = self._executor.for_model(self.model, compiled=False)
         executor.compile_graph(*one_step_of(args))
         self.filters = ()
-        self._adopt(executor)
+        self.adopt(executor)
         self.traces = tuple(EligibilityTrace(trace) for trace in self.rule.init())
         if self.synthesizer_of is not None:
             self.synthesizer = self.synthesizer_of(self.hidden_states)
 
-    def _adopt(self, executor: ETraceGraphExecutor) -> None:
+    def adopt(self, executor: ETraceGraphExecutor) -> None:
         """Learn by the learner's rule with a compiled executor from now on."""
         self._drivers = Drivers()
         rule = self.make_rule(executor.compiled)
@@ -193,12 +195,23 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         else:
             predict = getattr(self.synthesizer_of, "predict", None)
             self._stepper = window_by_call(jax.jit(window_step(rule, predict)))
+        self._own_stepper = self._stepper
         self._executor, self._rule = executor, rule
         before = self.filters
         slots = executor.graph.executed.module_info.slots
         self.filters = tuple(slot.state for slot in slots if slot.is_filter)
         for old, new in zip(before, self.filters, strict=False):
             new.value = old.value
+        self._watch = self._watch.of(self)
+        self._watch.look_at(self.states_of(StateKind.HIDDEN).values())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ETraceAlgorithm:
+        other: ETraceAlgorithm = super().__deepcopy__(memo)
+        other._watch = Watch(other)
+        if self.is_compiled:
+            found = (state_lookup(other.model, path) for path in self.states_of(StateKind.HIDDEN))
+            other._watch.look_at(found)
+        return other
 
     @property
     def executor(self) -> ETraceGraphExecutor:
@@ -209,7 +222,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         if self._executor.model is not self.model:
             executor = self._executor.for_model(self.model)
             if executor.is_compiled:
-                self._adopt(executor)
+                self.adopt(executor)
             self._executor = executor
         return self._executor
 
@@ -301,11 +314,13 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     @property
     def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
         """Hidden states of the compiled step, by path."""
+        follow_states(self)
         return self.states_of(StateKind.HIDDEN)
 
     @property
     def other_states(self) -> dict[Path, brainstate.State[Any]]:
         """Further states of the compiled step, by path."""
+        follow_states(self)
         return self.states_of(StateKind.OTHER)
 
     def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
@@ -363,23 +378,30 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
             Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
             module without a ``reset_state`` of its own keeps its states.
 
+        Notes
+        -----
+        Where ``brainstate.nn.reset_all_states(model)`` is called by itself, inside of ``jit``, too,
+        the traces start anew with the hidden states. A value that is assigned to a hidden state in
+        another way leaves them as they are.
+
         Raises
         ------
         ValueError
             When the model's states come out with other shapes than those of another batch, or
             the model cannot be compiled for it; the states then stay as they were.
         """
+        follow_states(self)
         check_same_states(self.model, self.graph.module_info)
-        before = self.executor
-        executor = reset_model(before, batch_size, **kwargs) if model_states else before
-        if executor is not before:
-            self.filters = ()
-            self._adopt(executor)
-        for trace, zero in zip(self.traces, self.rule.init(), strict=True):
-            # the traces of a learner that was compiled under vmap have an axis of examples
-            trace.value = repeated_like(zero, trace.value) if executor is before else zero
-        clear_filters(self)
-        self.running_index.value = jnp.zeros((), jnp.int32)
+        with self._watch.paused():
+            before = self.executor
+            executor = reset_model(before, batch_size, **kwargs) if model_states else before
+            if executor is not before:
+                self.filters = ()
+                self.adopt(executor)
+                for trace, zero in zip(self.traces, self.rule.init(), strict=True):
+                    trace.value = zero
+            follow_states(self)
+            start_anew(self)
 
     def init_etrace_state(self, *args: Any, **kwargs: Any) -> None:
         """Set the traces to zero, whatever the arguments: :meth:`reset_state` in version 0.2."""
@@ -407,7 +429,8 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         Raises
         ------
         CompilationError
-            Before :meth:`compile_graph`, or when the model's states were made anew since.
+            Before :meth:`compile_graph`, or when the model's states were made anew since, of
+            another shape, dtype or unit.
         TypeError
             For an argument by name that neither the model nor the learner takes.
         ValueError
@@ -424,6 +447,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
 
     def run_call(self, args: tuple[Any, ...], given: Any = None) -> Any:
         """A call with what the rule is given besides the model's arguments."""
+        begin_call(self)
         return self.call_stepper(self, args, given)
 
     @property
@@ -431,6 +455,11 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         """What a call does: a step or a window, unless a driver brings another stepper."""
         self.rule  # noqa: B018  raises before compile_graph
         return self._stepper
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a driver runs, which takes the calls."""
+        return self._stepper is not self._own_stepper
 
     @contextmanager
     def stepping_by(self, stepper: Stepper) -> Iterator[None]:
@@ -469,7 +498,8 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         Raises
         ------
         CompilationError
-            Before :meth:`compile_graph`, or when states of the model were made anew since.
+            Before :meth:`compile_graph`, or when states of the model were made anew since, of
+            another shape, dtype or unit.
         TypeError
             When a state holds something else than arrays and numbers, or for another optimizer.
         OSError
@@ -490,6 +520,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         >>> bool((learner(x) == first).all())
         True
         """
+        follow_states(self)
         save_learner(self, path, with_states(self, optimizer))
 
     def restore(
@@ -524,4 +555,5 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         OSError
             When the file cannot be read.
         """
+        follow_states(self)
         restore_learner(self, path, with_states(self, optimizer), only)

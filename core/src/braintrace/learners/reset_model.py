@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.types import restore_values, show_path
+from ..base.types import State, restore_values, show_path
 from ..compiler.batch_states import reset_batched_states
 from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.requirements import state_lookup
@@ -26,25 +26,36 @@ def reset_model(
 
     Returns ``executor``, or, if the states came out for another batch, one that is compiled for it.
     It raises ``ValueError`` when they came out with other shapes, or the model cannot be compiled;
-    all states are then as they were.
+    all states are then as they were, and those that were made anew are those that were there.
     """
     model, info = executor.model, executor.graph.module_info
-    before = {s: s.value for s in brainstate.graph.states(model).values()}
+    states = dict(brainstate.graph.states(model))
+    before = {s: s.value for s in states.values()}
     try:
         if executor.options.get("vmap"):
             reset_batched_states(model, batch_size, **kwargs)
         else:
             brainstate.nn.reset_all_states(model, batch_size=batch_size, **kwargs)
         _warn_of_unreset(model, info, before)
-        change = _batch_change(info, before, batch_size)
+        change = _batch_change(model, info, before, batch_size)
         return executor if change is None else _for_batch(executor, *change)
     except Exception:
         restore_values(before)
+        for path, state in states.items():
+            if state_lookup(model, path) is not state:
+                _put_back(state_lookup(model, path[:-1]), path[-1], state)
         raise
 
 
+def _put_back(owner: Any, name: Any, state: State) -> None:
+    if isinstance(owner, list | dict):
+        owner[name] = state
+    else:
+        setattr(owner, name, state)
+
+
 def _batch_change(
-    info: ModuleInfo, before: Mapping[Any, Any], batch_size: int | None
+    model: Any, info: ModuleInfo, before: Mapping[Any, Any], batch_size: int | None
 ) -> tuple[int, int] | None:
     """The batch before and after, from the shapes of the hidden states; ``None`` if they stay.
 
@@ -53,7 +64,7 @@ def _batch_change(
     changes: set[Any] = set()
     changed = None
     for slot in info.slots_of(StateKind.HIDDEN):
-        both = before[slot.state], slot.state.value
+        both = before[slot.state], state_lookup(model, slot.path).value
         old, new = (jnp.shape(jax.tree.leaves(value)[0]) for value in both)
         differing = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
         changes.add(differing[0] if len(old) == len(new) and len(differing) == 1 else None)
@@ -109,7 +120,8 @@ def _warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) ->
         owners = (found for found in along if isinstance(found, brainstate.nn.Module))
         owner = next(owners, model)  # the innermost module that holds the state
         resets = type(owner).reset_state is not brainstate.nn.Module.reset_state
-        if slot.state.value is before[slot.state] and not resets:
+        same = state_lookup(model, slot.path) is slot.state
+        if same and slot.state.value is before[slot.state] and not resets:
             versions.warn(
                 f"model_states=True leaves the hidden state {show_path(slot.path)} as it is, "
                 f"because {type(owner).__name__} has no reset_state. Define "

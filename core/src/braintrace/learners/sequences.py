@@ -28,6 +28,7 @@ from ..drivers.options import (
 )
 from ..drivers.running import Running
 from .optimizers import as_optimizer, trained_and_frozen, zeros_of
+from .restarts import begin_call
 
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
@@ -145,6 +146,7 @@ def _options(
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     options = GradOptions(step_fn, tuple(weights.items()), **how)
+    begin_call(learner)
     check_states(learner.model, learner.graph.module_info)
     kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
     if learner.vjp_method == "multi-step":
@@ -267,7 +269,7 @@ def etrace_evolve(
         As for :meth:`etrace_grad`.
     """
     steps = common_length(sequences)
-    self.graph  # noqa: B018  raises before compile_graph
+    begin_call(self)
     run: Any = self if step_fn is None else step_fn
     require_callable(run)
     bar = Progress(steps if progress else 0)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces start anew with the states of a model, also where nobody tells the learner.
+
+Traces belong to the states that they are derivatives of, but
+``brainstate.nn.reset_all_states(model)`` knows nothing of them. Therefore hidden states call a hook
+of brainstate when they are assigned, and the functions that are running tell whether that is a
+reset. The traces are written at that place: in a jitted function, a branch or a loop they start
+anew whenever the states do. States that were made anew are found by their paths at the next call.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import brainstate
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.types import Path, State, show_path
+from ..compiler.batch_states import repeated_like
+from ..compiler.module_info import StateKind
+from ..compiler.requirements import states_made_anew
+from ..drivers.running import clear_filters
+
+#: Methods of modules that set their states to a start.
+RESETS = ("reset_state", "init_state")
+
+#: What ``reset_all_states`` and ``init_all_states`` call, with the arguments ``target, fn_name``.
+CALL_ALL = getattr(brainstate.nn.call_all_fns, "__code__", None)
+
+#: What runs when a module is called.
+CALL = brainstate.nn.Module.__call__.__code__
+
+#: How often states are made anew until it is said what that costs.
+OFTEN = 3
+
+
+class Watch:
+    """Which hidden states of a learner's model were reset since the last call of the learner.
+
+    The states call it after every assignment.
+    """
+
+    def __init__(self, learner: Any) -> None:
+        self._learner = weakref.ref(learner)
+        self._hooks: list[tuple[State, Any]] = []
+        self._reset: set[State] = set()
+        self._start: Any = None
+        self._times = 0
+        self._paused = False
+
+    def of(self, learner: Any) -> Watch:
+        """That of a learner, which a copy of it has still to get."""
+        return self if self._learner() is learner else Watch(learner)
+
+    def look_at(self, states: Iterable[State]) -> None:
+        """Be called by these states, and by no others."""
+        for state, hook in self._hooks:
+            state.unregister_hook(hook)
+        self._hooks = [(state, state.register_hook("write_after", self)) for state in states]
+
+    def __call__(self, context: Any) -> None:
+        """A state was assigned."""
+        learner = self._learner()
+        if learner is None:
+            self.look_at(())
+        calls = [] if learner is None or self._paused else resets_in_progress(learner.model)
+        if not calls:
+            return
+        modules = [*brainstate.graph.nodes(learner.model).values()]
+        for owner, everything in calls:
+            if everything:
+                self._reset |= {*brainstate.graph.states(owner).values()}
+            elif any(owner is module for module in modules):
+                self._reset.add(context.state)
+        if self._reset and not self._left(learner):
+            self._start_anew(learner)
+
+    def made_anew(self, learner: Any, states: Iterable[State]) -> None:
+        """Start anew, as these hidden states were made anew; say so if others were not reset."""
+        self._reset |= {*states}
+        if left := self._left(learner):
+            versions.warn(
+                f"some hidden states of the model were made anew and others go on: {left}. All "
+                "traces start anew. Reset the others too, by "
+                "learner.reset_state(batch_size=..., model_states=True)"
+            )
+        self._start_anew(learner)
+        self._times += 1
+        if self._times == OFTEN:
+            versions.warn(
+                f"states of the model were made anew {OFTEN} times after compile_graph, and the "
+                "learner is compiled for them each time. Reset them in place of that, by a "
+                "reset_state that assigns to the value of the state that is there"
+            )
+
+    def call(self, learner: Any) -> None:
+        """The learner goes on: say so if some hidden states were reset and others were not."""
+        if not self._reset:
+            return
+        if not (left := self._left(learner)):  # the hook could not write the traces
+            self._start_anew(learner)
+            return
+        self._reset.clear()
+        versions.warn(
+            f"some hidden states of the model were reset and others were not: {left}. The traces "
+            "go on as they were. Reset all, by brainstate.nn.reset_all_states(model), or the "
+            "traces, by learner.reset_state()"
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, resets are those of the learner itself."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._reset.clear()
+
+    def _left(self, learner: Any) -> str:
+        """The paths of hidden states that were not reset."""
+        hidden = _hidden(learner)
+        return ", ".join(show_path(path) for s, path in hidden.items() if s not in self._reset)
+
+    def _start_anew(self, learner: Any) -> None:
+        """Write the traces; of a reset of many states, only the first one does."""
+        index = learner.running_index
+        if self._start is None or index.value is not self._start:
+            start_anew(learner)
+        self._start = None if versions.is_traced(index.value) else index.value
+        self._reset.clear()
+
+
+def begin_call(learner: Any) -> None:
+    """Before states and traces move on: take account of resets that passed the learner by."""
+    follow_states(learner)
+    if not learner.is_driven:
+        learner._watch.call(learner)
+
+
+def follow_states(learner: Any) -> None:
+    """Go on with the states that the model has now, and with traces of zero if they are others.
+
+    States that were made anew since the learner was compiled are found by their paths. Raises
+    ``CompilationError`` when one is of another shape, dtype or unit.
+    """
+    if not learner.is_compiled or learner.is_driven:
+        return
+    if made := states_made_anew(learner.model, learner.graph.module_info):
+        learner.adopt(learner.executor.for_model(learner.model))
+        if hidden := made.intersection(_hidden(learner)):
+            learner._watch.made_anew(learner, hidden)
+
+
+def start_anew(learner: Any) -> None:
+    """Set the traces to zero."""
+    for trace, zero in zip(learner.traces, learner.rule.init(), strict=True):
+        # the traces of a learner that was compiled under vmap have an axis of examples
+        trace.value = repeated_like(zero, trace.value)
+    clear_filters(learner)
+    learner.running_index.value = jnp.zeros((), jnp.int32)
+
+
+def _hidden(learner: Any) -> dict[State, Path]:
+    """The hidden states that a learner is compiled with."""
+    slots = learner.graph.module_info.slots_of(StateKind.HIDDEN)
+    return {slot.state: slot.path for slot in slots}
+
+
+def resets_in_progress(model: Any) -> list[tuple[Any, bool]]:
+    """What is being reset by the functions that are running, and whether with all inside of it.
+
+    Nothing, when a step of the model is running: what it assigns, and resets, is part of the step.
+    """
+    found: list[tuple[Any, bool]] = []
+    frame = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if code is CALL_ALL and frame.f_locals.get("fn_name") in RESETS:
+            found.append((frame.f_locals.get("target"), True))
+        elif code.co_name in RESETS and code.co_varnames:
+            owner = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(owner, brainstate.nn.Module):
+                found.append((owner, False))
+        elif code is CALL and frame.f_locals.get("self") is model:
+            return []
+        frame = frame.f_back
+    return found
