@@ -205,7 +205,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         self._watch = self._watch.of(self)
         self._watch.look_at(self.states_of(StateKind.HIDDEN).values())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ETraceAlgorithm:
+    def __deepcopy__(self, memo: Any = None) -> ETraceAlgorithm:
         other: ETraceAlgorithm = super().__deepcopy__(memo)
         other._watch = Watch(other)
         if self.is_compiled:

@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import brainstate
@@ -68,16 +69,15 @@ class Watch:
         learner = self._learner()
         if learner is None:
             self.look_at(())
-        calls = [] if learner is None or self._paused else resets_in_progress(learner.model)
-        if not calls:
             return
-        modules = [*brainstate.graph.nodes(learner.model).values()]
+        calls = [] if self._paused else resets_in_progress(learner.model)
+        modules = [*brainstate.graph.nodes(learner.model).values()] if calls else []
         for owner, everything in calls:
             if everything:
                 self._reset |= {*brainstate.graph.states(owner).values()}
             elif any(owner is module for module in modules):
                 self._reset.add(context.state)
-        if self._reset and not self._left(learner):
+        if calls and not self._left(learner):
             self._start_anew(learner)
 
     def made_anew(self, learner: Any, states: Iterable[State]) -> None:
@@ -178,7 +178,7 @@ def resets_in_progress(model: Any) -> list[tuple[Any, bool]]:
     Nothing, when a step of the model is running: what it assigns, and resets, is part of the step.
     """
     found: list[tuple[Any, bool]] = []
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
         if code is CALL_ALL and frame.f_locals.get("fn_name") in RESETS:
