@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1724,
-    "compiler": 5309,
+    "compiler": 5350,
     "executor": 1119,
     "files": 854,
     "cli": 729,
     "algorithms": 1942,
     "drivers": 1659,
-    "learners": 2495,
+    "learners": 2734,
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_802, 6_941
-WHOLE_CORE = 21_469
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_843, 6_968
+WHOLE_CORE = 21_749
 
 
 def module_of(file: Path) -> str:

@@ -217,6 +217,8 @@ def _link(link: Any) -> str:
 
 def _text(value: Any) -> str:
     """A value as text that is the same in every process, without addresses."""
+    if isinstance(value, np.dtype | enum.Enum):
+        return value.name
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return _digest(value)
     if value is None or isinstance(value, bool | int | float | complex | str):
@@ -230,8 +232,6 @@ def _text(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{k}={_text(v)}" for k, v in _fields(value).items())
         return f"{_name(value)}({parts})"
-    if isinstance(value, np.dtype | enum.Enum):
-        return value.name
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
