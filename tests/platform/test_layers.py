@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1278,
     "plugins": 1724,
-    "compiler": 5350,
+    "compiler": 5368,
     "executor": 1119,
     "files": 854,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_843, 6_968
-WHOLE_CORE = 21_749
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_861, 6_979
+WHOLE_CORE = 21_767
 
 
 def module_of(file: Path) -> str:

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from braintrace.compiler.keywords import ByName, in_order, names_of, run_with, signature_of
+from braintrace.compiler.keywords import (
+    ByName,
+    in_order,
+    names_of,
+    run_with,
+    shown,
+    signature_of,
+)
 
 
 class Net(brainstate.nn.Module):
@@ -57,6 +64,16 @@ def test_names_and_places_of_leaves() -> None:
     assert places == ["[0]", "[1]['a']", "[1]['b']"]
     assert type(jax.tree.map(lambda v: v, tree)[1]) is ByName
     assert jax.tree.structure(ByName(a=1, b=2)) == jax.tree.structure(ByName(b=2, a=1))
+
+
+def test_structures_are_shown_as_calls() -> None:
+    for args, text in (
+        ((1.0, [2.0, {"a": 3.0}]), "(*, [*, {'a': *}])"),
+        ((1.0, ByName(b=1.0, a=2.0)), "(*, a=*, b=*)"),
+        ((), "()"),
+    ):
+        assert shown(jax.tree.structure(args)) == text
+    assert shown(jax.tree.structure(1.0)) == "PyTreeDef(*)"  # no arguments
 
 
 def test_a_model_may_be_called_in_its_own_way() -> None:

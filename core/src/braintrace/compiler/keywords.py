@@ -53,6 +53,23 @@ def in_order(
     return (*bound.args, ByName(bound.kwargs)) if bound.kwargs else bound.args
 
 
+class _Leaf:
+    """In place of an array."""
+
+    def __repr__(self) -> str:
+        return "*"
+
+
+def shown(treedef: Any) -> str:
+    """The structure of arguments as a call has it: ``(*, gain=*)``."""
+    with suppress(Exception):  # of nodes that are made of arrays alone
+        args = treedef.unflatten([_Leaf()] * treedef.num_leaves)
+        by_name = [f"{k}={v!r}" for arg in args if isinstance(arg, ByName) for k, v in arg.items()]
+        by_place = [repr(arg) for arg in args if not isinstance(arg, ByName)]
+        return f"({', '.join([*by_place, *by_name])})"
+    return str(treedef)
+
+
 def names_of(model: brainstate.nn.Module) -> frozenset[str]:
     """Names of the arguments of a model's step."""
     return frozenset(p.name for p in signature_of(model).parameters.values() if p.kind in NAMED)

@@ -14,6 +14,7 @@ from ..base.errors import CompilationError
 from ..base.types import Path, State, in_units_of, show_path, unit_change
 from .batch_states import is_batched
 from .environment import changed_setting
+from .keywords import shown
 from .module_info import ModuleInfo, StateKind, StateSlot
 
 
@@ -30,8 +31,8 @@ def checked_args(
         raise ValueError(
             f"the arguments have {change}, for which the learner was compiled"
             if change
-            else f"the arguments have structure {treedef}, but the learner was compiled for "
-            f"{info.arg_treedef}; one with a default is given in both or in neither"
+            else f"the arguments have structure {shown(treedef)}, but the learner was compiled for "
+            f"{shown(info.arg_treedef)}; one with a default is given in both or in neither"
         )
     checked = []
     places = jax.tree_util.tree_leaves_with_path(args)
