@@ -2,14 +2,11 @@
 """Programs in the way of the documentation of ``braintrace`` 0.2, which run there and here.
 
 Each returns arrays by name: outputs, losses and gradients in float64, of parameters that do not
-depend on how either of the two draws them. ``python programs.py`` prints two numbers of every array
-for whichever ``braintrace`` is installed; ``numbers.json`` holds what the distribution gave.
+depend on how either of the two draws them. More are in ``arrivals.py``, and ``numbers.py`` runs
+them with whichever ``braintrace`` is installed.
 """
 
 from __future__ import annotations
-
-import json
-import warnings
 
 import brainevent
 import brainstate
@@ -631,17 +628,3 @@ def a_leaky_readout():
 
     with brainstate.environ.context(dt=1.0 * u.ms):
         return trained(fill(Rate()), "d_rtrl")
-
-
-def numbers():
-    """The numbers of all programs."""
-    with warnings.catch_warnings(), brainstate.environ.context(precision=64):
-        warnings.simplefilter("ignore")
-        return {name: numbers_of(function()) for name, function in PROGRAMS.items()}
-
-
-if __name__ == "__main__":
-    jax.config.update("jax_enable_x64", True)
-    lines = [f'"{name}": {json.dumps(found)}' for name, found in numbers().items()]
-    print(f'{{"version": "{braintrace.__version__}", "numbers": {{')
-    print(",\n".join(lines), "}}", sep="\n")
