@@ -315,6 +315,13 @@ def trace_in_float32() -> ConformanceCase:
     return case_of(broken(init_drtrl=init))
 
 
+def trace_in_float64() -> ConformanceCase:
+    def init(*given: Any) -> Any:
+        return jax.tree.map(lambda v: v.astype("float64"), affine_init_drtrl(*given))
+
+    return case_of(broken(init_drtrl=init))
+
+
 def trace_without_states() -> ConformanceCase:
     return case_of(broken(init_pp=lambda *given: init_pp(*given)[..., 0]))
 
@@ -569,5 +576,5 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     "algorithms.pp_prop.two_layers": (trace_without_states, "init_pp of .* expected floating"),
     "units.are_never_dropped": (drops_units, "in volt and in millivolt"),
     "dtypes.result": (always_float32, "bfloat16 arguments give a result of dtype float32"),
-    "dtypes.training": (trace_in_float32, "a trace has dtype"),
+    "dtypes.training": (trace_in_float64, "a trace has dtype"),
 }

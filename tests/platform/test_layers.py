@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 633,
-    "ops": 1521,
+    "base": 697,
+    "ops": 1568,
     "show": 1314,
-    "jaxprs": 1278,
+    "jaxprs": 1404,
     "plugins": 1724,
-    "compiler": 5368,
-    "executor": 1119,
-    "files": 854,
+    "compiler": 5370,
+    "executor": 1197,
+    "files": 866,
     "cli": 729,
-    "algorithms": 1942,
-    "drivers": 1659,
+    "algorithms": 1952,
+    "drivers": 1774,
     "learners": 2734,
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 11_861, 6_979
-WHOLE_CORE = 21_767
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_188, 7_187
+WHOLE_CORE = 22_221
 
 
 def module_of(file: Path) -> str:

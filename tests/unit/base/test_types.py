@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths as text, bytes, sums, and units as part of a structure."""
+"""Paths as text, bytes, and units as part of a structure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from braintrace.base.types import (
     in_units_of,
     restore_values,
     show_path,
-    start_of_sum,
-    sum_dtype,
     unit_change,
     units_of,
 )
@@ -50,17 +48,6 @@ def test_bytes_of_arrays_and_of_their_types() -> None:
     tree = [jnp.ones((2, 3), "float32"), jax.ShapeDtypeStruct((4,), "int8"), None]
     assert bytes_of(tree) == 2 * 3 * 4 + 4
     assert bytes_of(()) == 0
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"),
-     ("float64", "float64"), ("int8", "int8")],
-)  # fmt: skip
-def test_sums_are_in_more_than_half_precision(dtype: str, expected: str) -> None:
-    assert jnp.dtype(sum_dtype(dtype)) == expected
-    start = start_of_sum(jnp.ones((2, 3), dtype))
-    assert (start.shape, start.dtype) == ((2, 3), expected) and not start.any()
 
 
 def test_a_change_of_units_alone_is_named() -> None:

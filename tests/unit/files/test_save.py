@@ -274,6 +274,28 @@ def test_values_of_every_type_come_back_bit_for_bit(tmp_path):
         assert bits(states[name].value) == bits(value), name
 
 
+def test_traces_saved_in_half_precision_are_restored_in_the_dtype_they_have_now(tmp_path):
+    """As files of earlier builds have them, for models in half precision."""
+
+    def made() -> Any:
+        cell = bt.nn.GRUCell(3, 4, w_init=lambda shape: jnp.full(shape, 0.1, "bfloat16"), key=0)
+        return bt.compile(cell, "d_rtrl", jnp.ones((2, 3)), batch_size=2)
+
+    old, new, path = made(), made(), tmp_path / "half.npz"
+    for trace in old.traces:
+        trace.value = jax.tree.map(lambda v: (v + 1.5).astype("bfloat16"), trace.value)
+    old.save(path)
+    new.restore(path)
+    for trace in new.traces:
+        for leaf in jax.tree.leaves(trace.value):
+            assert leaf.dtype.itemsize >= 4 and bool((leaf == 1.5).all())
+    for trace in new.traces:  # and not the other way round
+        trace.value = jax.tree.map(lambda v: v.astype("bfloat16"), trace.value)
+    made().save(path)
+    with pytest.raises(ValueError, match="dtype float64 in the file, bfloat16 here"):
+        new.restore(path)
+
+
 def test_what_was_compiled_for_a_saved_state_fits_a_restored_one(tmp_path):
     learner = learner_of(Cell(**{name: make() for name, make in VALUES.items()}))
     read = jax.jit(lambda values: jax.tree.map(jnp.shape, values))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from braintrace.jaxprs.depends import (
     Along,
+    carries,
     depends,
     influences,
     moving_with,
@@ -135,3 +136,15 @@ def test_results_of_equations_with_effects_move() -> None:
         lambda: jax.experimental.io_callback(lambda: 1.0, jax.ShapeDtypeStruct((), "float32")) * 2.0
     )()
     assert moving_with(random.eqns, []) == {v for eqn in random.eqns for v in eqn.outvars}
+
+
+def test_an_equation_that_carries_its_operands_keeps_them_apart() -> None:
+    def fun(a: Any, b: Any) -> Any:
+        a, b = lax.optimization_barrier((a, b))
+        return jax.device_put((b, a))
+
+    assert behind(fun, 1.0, 2.0) == ([[1], [0]], [[1], [0]])
+    barrier, put = jax.make_jaxpr(fun)(1.0, 2.0).eqns
+    assert carries(barrier) and carries(put)
+    assert not carries(jax.make_jaxpr(lambda a: lax.reduce_precision(a, 5, 10))(1.0).eqns[0])
+    assert list(operands_behind(barrier, [0], Along.EQUATIONS)) == [0, 1]

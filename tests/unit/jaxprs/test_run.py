@@ -128,3 +128,14 @@ def test_a_derivative_can_be_cut() -> None:
 
     assert slope(lambda eqn: eqn.primitive.name == "mul") == 0.0
     assert slope(lambda eqn: False) != pytest.approx(0.0)
+
+
+def test_what_carries_several_operands_carries_them_one_by_one() -> None:
+    def fun(a: Any, b: Any) -> Any:
+        return jax.device_put(jax.lax.optimization_barrier((a, 2 * b)), jax.devices()[0])
+
+    flat = flatten(jax.make_jaxpr(fun)(1.0, 2.0), [0, 1], [0, 1], [])
+    names = [eqn.primitive.name for eqn in flat.eqns]
+    assert names == ["mul", *["optimization_barrier"] * 2, *["device_put"] * 2]
+    assert all(len(eqn.invars) == len(eqn.outvars) == 1 for eqn in flat.eqns[1:])
+    assert [float(v) for v in versions.jaxpr_as_fun(flat)(1.0, 2.0)] == [1.0, 4.0]

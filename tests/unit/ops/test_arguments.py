@@ -130,3 +130,23 @@ def test_a_seed_of_ones_own() -> None:
 
     assert draw(7) == draw(7) != draw(8)
     assert draw(None) != draw(None)
+
+
+def test_an_initializer_that_decomposes_a_matrix_works_in_half_precision() -> None:
+    """Orthogonal weights are those of GRU and MGU cells; LAPACK has no half precision."""
+    for precision, dtype in (("bf16", "bfloat16"), (16, "float16")):
+        with brainstate.environ.context(precision=precision):
+            value = initial_value("w_init", brainstate.nn.init.Orthogonal(), (4, 3))
+        assert value.dtype == dtype
+        wide = value.astype("float32")
+        assert jnp.allclose(wide.T @ wide, jnp.eye(3), atol=0.05)
+
+    def refuses(shape: tuple[int, ...]) -> None:
+        raise NotImplementedError("no such shape")
+
+    for precision in (16, 32):
+        with (
+            brainstate.environ.context(precision=precision),
+            pytest.raises(NotImplementedError, match="no such shape"),
+        ):
+            initial_value("w_init", refuses, (4, 3))

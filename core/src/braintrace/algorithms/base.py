@@ -192,16 +192,15 @@ class LearningRule(ABC):
         return self.of_link(traces, index)
 
     def summed(self, found: Sequence[Arrays], operands: Operands) -> Cotangents:
-        """Cotangents per relation from those per link, in the dtypes of the weights.
+        """Cotangents per relation from those per link, in the dtypes of sums.
 
         A link without any has those of zero.
         """
         total: dict[int, Arrays] = {}
         for link, one in zip(self.links, found, strict=True):
-            r = link.relation.index
-            like = link.operation.weights(operands[r])
-            own = {key: leaf.astype(like[key].dtype) for key, leaf in one.items()}
-            own = own or {key: jnp.zeros_like(like[key]) for key in link.operation.traced}
+            r, types = link.relation.index, link.cotangent_types
+            own = {key: leaf.astype(types[key].dtype) for key, leaf in one.items()}
+            own = own or {key: jnp.zeros(v.shape, v.dtype) for key, v in types.items()}
             total[r] = add(total.get(r, {}), own)
         return [total[r] for r in sorted(total)]
 
@@ -231,7 +230,8 @@ def add(a: Arrays, b: Arrays) -> Arrays:
 class ParameterTraces(LearningRule):
     """A rule with a trace per link that is laid out by the rules of its operation.
 
-    ``trace_dtype`` is the dtype in which traces are kept; ``None``: that of the operation's output.
+    ``trace_dtype`` is the dtype in which traces are kept; ``None``: that of the operation's output,
+    and no narrower than those of its parameters and of the states, and float32.
     """
 
     executor: Executor

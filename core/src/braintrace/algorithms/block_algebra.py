@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..base.precision import sum_dtype
 from ..compiler.reach import Pattern
 from ..ops.traces.base import UNROLL_STATES
 
@@ -76,8 +77,10 @@ def suffix_products(
 
     With ``decays`` [K], ``Q^t = decays^t + Q^{t+1} D^{t+1}`` in place of ``P^t``, and ``Q^1 D^1``.
     """
-    start = _identity(transition[0]) if decays is None else jnp.zeros_like(transition[0])
-    decays = None if decays is None else decays.astype(transition.dtype)
+    dtype = sum_dtype(transition.dtype)
+    identity = _identity(transition[0]).astype(dtype)
+    start = identity if decays is None else jnp.zeros_like(identity)
+    decays = None if decays is None else decays.astype(dtype)
     whole, products = jax.lax.scan(_multiplied, start, (transition, decays), reverse=True)
     return products, whole
 

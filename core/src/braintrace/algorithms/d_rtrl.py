@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import refuse_unused
+from ..base.precision import sum_dtype
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
@@ -38,7 +39,8 @@ class ParamDimRule(ParameterTraces):
     executor
         A compiled executor.
     trace_dtype
-        Dtype in which traces are kept; ``None``: that of the operation's output.
+        Dtype in which traces are kept; ``None``: that of the operation's output, and no narrower
+        than those of its parameters and of the states, and float32.
     of_model
         Whether blocks hold the model's own Jacobians. Products with what is structurally zero in
         these are left out then, and a single step is solved from the trace after it, which can be
@@ -147,7 +149,7 @@ class ParamDimRule(ParameterTraces):
             if transition is None and decays is None:  # only the last step is left in the trace
                 x, f = jax.tree.map(lambda v: v[-1:], (x, f))
             elif transition is None:
-                f = decays.astype(f.dtype).reshape(-1, *(1,) * (f.ndim - 1)) * f
+                f = decays.astype(sum_dtype(f.dtype)).reshape(-1, *(1,) * (f.ndim - 1)) * f
             else:
                 if g not in products:
                     products[g] = suffix_products(self.read(link, transition, 1, 2), decays)

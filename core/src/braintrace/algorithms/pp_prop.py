@@ -44,7 +44,8 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import NotSupportedError
-from ..base.types import bytes_of, sum_dtype
+from ..base.precision import sum_dtype, wide_dtype, widened_dtype
+from ..base.types import bytes_of
 from ..executor.executor import Executor
 from ..executor.layout import Link
 from ..ops.operation import Arrays
@@ -83,7 +84,7 @@ class IODimRule(LearningRule):
         ``a_x`` and ``a_f``, in [0, 1).
     trace_dtype
         Dtype in which traces are kept between blocks; ``None``: that of ``x``, and of the family's
-        ``init_pp``, but float32 at least.
+        ``init_pp``, and no narrower than those of parameters and states, and float32.
 
     Raises
     ------
@@ -133,18 +134,21 @@ class IODimRule(LearningRule):
     def _types(self) -> Filters:
         """Types in which filters are kept."""
 
-        def kept(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        def kept(shape: tuple[int, ...], dtype: Any, *links: Link) -> jax.ShapeDtypeStruct:
             own = jnp.issubdtype(dtype, jnp.floating) and self.trace_dtype
-            return jax.ShapeDtypeStruct(shape, own or sum_dtype(dtype))
+            wide = wide_dtype(*(link.operation.wide for link in links))
+            return jax.ShapeDtypeStruct(shape, own or widened_dtype(dtype, wide))
 
         def factor(link: Link) -> jax.ShapeDtypeStruct:
             states, y = link.group.num_state, link.operation.y_aval
             dtype = output_trace(link.operation, states).dtype
-            return kept((states, *link.extra, *y.shape), dtype)
+            return kept((states, *link.extra, *y.shape), dtype, link)
 
-        sources, number = {*self.executor.sources.values()}, jax.ShapeDtypeStruct((), jnp.int32)
+        find, number = self.executor.sources, jax.ShapeDtypeStruct((), jnp.int32)
+        sources = {*find.values()}
         inputs = [(r.index, r.x_var) for r in self.executor.graph.hidden_param_op_relations]
-        x = {i: kept(x.aval.shape, x.aval.dtype) for i, x in inputs if x and i in sources}
+        of = {i: [k for k in self.links if find.get(k.relation.index) == i] for i in sources}
+        x = {i: kept(x.aval.shape, x.aval.dtype, *of[i]) for i, x in inputs if x and i in sources}
         return Filters(number, x, tuple(map(factor, self.links)))
 
     @property
@@ -234,10 +238,7 @@ class IODimRule(LearningRule):
         dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
         correction = self._correction(count).astype(dy.dtype)
         dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
-        if x is not None:
-            x = x.astype(operation.x_aval.dtype)  # type: ignore[union-attr]
-        held = operands[link.relation.index]
-        return operation.contract(x, dy.astype(operation.y_aval.dtype), held)
+        return operation.contract(x, dy, operands[link.relation.index])
 
     def _correction(self, count: jax.Array) -> jax.Array:
         """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import sum_dtype, widened
 from ..compiler.batch_states import is_batched
 from ..compiler.groups import HiddenGroup
 from ..executor.executor import Executor
@@ -143,6 +144,7 @@ class RandomFeedback(SignalSource):
     def _fed_back(self, index: int, signal: jax.Array) -> jax.Array:
         """``signal`` [.., S, *V] through the matrix of a group."""
         group = self.executor.groups[index]
+        signal = widened(signal, group.wide)
         matrix = self.matrices[index].astype(signal.dtype)
         if not _units(group.group):
             return signal * matrix[0, 0]
@@ -180,7 +182,7 @@ class Modulated(SignalSource):
                 "config=...) and compile(model, config, ...) give learners that take one"
             )
         triples = zip(block.given, block.signal, self.executor.groups, strict=True)
-        signal = tuple(_spread(m.astype(like.dtype), group) for m, like, group in triples)
+        signal = tuple(_spread(m.astype(sum_dtype(s.dtype)), group) for m, s, group in triples)
         return block._replace(signal=signal, old_signal=(None,) * len(block.old_signal))
 
     def at_start(self, signal: OldSignals) -> OldSignals:

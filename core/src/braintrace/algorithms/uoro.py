@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import wide_dtype, widened
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
 from ..ops.operation import Arrays
@@ -50,7 +51,8 @@ class UORORule(ParameterTraces):
     executor
         A compiled executor with ``jacobians='whole'``.
     trace_dtype
-        Dtype in which traces are kept; ``None``: that of the operation's output.
+        Dtype in which traces are kept; ``None``: that of the operation's output, and no narrower
+        than those of its parameters and of the states, and float32.
     seed
         An integer or a JAX key: where the random signs start after a reset.
 
@@ -79,8 +81,8 @@ class UORORule(ParameterTraces):
         """Estimates of zero, and the first random state."""
         s = {}
         for g in self.executor.driven:
-            ys = [k.relation.y_var.aval.dtype for k in self.links if k.group is g]
-            dtype = self.trace_dtype or jnp.result_type(*ys)
+            wide = (link.operation.wide for link in self.links if link.group is g)
+            dtype = self.trace_dtype or wide_dtype(g.wide, *wide)
             s[g.index] = jnp.zeros((g.num_state, *g.varshape), dtype)
         bits = versions.random_bits_of(self.seed)
         return tuple(RankOne(s, tuple(map(self.zeros, self.links)), bits))
@@ -90,7 +92,7 @@ class UORORule(ParameterTraces):
         key, draw = jax.random.split(held.key)
         s, theta = {}, [*held.theta]
         for n, group in enumerate(self.executor.driven):
-            g, s_old = group.index, held.s[group.index]
+            g, s_old = group.index, widened(held.s[group.index], group.wide)
             signs = jax.random.rademacher(jax.random.fold_in(draw, n), s_old.shape, s_old.dtype)
             links = [link for link in self.links if link.group is group]
             fresh = [self._drawn(link, now, signs, operands) for link in links]
@@ -99,7 +101,7 @@ class UORORule(ParameterTraces):
             moved = jnp.zeros_like(s_old) if transition is None else apply(transition, s_old)
             to_s, to_theta = _balanced(self._norm(links, kept, operands), moved)
             of_s, of_theta = _balanced(self._norm(links, fresh, operands), signs)
-            s[g] = (to_s * moved + of_s * signs).astype(s_old.dtype)
+            s[g] = (to_s * moved + of_s * signs).astype(held.s[g].dtype)
             for link, old, new in zip(links, kept, fresh, strict=True):
                 old = self._scaled(link, to_theta, old, operands)
                 found = add(old, self._scaled(link, of_theta, new, operands))

@@ -9,7 +9,6 @@ from typing import Any
 
 import brainstate
 import jax
-import jax.numpy as jnp
 import saiunit
 
 Path = tuple[Any, ...]
@@ -34,17 +33,6 @@ def restore_values(values: Mapping[State, Any]) -> None:
 def bytes_of(tree: Any) -> int:
     """Bytes of all arrays of a pytree, or of arrays of these types."""
     return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(tree))
-
-
-def sum_dtype(dtype: Any) -> Any:
-    """Float32 at least: in half precision a sum of many steps stops growing, and 0.999 is 1."""
-    half = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
-    return jnp.dtype(jnp.float32) if half else dtype
-
-
-def start_of_sum(like: Any) -> jax.Array:
-    """Zeros to add many arrays like this one to."""
-    return jnp.zeros(jnp.shape(like), sum_dtype(jnp.result_type(like)))
 
 
 # --- units ----------------------------------------------------------------------------------------

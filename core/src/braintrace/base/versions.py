@@ -163,6 +163,14 @@ def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = Tru
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def with_results_of(eqn: JaxprEqn, dtype_of: Callable[[Any], Any]) -> JaxprEqn:
+    """An equation whose results have other dtypes, if it is a product that says which they have."""
+    own = eqn.params.get("preferred_element_type")
+    if own is None or (new := dtype_of(own)) == own:
+        return eqn
+    return eqn.replace(params={**eqn.params, "preferred_element_type": new})
+
+
 def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
     """A context in which new equations are attributed to the source of ``eqn``."""
     return source_info_util.user_context(eqn.source_info.traceback)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import sum_dtype
 from ..base.types import Path
 from ..base.versions import Atom, Var
 from ..jaxprs.credit import with_credit
@@ -143,7 +144,8 @@ class _Moving:
             shape, credit = key[0].aval.shape, key[0] in self.minfo.with_derivative and not held
         if uniform.by_example and not shape:
             shape = hidden.shape[:1]
-        return Filter(uniform.slot.path, key, jax.ShapeDtypeStruct(shape, hidden.dtype), credit)
+        kind = jax.ShapeDtypeStruct(shape, sum_dtype(hidden.dtype))
+        return Filter(uniform.slot.path, key, kind, credit)
 
     def read_elsewhere(self, path: Path) -> bool:
         """Whether anything but the state itself has a derivative of its old value."""

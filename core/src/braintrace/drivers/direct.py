@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
 from ..base.types import bytes_of
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
+from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
 from ..ops.operation import Operation
 from ..ops.primitive import is_etp_primitive
@@ -36,13 +38,15 @@ class DirectProduct:
     """One product of a step: the equation ``eqn``, by number ``index``.
 
     ``moving`` are the positions of the operands that change from step to step, ``x``, and
-    ``trained`` those of the operands that lead to wanted parameters.
+    ``trained`` those of the operands that lead to wanted parameters. Sums are no narrower than
+    ``wide``.
     """
 
     index: int
     eqn: JaxprEqn
     moving: tuple[int, ...]
     trained: tuple[int, ...]
+    wide: Any
 
     def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
@@ -55,21 +59,26 @@ class DirectProduct:
         positions = spec.resolve_trainable_invars(self.eqn.params)
         avals, y_aval = tuple(a.aval for a in self.eqn.invars), self.eqn.outvars[0].aval
         keys = {i: key for key, i in positions.items() if i in self.trained}
-        operation = Operation(spec, self.eqn.params, avals, y_aval, tuple(keys.values()))
+        chosen = tuple(keys.values())
+        operation = Operation(spec, self.eqn.params, avals, y_aval, chosen, least=self.wide)
         found = operation.contract(moving[0] if moving else None, dy, operands)
-        return [found[keys[i]].astype(avals[i].dtype) for i in self.trained]
+        types = {i: operation.cotangent_type(key) for i, key in keys.items()}
+        return [found[keys[i]].astype(types[i].dtype) for i in self.trained]
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
+        moving, dy, operands = widened((list(moving), dy, [*operands]), self.wide)
+        eqn = versions.with_results_of(self.eqn, partial(widened_dtype, wide=self.wide))
+
         def run(trained: Sequence[Any]) -> jax.Array:
             def one(*moving: Any) -> Any:
                 changed = zip((*self.trained, *self.moving), (*trained, *moving), strict=True)
                 full = {**dict(enumerate(operands)), **dict(changed)}
-                return versions.bind_equation(self.eqn, [*full.values()])[0]
+                return versions.bind_equation(eqn, [*full.values()])[0]
 
             return jax.vmap(one)(*moving)
 
-        _, pull = jax.vjp(run, [operands[i] for i in self.trained])
-        return pull(dy)[0]
+        y, pull = jax.vjp(run, [operands[i] for i in self.trained])
+        return pulled_in(y.dtype, lambda dy: pull(dy)[0], dy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,26 +142,25 @@ class DirectProducts:
     def gradients(
         self, values: Mapping[int, Any], recorded: Sequence[Any], dys: Sequence[jax.Array]
     ) -> dict[int, Any]:
-        """Direct gradients of the parameters, by input, summed over ``K`` steps.
+        """Direct gradients of the parameters, by input, summed over ``K`` steps, as wide as sums.
 
         Of every product, ``recorded`` are the moving operands [K, ...], and ``dys`` the gradients
         of the shifts [K, *Y].
         """
 
-        def operands(chosen: Mapping[int, Any]) -> tuple[list[list[Any]], list[list[Any]]]:
-            env = versions.constants(self.jaxpr)
-            env.update((self.jaxpr.invars[i], v) for i, v in {**values, **chosen}.items())
-            run_equations([self.jaxpr.eqns[i] for i in self.chains], env)
-            found = [
-                [None if k in p.moving else read(env, a) for k, a in enumerate(p.eqn.invars)]
-                for p in self.products
-            ]
-            pairs = zip(self.products, found, strict=True)
-            return [[values[k] for k in p.trained] for p, values in pairs], found
-
-        _, pull, constant = jax.vjp(operands, {i: values[i] for i in self.leaves}, has_aux=True)
-        rows = zip(self.products, recorded, dys, constant, strict=True)
-        return pull([product.contract(*row) for product, *row in rows])[0]
+        env = versions.constants(self.jaxpr)
+        env.update((self.jaxpr.invars[i], v) for i, v in values.items())
+        given, chain = dict(env), [self.jaxpr.eqns[i] for i in self.chains]
+        run_equations(chain, env)
+        targets: list[tuple[Any, Any]] = []
+        for p, moving, dy in zip(self.products, recorded, dys, strict=True):
+            atoms = p.eqn.invars
+            held = [None if k in p.moving else read(env, a) for k, a in enumerate(atoms)]
+            targets += zip((atoms[k] for k in p.trained), p.contract(moving, dy, held), strict=True)
+        leaves = {self.jaxpr.invars[i]: values[i] for i in self.leaves}
+        found = pulled_to(leaves, given, chain, targets)
+        inputs = {self.jaxpr.invars[i]: i for i in self.leaves}
+        return {inputs[var]: value for var, value in found.items()}
 
 
 def direct_products(
@@ -166,7 +174,7 @@ def direct_products(
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
     led = depends(eqns, {invars[i]: frozenset({i}) for i in wanted}, along=Along.DERIVATIVES)
     useful = slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES)
-    candidates = (_product(i, eqns[i], moves, led) for i in useful if _is_product(eqns[i]))
+    candidates = (_product(i, eqns[i], moves, led, invars) for i in useful if _is_product(eqns[i]))
     found = tuple(product for product in candidates if product is not None)
     behind = [a for p in found for k, a in enumerate(p.eqn.invars) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
@@ -179,7 +187,7 @@ def _is_product(eqn: JaxprEqn) -> bool:
 
 
 def _product(
-    index: int, eqn: JaxprEqn, moves: Container[Var], led: Mapping[Var, Any]
+    index: int, eqn: JaxprEqn, moves: Container[Var], led: Mapping[Var, Any], inputs: Sequence[Var]
 ) -> DirectProduct | None:
     """The product that an equation is: some operands change, and the others lead to parameters."""
     variables = {k: a for k, a in enumerate(eqn.invars) if versions.is_var(a)}
@@ -187,10 +195,13 @@ def _product(
     trained = tuple(k for k, a in variables.items() if led.get(a) and k not in moving)
     if not trained:
         return None
+    behind = {i for k in trained for i in led[variables[k]]}
+    atoms = (*(inputs[i] for i in behind), *eqn.outvars)
+    wide = wide_dtype(*(atom.aval.dtype for atom in atoms))
     if is_etp_primitive(eqn.primitive):
         spec = eqn.primitive.spec
         trainable = spec.resolve_trainable_invars(eqn.params).values()
         x = () if spec.x_invar_index is None else (spec.x_invar_index,)
         fits = {*trained} <= {*trainable} and {*moving} <= {*x}
-        return DirectProduct(index, eqn, x, trained) if fits else None
-    return DirectProduct(index, eqn, moving, trained) if len(moving) == 1 else None
+        return DirectProduct(index, eqn, x, trained, wide) if fits else None
+    return DirectProduct(index, eqn, moving, trained, wide) if len(moving) == 1 else None

@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import Block
-from ..base.types import State, start_of_sum
+from ..base.precision import start_of_sum
+from ..base.types import State
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
 from . import guards
 from .block_size import auto_block_size
+from .first import block_without_past
 from .in_windows import in_windows
-from .loops import Progress, in_parts, recorded_scan
+from .loops import Progress, in_parts, marked_scan
 from .options import GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum, not_differentiable
@@ -58,14 +60,22 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands = executor.operand_values(params)
-    trained = [
-        {t.key: operands[r.index][t.position] for t in r.trainables}
-        for r in executor.graph.hidden_param_op_relations
-    ]
+
+    since_reset = learner.running_index.value
+
+    def is_first(number: Any) -> Any:
+        """Whether a block starts with a step before which all traces are zero."""
+        if isinstance(number, int) and number:
+            return False
+        if not options.carry_trace:
+            return number == 0
+        return since_reset + number * size == 0
 
     def one_block(carry: Any, numbered: Any) -> Any:
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
-        leaves, direct, block, losses, aux = _record(executor, step, leaves, direct, inputs)
+        record = _record(executor, step, leaves, direct, inputs)
+        leaves, direct, recorded, moves, losses, aux = record
+        block = block_without_past(recorded, is_first(number), moves)
         last = isinstance(number, int) and number == (steps - 1) // size
         if last and not (options.carry_trace or options.check):
             found, traces = rule.solve(traces, block, operands), None
@@ -75,14 +85,15 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         flags = None
         if options.check:
             named = [(names[i], value) for i, value in direct.items()]
-            flags = guards.flags_of_block(rule, losses, named, traces, block, found)
+            flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
         total = jax.tree.map(jnp.add, total, found)
         return (leaves, traces, direct, total), (losses, aux, flags)
 
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
         traces = rule.init()
-    like = {i: leaves[i] for state in weights for i in step.live_leaves(state)}, trained
+    live = {i: leaves[i] for state in weights for i in step.live_leaves(state)}
+    like = live, executor.cotangent_types
     start = (leaves, traces, *jax.tree.map(start_of_sum, like))
     end, found = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
@@ -99,8 +110,9 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
 
 def _record(
     executor: Executor, step: TracedStep, leaves: Mapping[int, Any], direct: Any, inputs: Any
-) -> tuple[dict[int, Any], dict[int, Any], Block, Any, Any]:
-    """Run ``K`` steps: ``leaves`` and ``direct`` move on; then come block, losses and aux."""
+) -> tuple[dict[int, Any], dict[int, Any], Block, Block, Any, Any]:
+    """Run ``K`` steps: ``leaves`` and ``direct`` move on; then come the block, which of its arrays
+    differ between steps, losses and aux."""
     groups = executor.graph.hidden_groups
     perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
     read = {g.index: [i for s in g.hidden_states for i in step.live_leaves(s)] for g in groups}
@@ -134,11 +146,11 @@ def _record(
         return (new, direct), (block, moving, dys, loss, aux)
 
     start = leaves, {i: direct[i] for i in chosen}
-    (new, stepwise), (block, moving, dys, losses, aux) = recorded_scan(one, start, inputs)
+    (new, stepwise), (block, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
     total = {**direct, **stepwise}
     for i, value in step.direct.gradients(leaves, moving, dys).items():
         total[i] = total[i] + value
-    return new, total, block, losses, aux
+    return new, total, block, marks[0], losses, aux
 
 
 def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:

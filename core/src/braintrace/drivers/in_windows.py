@@ -9,8 +9,9 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
-from ..base.types import start_of_sum
+from ..base.precision import start_of_sum
 from . import guards
 from .call_arguments import number_of_steps
 from .loops import Progress, in_parts
@@ -56,13 +57,16 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
         return total, ((losses[None] if size == 1 else losses), None, (aux, flags))
 
+    before = learner.running_index.value
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
+        learner.running_index.value = jnp.zeros_like(before)
     values = tuple(state.value for state in weights.values())
     start = jax.tree.map(start_of_sum, values)
     total, (losses, _, seen) = in_parts(one, start, (mask, *sequences), size)
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
+        learner.running_index.value = before + steps
     return Outcome(
         jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), losses, *seen
     )

@@ -73,6 +73,13 @@ def recorded_scan(
     they would take most of the memory of a block, and writing fresh memory costs more than
     computing.
     """
+    return marked_scan(body, start, inputs)[:2]
+
+
+def marked_scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any
+) -> tuple[Any, Any, Any]:
+    """:func:`recorded_scan`, and which of the arrays are not the same at every step."""
     length = jax.tree.leaves(inputs)[0].shape[0]
     first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), inputs)
     jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)
@@ -98,7 +105,9 @@ def recorded_scan(
         value = read(env, atom)
         return jnp.broadcast_to(value, (length, *jnp.shape(value)))
 
-    return end, jax.tree.unflatten(jax.tree.structure(shapes[1]), map(whole, outputs))
+    marks = [versions.is_var(atom) and atom in stacked for atom in outputs]
+    tree = jax.tree.structure(shapes[1])
+    return end, *(jax.tree.unflatten(tree, found) for found in (map(whole, outputs), marks))
 
 
 @dataclass(frozen=True)

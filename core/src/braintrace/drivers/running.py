@@ -169,7 +169,8 @@ def window_by_call(run: Callable[..., Any]) -> Stepper:
 def _moved(learner: Running, run: Any, leaves: list[Any], given: Any, steps: int) -> Any:
     """The model's result, after which states and traces have moved on."""
     params, states = read_states(learner)
-    out, new, traces = run(params, leaves, states, learner.read_traces(), given)
+    index = learner.running_index.value
+    out, new, traces = run(params, leaves, states, learner.read_traces(), given, index)
     write_states(learner, states, new)
     learner.write_traces(traces, steps)
     return out

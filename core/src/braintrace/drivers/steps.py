@@ -20,17 +20,22 @@ import jax.numpy as jnp
 from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from ..base.errors import NotSupportedError
+from ..base.precision import widened
 from ..compiler.module_info import StateKind
+from .first import unless_first, without_past
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
 
 
 def online_step(rule: LearningRule) -> Callable[..., Any]:
-    """One step; the rule is given something besides as ``Block.given``, usually ``None``."""
+    """One step; the rule is given something besides as ``Block.given``, usually ``None``.
+
+    ``index`` is the number of steps since the traces were zero.
+    """
     executor, plan = rule.executor, rule.executor.graph.perturbed
     hidden = set(plan.perturb_hidden_paths)
 
-    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
+    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
         def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
             out, new, values = executor.run(args, {**states, **params}, perturb)
             return (out, {path: new[path] for path in states}), values
@@ -38,22 +43,26 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         perturb = plan.init_perturb_data()
         (out, new), pull, values = jax.vjp(program, params, args, states, perturb, has_aux=True)
         jacobians = jax.tree.map(lambda v: v[None], executor.jacobians_at(values))
+        jacobians = without_past(jacobians, index == 0)
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
-        return (out, new, after), (pull, jacobians, params, states, traces, after, given)
+        return (out, new, after), (pull, jacobians, params, states, traces, after, given, index)
 
     @jax.custom_vjp
-    def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
-        return forward(params, args, states, traces, given)[0]
+    def step(
+        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
+    ) -> Any:
+        return forward(params, args, states, traces, given, index)[0]
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, jacobians, params, states, traces, after, given = residuals
+        pull, jacobians, params, states, traces, after, given, index = residuals
         direct, args_bar, old_bar, signal = pull(cotangents[:2])
         olds = _arrays(old_bar, hidden.intersection(old_bar))
-        signals = executor.signals(signal), executor.old_signals(olds, plan.old_reads)
+        old = unless_first(executor.old_signals(olds, plan.old_reads), index == 0)
+        signals = executor.signals(signal), old
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
         found = rule.solve_after(traces, after, block, executor.operand_values(params))
         params_bar = _add_traced(direct, executor.param_gradients(params, found))
-        zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given))
+        zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given, index))
         return *_guarded((params_bar, args_bar), params), *zeros
 
     step.defvjp(forward, backward)
@@ -70,14 +79,16 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
 
     ``predict(given, hidden) -> cotangents``, by path, estimates the gradient of all later losses
     with respect to hidden values. It is added to the signal at the window's end, and its parameters
-    ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``.
+    ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``, but where ``h^0`` is the start
+    of all and has no finite derivative. ``index`` is as for :func:`online_step`.
     """
     executor = rule.executor
     hidden = [slot.path for slot in executor.graph.module_info.slots_of(StateKind.HIDDEN)]
 
-    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
-        def program(params: Any, args: Any, states: Any) -> Any:
+    def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
+        def program(wide: Any, args: Any, states: Any) -> Any:
             def one(states: Any, now: Any) -> tuple[Any, Any]:
+                params = _narrowed(wide, types)  # at each step, so that gradients add up in wide
                 out, new, values = executor.run_plain(now, {**states, **params})
                 fixed = jax.tree.map(jax.lax.stop_gradient, values)
                 kept = {path: _strong(new[path]) for path in states}
@@ -86,17 +97,21 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             new, (out, jacobians) = jax.lax.scan(one, _strong(states), args)
             return (out, new), jacobians
 
-        (out, new), pull, jacobians = jax.vjp(program, params, args, states, has_aux=True)
-        jacobians = jax.tree.map(jax.lax.stop_gradient, jacobians)
+        types = jax.tree.map(jax.typeof, params)
+        wide = widened(params, jnp.dtype(jnp.float32))
+        (out, new), pull, jacobians = jax.vjp(program, wide, args, states, has_aux=True)
+        jacobians = without_past(jax.tree.map(jax.lax.stop_gradient, jacobians), index == 0)
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
-        return (out, new, after), (pull, params, states, new, traces, given)
+        return (out, new, after), (pull, params, states, new, traces, given, index)
 
     @jax.custom_vjp
-    def step(params: Any, args: Any, states: Any, traces: Traces, given: Any) -> Any:
-        return forward(params, args, states, traces, given)[0]
+    def step(
+        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
+    ) -> Any:
+        return forward(params, args, states, traces, given, index)[0]
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, params, states, new, traces, given = residuals
+        pull, params, states, new, traces, given, index = residuals
         out_bar, new_bar, _ = cotangents
         if predict is not None:
             future = predict(given, _arrays(new, hidden))
@@ -105,19 +120,31 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         params_bar, args_bar, old_bar = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
         signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
+        signals = unless_first(signals, index == 0)
         found = rule.solve_at_start(traces, signals, executor.operand_values(params))
         params_bar = _add_traced(params_bar, executor.param_gradients(params, found))
+        params_bar = _narrowed(params_bar, params)
         given_bar = jax.tree.map(versions.zero_cotangent, given)
         if predict is not None:
             start = _arrays(states, hidden)
             predicted, pull_to_given = jax.vjp(lambda given: predict(given, start), given)
-            (given_bar,) = pull_to_given({path: predicted[path] - olds[path] for path in start})
-        zeros = jax.tree.map(versions.zero_cotangent, (states, traces))
+            missed = {path: predicted[path] - olds[path] for path in start}
+            known = {p: jnp.isfinite(olds[p]) | (index != 0) for p in start}
+            found = {p: jnp.where(known[p], v, 0) for p, v in missed.items()}
+            (given_bar,) = pull_to_given(found)
+        zeros = jax.tree.map(versions.zero_cotangent, (states, traces, index))
         guarded = _guarded((params_bar, args_bar, given_bar), params)
-        return *guarded[:2], *zeros, guarded[2]
+        return *guarded[:2], *zeros[:2], guarded[2], zeros[2]
 
     step.defvjp(forward, backward)
     return step
+
+
+def _narrowed(tree: Any, like: Any) -> Any:
+    """Floating-point arrays in the dtypes of others."""
+    return jax.tree.map(
+        lambda leaf, own: leaf.astype(own.dtype) if versions.is_float(leaf) else leaf, tree, like
+    )
 
 
 def _arrays(values: Mapping[Any, Any], paths: Iterable[Any]) -> dict[Any, Any]:

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import widened
 from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.reach import Pattern
+from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
-from .jacobians import StepJacobians, jacobians_of_group, takes_forward_mode
+from .jacobians import StepJacobians, jacobians_of_group, shift_dtype, takes_forward_mode
 from .layout import Link, Positions
 
 
@@ -181,9 +183,10 @@ class Executor:
 
         def factor(link: Link) -> Any:
             group, y = link.group, link.relation.y_var
-            forward = takes_forward_mode(eqns, cones[group.index], link)
-            made_of = group.group.hidden_outvars if forward else [y]
-            return array((group.num_state, *link.extra, *y.aval.shape), *made_of)
+            shape = (group.num_state, *link.extra, *y.aval.shape)
+            if takes_forward_mode(eqns, cones[group.index], link):
+                return array(shape, *group.group.hidden_outvars)
+            return jax.ShapeDtypeStruct(shape, shift_dtype(eqns, cones[group.index], link))
 
         def transition(group: Positions) -> Any:
             if group not in self.driven or cones[group.index].transition is None:
@@ -203,7 +206,9 @@ class Executor:
     ) -> tuple[jax.Array | None, ...]:
         """Gradients of old hidden values, per group: ``e`` [S, *V], ``None`` outside ``groups``."""
         return tuple(
-            g.stacked([gradients[p] for p in g.group.hidden_paths]) if g.index in groups else None
+            widened(g.stacked([gradients[p] for p in g.group.hidden_paths]), g.wide)
+            if g.index in groups
+            else None
             for g in self.groups
         )
 
@@ -216,7 +221,7 @@ class Executor:
         info = self.graph.module_info
         env = versions.constants(info.jaxpr)
         for weight in self.weights.values():
-            env.update(zip(weight.inputs, jax.tree.leaves(params[weight.path]), strict=True))
+            env |= self._leaves(weight, params)
         relations = self.graph.hidden_param_op_relations
         operands = [(*r.trainables, *r.constants) for r in relations]
         chains = dict.fromkeys(i for own in operands for operand in own for i in operand.chain)
@@ -228,14 +233,42 @@ class Executor:
     def param_gradients(
         self, params: Mapping[Path, Any], cotangents: Sequence[Mapping[str, Any]]
     ) -> dict[Path, Any]:
-        """Cotangents of the traced parameters from those of traced operands, per relation."""
+        """Cotangents of the traced parameters from those of traced operands, per relation.
 
+        These may be wider than the operands; the result has the dtypes of the parameters.
+        """
+        info, traced = self.graph.module_info, [w for w in self.weights.values() if w.links]
+        leaves = {v: leaf for w in traced for v, leaf in self._leaves(w, params).items()}
+        known = versions.constants(info.jaxpr)
+        for weight in self.weights.values():
+            known |= self._leaves(weight, params)
         relations = self.graph.hidden_param_op_relations
+        operands = [(r, t) for r in relations for t in r.trainables]
+        chain = [info.eqns[i] for i in sorted({i for _, t in operands for i in t.chain})]
+        targets = [(t.atom, cotangents[r.index][t.key]) for r, t in operands]
+        found = pulled_to(leaves, known, chain, targets)
 
-        def operands(chosen: dict[Path, Any]) -> list[dict[str, Any]]:
-            values = self.operand_values({**params, **chosen})
-            return [{t.key: values[r.index][t.position] for t in r.trainables} for r in relations]
+        def of(weight: WeightAddress) -> Any:
+            own = self._leaves(weight, params)
+            bars = [
+                found[v].astype(leaf.dtype) if v in found else versions.zero_cotangent(leaf)
+                for v, leaf in own.items()
+            ]
+            return jax.tree.unflatten(jax.tree.structure(params[weight.path]), bars)
 
-        traced = {w.path: params[w.path] for w in self.weights.values() if w.links}
-        _, pull = jax.vjp(operands, traced)
-        return pull([dict(c) for c in cotangents])[0]
+        return {weight.path: of(weight) for weight in traced}
+
+    def _leaves(self, weight: WeightAddress, params: Mapping[Path, Any]) -> dict[Var, Any]:
+        """The leaves of a parameter by their variables."""
+        return dict(zip(weight.inputs, jax.tree.leaves(params[weight.path]), strict=True))
+
+    @cached_property
+    def cotangent_types(self) -> list[dict[str, Any]]:
+        """Per relation, the types of sums of cotangents of its traced operands."""
+        found: list[dict[str, Any]] = [{} for _ in self.graph.hidden_param_op_relations]
+        for link in self.links:
+            for key, own in link.cotangent_types.items():
+                before = found[link.relation.index].get(key, own)
+                dtype = jnp.promote_types(own.dtype, before.dtype)
+                found[link.relation.index][key] = jax.ShapeDtypeStruct(own.shape, dtype)
+        return found

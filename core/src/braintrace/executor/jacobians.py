@@ -22,6 +22,7 @@ from ..base import versions
 from ..base.versions import JaxprEqn, Var
 from ..compiler.groups import HiddenGroup
 from ..compiler.reach import Cone
+from ..jaxprs.pull import converts
 from ..jaxprs.run import holds, read, run_equations
 from .layout import Link, Positions, numbers_along
 
@@ -149,6 +150,24 @@ def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool
     return not any(holds(eqns[i], versions.jaxp.custom_vjp_call_p) for i in cone.eqns)
 
 
+def shift_dtype(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> Any:
+    """The dtype of a shift of ``y``, and so of ``f``: the widest one that ``y`` is converted to.
+
+    A step in half precision whose states are wider converts ``y`` first of all. What is shifted is
+    the result of the conversion, so that the derivative is not rounded to half precision.
+    """
+    y = link.relation.y_var
+    wider = (eqns[i].outvars[0].aval.dtype for i in cone.eqns if widens(eqns[i], y))
+    return max([y.aval.dtype, *wider], key=lambda dtype: dtype.itemsize)
+
+
+def widens(eqn: JaxprEqn, y: Var) -> bool:
+    """Whether an equation converts ``y`` to a wider dtype."""
+    if not converts(eqn) or eqn.invars[0] is not y:
+        return False
+    return bool(eqn.outvars[0].aval.dtype.itemsize > y.aval.dtype.itemsize)
+
+
 def jacobians_of_group(
     eqns: Sequence[JaxprEqn],
     cone: Cone,
@@ -170,7 +189,8 @@ def jacobians_of_group(
         return None, {}
     group, transition = positions.group, cone.transition
     ys = {link.index: link.relation.y_var for link in links}
-    zeros = {i: jnp.zeros(y.aval.shape, y.aval.dtype) for i, y in ys.items()}
+    dtypes = {link.index: shift_dtype(eqns, cone, link) for link in links}
+    zeros = {i: jnp.zeros(y.aval.shape, dtypes[i]) for i, y in ys.items()}
     own = [values[var] for var in group.hidden_invars]
     olds = own if cone.old_reaches else []
     inside = {var for i in cone.eqns for var in eqns[i].outvars}
@@ -179,11 +199,22 @@ def jacobians_of_group(
         """New values from old ones, with ``shifts`` added to some ``y``."""
         shift = {ys[i]: change for i, change in shifts.items()}
         env = {**values, **dict(zip(group.hidden_invars, olds, strict=False))}
-        env |= {y: env[y] + change for y, change in shift.items() if y not in inside}
+        plain = {y: env[y] for y in shift if y not in inside}
+        env |= {y: shifted(value, shift[y]) for y, value in plain.items()}
         for i in cone.eqns:
-            run_equations([eqns[i]], env)
-            env |= {y: env[y] + shift[y] for y in shift.keys() & eqns[i].outvars}
+            eqn = eqns[i]
+            if converts(eqn) and (y := eqn.invars[0]) in plain and widens(eqn, y):
+                run_equations([eqn], own := {y: plain[y]})
+                env[eqn.outvars[0]] = shifted(own[eqn.outvars[0]], shift[y])
+                continue
+            run_equations([eqn], env)
+            for y in shift.keys() & eqn.outvars:
+                plain[y] = env[y]
+                env[y] = shifted(env[y], shift[y])
         return [env[var] for var in group.hidden_outvars]
+
+    def shifted(value: Any, change: Any) -> Any:
+        return value + change.astype(value.dtype)
 
     def pushed(link: Link) -> jax.Array:
         """``f`` from the forward derivative along ones in ``y``."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..base.precision import wide_dtype
 from ..compiler.groups import HiddenGroup
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
@@ -70,6 +71,11 @@ class Positions:
     def num_mixed(self) -> int:
         """Number ``M`` of mixed positions."""
         return math.prod(self.group.varshape[k] for k in self.mixed)
+
+    @cached_property
+    def wide(self) -> Any:
+        """The dtype that signals and products of transitions have at least."""
+        return wide_dtype(*(var.aval.dtype for var in self.group.hidden_outvars))
 
     @property
     def num_state(self) -> int:
@@ -128,7 +134,9 @@ class Link:
     @cached_property
     def operation(self) -> Operation:
         """The relation's operation as its rules see it in the group."""
-        relation = self.relation
+        relation, params = self.relation, self.relation.module_info.parameter_leaves
+        leaves = (leaf for operand in relation.trainables for leaf in operand.leaves)
+        least = wide_dtype(self.group.wide, *(params[leaf].aval.dtype for leaf in leaves))
         return Operation(
             spec=relation.spec,
             params=relation.eqn_params,
@@ -136,7 +144,13 @@ class Link:
             y_aval=relation.y_var.aval,
             traced=tuple(t.key for t in relation.trainables),
             group=self.group if self.group.mixed else self.group.group,
+            least=least,
         )
+
+    @cached_property
+    def cotangent_types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """By trainable key, the type of a sum of cotangents of a traced operand."""
+        return {key: self.operation.cotangent_type(key) for key in self.operation.traced}
 
     @cached_property
     def _along(self) -> dict[int, int]:

@@ -102,6 +102,8 @@ def _values(
         raw, stored = arrays[leaf.name], content.types[leaf.name]
         try:
             value = storage.decoded(raw, stored, leaf.value)
+            if _widens(stored, leaf):
+                value = jnp.asarray(value, leaf.type.dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{storage.file_name(path)} is damaged: {leaf.name} cannot be read: {error}"
@@ -146,11 +148,21 @@ def _differences(
             ("unit", units.get(name, "none"), leaf.unit or "none"),
         ):
             (there, _, meant_there), (here, _, meant_here) = (_unit_parts(v) for v in pair)
-            if meant_there != meant_here:
+            if meant_there != meant_here and not (what == "dtype" and _widens(stored, leaf)):
                 yield f"{name}: {what} {there} in the file, {here} here"
     known = {leaf.name for leaf in leaves}
     extra = (name for name in content.types if name not in known)
     yield from (f"{name}: only in the file" for name in extra if not any(k in name for k in frozen))
+
+
+def _widens(stored: storage.ArrayType, leaf: Leaf) -> bool:
+    """Whether a trace was saved in half precision, as it was kept once, and is wider here."""
+    try:
+        there, here = jnp.dtype(stored.dtype), jnp.dtype(leaf.type.dtype)
+    except TypeError:  # a key's, or none at all
+        return False
+    floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (there, here))
+    return leaf.kind == "trace" and floats and there.itemsize < min(here.itemsize, 4)
 
 
 def _unit_parts(value: Any) -> tuple[str, str, str]:

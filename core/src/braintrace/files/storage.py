@@ -84,13 +84,13 @@ def encoded(value: Any) -> np.ndarray:
 
 
 def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
-    """The array that :func:`encoded` was given, in the place of one of the same shape and dtype.
+    """The array that :func:`encoded` was given, in the place of one of the same shape.
 
     It raises ``ValueError`` when what was stored is not of its type.
     """
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
     if not _is_key(like):
-        dtype = np.dtype(jax.typeof(like).dtype)  # type: ignore[attr-defined]
+        dtype = jnp.dtype(stored.dtype)
         raw = raw if dtype.kind in "biufc" else raw.view(dtype)
     value: Any = raw
     if stored.held_as == "python":

@@ -11,6 +11,18 @@ from typing import Any
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
 
+#: Their results are their operands, one by one: what they change is where or how these lie in
+#: memory, what is computed with them, or what is kept for reverse mode, and no number.
+CARRIES = frozenset(
+    "copy device_put layout_constraint mesh_cast name optimization_barrier pcast pvary reshard "
+    "shard_alike sharding_constraint xla_metadata_value".split()
+)
+
+
+def carries(eqn: JaxprEqn) -> bool:
+    """Whether the results of an equation are its operands."""
+    return eqn.primitive.name in CARRIES and len(eqn.invars) == len(eqn.outvars)
+
 
 class Along(enum.Enum):
     """What is followed from an operand to a result.
@@ -138,7 +150,7 @@ def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
     Functions with a custom differentiation rule are not looked into: their derivative may flow
     otherwise than their values.
     """
-    rule = _INFLUENCES.get(eqn.primitive)
+    rule = _one_by_one if carries(eqn) else _INFLUENCES.get(eqn.primitive)
     return None if rule is None or along is Along.EQUATIONS else rule(eqn, along)
 
 
@@ -158,6 +170,10 @@ def program_influences(jaxpr: Jaxpr, along: Along) -> Influences:
 _KNOWN_INFLUENCES: weakref.WeakKeyDictionary[Jaxpr, dict[Along, Influences]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _one_by_one(eqn: JaxprEqn, along: Along) -> Influences:
+    return tuple(frozenset({k}) for k in range(len(eqn.invars)))
 
 
 def _of_cond(eqn: JaxprEqn, along: Along) -> Influences:

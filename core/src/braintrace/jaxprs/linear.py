@@ -12,12 +12,12 @@ import numpy as np
 
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
-from .depends import Along, depends
+from .depends import Along, carries, depends
 from .positions.of_primitives import ALONG, elementwise
 
 #: Results are linear in all operands together.
 SUMS = frozenset(
-    "add add_any sub neg copy convert_element_type reshape squeeze expand_dims transpose "
+    "add add_any sub neg convert_element_type reshape squeeze expand_dims transpose "
     "broadcast_in_dim slice rev concatenate pad reduce_sum reduce_window_sum cumsum split stack "
     "unstack tile select_n".split()
 )
@@ -44,12 +44,12 @@ CALLS = versions.CALL_PRIMITIVES | {jaxp.custom_jvp_call_p, jaxp.custom_vjp_call
 
 def is_elementwise(eqn: JaxprEqn) -> bool:
     """Whether an equation works on elements of the same place."""
-    return ALONG.get(eqn.primitive) is elementwise
+    return carries(eqn) or ALONG.get(eqn.primitive) is elementwise
 
 
 def is_sum(eqn: JaxprEqn) -> bool:
     """Whether an equation is linear in its floating-point operands together."""
-    return eqn.primitive.name in SUMS
+    return eqn.primitive.name in SUMS or (carries(eqn) and len(eqn.invars) == 1)
 
 
 def affine_part(eqn: JaxprEqn, k: int) -> frozenset[int] | None:

@@ -18,7 +18,10 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..ops.primitive import is_etp_primitive
-from .depends import Along, depends, slice_to
+from .depends import Along, carries, depends, slice_to
+
+#: What carries several operands and may as well carry one after the other.
+SEPARABLE = frozenset({"device_put", "optimization_barrier"})
 
 
 def run_equations(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
@@ -55,12 +58,37 @@ def run_inlined(
             name = str(eqn.params.get("name", call or ""))
             with versions.at_source(eqn) if own else nullcontext():
                 values = run_inlined(versions.sub_jaxpr(eqn), operands, name, note)
+        elif carries(eqn) and len(operands) > 1:
+            values = _one_by_one(eqn, operands, own)
         else:
             if etp and call is not None:
                 note(eqn)
             values = versions.bind_equation(eqn, operands, own)
         env.update(zip(eqn.outvars, values, strict=True))
     return [read(env, atom) for atom in jaxpr.outvars]
+
+
+def _one_by_one(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool) -> list[Any]:
+    """The results of an equation that carries several operands, each carried by itself.
+
+    A parameter that is moved to a device together with an input does not depend on it so. What
+    can only be done with all operands together is, by the equation itself.
+    """
+    count = len(operands)
+
+    def of(k: int) -> JaxprEqn:
+        params = {
+            name: type(value)([value[k]])
+            if isinstance(value, list | tuple) and len(value) == count
+            else value
+            for name, value in eqn.params.items()
+        }
+        return eqn.replace(invars=[eqn.invars[k]], outvars=[eqn.outvars[k]], params=params)
+
+    if eqn.primitive.name not in SEPARABLE:
+        return versions.bind_equation(eqn, operands, own_source)
+    found = (versions.bind_equation(of(k), [v], own_source) for k, v in enumerate(operands))
+    return [value for (value,) in found]
 
 
 def flatten(

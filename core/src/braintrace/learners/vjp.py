@@ -39,8 +39,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     config
         The learning rule as an :class:`braintrace.ETraceConfig`; default: D-RTRL.
     trace_dtype
-        Dtype of the traces; default: that of what they are made from (in pp_prop, float32 at
-        least).
+        Dtype of the traces; default: that of what they are made from, and no narrower than those of
+        parameters and states, and float32.
     random_feedback_key
         In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
     downstream

@@ -291,7 +291,7 @@ def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -
     >>> initial_value("b_init", 0.5, (2,)).tolist()
     [0.5, 0.5]
     """
-    value = initializer(shape) if callable(initializer) else initializer
+    value = _drawn(initializer, shape) if callable(initializer) else initializer
     if value is None:
         raise ValueError(f"{name} gives None, expected a value of shape {shape}")
     if isinstance(value, (bool, int, float)):
@@ -301,6 +301,22 @@ def initial_value(name: str, initializer: Initializer, shape: tuple[int, ...]) -
     except ValueError:
         found = saiunit.math.shape(value)
         raise ValueError(f"{name} gives the shape {found}, expected {shape}") from None
+
+
+def _drawn(initializer: Any, shape: tuple[int, ...]) -> Any:
+    """What an initializer gives.
+
+    One that decomposes a matrix, as an orthogonal one does, cannot do so in half precision; it is
+    run in float32 then, and the value is rounded.
+    """
+    dtype = brainstate.environ.dftype()
+    try:
+        return initializer(shape)
+    except NotImplementedError:
+        if jnp.finfo(dtype).bits >= 32:
+            raise
+        with brainstate.environ.context(precision=32):
+            return jax.tree.map(lambda value: value.astype(dtype), initializer(shape))
 
 
 def keyword_key(constructor: Constructor) -> Constructor:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
 from .primitive import find_primitive
 from .spec import ETPPrimitiveSpec
 
@@ -42,6 +44,7 @@ class Operation:
     ``traced`` are the keys of the trainable operands that lead to parameters; the values of all
     operands but ``x`` are constant over time and passed as ``operands`` (a full list, with
     ``None`` at ``x``). ``group`` is the hidden group that is traced, for rules that ask for it.
+    ``least`` is a dtype that traces and sums are no narrower than.
     """
 
     spec: ETPPrimitiveSpec
@@ -50,6 +53,22 @@ class Operation:
     y_aval: Any
     traced: tuple[str, ...]
     group: Any = None
+    least: Any = jnp.float32
+
+    @cached_property
+    def wide(self) -> Any:
+        """The real dtype that traces, sums and what they are made from have at least."""
+        weights = (self.operand_avals[self.positions[key]].dtype for key in self.traced)
+        return wide_dtype(self.least, self.y_aval.dtype, *weights)
+
+    def widened(self, tree: Any) -> Any:
+        """Arrays of a pytree in dtypes that are no narrower than :attr:`wide`."""
+        return widened(tree, self.wide)
+
+    def cotangent_type(self, key: str) -> jax.ShapeDtypeStruct:
+        """Type of the cotangent of a trainable operand, as a sum over steps."""
+        aval = self.operand_avals[self.positions[key]]
+        return jax.ShapeDtypeStruct(aval.shape, widened_dtype(aval.dtype, self.wide))
 
     @property
     def positions(self) -> dict[str, int]:
@@ -103,14 +122,16 @@ class Operation:
         weights = self.weights(operands)
         if self.spec.xy_to_dw is not None:
             return self.written("xy_to_dw", operands)(x, dy, weights)
-        _, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
-        return pull(dy)[0]
+        y, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
+        return pulled_in(y.dtype, lambda dy: pull(dy)[0], dy)
 
     def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
         """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product, for the traced operands.
 
-        ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y].
+        ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y]. The sum
+        is taken, and given, in a dtype no narrower than :attr:`wide`.
         """
+        x, dy, operands = self.widened((x, dy, [*operands]))
         if x is None:
             found = self.xy_to_dw(None, dy.sum(0), operands)
         elif self.spec.batched:
@@ -119,7 +140,8 @@ class Operation:
             found = replace(self, spec=batched.spec).xy_to_dw(x, dy, operands)
         elif self.spec.xy_to_dw is None:
             many = jax.vmap(lambda one, w: self.run(one, w, operands), (0, None))
-            found = jax.vjp(partial(many, x), self.weights(operands))[1](dy)[0]
+            y, pull = jax.vjp(partial(many, x), self.weights(operands))
+            found = pulled_in(y.dtype, lambda dy: pull(dy)[0], dy)
         else:
             each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
             found = {key: value.sum(0) for key, value in each.items()}

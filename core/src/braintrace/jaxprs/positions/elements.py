@@ -17,7 +17,7 @@ import jax
 
 from ...base import versions
 from ...base.versions import Atom, Jaxpr, JaxprEqn, Var, jaxp
-from ..depends import Along, depends
+from ..depends import Along, carries, depends
 from .of_primitives import ALONG, MOVES, elementwise
 from .places import Pairs, Places, axes_along, blank, merge, merge_axes, own_places, spread
 
@@ -56,6 +56,8 @@ def _merged(a: Places | None, b: Places | None) -> Places | None:
 def _back(eqn: JaxprEqn, operands: list[int], outs: Found, count: int) -> Found:
     """What some operands of one equation reach."""
     primitive = eqn.primitive
+    if carries(eqn):
+        return [outs[k] for k in operands]
     if primitive in CONTROL:
         return CONTROL[primitive](eqn, operands, outs)
     if primitive in MOVES:

@@ -4,7 +4,8 @@
 ``ALONG`` names the pairs of axes of an operand and of the results along which a result depends on
 the operand's element of the same index alone; whatever else is possible is taken to happen.
 ``MOVES`` are the primitives that cut, join, fold or turn axes: they move the numbers themselves.
-A primitive in neither table mixes all positions, unless its rule of differentiation tells.
+A primitive in neither table mixes all positions, unless it only carries its operands (``CARRIES``
+in ``depends``), or its rule of differentiation tells.
 """
 
 from __future__ import annotations
@@ -160,9 +161,9 @@ def _table(rules: Mapping[str, Any]) -> dict[Any, Any]:
 ALONG: dict[Any, Callable[[JaxprEqn, int], Pairs]] = _table(
     {
         "abs acos acosh add add_jaxvals asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
-        "ceil clamp complex conj convert_element_type copy cos cosh digamma div erf erf_inv erfc "
+        "ceil clamp complex conj convert_element_type cos cosh digamma div erf erf_inv erfc "
         "exp exp2 expm1 floor igamma igammac imag integer_pow lgamma log log1p log2 logistic max "
-        "min mul name neg nextafter one_minus_square polygamma polynomial pow real "
+        "min mul neg nextafter one_minus_square polygamma polynomial pow real "
         "reduce_precision regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt "
         "square sub tan tanh zeta": elementwise,
         "cumsum cumprod cummax cummin cumlogsumexp": _in_place(

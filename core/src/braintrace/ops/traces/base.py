@@ -21,6 +21,7 @@ UNROLL_STATES = 4
 class TraceRules(ABC):
     """The parameter-dimension trace of one operation in one hidden group.
 
+    It is no narrower than ``operation.wide``, and neither is what is computed for it or from it.
     Factors ``f`` and signals are laid out as [S, *E, *Y]; a transition as [S, S, *E, *Y]. The
     state axis leads in every trace leaf, too.
     """
@@ -48,7 +49,7 @@ class TraceRules(ABC):
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``D . eps``."""
-        scale = self.scale(operands)
+        scale, transition = self.scale(operands), self.operation.widened(transition)
         if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
             return jax.vmap(scale)(transition[0], trace)
         if self.num_state > UNROLL_STATES:
@@ -69,7 +70,7 @@ class TraceRules(ABC):
 
     def scaled(self, factor: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """Every state of ``eps`` times its own factor by position: ``factor`` [S, *E, *Y]."""
-        return jax.vmap(self.scale(operands))(factor, trace)
+        return jax.vmap(self.scale(operands))(self.operation.widened(factor), trace)
 
     @abstractmethod
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...base.types import start_of_sum
+from ...base.precision import start_of_sum, widened_dtype
 from ..operation import Arrays
 from .base import UNROLL_STATES, TraceRules, stacked, sum_over_steps
 
@@ -27,9 +27,11 @@ class StructuredTrace(TraceRules):
 
     @property
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
-        head, own = (self.num_state, *self.extra), self._own
+        head, own, wide = (self.num_state, *self.extra), self._own, self.operation.wide
         return {
-            key: jax.ShapeDtypeStruct((*head, *own[key].shape[:-1]), own[key].dtype)
+            key: jax.ShapeDtypeStruct(
+                (*head, *own[key].shape[:-1]), widened_dtype(own[key].dtype, wide)
+            )
             for key in self.operation.traced
         }
 
@@ -40,6 +42,7 @@ class StructuredTrace(TraceRules):
         return rule
 
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        operands = self.operation.widened([*operands])
         return self._each(self._on_whole(self.operation.written("yw_to_w", operands)))
 
     def _on_whole(self, rule: Callable[..., Arrays]) -> Callable[[jax.Array, Arrays], Arrays]:
@@ -63,6 +66,7 @@ class StructuredTrace(TraceRules):
         return jax.eval_shape(lambda: op.initial("init_drtrl", self.num_state))
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        x, f, operands = self.operation.widened((x, f, [*operands]))
         if self.operation.spec.batched and self._takes_blocks(f.shape[0]):
             return self._over_examples(x, f, operands)
         return self._of_all(x, f, operands)
@@ -133,6 +137,7 @@ class StructuredTrace(TraceRules):
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         op, extra = self.operation, len(self.extra)
+        signal, operands = op.widened((signal, [*operands]))
         if op.spec.solve_drtrl is not None:
             own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
             return self._summed(self._each(self._on_whole(own)), signal, trace, extra)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...base.precision import widened_dtype
 from ..operation import Arrays
 from .base import TraceRules, sum_over_steps
 
@@ -25,8 +26,9 @@ class DenseTrace(TraceRules):
         op = self.operation
         head = (self.num_state, *self.extra, *op.y_aval.shape)
         weights = {key: op.operand_avals[op.positions[key]] for key in op.traced}
+        dtype = widened_dtype(op.y_aval.dtype, op.wide)
         return {
-            key: jax.ShapeDtypeStruct((*head, *weight.shape), op.y_aval.dtype)
+            key: jax.ShapeDtypeStruct((*head, *weight.shape), dtype)
             for key, weight in weights.items()
         }
 
@@ -50,6 +52,7 @@ class DenseTrace(TraceRules):
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         op, ndim = self.operation, len(self.operation.y_aval.shape)
+        x, f, operands = op.widened((x, f, [*operands]))
 
         def one_step(x_k: Any, f_k: jax.Array) -> Arrays:
             found = self._jacobian(x_k, operands)
@@ -58,7 +61,7 @@ class DenseTrace(TraceRules):
         return one_step(None, f.sum(0)) if x is None else sum_over_steps(one_step, x, f)
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
-        axes = tuple(range(signal.ndim))
+        axes, signal = tuple(range(signal.ndim)), self.operation.widened(signal)
         return {key: jnp.tensordot(signal, leaf, (axes, axes)) for key, leaf in trace.items()}
 
 

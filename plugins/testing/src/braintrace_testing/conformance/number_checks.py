@@ -68,8 +68,8 @@ def dtype_of_the_result(case: ConformanceCase) -> None:
 
 @case_check("dtypes.training")
 def dtype_of_training(case: ConformanceCase) -> None:
-    """In float32 and bfloat16, traces and gradients keep that dtype and are close to float64: as
-    close as those of derived rules, where these are further off than usual."""
+    """In float32 and bfloat16, gradients keep that dtype, traces are in float32, and both are close
+    to float64: as close as those of derived rules, where these are further off than usual."""
     reference = found(case, D_RTRL_IS, leaky, 1)
     for dtype, (_, tolerance) in TOLERANCE.items():
         grads = _trained(case, dtype)
@@ -92,7 +92,8 @@ def _trained(case: ConformanceCase, dtype: Any) -> Any:
         work = leaky(case, dtype)
         learner = compiled(D_RTRL_IS, work)
         grads = online(learner, work.sequences, 1)
-    for what, tree in (("gradient", grads), ("trace", [t.value for t in learner.traces])):
+    traces = [trace.value for trace in learner.traces]
+    for what, tree, expected in (("gradient", grads, dtype), ("trace", traces, "float32")):
         dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
-        require(dtypes == {dtype}, f"a {what} has dtype {sorted(dtypes)}, expected {dtype}")
+        require(dtypes == {expected}, f"a {what} has dtype {sorted(dtypes)}, expected {expected}")
     return grads

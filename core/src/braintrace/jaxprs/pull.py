@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From cotangents of what is computed from parameters alone to cotangents of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.precision import pulled_in
+from ..base.versions import Atom, JaxprEqn, Var
+from .depends import Along, slice_to
+from .run import read, run_equations
+
+
+def pulled_to(
+    leaves: Mapping[Var, Any],
+    known: Mapping[Var, Any],
+    eqns: Sequence[JaxprEqn],
+    targets: Sequence[tuple[Atom, Any]],
+) -> dict[Var, Any]:
+    """Cotangents of ``leaves`` from those of atoms that ``eqns`` compute from them.
+
+    ``known`` are the values of all other variables that the equations read. Cotangents may be wider
+    than what they belong to: one that is sent to a leaf through conversions alone arrives as it is,
+    and what is computed in half precision is passed by each cotangent by itself, scaled.
+    """
+    made = {var: eqn for eqn in eqns for var in eqn.outvars}
+    moving = {var: value for var, value in leaves.items() if versions.is_float(value)}
+    total: dict[Var, Any] = {}
+    together: list[tuple[Atom, Any]] = []
+
+    def take(found: Mapping[Var, Any]) -> None:
+        total.update({v: jnp.add(total[v], bar) if v in total else bar for v, bar in found.items()})
+
+    def pull(ends: Sequence[Atom]) -> Any:
+        steps = [eqns[i] for i in slice_to(eqns, ends, along=Along.EQUATIONS)]
+
+        def run(values: Sequence[Any]) -> list[Any]:
+            env = {**known, **leaves, **dict(zip(moving, values, strict=True))}
+            run_equations(steps, env)
+            return [read(env, end) for end in ends]
+
+        values, back = jax.vjp(run, [*moving.values()])
+        return values, lambda bars: dict(zip(moving, back(bars)[0], strict=True))
+
+    for atom, cotangent in targets:
+        end = in_front_of_conversions(atom, made)
+        if end in moving:
+            take({end: cotangent})
+        elif end.aval.dtype.itemsize < 4:
+            (value,), back = pull([end])
+            bars = pulled_in(value.dtype, lambda bar, back=back: [*back([bar]).values()], cotangent)
+            take(dict(zip(moving, bars, strict=True)))
+        else:
+            together.append((end, cotangent))
+    if together:
+        values, back = pull([end for end, _ in together])
+        pairs = zip(values, together, strict=True)
+        take(back([bar.astype(value.dtype) for value, (_, bar) in pairs]))
+    return total
+
+
+def in_front_of_conversions(atom: Atom, made: Mapping[Var, JaxprEqn]) -> Atom:
+    """What an atom is converted from, from one real floating-point dtype to another."""
+    while versions.is_var(atom) and atom in made and converts(made[atom]):
+        (atom,) = made[atom].invars
+    return atom
+
+
+def converts(eqn: JaxprEqn) -> bool:
+    """Whether an equation converts from one real floating-point dtype to another."""
+    ends = (*eqn.invars, *eqn.outvars)
+    return eqn.primitive is versions.jaxp.convert_element_type_p and all(
+        jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in ends
+    )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products in half precision between parameters and states that are wider, under every rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import pytest
+
+import braintrace as bt
+from tests import zoo
+from tests.zoo import HIDDEN, IN
+
+B, T = 2, 60
+RULES: dict[str, dict[str, Any]] = {
+    "d_rtrl": {},
+    "pp_prop": {"decay_or_rank": 0.9},
+    "eprop": {"kappa_filter_decay": 0.9},
+    "snap": {"n": 2},
+    "rtrl": {},
+    "uoro": {},
+}
+
+
+class Mixed(zoo.Model):
+    """Slow leaks in float32 of products in another dtype, with large and small currents."""
+
+    def __init__(self, product: str, size: float = 1.0, processed: bool = False) -> None:
+        super().__init__()
+        self.product, self.size, self.processed = product, size, processed
+        brainstate.random.seed(0)
+        self.w = brainstate.ParamState(zoo.weight(IN, HIDDEN).value.astype("float32"))
+        self.out = brainstate.ParamState(zoo.weight(HIDDEN, 2).value.astype("float32"))
+
+    def start(self, batch_size: int | None) -> Any:
+        return jnp.zeros((batch_size, HIDDEN), "float32")
+
+    def update(self, x: Any) -> Any:
+        w, out = (p.value.astype(self.product) for p in (self.w, self.out))
+        w = jnp.asarray(2, w.dtype) * w if self.processed else w
+        current = bt.matmul(x.astype(self.product), w).astype("float32")
+        self.h.value = jnp.float32(0.999) * self.h.value + jnp.float32(self.size) * current
+        scaled = self.h.value / jnp.float32(self.size)
+        return (scaled.astype(self.product) @ out).astype("float32")
+
+
+def inputs(dtype: str = "float32") -> Any:
+    """Exact in bfloat16, so that products alone are rounded."""
+    return jax.random.normal(jax.random.key(2), (T, B, IN), "bfloat16").astype(dtype)
+
+
+def grads_of(model: Any, rule: str, block: Any = 1, weight: float = 1.0, **options: Any) -> Any:
+    learner = bt.compile(model, rule, inputs()[0], batch_size=B, **RULES[rule], **options)
+
+    def loss(x: Any) -> Any:
+        return weight * learner(x).sum()
+
+    found = learner.etrace_grad(inputs(), step_fn=loss, reduction="sum", block_size=block)
+    return found, learner
+
+
+def error(found: Any, want: Any) -> float:
+    pairs = ((found[k].astype("float64"), want[k].astype("float64")) for k in want)
+    return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_traces_and_sums_are_as_wide_as_parameters_and_states(rule: str) -> None:
+    """Gradients of 1e6, which float16 does not hold, and traces that grow for 60 steps."""
+    want, _ = grads_of(Mixed("float32"), rule, weight=1e4)
+    for block in (1, 16):
+        found, learner = grads_of(Mixed("float16"), rule, block, weight=1e4)
+        assert error(found, want) < 5e-3
+        floats = [v for v in jax.tree.leaves(learner.read_traces()) if v.dtype.kind == "f"]
+        assert {str(v.dtype) for v in floats} == {"float32"}
+
+
+@pytest.mark.parametrize("processed", [False, True])
+@pytest.mark.parametrize("size", [1e-9, 1e7])
+def test_a_factor_out_of_the_range_of_half_precision(size: float, processed: bool) -> None:
+    """Of a current in other units: ``d h / d y`` is that size. Weights doubled in half precision
+    pass cotangents that float16 does not hold, either."""
+    want, _ = grads_of(Mixed("float32", size, processed), "d_rtrl", 16, weight=1e4)
+    found, _ = grads_of(Mixed("float16", size, processed), "d_rtrl", 16, weight=1e4)
+    assert error(found, want) < 5e-3
+
+
+def test_wide_parameters_and_states_have_wide_traces() -> None:
+    """Float64 around a product in float32."""
+    model = Mixed("float32")
+    model.w.value = model.w.value.astype("float64")
+    brainstate.nn.init_all_states(model, batch_size=B)
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(inputs()[0])
+    assert {str(v.dtype) for v in jax.tree.leaves(learner.read_traces())} == {"float64"}
+    learner = bt.D_RTRL(model, trace_dtype="bfloat16")
+    learner.compile_graph(inputs()[0])
+    assert {str(v.dtype) for v in jax.tree.leaves(learner.read_traces())} == {"bfloat16"}
+
+
+def test_windows_add_up_their_steps_in_more_than_half_precision() -> None:
+    """Reverse mode through one window of 3000 steps: one is nothing to 2048 in float16."""
+
+    class Counting(zoo.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((1, 1), "float16"))
+
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((batch_size, 1), "float16")
+
+        def update(self, x: Any) -> Any:
+            self.h.value = bt.matmul(x, self.w.value)
+            return self.h.value
+
+    xs = jnp.ones((3000, 1, 1), "float16")
+    learner = bt.compile(Counting(), "d_rtrl", xs[0], batch_size=1, vjp_method="multi-step")
+
+    def losses(x: Any) -> Any:
+        return learner(bt.MultiStepData(x)).sum((1, 2)).astype("float32")
+
+    found = learner.etrace_grad(xs, step_fn=losses, reduction="sum", chunk_size=3000)
+    assert float(found["w",][0, 0]) == 3000
