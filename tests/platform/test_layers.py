@@ -53,7 +53,7 @@ CEILINGS = {
     "base": 697,
     "ops": 1568,
     "show": 1314,
-    "jaxprs": 1404,
+    "jaxprs": 1408,
     "plugins": 1724,
     "compiler": 5370,
     "executor": 1197,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_188, 7_187
-WHOLE_CORE = 22_221
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_192, 7_189
+WHOLE_CORE = 22_225
 
 
 def module_of(file: Path) -> str:

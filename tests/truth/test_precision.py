@@ -21,7 +21,7 @@ RULES: dict[str, dict[str, Any]] = {
     "eprop": {"kappa_filter_decay": 0.9},
     "snap": {"n": 2},
     "rtrl": {},
-    "uoro": {},
+    "uoro": {"vjp_method": "single-step"},
 }
 
 

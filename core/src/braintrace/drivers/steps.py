@@ -130,8 +130,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             predicted, pull_to_given = jax.vjp(lambda given: predict(given, start), given)
             missed = {path: predicted[path] - olds[path] for path in start}
             known = {p: jnp.isfinite(olds[p]) | (index != 0) for p in start}
-            found = {p: jnp.where(known[p], v, 0) for p, v in missed.items()}
-            (given_bar,) = pull_to_given(found)
+            learned = {p: jnp.where(known[p], v, 0) for p, v in missed.items()}
+            (given_bar,) = pull_to_given(learned)
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, index))
         guarded = _guarded((params_bar, args_bar, given_bar), params)
         return *guarded[:2], *zeros[:2], guarded[2], zeros[2]

@@ -53,7 +53,11 @@ def pulled_to(
             take({end: cotangent})
         elif end.aval.dtype.itemsize < 4:
             (value,), back = pull([end])
-            bars = pulled_in(value.dtype, lambda bar, back=back: [*back([bar]).values()], cotangent)
+
+            def alone(bar: Any, back: Any = back) -> list[Any]:
+                return [*back([bar]).values()]
+
+            bars = pulled_in(value.dtype, alone, cotangent)
             take(dict(zip(moving, bars, strict=True)))
         else:
             together.append((end, cotangent))
