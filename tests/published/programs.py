@@ -554,6 +554,45 @@ def branches_and_short_loops():
 
 
 @program
+def a_loop_of_unknown_length():
+    """A hidden state passes a ``while`` before its new value."""
+
+    class Settling(Leaky):
+        def drive(self, x):
+            return braintrace.matmul(x, self.w.value)
+
+        def update(self, x):
+            y = jnp.tanh(0.9 * self.h.value + self.drive(x))
+
+            def body(carry):
+                return carry[0] + 1, 0.5 * carry[1] + 0.1 * jnp.sin(carry[1])
+
+            self.h.value = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, y))[1]
+            return self.h.value
+
+    policy = braintrace.ControlFlowPolicy(while_hidden="opaque-fwd", etp_in_control_flow="error")
+    model, ys = Settling((HIDDEN,), w=wave(IN, HIDDEN)), wave(T, BATCH, HIDDEN)
+    return trained(model, braintrace.D_RTRL, ys=ys, control_flow=policy)
+
+
+@program
+def a_long_loop():
+    """An operation in each of 40 steps within a step."""
+
+    class Stepping(Leaky):
+        def update(self, x):
+            def body(h, _):
+                return h + 0.05 * (jnp.tanh(braintrace.matmul(x, self.w.value)) - h), None
+
+            self.h.value = jax.lax.scan(body, self.h.value, None, length=40)[0]
+            return self.h.value
+
+    policy = braintrace.ControlFlowPolicy(scan_descent="auto", fixpoint_iteration_limit=64)
+    model, ys = Stepping((HIDDEN,), w=wave(IN, HIDDEN)), wave(T, BATCH, HIDDEN)
+    return trained(model, braintrace.D_RTRL, ys=ys, control_flow=policy)
+
+
+@program
 def what_is_refused():
     """A loop of unknown length with an operation inside."""
 

@@ -306,6 +306,19 @@ def jacobians_of_a_step() -> None:
     assert h2h[0].shape == (BATCH, 4, 1, 1)
 
 
+@row("`ControlFlowPolicy(cond='opaque')`")
+def policies_of_then() -> None:
+    for options, says in (
+        ({"cond": "opaque"}, "is 'refuse' here"),
+        ({"etp_in_control_flow": "exclude"}, "Use a plain product in the loop"),
+        ({"scan_unroll_limit": -1}, "must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            braintrace.ControlFlowPolicy(**options)
+    limit = {"fixpoint_iteration_limit": 2}
+    assert braintrace.ControlFlowPolicy(scan_unroll_limit=0, cond="refuse", **limit)
+
+
 @row("hidden groups are numbered in the order")
 def numbers_of_groups() -> None:
     class Two(brainstate.nn.Module):

@@ -41,10 +41,12 @@ class Needy(Net):
     def __init__(self):
         super().__init__()
         self.idle = bt.nn.Linear(2, 2)
+        self.factor = brainstate.ParamState(jnp.ones((4, 4)))
 
     def update(self, x):
         for_loop = brainstate.transform.for_loop
-        return for_loop(lambda k: self.out(self.cell(x)), jnp.arange(20))[-1]
+        factors = jnp.linspace(1.0, 2.0, 20)
+        return for_loop(lambda k: bt.matmul(self.cell(x), k * self.factor.value), factors)[-1]
 
 
 class Stateless(Net):

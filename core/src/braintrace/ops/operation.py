@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
 from .primitive import find_primitive
+from .repeated import RepeatedSpec
 from .spec import ETPPrimitiveSpec
 
 Arrays = dict[str, Any]
@@ -81,6 +82,16 @@ class Operation:
         i = self.spec.x_invar_index
         return None if i is None else self.operand_avals[i]
 
+    @property
+    def of_one(self) -> Operation | None:
+        """What is repeated, if this is a repeated operation: that of one iteration."""
+        if not isinstance(self.spec, RepeatedSpec):
+            return None
+        avals, i = [*self.operand_avals], self.spec.x_invar_index
+        avals[i] = _row(avals[i])  # type: ignore[index]
+        one = self.spec.one.spec
+        return replace(self, spec=one, operand_avals=tuple(avals), y_aval=_row(self.y_aval))
+
     def weights(self, operands: Sequence[Any]) -> Arrays:
         """The trainable operands by key."""
         return {key: operands[i] for key, i in self.positions.items()}
@@ -131,11 +142,13 @@ class Operation:
         ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y]. The sum
         is taken, and given, in a dtype no narrower than :attr:`wide`.
         """
+        if (one := self.of_one) is not None:
+            return one.contract(folded(x), folded(dy), operands)
         x, dy, operands = self.widened((x, dy, [*operands]))
         if x is None:
             found = self.xy_to_dw(None, dy.sum(0), operands)
         elif self.spec.batched:
-            found = self.xy_to_dw(_fold(x), _fold(dy), operands)
+            found = self.xy_to_dw(folded(x), folded(dy), operands)
         elif (batched := find_primitive(self.spec.batched_counterpart)) is not None:
             found = replace(self, spec=batched.spec).xy_to_dw(x, dy, operands)
         elif self.spec.xy_to_dw is None:
@@ -159,6 +172,11 @@ def _declared(function: Callable[..., Any], **values: Any) -> dict[str, Any]:
     }
 
 
-def _fold(array: jax.Array) -> jax.Array:
+def _row(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+
+
+def folded(array: jax.Array) -> jax.Array:
+    """The first two axes as one."""
     steps, batch, *rest = array.shape
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements

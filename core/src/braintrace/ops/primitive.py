@@ -85,7 +85,7 @@ class ETPPrimitive(versions.Primitive):
     def _define(self, spec: ETPPrimitiveSpec) -> None:
         self.spec = spec
         self.derived = None
-        versions.install_rules(self, spec.impl, partial(_batch, self))
+        versions.install_rules(self, spec.impl, partial(batch_rule, self))
 
     def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
         """Set rules by name (``yw_to_w``, ``xy_to_dw``, ``init_drtrl``, ``init_pp``, ...).
@@ -146,7 +146,7 @@ def restored(name: str, owner: str) -> ETPPrimitive:
     """
     primitive = find_primitive(name)
     if primitive is None and ":" in owner:
-        return _counterpart(restored(name.removesuffix(BATCHED), owner.partition(":")[0]))
+        return batched_form(restored(name.removesuffix(BATCHED), owner.partition(":")[0]))
     if primitive is None:
         with contextlib.suppress(ImportError):  # the package that registers it as it is imported
             import_module(owner)
@@ -371,7 +371,9 @@ ETP_RULES_INIT_PP = _View("spec.init_pp")
 # --- vmap ------------------------------------------------------------------------------------
 
 
-def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+def batch_rule(
+    primitive: ETPPrimitive, args: Any, dims: Any, **params: Any
+) -> tuple[jax.Array, int]:
     """Map an ETP primitive over ``x``: its batched counterpart, or a longer batch.
 
     Mapping any other operand has no ETP primitive to stand for it, so the plain implementation
@@ -392,13 +394,13 @@ def _batch(primitive: ETPPrimitive, args: Any, dims: Any, **params: Any) -> tupl
     (i,) = mapped
     x = jnp.moveaxis(args[i], dims[i], 0)
     if not spec.batched:
-        return _counterpart(primitive).bind(*args[:i], x, *args[i + 1 :], **params), 0
+        return batched_form(primitive).bind(*args[:i], x, *args[i + 1 :], **params), 0
     folded = x.reshape(-1, *x.shape[2:])
     y = primitive.bind(*args[:i], folded, *args[i + 1 :], **params)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-def _counterpart(primitive: ETPPrimitive) -> ETPPrimitive:
+def batched_form(primitive: ETPPrimitive) -> ETPPrimitive:
     """The batched primitive bound for a mapped unbatched one: declared, or derived from it."""
     spec = primitive.spec
     if spec.batched_counterpart is not None:

@@ -2,15 +2,16 @@
 """Control flow around ETP operations, rewritten so that the operations stand in the open.
 
 A trace is kept per ETP equation, so each must be an equation of the step itself, run at every
-step. A branch is cut at its operations (see ``branches``); a ``scan`` becomes its iterations,
-one after the other; a ``while`` has no length and is refused. Control flow without an ETP
-operation inside stays as it is.
+step. A branch is cut at its operations (see ``branches``); a short ``scan`` becomes its iterations,
+one after the other, and from a long one the operations are taken out, for all iterations at once
+(see ``rolled``); a ``while`` has no length and is refused. Control flow without an ETP operation
+inside stays as it is, with a reverse mode for a ``while`` (see ``reverse``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,11 @@ from ...base.diagnostics import CompilationRecord
 from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
 from ...jaxprs.run import etp_equations, first_nested_operation, read, run_equations, run_inlined
-from ..findings.record import IN_CALL, INSIDE, REWRITTEN
+from ...ops.repeated import repeated
+from ..findings.record import IN_CALL, INSIDE, REWRITTEN, ROLLED
 from .branches import cut, run_branches, varying_variables
 from .loops import fixed_in_body, run_iterations
+from .rolled import Rolled
 
 #: The values of the fields of a policy that are words.
 CHOICES = {
@@ -163,6 +166,8 @@ class Rewriting:
             programs = [self.program(versions.sub_jaxpr(eqn), fixed_in_body(eqn, fixed))]
             run = partial(run_iterations, eqn, programs[0])
             how = f"its {length} iterations are written out"
+        elif eqn.primitive is jaxp.scan_p and self.policy.scan_descent == "auto":
+            return self.rolled(eqn, operation, fixed)
         else:
             raise NotSupportedError(self.refusal(eqn, operation))
         self.note(REWRITTEN(eqn, how=how))
@@ -170,13 +175,27 @@ class Rewriting:
             self.note(INSIDE(inner, outer=name, place=versions.source_of(eqn)))
         return run
 
-    def refusal(self, eqn: JaxprEqn, operation: JaxprEqn) -> str:
+    def rolled(self, eqn: JaxprEqn, operation: JaxprEqn, fixed: Sequence[bool]) -> Rolled:
+        """A long ``scan`` with its operations taken out of it."""
+        loop = Rolled(eqn, self.program(versions.sub_jaxpr(eqn), fixed_in_body(eqn, fixed)))
+        if why := loop.why_not():
+            raise NotSupportedError(self.refusal(eqn, operation, why))
+        self.note(ROLLED(eqn, length=eqn.params["length"], count=len(loop.operations)))
+        for i, inner in loop.operations.items():
+            record = INSIDE(inner, outer=eqn.primitive.name, place=versions.source_of(eqn))
+            name = repeated(inner.primitive).name if i in loop.moving else record.primitive
+            self.note(replace(record, primitive=name))
+        return loop
+
+    def refusal(self, eqn: JaxprEqn, operation: JaxprEqn, why_not: str = "") -> str:
         length, limit = eqn.params.get("length"), self.policy.scan_unroll_limit
+        off = "ControlFlowPolicy(scan_descent='off') does not keep a longer one a loop"
+        why_not = f"this one cannot stay a loop: {why_not}" if why_not else off
         why = {
             jaxp.cond_p: "which ControlFlowPolicy(cond='refuse') does not allow. Use "
             "control_flow=braintrace.ControlFlowPolicy(cond='convert'), which is the default",
             jaxp.scan_p: f"which has {length} iterations; loops of up to {limit} are written out, "
-            "with a trace for each iteration. Raise the limit with "
+            f"with a trace for each iteration, and {why_not}. Raise the limit with "
             f"control_flow=braintrace.ControlFlowPolicy(scan_unroll_limit={length}), move the "
             "operation out of the loop, or use a plain product in it (the gradient of its weight "
             "is then that of the current step)",

@@ -14,6 +14,7 @@ from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
 from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, slice_to
+from ...jaxprs.run import first_nested_operation
 from ...ops.primitive import is_etp_primitive
 from ..coverage import why_uncovered
 from ..graph import ETraceGraph
@@ -177,9 +178,12 @@ def _rewritten(found: ETraceGraph) -> Iterator[CompilationRecord]:
 def _outside(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Parameters that reach a hidden state other than as a trainable operand."""
     info = found.module_info
+    looped = {i for i, eqn in enumerate(info.eqns) if first_nested_operation(eqn) is not None}
 
     def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
-        return not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index
+        if is_etp_primitive(eqn.primitive):
+            return bool(operand == eqn.primitive.spec.x_invar_index)
+        return i not in looped  # where an operation of a loop has its first values
 
     seeds = {var: frozenset({path}) for (path, _), var in info.parameter_leaves.items()}
     marks = info.credit(seeds, passes)

@@ -72,6 +72,12 @@ REWRITTEN = info(
     "{primitive}: {how}",
     "ControlFlowPolicy says what is rewritten, and up to which length",
 )
+ROLLED = info(
+    Kind.SCAN_DESCENT_APPLIED,
+    "{primitive}: its {length} iterations stay a loop, and {count} operations in it are taken out "
+    "for all iterations at once, with one trace for each",
+    "ControlFlowPolicy(scan_unroll_limit=...) has a longer loop written out",
+)
 OPAQUE = info(
     Kind.CONTROL_FLOW_OPAQUE_FWD,
     "{primitive}: a derivative passes the loop; its iterations run once more, backward, for it",
@@ -87,4 +93,9 @@ WEIGHT_INSIDE = info(
     "{primitive} reads the parameter {parameter} other than by an ETP operation; that part of its "
     "gradient is that of the current step",
     "Use the parameter through an ETP operation to have it traced",
+)
+WEIGHT_IN_WHILE = info(
+    Kind.WEIGHT_IN_WHILE,
+    "a while reads the parameter {parameter}; that part of its gradient is that of the current step",
+    "Use the parameter through an ETP operation in front of the loop to have it traced",
 )

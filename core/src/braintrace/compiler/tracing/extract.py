@@ -17,13 +17,14 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError, behind
 from ...base.types import Path, State, restore_values, show_path, unit_change
-from ...jaxprs.run import flatten, nested
+from ...jaxprs.run import first_nested_operation, flatten, holds, nested
+from ...ops.primitive import is_etp_primitive
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
 from ..control.reverse import with_reverse_mode
 from ..control.rewrite import ControlFlowPolicy, Rewriting
 from ..environment import moving_values, recorded_settings
-from ..findings.record import IN_CALL, OPAQUE, WEIGHT_INSIDE
+from ..findings.record import IN_CALL, OPAQUE, WEIGHT_IN_WHILE, WEIGHT_INSIDE
 from ..keywords import run_with
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
 
@@ -320,10 +321,16 @@ def _computed_at(info: ModuleInfo, *atoms: Any) -> str:
 
 
 def _weights_in_control_flow(info: ModuleInfo) -> Iterator[CompilationRecord]:
-    """Parameters that a branch or loop reads."""
+    """Parameters that a branch or loop reads, other than what an ETP operation makes of them."""
     control = {versions.jaxp.cond_p, versions.jaxp.scan_p, versions.jaxp.while_p}
-    for eqn in info.eqns:
-        if eqn.primitive in control:
-            read = [marks for marks in map(info.behind, eqn.invars) if DYNAMIC not in marks]
-            for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
-                yield WEIGHT_INSIDE(eqn, path)
+    control |= {versions.jaxp.custom_vjp_call_p}  # what a while with a reverse mode is
+    plain = [e for e in info.eqns if e.primitive in control and first_nested_operation(e) is None]
+    cut = {var for eqn in info.eqns if is_etp_primitive(eqn.primitive) for var in eqn.outvars}
+    for eqn in plain:
+        atoms = (a for a in eqn.invars if versions.is_var(a) and a not in cut)
+        read = [marks for marks in map(info.behind, atoms) if DYNAMIC not in marks]
+        loop = holds(eqn, versions.jaxp.while_p)
+        if not loop and eqn.primitive is versions.jaxp.custom_vjp_call_p:
+            continue
+        for path in sorted({path for marks in read for path, _ in marks}, key=show_path):
+            yield (WEIGHT_IN_WHILE if loop else WEIGHT_INSIDE)(eqn, path)
