@@ -51,11 +51,11 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
     "base": 697,
-    "ops": 1568,
+    "ops": 1753,
     "show": 1314,
     "jaxprs": 1408,
     "plugins": 1724,
-    "compiler": 5370,
+    "compiler": 5593,
     "executor": 1197,
     "files": 866,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_192, 7_189
-WHOLE_CORE = 22_225
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_600, 7_460
+WHOLE_CORE = 22_633
 
 
 def module_of(file: Path) -> str:

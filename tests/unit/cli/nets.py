@@ -46,7 +46,11 @@ class Needy(Net):
     def update(self, x):
         for_loop = brainstate.transform.for_loop
         factors = jnp.linspace(1.0, 2.0, 20)
-        return for_loop(lambda k: bt.matmul(self.cell(x), k * self.factor.value), factors)[-1]
+
+        def turn(k):
+            return self.out(bt.matmul(self.cell(x), k * self.factor.value))
+
+        return for_loop(turn, factors)[-1]
 
 
 class Stateless(Net):

@@ -94,7 +94,8 @@ def _batch(
     primitive: RepeatedPrimitive, args: Any, dims: Any, **params: Any
 ) -> tuple[jax.Array, int]:
     """Map over ``x``: every iteration is the batched form of the operation."""
-    one, i = primitive.spec.one, primitive.spec.x_invar_index
+    one = primitive.spec.one
+    i: int = primitive.spec.x_invar_index  # type: ignore[assignment]
     if [k for k, dim in enumerate(dims) if dim is not None] != [i]:
         return batch_rule(primitive, args, dims, **params)
     x = jnp.moveaxis(args[i], dims[i], 1)  # [n, examples, *X]

@@ -1073,6 +1073,12 @@ def test_a_parameter_in_control_flow_that_stays_is_recorded() -> None:
     assert f"test_rewrite.py:{line_of(WeightInLoop.control, '# loop')}" in record.source
 
 
+def test_a_parameter_in_a_while_is_recorded() -> None:
+    found = kinds(Integrated, False)
+    assert [r.weight_path for r in found["weight_in_while"]] == [("u",)]
+    assert len(found["control_flow_opaque_fwd"]) == 1 and "weight_in_control_flow" not in found
+
+
 def test_nothing_is_recorded_of_a_model_without() -> None:
     case = zoo.case("gru-2", 2)
     assert bt.extract_module_info(case.model, case.xs[0]).rewrites == ()

@@ -96,6 +96,7 @@ WEIGHT_INSIDE = info(
 )
 WEIGHT_IN_WHILE = info(
     Kind.WEIGHT_IN_WHILE,
-    "a while reads the parameter {parameter}; that part of its gradient is that of the current step",
+    "a while reads the parameter {parameter}; that part of its gradient is that of the current "
+    "step",
     "Use the parameter through an ETP operation in front of the loop to have it traced",
 )
