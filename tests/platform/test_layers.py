@@ -60,13 +60,13 @@ CEILINGS = {
     "files": 866,
     "cli": 729,
     "algorithms": 1952,
-    "drivers": 1774,
-    "learners": 2734,
+    "drivers": 1869,
+    "learners": 2781,
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_600, 7_460
-WHOLE_CORE = 22_633
+WHOLE_CORE = 22_775
 
 
 def module_of(file: Path) -> str:

@@ -281,6 +281,21 @@ def test_a_reset_inside_of_a_step_is_part_of_it() -> None:
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(learner.read_traces()))
 
 
+def test_a_reset_that_lets_the_learner_run(leaky: Any) -> None:
+    """Warming up in a method reset_state: what steps assign is no reset."""
+    model, learner, _, _ = leaky
+
+    class Warm(Outer):
+        def reset_state(self) -> None:
+            reset(self.inner)
+            learner.etrace_evolve(sequences()[0])
+            learner(sequences()[0][0])
+
+    brainstate.nn.call_all_fns(Warm(model), "reset_state", node_to_exclude=zoo.Leaky)
+    assert int(learner.running_index.value) == STEPS + 1
+    assert any(leaf.any() for leaf in jax.tree.leaves(learner.read_traces()))
+
+
 def test_a_part_that_is_reset_is_said() -> None:
     model, (xs, _) = zoo.Stack(zoo.Leaky(), Summing()), sequences()
     learner = bt.compile(model, "d_rtrl", xs[0], batch_size=BATCH)

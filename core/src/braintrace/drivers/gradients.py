@@ -11,6 +11,7 @@ into cotangents of the operands and, where the trace goes on, into the next trac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,16 +19,16 @@ import jax.numpy as jnp
 
 from ..algorithms.base import Block
 from ..base.precision import start_of_sum
-from ..base.types import State
+from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
-from . import guards
+from . import guards, undo
 from .block_size import auto_block_size
 from .first import block_without_past
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
-from .options import GradOptions, Outcome, common_length, masked_step, scale_of
+from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum, not_differentiable
 from .traced import TracedStep, trace_step
@@ -41,6 +42,21 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
     *found, flags = run(learner, options, sequences, mask)
     grads, losses, aux = not_differentiable(tuple(found), (values, sequences, mask))
     return Outcome(grads, losses, aux, flags)
+
+
+def gradient_if_finite(
+    learner: Running, options: GradOptions, sequences: Any, mask: Any
+) -> Outcome:
+    """The same; where ``check`` skips what is not finite: zero, and states as they were."""
+    run = partial(gradient, learner, options, sequences, mask)
+    if options.check != SKIP:
+        return run()
+    outcome, skip = undo.unless(run, lambda outcome: guards.failed(outcome.flags))
+
+    def kept(grad: Any) -> Any:
+        return grad if grad.dtype == jax.dtypes.float0 else jnp.where(skip, 0, grad)
+
+    return outcome._replace(grads=jax.tree.map(kept, outcome.grads))
 
 
 def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -57,6 +73,10 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
     progress = Progress(-(-steps // size) if options.progress else 0)
     names = _places(options.names(learner.param_states), step)
+    states = {
+        s: f"the state {show_path(p)}" for p, s in learner.states_of(StateKind.HIDDEN).items()
+    }
+    hidden = {i: name for s, name in states.items() for i in step.leaves.get(s, ())}
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands = executor.operand_values(params)
@@ -86,6 +106,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         if options.check:
             named = [(names[i], value) for i, value in direct.items()]
             flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
+            flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
         total = jax.tree.map(jnp.add, total, found)
         return (leaves, traces, direct, total), (losses, aux, flags)
 

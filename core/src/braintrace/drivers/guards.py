@@ -65,6 +65,22 @@ def flags_of_block(
     return flags_of(rule, losses, [*straight, *traced], traces)._replace(radius=radius)
 
 
+def and_at_end(flags: Flags, named: Iterable[tuple[str, Any]]) -> Flags:
+    """With flags of what there is after the last of some blocks."""
+    blocks = next(iter(flags.finite.values()))
+
+    def last(finite: jax.Array) -> jax.Array:
+        return jnp.ones_like(blocks).at[..., -1].set(finite) if blocks.ndim else finite
+
+    after = {name: last(finite) for name, finite in finite_of(named).items()}
+    return flags._replace(finite={**flags.finite, **after})
+
+
+def failed(flags: Flags) -> jax.Array:
+    """Whether any number was not finite."""
+    return ~jnp.all(jnp.stack([finite.all() for finite in flags.finite.values()]))
+
+
 def finite_of(values: Iterable[tuple[str, Any]]) -> dict[str, jax.Array]:
     """By name, whether all floating-point numbers of all values with that name are finite."""
     found: dict[str, jax.Array] = {}
@@ -92,21 +108,29 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
     return jnp.where(size > 0, jnp.exp(scale), 0.0)
 
 
-def report(flags: Flags, block_size: int, steps: int, every: int) -> None:
+def report(flags: Flags, block_size: int, steps: int, every: int, skip: bool = False) -> None:
     """Say what flags [blocks, ..] of ``steps``, with blocks that start anew every few, mean.
 
-    It raises ``FloatingPointError`` when a number was not finite, with what it is about and when.
+    It raises ``FloatingPointError`` when a number was not finite, with what it is about and when;
+    with ``skip``, a warning says so.
     """
     finite = {name: np.asarray(values) for name, values in flags.finite.items()}
     first = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}
     if first:
-        earliest = min(first.values())
+        earliest, blocks = min(first.values()), -(-every // block_size)
         names = [name for name, block in first.items() if block == earliest]
-        part, block = divmod(earliest, -(-every // block_size))
+        part, block = divmod(earliest, blocks)
         start = part * every + block * block_size
         last = min(start + block_size, (part + 1) * every, steps) - 1
         when = f"step {start}" if start == last else f"steps {start} to {last}"
-        raise FloatingPointError(f"at {when}, {', '.join(names)} became NaN or infinite")
+        text = f"at {when}, {', '.join(names)} became NaN or infinite"
+        if not skip:
+            raise FloatingPointError(text)
+        failed = {k // blocks for values in finite.values() for k in np.flatnonzero(~values)}
+        versions.warn(
+            f"{text}; skipped, so that everything is as it was before: {len(failed)} of "
+            f"{-(-steps // every)} times {every} steps"
+        )
     for name, values in flags.radius.items():
         lowest = np.asarray(values).min(0)
         if steps >= STEPS_TO_WARN and (lowest > 1).any():

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base.precision import start_of_sum
+from ..base.types import show_path
+from ..compiler.module_info import StateKind
 from . import guards
 from .call_arguments import number_of_steps
 from .loops import Progress, in_parts
@@ -53,6 +55,9 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         if options.check:
             named = [(f"the gradient of {names[state]}", grads[i]) for i, state in weights.items()]
             flags = guards.flags_of(learner.rule, losses, named, learner.read_traces())
+            hidden = learner.states_of(StateKind.HIDDEN).items()
+            after = [(f"the state {show_path(path)}", state.value) for path, state in hidden]
+            flags = guards.and_at_end(flags, after)
         progress.advance(number, losses)
         total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
         return total, ((losses[None] if size == 1 else losses), None, (aux, flags))

@@ -15,6 +15,9 @@ import saiunit
 
 from ..base.types import State, show_path
 
+#: ``check``: leave out what is not finite, in place of raising.
+SKIP = "skip"
+
 
 def require_callable(step_fn: Any) -> None:
     """A function of a step must be callable and hashable; raises ``TypeError``."""
@@ -55,7 +58,7 @@ class GradOptions:
     chunk_size: int | None = None
     block_size: int | str = "auto"
     carry_trace: bool = True
-    check: bool = False
+    check: bool | str = False
     progress: bool = False
 
     def names(self, of_states: Mapping[Any, State]) -> dict[State, str]:
@@ -71,6 +74,8 @@ class GradOptions:
         require_callable(self.step_fn)
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
+        if isinstance(self.check, str) and self.check != SKIP:
+            raise ValueError(f"check must be True, False or {SKIP!r}, got {self.check!r}")
         if self.block_size != "auto":
             check_count("block_size", self.block_size, "'auto' or ")
         if self.chunk_size is not None:

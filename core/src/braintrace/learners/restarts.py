@@ -36,6 +36,9 @@ CALL_ALL = getattr(brainstate.nn.call_all_fns, "__code__", None)
 #: What runs when a module is called.
 CALL = brainstate.nn.Module.__call__.__code__
 
+#: Modules with a frame in every call that runs several steps.
+DRIVERS = f"{__package__}.sequences"
+
 #: How often states are made anew until it is said what that costs.
 OFTEN = 3
 
@@ -70,7 +73,7 @@ class Watch:
         if learner is None:
             self.look_at(())
             return
-        calls = [] if self._paused else resets_in_progress(learner.model)
+        calls = [] if self._paused else resets_in_progress(learner, learner.model)
         modules = [*brainstate.graph.nodes(learner.model).values()] if calls else []
         for owner, everything in calls:
             if everything:
@@ -172,10 +175,11 @@ def _hidden(learner: Any) -> dict[State, Path]:
     return {slot.state: slot.path for slot in slots}
 
 
-def resets_in_progress(model: Any) -> list[tuple[Any, bool]]:
+def resets_in_progress(learner: Any, model: Any) -> list[tuple[Any, bool]]:
     """What is being reset by the functions that are running, and whether with all inside of it.
 
-    Nothing, when a step of the model is running: what it assigns, and resets, is part of the step.
+    Nothing, when a step of the model is running: what it assigns, and resets, is part of the step;
+    and nothing when a reset runs the learner, whose steps assign.
     """
     found: list[tuple[Any, bool]] = []
     frame: FrameType | None = sys._getframe(2)
@@ -187,7 +191,11 @@ def resets_in_progress(model: Any) -> list[tuple[Any, bool]]:
             owner = frame.f_locals.get(code.co_varnames[0])
             if isinstance(owner, brainstate.nn.Module):
                 found.append((owner, False))
-        elif code is CALL and frame.f_locals.get("self") is model:
+        elif code is CALL:
+            called = frame.f_locals.get("self")
+            if called is model or (called is learner and not found):
+                return []
+        elif not found and frame.f_globals.get("__name__", "").startswith(DRIVERS):
             return []
         frame = frame.f_back
     return found

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.types import State
 from ..compiler.requirements import check_states
-from ..drivers import guards
-from ..drivers.gradients import gradient
+from ..drivers import guards, undo
+from ..drivers.gradients import gradient, gradient_if_finite
 from ..drivers.loops import Progress, in_parts
 from ..drivers.options import (
+    SKIP,
     GradOptions,
     check_count,
     checked_mask,
@@ -46,7 +47,7 @@ def etrace_grad(
     chunk_size: int | None = None,
     block_size: int | str = "auto",
     carry_trace: bool = True,
-    check: bool = False,
+    check: bool | str = False,
     progress: bool = False,
 ) -> Any:
     """Gradients of the losses of a sequence, in memory that does not grow with its length.
@@ -91,8 +92,12 @@ def etrace_grad(
         ``False``: credit does not cross the borders of this call; traces are taken as zero
         before it and are zero after it, and with one block no trace is computed at all.
     check
-        Look for NaN and infinity in losses, gradients and traces, and (outside of windows) for
-        a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step.
+        Look for NaN and infinity in losses, gradients, states and traces, and (outside of windows)
+        for a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step. A call that
+        raises, for this reason or another, leaves all states as they were before. ``'skip'``: in
+        place of raising, a call with such a number leaves all states as they were, and its
+        gradients are zero; a warning says so. (In :meth:`etrace_update`, the steps since the last
+        update are skipped.)
     progress
         Show a progress bar on standard error.
 
@@ -110,6 +115,7 @@ def etrace_grad(
         not return a scalar loss or does not call the learner exactly once.
     FloatingPointError
         With ``check=True``, when a number is not finite; it names the parameter and the step.
+        Inside of a ``jit`` of the caller, it comes from the program, as an error of JAX.
     """
     if loss_output not in LOSS_OUTPUTS:
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
@@ -129,16 +135,28 @@ def etrace_grad(
         check=check,
         progress=progress,
     )
-    driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
-    outcome = driver(sequences, mask)
-    if check:
-        _say(outcome.flags, options, steps)
-    parts = [{**options.by_key(outcome.grads), **zeros_of(frozen)}]
-    if return_value:
-        parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))
-    if has_aux:
-        parts.append(outcome.aux)
-    return tuple(parts) if len(parts) > 1 else parts[0]
+    driver = self._drivers.get(
+        (step_fn, "grad", options), partial(gradient_if_finite, self, options)
+    )
+
+    def finish(outcome: Any) -> Any:
+        if check:
+            _say(outcome.flags, options, steps)
+        parts = [{**options.by_key(outcome.grads), **zeros_of(frozen)}]
+        if return_value:
+            parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))
+        if has_aux:
+            parts.append(outcome.aux)
+        return tuple(parts) if len(parts) > 1 else parts[0]
+
+    return _finished(check, driver, (sequences, mask), finish)
+
+
+def _finished(
+    check: bool | str, driver: Any, args: tuple[Any, ...], finish: Callable[[Any], Any]
+) -> Any:
+    """What a driver's result becomes; a guarded call that raises leaves all states as before."""
+    return undo.unless_it_raises(driver, args, finish) if check else finish(driver(*args))
 
 
 def _options(
@@ -175,7 +193,7 @@ def etrace_update(
     has_aux: bool = False,
     chunk_size: int | None = None,
     block_size: int | str = "auto",
-    check: bool = False,
+    check: bool | str = False,
     progress: bool = False,
 ) -> Any:
     """Online learning: the weights change during the sequence, every ``update_every`` steps.
@@ -225,22 +243,37 @@ def etrace_update(
     update = as_optimizer(self, optimizer, weights)
     bar = Progress(-(-steps // every) if progress else 0)
 
+    def update_after(now: Any, mask: Any) -> Any:
+        found = gradient(self, options, now, mask)
+        update(options.by_key(found.grads))
+        if not check:
+            return found
+        names = options.names(self.param_states).items()
+        after = [(f"{name} after its update", state.value) for state, name in names]
+        return found._replace(flags=guards.and_at_end(found.flags, after))
+
     def run(sequences: Any, mask: Any) -> Any:
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
             number, (mask, *now) = numbered
-            found = gradient(self, options, tuple(now), mask)
-            update(options.by_key(found.grads))
+            move = partial(update_after, tuple(now), mask)
+            if check == SKIP:
+                found, _ = undo.unless(move, lambda found: guards.failed(found.flags))
+            else:
+                found = move()
             bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 
         _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
         return losses, aux, flags
 
+    def finish(result: Any) -> Any:
+        losses, aux, flags = result
+        if check:
+            _say(flags, options, steps, every)
+        return (losses, aux) if has_aux else losses
+
     key = (step_fn, "update", options, every, update, bar)
-    losses, aux, flags = self._drivers.get(key, run)(sequences, mask)
-    if check:
-        _say(flags, options, steps, every)
-    return (losses, aux) if has_aux else losses
+    return _finished(check, self._drivers.get(key, run), (sequences, mask), finish)
 
 
 def etrace_evolve(
@@ -288,7 +321,13 @@ def etrace_evolve(
 def _say(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
     """What the flags of a checked call mean, at once or when the program runs."""
     size = options.chunk_size or int(options.block_size)
-    say = partial(guards.report, block_size=size, steps=steps, every=every or steps)
+    say = partial(
+        guards.report,
+        block_size=size,
+        steps=steps,
+        every=every or steps,
+        skip=options.check == SKIP,
+    )
     if any(versions.is_traced(v) for v in jax.tree.leaves(flags)):
         jax.debug.callback(say, flags)
     else:
