@@ -28,6 +28,7 @@ import braintrace as bt
 from braintrace.testing import (
     d_rtrl_oracle,
     e_prop_oracle,
+    influence_oracle,
     pp_prop_oracle,
     rtrl_oracle,
     snap_oracle,
@@ -429,10 +430,18 @@ RULES = {
         bt.OSTLRecurrent, {}, oracle=partial(d_rtrl_oracle, recurrence_scope="coupled")
     ),
     "ostl-feedforward": Rule(bt.OSTLFeedforward, {}, oracle=partial(pp_prop_oracle, decay_x=0.0)),
-    "snap-1": Rule(bt.SnAp, {"n": 1}, oracle=partial(snap_oracle, n=1)),
-    "snap-2": Rule(bt.SnAp, {"n": 2}, oracle=partial(snap_oracle, n=2)),
-    "snap-3": Rule(bt.SnAp, {"n": 3}, oracle=partial(snap_oracle, n=3)),
-    "rtrl": Rule(bt.RTRL, {}, oracle=rtrl_oracle),
+    **{
+        f"snap-{n}": Rule(bt.SnAp, {"n": n}, oracle=partial(influence_oracle, n=n))
+        for n in (1, 2, 3)
+    },
+    "rtrl": Rule(bt.RTRL, {}, oracle=influence_oracle),
+    **{
+        f"snap-{n}-step": Rule(
+            bt.SnAp, {"n": n, "downstream": "step"}, oracle=partial(snap_oracle, n=n)
+        )
+        for n in (2, 3)
+    },
+    "rtrl-step": Rule(bt.RTRL, {"downstream": "step"}, oracle=rtrl_oracle),
     "uoro": Rule(bt.UORO, {"projection_key": 7, "vjp_method": "single-step"}),
     "three-factor": Rule(bt.ThreeFactor, {}, lambda y: {"modulator": jnp.sin(y).mean()}),
     "three-factor-standing": Rule(bt.ThreeFactor, {"modulator": -0.4}),
@@ -569,9 +578,9 @@ def cases() -> list[Case]:
     """All of them, mostly in two blocks, because the second one has traces to start with."""
     found = [Case(model) for model in (*CELLS, *LAYERS)]
     found += [Case(m, rule) for m in (*FAMILIES, *OTHERS) for rule in ("d_rtrl", "pp_prop")]
-    found += [Case("dense", rule) for rule in RULES if rule not in ("dni", "snap-3")]
+    found += [Case("dense", rule) for rule in RULES if rule not in ("dni", "snap-3", "snap-3-step")]
     found += [Case("two-layers", rule) for rule in ("eprop-error", "snap-2", "uoro")]
-    found += [Case("conv", rule) for rule in ("snap-2", "uoro")]
+    found += [Case("conv", rule) for rule in ("snap-2", "snap-2-step", "uoro")]
     found += [Case("sparse", rule) for rule in ("snap-2", "rtrl")]
     found += [Case("own", "d_rtrl-coupled"), Case("lif", "eprop"), Case("lora", "rtrl")]
     found += [Case("lstm", "d_rtrl", driver) for driver in DRIVERS]

@@ -256,13 +256,13 @@ def differs(found: Any, reference: Any) -> None:
 
 EQUAL: dict[Any, list[str]] = {
     Dense: ["eprop"],
-    Gates: ["ostl-recurrent", "snap-2"],
-    Layers: ["eprop", "ostl-feedforward", "rtrl"],
-    Convolved: ["snap-2", "snap-3"],
-    Sparse: ["snap-2"],
-    Own: ["eprop", "ostl-recurrent", "snap-2"],
-    Turned: ["rtrl"],
-    Normed: ["rtrl"],
+    Gates: ["ostl-recurrent", "snap-2-step"],
+    Layers: ["eprop", "ostl-feedforward", "rtrl", "rtrl-step", "snap-1", "snap-2"],
+    Convolved: ["snap-2", "snap-2-step", "snap-3-step"],
+    Sparse: ["snap-2", "snap-2-step"],
+    Own: ["eprop", "ostl-recurrent", "snap-1", "snap-2-step"],
+    Turned: ["rtrl-step", "snap-2"],
+    Normed: ["rtrl-step", "snap-1"],
 }
 
 
@@ -286,7 +286,8 @@ def test_equals_the_oracle(model: Any, name: str, batch: int | None) -> None:
 def test_rules_that_are_one() -> None:
     model = case(Dense).model
     coupled = bt.D_RTRL(model, recurrence_scope="coupled").config
-    assert bt.SnAp(model, n=1).config == bt.OSTLRecurrent(model).config == coupled
+    first = bt.SnAp(model, n=1, downstream="step").config
+    assert first == bt.OSTLRecurrent(model).config == coupled
     assert bt.EProp(model, kappa_filter_decay=0.0).config == bt.D_RTRL(model).config
     assert bt.OSTLFeedforward(model).config == bt.pp_prop(model, 0.0).config
 
@@ -294,22 +295,22 @@ def test_rules_that_are_one() -> None:
 def test_rules_differ() -> None:
     """So that no test above passes because two rules are one on these models."""
     known = [name for name in RULES if RULES[name].oracle and name != "d_rtrl-coupled"]
-    for model, names in ((Gates, known), (Convolved, ["snap-1", "snap-2", "snap-3", "rtrl"])):
+    groups = ["snap-2-step", "snap-3-step", "rtrl-step"]
+    for model, names in ((Gates, known), (Convolved, groups)):
         here = case(model)
         found = [RULES[name].oracle(*data(here)).grads for name in names]
-        same = {("snap-1", "ostl-recurrent"), ("snap-2", "snap-3"), ("snap-2", "rtrl")}
-        same |= {("snap-3", "rtrl")} if model is Gates else set()
+        same = {*groups, "snap-2", "snap-3", "rtrl"}, {"snap-1", "ostl-recurrent"}
         for i, name in enumerate(names):
             for j in range(i):
-                if model is Gates and {(names[j], name), (name, names[j])} & same:
-                    continue
-                differs(found[i], found[j])
+                if model is not Gates or not any({name, names[j]} <= one for one in same):
+                    differs(found[i], found[j])
 
 
 def test_full_influence_of_one_group_is_bptt() -> None:
     here = case(Gates)
     _, reference = bptt(*data(here))
-    assert_tree_close(sequence(here, compiled(here, partial(bt.SnAp, n=HIDDEN))), reference)
+    make = partial(bt.SnAp, n=HIDDEN, downstream="step")
+    assert_tree_close(sequence(here, compiled(here, make)), reference)
 
 
 # --- execution changes nothing ----------------------------------------------------------------
@@ -324,7 +325,8 @@ OTHERS = {
     ("model", "name"),
     [
         (Dense, "eprop"),
-        (Convolved, "snap-2"),
+        (Convolved, "snap-2-step"),
+        (Layers, "snap-1"),
         (Dense, "uoro"),
         (Gates, "random feedback"),
     ],
@@ -369,8 +371,8 @@ def in_windows(here: zoo.Case, make: Any, size: int) -> Any:
     [
         (Gates, "pp_prop", 2),
         (Gates, "eprop", 3),
-        (Convolved, "snap-2", 2),
-        (Layers, "rtrl", 2),
+        (Convolved, "snap-2-step", 2),
+        (Layers, "rtrl-step", 2),
         (Dense, "d_rtrl", 1),
     ],
 )
@@ -415,9 +417,10 @@ def test_one_window_is_bptt(model: Any, make: Any) -> None:
 
 
 def test_full_influence_of_one_group_is_bptt_in_windows() -> None:
-    here = case(Gates)
-    _, reference = bptt(*data(here))
-    assert_tree_close(in_windows(here, bt.RTRL, 2)[1][0], reference)
+    for downstream in ("step", "linear"):
+        here, make = case(Gates), partial(bt.RTRL, downstream=downstream)
+        _, reference = bptt(*data(here))
+        assert_tree_close(in_windows(here, make, 2)[1][0], reference)
 
 
 # --- other signals ----------------------------------------------------------------------------
@@ -557,7 +560,7 @@ def test_uoro_has_the_mean_of_rtrl(model: Any, windows: bool) -> None:
             if windows
             else RULES[name].oracle(*data(here))
         ).grads
-        for name in ("rtrl", "ostl-recurrent")
+        for name in ("rtrl-step", "ostl-recurrent")
     )
     samples = estimates(here, **({} if windows else {"vjp_method": "single-step"}))
     assert within_bounds(samples, exact)

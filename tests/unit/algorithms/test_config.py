@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import brainstate
@@ -45,8 +46,10 @@ def test_configurations_that_are_refused(case: str) -> None:
 
 def test_spellings_of_one_rule_are_equal() -> None:
     assert bt.ETraceConfig(trace_filter="kappa", kappa=0.0) == bt.ETraceConfig()
-    coupled = bt.ETraceConfig(recurrence_scope="sparse_n", sparse_n=1)
-    assert coupled == bt.ETraceConfig(recurrence_scope="coupled")
+    first = {"recurrence_scope": "sparse_n", "sparse_n": 1}
+    coupled = bt.ETraceConfig(recurrence_scope="coupled", downstream="step")
+    assert bt.ETraceConfig(**first, downstream="step") == coupled
+    assert bt.ETraceConfig(**first, downstream="linear").sparse_n == 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,14 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
     "ParamDimRule": ({}, "D-RTRL, diagonal recurrence"),
     "EPropRule": ({"trace_filter": "kappa", "kappa": 0.5}, "e-prop, kappa 0.5"),
     "IODimRule": ({"trace_factorization": "io_factorized", "decay": 3}, "pp_prop, decays 0.5"),
-    "SnApRule": ({"recurrence_scope": "sparse_n", "sparse_n": 2}, "SnAp-2"),
+    "SnApRule": (
+        {"recurrence_scope": "sparse_n", "sparse_n": 2, "downstream": "step"},
+        "SnAp-2",
+    ),
+    "InfluenceRule": (
+        {"recurrence_scope": "sparse_n", "sparse_n": 1, "downstream": "linear"},
+        "SnAp-1",
+    ),
     "UORORule": ({"trace_factorization": "random_projection", "recurrence_scope": "full"}, "UORO"),
     "Resignalled": ({"learning_signal": "random_feedback"}, "D-RTRL, diagonal recurrence, Random"),
     "TracelessRule": (
@@ -108,5 +118,6 @@ def test_more_jacobians_than_needed_may_be_asked_for() -> None:
     model = zoo.Leaky()
     brainstate.nn.init_all_states(model, batch_size=2)
     assert bt.ETraceConfig().executor(model, "whole").options == {"recurrence_scope": "coupled"}
-    full = bt.ETraceConfig(recurrence_scope="full")
+    full = bt.ETraceConfig(recurrence_scope="full", downstream="step")
     assert full.executor(model, "near").jacobians == "whole"
+    assert replace(full, downstream="linear").executor(model).jacobians == "near"

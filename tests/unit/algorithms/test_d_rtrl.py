@@ -80,7 +80,7 @@ def test_names_in_reports_and_in_files() -> None:
     assert ParamDimRule(executor).name == "D-RTRL, diagonal recurrence"
     assert ParamDimRule(executor, of_model=True).saved_as == "DRTRLRule"
     assert ParamDimRule(executor).saved_as == "ParamDimRule"
-    assert ParamDimRule(ready(algorithm=bt.RTRL)[0]).name == "RTRL within groups"
+    assert ParamDimRule(ready(algorithm=bt.RTRL, downstream="step")[0]).name == "RTRL within groups"
 
 
 def test_parts_of_a_rule_that_nothing_calls_are_refused() -> None:

@@ -40,7 +40,7 @@ def kept(order: int) -> Any:
 
 @pytest.mark.parametrize(("order", "old"), [(1, True), (2, True), (3, False), (4, True)])
 def test_influence_is_cut_off_beyond_the_order(order: int, old: bool) -> None:
-    executor, operands = ready(Ring(), bt.SnAp, n=2)
+    executor, operands = ready(Ring(), bt.SnAp, n=2, downstream="step")
     rule, block = SnApRule(executor, None, order), block_of(executor, old=old)
     mask = kept(order)
     assert (rule.masks[0] is None) == bool(mask.all())
@@ -55,7 +55,7 @@ def test_influence_is_cut_off_beyond_the_order(order: int, old: bool) -> None:
 
 
 def test_over_a_dense_product_two_steps_are_all_of_rtrl() -> None:
-    executor, operands = ready(Recurrent(), bt.SnAp, n=2)
+    executor, operands = ready(Recurrent(), bt.SnAp, n=2, downstream="step")
     block = block_of(executor)
     rules = SnApRule(executor, None, 2), ParamDimRule(executor)
     assert_tree_close(*(rule.solve(None, block, operands) for rule in rules), 1e-10)

@@ -56,7 +56,7 @@ class Masked(brainstate.nn.Module):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_masks_count_and_momentary_zeros_do_not(activation: str) -> None:
     model = Masked(ACTIVATIONS[activation], RING.astype(float))
-    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=3)
+    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=3, downstream="step")
     graph = graph_in(learner)
     np.testing.assert_array_equal(graph, RING.T | np.eye(N, dtype=bool))
     (mask,) = learner.rule.masks
@@ -76,7 +76,7 @@ def test_an_index_that_moves_leaves_every_edge() -> None:
 
 
 def graph_of(model: brainstate.nn.Module) -> Any:
-    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=2)
+    learner = bt.compile(model, "snap", jnp.zeros((2, N)), batch_size=2, n=2, downstream="step")
     return graph_in(learner)
 
 

@@ -93,8 +93,8 @@ def test_a_call_with_what_a_learner_does_not_take() -> None:
         (bt.pp_prop, {"decay_or_rank": 3}, CONFIG(trace_factorization="io_factorized", decay=3)),
         (bt.OSTLRecurrent, {}, CONFIG(recurrence_scope="coupled")),
         (bt.OSTLFeedforward, {}, CONFIG(trace_factorization="io_factorized", decay=0.0)),
-        (bt.SnAp, {"n": 2}, CONFIG(recurrence_scope="sparse_n", sparse_n=2)),
-        (bt.RTRL, {}, CONFIG(recurrence_scope="full")),
+        (bt.SnAp, {"n": 2}, CONFIG(recurrence_scope="sparse_n", sparse_n=2, downstream="linear")),
+        (bt.RTRL, {}, CONFIG(recurrence_scope="full", downstream="linear")),
         (
             bt.UORO,
             {"projection_key": 7},

@@ -10,6 +10,7 @@ given a :class:`Block`: ``x``, ``f``, ``D`` and the learning signals of several 
 from .base import Block, LearningRule
 from .d_rtrl import ParamDimRule
 from .e_prop import EPropRule
+from .influence import InfluenceRule
 from .pp_prop import IODimRule
 from .signals import Resignalled, SignalSource
 from .snap import SnApRule
@@ -19,6 +20,7 @@ __all__ = [
     "Block",
     "EPropRule",
     "IODimRule",
+    "InfluenceRule",
     "LearningRule",
     "ParamDimRule",
     "Resignalled",

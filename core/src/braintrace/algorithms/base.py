@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.types import Path
 from ..executor.executor import Executor
 from ..executor.graph_executor import compiled_step
 from ..executor.jacobians import JACOBIANS, StepJacobians
@@ -124,6 +125,11 @@ class LearningRule(ABC):
     #: What ``D`` and ``f`` must hold: ``'near'``, the entries between equal positions, or
     #: ``'whole'``, every entry within a hidden group (which is near ones and more).
     jacobians: str = "near"
+    #: Whether gradients are made from blocks of ``x``, ``f``, ``D`` and signals, and not from the
+    #: steps themselves as those of ``InfluenceRule`` are.
+    from_blocks: bool = True
+    #: Whether every step is differentiated by itself, whatever the size of a block.
+    in_single_steps: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -203,6 +209,29 @@ class LearningRule(ABC):
             own = own or {key: jnp.zeros(v.shape, v.dtype) for key, v in types.items()}
             total[r] = add(total.get(r, {}), own)
         return [total[r] for r in sorted(total)]
+
+    # --- what drivers and learners ask besides -------------------------------------------------
+
+    def run(
+        self, args: Sequence[Any], states: Mapping[Path, Any], perturb: Sequence[Any]
+    ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
+        """One step as the rule sees it, with what is recorded of it; see ``Executor.run``."""
+        return self.executor.run(args, states, perturb)
+
+    def perturbations(self) -> Sequence[jax.Array]:
+        """Zeros that :meth:`run` adds to new values; gradients with respect to them are signals."""
+        return self.executor.graph.perturbed.init_perturb_data()
+
+    @property
+    def traced_paths(self) -> tuple[Path, ...]:
+        """The parameters with a trace."""
+        weights = self.executor.weights.values()
+        return tuple(weight.path for weight in weights if weight.links)
+
+    def of_parameter(self, traces: Traces, path: Path) -> list[dict[str, Any]]:
+        """What the traces hold for a parameter: a dict for each of its links."""
+        links = (w.links for w in self.executor.weights.values() if w.path == path)
+        return [self.of_link(traces, i) for own in links for i in own]
 
     @property
     def bytes_per_step(self) -> int:

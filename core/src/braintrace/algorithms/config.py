@@ -22,6 +22,7 @@ from ..published import ConfigViews
 from .base import LearningRule
 from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
 from .e_prop import EPropRule
+from .influence import InfluenceRule
 from .pp_prop import IODimRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
 from .snap import SnApRule
@@ -118,12 +119,14 @@ class ETraceConfig(ConfigViews):
         _check_seed(self.seed)
         if self.trace_filter == "kappa" and self.kappa == 0:
             self._set(trace_filter="none", kappa=None)
-        if self.recurrence_scope == "sparse_n" and self.sparse_n == 1:
+        if self.recurrence_scope == "sparse_n" and self.sparse_n == 1 and not self.of_steps:
             self._set(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
         check_downstream(self.downstream, "diagonal")
         plain = {name: legal[0] for name, legal in COORDINATES.items()}
+        if self.recurrence_scope in ("sparse_n", "full"):
+            plain["recurrence_scope"] = self.recurrence_scope
         if self.downstream == "linear" and any(getattr(self, n) != v for n, v in plain.items()):
             first = ", ".join(f"{name}={value!r}" for name, value in plain.items())
             raise ValueError(f"downstream='linear' goes with {first} only")
@@ -158,8 +161,18 @@ class ETraceConfig(ConfigViews):
         return self.learning_signal != "modulatory"
 
     @property
+    def of_steps(self) -> bool:
+        """Whether the rule keeps the influence on all that a step carries, in all layers."""
+        elsewhere = self.trace_factorization, self.learning_signal, self.trace_filter
+        plain = elsewhere == ("per_param", "symmetric", "none")
+        whole = self.recurrence_scope in ("sparse_n", "full")
+        return plain and whole and self.downstream != "step"
+
+    @property
     def jacobians(self) -> str:
         """What ``D`` and ``f`` must hold, as for :class:`braintrace.ETraceGraphExecutor`."""
+        if self.of_steps:
+            return "near"
         return "whole" if self.recurrence_scope in ("sparse_n", "full") else "near"
 
     def executor(
@@ -169,7 +182,7 @@ class ETraceConfig(ConfigViews):
         jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
-        if self.downstream != "step":
+        if self.downstream != "step" and not self.of_steps:
             options = {"downstream": self.downstream, **options}
         options = {"jacobians": jacobians, "recurrence_scope": scope, **options}
         return ETraceVjpGraphExecutor(model, **options)
@@ -191,6 +204,8 @@ class ETraceConfig(ConfigViews):
             return UORORule(executor, dtype, self.seed)
         if self.trace_factorization == "io_factorized":
             return IODimRule(executor, *self.decays, dtype)
+        if self.of_steps:
+            return InfluenceRule(executor, dtype, self.sparse_n)
         if self.sparse_n is not None:
             return SnApRule(executor, dtype, self.sparse_n)
         if self.kappa is not None:

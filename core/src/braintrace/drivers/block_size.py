@@ -61,6 +61,8 @@ def equal_blocks(steps: int, longest: float) -> int:
 
 def record_bytes(rule: LearningRule) -> int:
     """Bytes that a block takes for each of its steps."""
+    if not rule.from_blocks:
+        return rule.bytes_per_step
     executor = rule.executor
     plan = executor.graph.perturbed
     width = max((v.dtype.itemsize for v in plan.init_perturb_data()), default=4)

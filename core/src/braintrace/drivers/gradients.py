@@ -26,6 +26,7 @@ from ..executor.executor import Executor
 from . import guards, undo
 from .block_size import auto_block_size
 from .first import block_without_past
+from .in_reverse import in_reverse
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
@@ -38,7 +39,8 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
     """Gradients of a sequence, inside a compiled program."""
     weights = [state for _, state in options.weights]
     values = [state.value for state in (*learner.states_of(StateKind.PARAM).values(), *weights)]
-    run = _in_blocks if options.chunk_size is None else in_windows
+    in_steps = _in_blocks if learner.rule.from_blocks else in_reverse
+    run = in_steps if options.chunk_size is None else in_windows
     *found, flags = run(learner, options, sequences, mask)
     grads, losses, aux = not_differentiable(tuple(found), (values, sequences, mask))
     return Outcome(grads, losses, aux, flags)

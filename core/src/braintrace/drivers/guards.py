@@ -39,9 +39,8 @@ def flags_of(
 ) -> Flags:
     """The flags of a window: of its losses, and of gradients by what they are called."""
     named = [
-        (f"the trace of {show_path(path)}", rule.of_link(traces, i))
-        for i, link in enumerate(rule.links if traces is not None else ())
-        for path in link.relation.parameter_paths
+        (f"the trace of {show_path(path)}", rule.of_parameter(traces, path))
+        for path in (rule.traced_paths if traces is not None else ())
     ]
     return Flags(finite_of([("the loss", losses), *gradients, *named]), {})
 

@@ -61,9 +61,9 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         signals = executor.signals(signal), old
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
         found = rule.solve_after(traces, after, block, executor.operand_values(params))
-        params_bar = _add_traced(direct, executor.param_gradients(params, found))
+        params_bar = add_traced(direct, executor.param_gradients(params, found))
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given, index))
-        return *_guarded((params_bar, args_bar), params), *zeros
+        return *guarded((params_bar, args_bar), params), *zeros
 
     step.defvjp(forward, backward)
     return step
@@ -88,13 +88,13 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
         def program(wide: Any, args: Any, states: Any) -> Any:
             def one(states: Any, now: Any) -> tuple[Any, Any]:
-                params = _narrowed(wide, types)  # at each step, so that gradients add up in wide
+                params = narrowed(wide, types)  # at each step, so that gradients add up in wide
                 out, new, values = executor.run_plain(now, {**states, **params})
                 fixed = jax.tree.map(jax.lax.stop_gradient, values)
-                kept = {path: _strong(new[path]) for path in states}
+                kept = {path: strong(new[path]) for path in states}
                 return kept, (out, executor.jacobians_at(fixed))
 
-            new, (out, jacobians) = jax.lax.scan(one, _strong(states), args)
+            new, (out, jacobians) = jax.lax.scan(one, strong(states), args)
             return (out, new), jacobians
 
         types = jax.tree.map(jax.typeof, params)
@@ -122,8 +122,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
         signals = unless_first(signals, index == 0)
         found = rule.solve_at_start(traces, signals, executor.operand_values(params))
-        params_bar = _add_traced(params_bar, executor.param_gradients(params, found))
-        params_bar = _narrowed(params_bar, params)
+        params_bar = add_traced(params_bar, executor.param_gradients(params, found))
+        params_bar = narrowed(params_bar, params)
         given_bar = jax.tree.map(versions.zero_cotangent, given)
         if predict is not None:
             start = _arrays(states, hidden)
@@ -133,14 +133,14 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             learned = {p: jnp.where(known[p], v, 0) for p, v in missed.items()}
             (given_bar,) = pull_to_given(learned)
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, index))
-        guarded = _guarded((params_bar, args_bar, given_bar), params)
-        return *guarded[:2], *zeros[:2], guarded[2], zeros[2]
+        found_bars = guarded((params_bar, args_bar, given_bar), params)
+        return *found_bars[:2], *zeros[:2], found_bars[2], zeros[2]
 
     step.defvjp(forward, backward)
     return step
 
 
-def _narrowed(tree: Any, like: Any) -> Any:
+def narrowed(tree: Any, like: Any) -> Any:
     """Floating-point arrays in the dtypes of others."""
     return jax.tree.map(
         lambda leaf, own: leaf.astype(own.dtype) if versions.is_float(leaf) else leaf, tree, like
@@ -152,7 +152,7 @@ def _arrays(values: Mapping[Any, Any], paths: Iterable[Any]) -> dict[Any, Any]:
     return {path: jax.tree.leaves(values[path])[0] for path in paths}
 
 
-def _strong(tree: Any) -> Any:
+def strong(tree: Any) -> Any:
     """Arrays whose dtype is their own, not that of a Python number they were made from."""
     return jax.tree.map(
         lambda v: v.astype(v.dtype) if getattr(v, "weak_type", False) else v,
@@ -173,7 +173,7 @@ def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
     return (total * scale).astype(jnp.result_type(like))
 
 
-def _add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[Any, Any]:
+def add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[Any, Any]:
     """Cotangents of all parameters by path, to which those through traces are added."""
     return {
         path: jax.tree.map(add_gradients, value, traced[path]) if path in traced else value
@@ -208,7 +208,7 @@ _first_order = partial(
 )
 
 
-def _guarded(gradients: Any, inputs: Any) -> Any:
+def guarded(gradients: Any, inputs: Any) -> Any:
     """``gradients``, of which those of integers (``float0``) are nothing to begin with."""
     return jax.tree.map(
         lambda g: g if g.dtype == jax.dtypes.float0 else _first_order(g, inputs), gradients

@@ -70,7 +70,7 @@ def trace_step(
             loss, aux = step_fn(*inputs)
         return loss, aux, tape.step()
 
-    perturb = learner.graph.executed.perturbed.init_perturb_data()
+    perturb = [*learner.rule.perturbations()]
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
     jaxpr = stateful.get_jaxpr(perturb, inputs)
@@ -140,7 +140,7 @@ class Tape:
         leaves = checked_args(learner.graph.module_info, one_step_of(args))
         params, states = read_states(learner)
         self._check_hidden()
-        out, new, values = learner.rule.executor.run(leaves, {**states, **params}, self.perturb)
+        out, new, values = learner.rule.run(leaves, {**states, **params}, self.perturb)
         self.recorded.append((values, given))
         write_states(learner, states, new)
         self.values = self._hidden_now()

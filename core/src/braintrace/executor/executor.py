@@ -127,7 +127,7 @@ class Executor:
         perturb = plan.init_perturb_data() if perturb is None else perturb
         inputs = self._inputs(args, states)
         outputs, extras = plan.run(inputs, perturb, self.inputs_of_jacobians)
-        return *self._results(outputs), tuple(extras)
+        return *self.results(outputs), tuple(extras)
 
     def run_plain(
         self, args: Sequence[Any], states: Mapping[Path, Any]
@@ -137,14 +137,14 @@ class Executor:
         env = versions.start_env(jaxpr, self._inputs(args, states))
         run_equations(jaxpr.eqns, env)
         outputs = [read(env, atom) for atom in jaxpr.outvars]
-        return *self._results(outputs), tuple(read(env, v) for v in self.inputs_of_jacobians)
+        return *self.results(outputs), tuple(read(env, v) for v in self.inputs_of_jacobians)
 
     def _inputs(self, args: Sequence[Any], states: Mapping[Path, Any]) -> list[Any]:
         """The inputs of the step's program."""
         slots = self.graph.module_info.slots
         return [*args, *(leaf for slot in slots for leaf in jax.tree.leaves(states[slot.path]))]
 
-    def _results(self, outputs: Sequence[Any]) -> tuple[Any, dict[Path, Any]]:
+    def results(self, outputs: Sequence[Any]) -> tuple[Any, dict[Path, Any]]:
         """The model's result and the new values of its states, from the outputs of a step."""
         info = self.graph.module_info
         new = outputs[info.num_out :]

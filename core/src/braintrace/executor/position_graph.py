@@ -12,7 +12,8 @@ cases are added up. What it reaches with a number other than zero can depend on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import jax
@@ -72,13 +73,18 @@ def position_graph(graph: ETraceGraph, positions: Positions) -> np.ndarray:
             one, other = (structure_of(transition, positions, fixed) for fixed in signs)
             return one | other
     except Unknown:
-        versions.warn(
-            f"the position graph of {', '.join(map(show_path, positions.group.hidden_paths))} "
-            "cannot be told, because its transition holds a loop, a branch or an index "
-            "that depends on inputs or states; every edge is kept, as in RTRL",
-            CompilationWarning,
-        )
+        names = ", ".join(map(show_path, positions.group.hidden_paths))
+        warn_unknown(f"the position graph of {names}", "its transition")
         return np.ones((positions.num_mixed, positions.num_mixed), bool)
+
+
+def warn_unknown(what: str, where: str) -> None:
+    """Say that a graph cannot be told."""
+    versions.warn(
+        f"{what} cannot be told, because {where} holds a loop, a branch or an index "
+        "that depends on inputs or states; every edge is kept, as in RTRL",
+        CompilationWarning,
+    )
 
 
 def structure_of(
@@ -93,34 +99,66 @@ def structure_of(
         raise Unknown
     group, held = positions.group, len(transition.free)
     places = numbered(group.varshape, positions.mixed)
-    inputs, random = (*transition.free, *group.hidden_invars), np.random.default_rng(0)
 
-    def reverse(*inputs: Any) -> jax.Array:
-        frees, olds, cotangent = inputs[:held], inputs[held:-1], inputs[-1]
+    def reverse(inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[jax.Array]:
+        frees, olds = inputs[:held], inputs[held:]
         pullback = Pullback.of_program(group, transition.program, frees, olds)
-        return pullback.olds(pullback.rows(cotangent)).sum(0)
+        return [pullback.olds(pullback.rows(cotangents[0])).sum(0)]
 
-    values = [fixed[v] if v in fixed else _generic(v.aval, random) for v in inputs]
-    values.append(jnp.zeros(group.varshape, jnp.result_type(float)))
-    calling = jax.make_jaxpr(reverse)(*values)
-    program = jax.make_jaxpr(lambda *values: run_inlined(calling, values))(*values)
-    *others, cotangent = program.invars
-    marks = {v: MOVING for v, given in zip(others, inputs, strict=True) if given not in fixed}
-    marks = depends(program.eqns, {**marks, cotangent: LINEAR}, along=Along.EQUATIONS)
-    linear = {var for var, found in marks.items() if found >= LINEAR}
-    env = versions.start_env(program, values)
-    run_equations((eqn for eqn in program.eqns if linear.isdisjoint(eqn.outvars)), env)
+    inputs = (*transition.free, *group.hidden_invars)
+    ends = [jax.ShapeDtypeStruct(group.varshape, jnp.result_type(float))]
+    (hit,) = reached(reverse, inputs, fixed, ends, [places])
     found = np.zeros((positions.num_mixed, positions.num_mixed), bool)
-    for p, row in enumerate(found):
-        start = random.normal(size=places.shape) * (places == p)
-        env[cotangent] = jnp.asarray(start, values[-1].dtype)
+    for row, own in zip(found, hit, strict=True):
+        row[np.unique(places[own.any(0)])] = True
+    return found
+
+
+def reached(
+    reverse: Callable[[Sequence[Any], Sequence[Any]], Sequence[jax.Array]],
+    inputs: Sequence[Var],
+    fixed: Mapping[Var, Any],
+    ends: Sequence[Any],
+    places: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """What cotangents that start at one place can reach: per result of ``reverse`` [N, \\*shape].
+
+    Parameters
+    ----------
+    reverse
+        ``reverse(values of the inputs, cotangents)``, linear in these.
+    inputs, fixed
+        Variables, and values of those that stem from parameters alone.
+    ends, places
+        The types of the cotangents, and the number of the place of each of their entries, from 0.
+    """
+    random = np.random.default_rng(0)
+    values = [fixed[v] if v in fixed else _generic(v.aval, random) for v in inputs]
+    zeros = [jnp.zeros(end.shape, end.dtype) for end in ends]
+    calling = jax.make_jaxpr(lambda *both: reverse(both[: len(inputs)], both[len(inputs) :]))
+    called = calling(*values, *zeros)
+    program = jax.make_jaxpr(lambda *both: run_inlined(called, both))(*values, *zeros)
+    others, cotangents = program.invars[: len(inputs)], program.invars[len(inputs) :]
+    marks = {v: MOVING for v, given in zip(others, inputs, strict=True) if given not in fixed}
+    marks |= dict.fromkeys(cotangents, LINEAR)
+    marks = depends(program.eqns, marks, along=Along.EQUATIONS)
+    linear = {var for var, found in marks.items() if found >= LINEAR}
+    known = versions.start_env(program, [*values, *zeros])
+    run_equations((eqn for eqn in program.eqns if linear.isdisjoint(eqn.outvars)), known)
+    starts = [_generic(end, random) for end in ends]
+
+    def of_place(number: jax.Array) -> list[jax.Array]:
+        env, drawn = dict(known), np.random.default_rng(2)
+        for var, start, own in zip(cotangents, starts, places, strict=True):
+            env[var] = jnp.where(own == number, start, 0)
         for eqn in program.eqns:
             if not linear.isdisjoint(eqn.outvars):
-                results = _linear(eqn, env, marks.keys() - linear, random)
+                results = _linear(eqn, env, marks.keys() - linear, drawn)
                 env.update(zip(eqn.outvars, results, strict=True))
-        hit = (np.asarray(read(env, *program.outvars)) != 0).any(0)
-        row[np.unique(places[hit])] = True
-    return found
+        return [read(env, atom) != 0 for atom in program.outvars]
+
+    count = 1 + max(int(own.max()) for own in places)
+    return [np.asarray(v) for v in jax.jit(partial(jax.lax.map, of_place))(jnp.arange(count))]
 
 
 def values_of_parameters(info: ModuleInfo, sign: int = 1) -> dict[Var, Any]:

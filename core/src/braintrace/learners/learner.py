@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule, check_jacobians
+from ..algorithms.influence import InfluenceRule
 from ..algorithms.signals import TracelessRule
 from ..base.errors import CompilationError, NotCompiledError, NoTraceError, refuse_unused
 from ..base.types import Path, show_path
@@ -23,6 +24,7 @@ from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states, state_lookup
 from ..drivers.call_arguments import one_step_of
 from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
+from ..drivers.of_influence import influence_step, influence_window
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
@@ -182,7 +184,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         self._drivers = Drivers()
         rule = self.make_rule(executor.compiled)
         check_jacobians(rule)
-        traced = executor.graph.hidden_param_op_relations or isinstance(rule, TracelessRule)
+        traced = rule.traced_paths or isinstance(rule, TracelessRule)
         if self._require_trace and not traced:
             raise CompilationError(
                 "there is nothing to train online: no parameter is a weight of an ETP operation "
@@ -190,7 +192,11 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
                 "braintrace.matmul; with require_trace=False, gradients are of the current step"
             )
         # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
-        if self.vjp_method != "multi-step":
+        if isinstance(rule, InfluenceRule) and self.vjp_method == "multi-step":
+            self._stepper = window_by_call(jax.jit(influence_window(rule)))
+        elif isinstance(rule, InfluenceRule):
+            self._stepper = steps_by_call(jax.jit(influence_step(rule)))
+        elif self.vjp_method != "multi-step":
             self._stepper = steps_by_call(jax.jit(online_step(rule)))
         else:
             predict = getattr(self.synthesizer_of, "predict", None)
@@ -340,16 +346,14 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         KeyError
             When the parameter has no trace.
         """
-        path, weights = weight, self.rule.executor.weights
+        path, known = weight, self.rule.traced_paths
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
-        links = next((w.links for w in weights.values() if w.path == path), ())
-        if not links:
-            known = sorted(show_path(w.path) for w in weights.values() if w.links)
+        if path not in known:
             name = show_path(path) if isinstance(path, tuple) else repr(path)
-            raise NoTraceError(f"{name} has no trace; parameters with one are {known}")
-        traces = self.read_traces()
-        return [self.rule.of_link(traces, i) for i in links]
+            shown = sorted(map(show_path, known))
+            raise NoTraceError(f"{name} has no trace; parameters with one are {shown}")
+        return self.rule.of_parameter(self.read_traces(), path)
 
     def read_traces(self) -> tuple[Any, ...]:
         """The traces as they are, in the form of the rule."""

@@ -173,23 +173,27 @@ class OSTLFeedforward(ETraceVjpAlgorithm):
 
 
 class SnAp(ETraceVjpAlgorithm):
-    """SnAp-n: influence within a group, out to ``n`` steps of the position graph.
+    """SnAp-n: the influence of a parameter within ``n`` steps of the position graph.
 
-    ``eps^t = mask . (D^t eps^{t-1}) + f^t (x) x^t`` with the whole ``D`` of a group (Menick et al.
-    2020, arXiv 2006.07232). ``n = 1`` is the coupled diagonal; when ``n`` reaches the diameter of
-    the graph (2 for a dense recurrent product) it is :class:`RTRL`.
+    ``M^t = mask . (J^t M^{t-1} + P^t)`` with the derivatives ``J`` and ``P`` of all that a step
+    carries in what it carried before and in the parameters (Menick et al. 2020, arXiv 2006.07232).
+    ``mask`` keeps the positions of all layers that a parameter entry reaches in one step, and
+    those that these reach within ``n - 1`` further ones; where that is everything (2 for a dense
+    recurrent layer) it is :class:`RTRL`.
 
     Parameters
     ----------
     n
         The order, from 1.
+    downstream
+        ``'step'``: the rule of each hidden group by itself, with a mask for each element of an
+        operation's output: :class:`RTRL` says more.
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
 
     Notes
     -----
-    A reverse pass is made for every position of a layer at every step, and the trace of a dense
-    product is [B, in, out, S n_positions], with zeros where it is cut off: for small layers.
+    It costs as much as :class:`RTRL`, with zeros where the trace is cut off: for small models.
 
     Examples
     --------
@@ -197,11 +201,11 @@ class SnAp(ETraceVjpAlgorithm):
     >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
     >>> learner = braintrace.compile(cell, braintrace.SnAp, x, batch_size=2, n=1)
     >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
-    (2, 7, 4, 1)
+    (2, 7, 4, 4)
     """
 
     def __init__(self, model: Module, n: int = 2, *_late: Any, **options: Any) -> None:
-        config = ETraceConfig(recurrence_scope="sparse_n", sparse_n=n)
+        config = ETraceConfig(recurrence_scope="sparse_n", sparse_n=n, downstream="linear")
         super().__init__(model, *_late, **preset(config, options))
 
     @property
@@ -211,33 +215,44 @@ class SnAp(ETraceVjpAlgorithm):
 
 
 class RTRL(ETraceVjpAlgorithm):
-    """Real-time recurrent learning within hidden groups, without approximation there.
+    """Real-time recurrent learning: backpropagation through time, forward in time.
 
-    ``eps^t = D^t eps^{t-1} + f^t (x) x^t`` with the whole ``D`` of a group (Williams & Zipser,
-    Neural Computation 1:270, 1989). For a model of one group whose operations all act on the
-    hidden state position by position it is BPTT. A reference: a dense layer of n units takes a
-    trace of n times its weights.
+    ``M^t = J^t M^{t-1} + P^t`` is the influence of every parameter on all states that a step
+    carries, hidden or not, in all layers (Williams & Zipser, Neural Computation 1:270, 1989), and
+    ``dL/dw = sum_t dL^t/dw + <dL^t/ds^{t-1}, M^{t-1}>``. While weights stay as they are this is the
+    gradient of BPTT, for every parameter of every model that compiles.
 
     Parameters
     ----------
+    downstream
+        ``'step'``: RTRL within each hidden group, as others publish it: ``eps^t = D^t eps^{t-1} +
+        f^t (x) x^t`` with the whole ``D`` of a group. Credit does not pass through the memory of
+        other layers, and learners that were saved by earlier versions go on.
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`.
+
+    Notes
+    -----
+    A reference, for small models: the trace has an entry for every parameter entry and every entry
+    of the states, and a step is run forward for each parameter entry. :attr:`learner.report
+    <braintrace.ETraceAlgorithm.report>` says how many these are.
 
     Examples
     --------
     >>> import braintrace, jax.numpy as jnp
     >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
     >>> learner = braintrace.compile(cell, braintrace.RTRL, x, batch_size=2)
-    >>> learner.get_etrace_of(("Wz", "weight"))[0]["weight"].shape
+    >>> learner.get_etrace_of(("Wr", "weight"))[0]["weight"].shape
     (2, 7, 4, 4)
     """
 
     def __init__(self, model: Module, *_late: Any, **options: Any) -> None:
-        super().__init__(model, *_late, **preset(ETraceConfig(recurrence_scope="full"), options))
+        config = ETraceConfig(recurrence_scope="full", downstream="linear")
+        super().__init__(model, *_late, **preset(config, options))
 
 
 class UORO(ETraceVjpAlgorithm):
-    """UORO: an unbiased estimate of :class:`RTRL` whose trace has rank one.
+    """UORO: an unbiased estimate of RTRL within hidden groups, whose trace has rank one.
 
     ``s^t = rho_0 D^t s^{t-1} + rho_1 nu`` and ``theta^t = theta^{t-1} / rho_0 + nu^T F^t / rho_1``
     with random signs ``nu``; the mean of ``s (x) theta`` is the influence (Tallec & Ollivier 2017,

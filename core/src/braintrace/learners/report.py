@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from ..algorithms.base import LearningRule
+from ..algorithms.influence import InfluenceRule
 from ..base.diagnostics import CompilationRecord, DiagnosticLevel
 from ..base.types import Path, bytes_of, show_path
 from ..compiler.graph import ETraceGraph
@@ -117,11 +118,17 @@ def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> Compil
 def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     """The rule, the memory of every trace, and the steps that a gradient evaluates together."""
     traces = jax.eval_shape(rule.init)
-    lines = [
-        f"learning rule: {rule.name}",
-        f"traces: {len(rule.links) if traces else 0}, {shown_bytes(bytes_of(traces))}",
-    ]
-    for i, link in enumerate(rule.links):
+    size = shown_bytes(bytes_of(traces))
+    lines = [f"learning rule: {rule.name}"]
+    if isinstance(rule, InfluenceRule):
+        states = ", ".join(f"{show_path(s.path)} {[*s.aval.shape]}" for s in rule.carried)
+        lines += [
+            f"traces: influence of {rule.num_entries} parameter entries on {states}: {size}",
+            f"a step of the traces runs the model forward {rule.num_entries} times",
+        ]
+    else:
+        lines.append(f"traces: {len(rule.links) if traces else 0}, {size}")
+    for i, link in enumerate(rule.links if rule.from_blocks else ()):
         own = jax.eval_shape(lambda traces, i=i: rule.held_by(traces, i), traces)
         if own:
             names = ", ".join(map(show_path, link.relation.parameter_paths))
@@ -139,7 +146,7 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
         return "\n".join(
             [*lines, "windows: of chunk_size steps (default: 1), with reverse mode inside"]
         )
-    block = auto_block_size(rule, EXAMPLE_LENGTH)
+    block = 1 if rule.in_single_steps else auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
 

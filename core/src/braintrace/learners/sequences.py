@@ -174,7 +174,7 @@ def _options(
             f"chunk_size={size} needs a learner with vjp_method='multi-step', this {kind} has "
             f"{learner.vjp_method!r}"
         )
-    if block == "auto" and options.check:
+    if (block == "auto" and options.check) or learner.rule.in_single_steps:
         block = 1
     if block != "auto":  # which depends on step_fn
         block = min(int(block), steps)

@@ -167,7 +167,7 @@ def check_method(vjp_method: str, config: ETraceConfig) -> None:
             f"vjp_method must be {allowed} with learning_signal={config.learning_signal!r}, got "
             f"{vjp_method!r}"
         )
-    if vjp_method == "multi-step" and config.downstream == "linear":
+    if vjp_method == "multi-step" and config.downstream == "linear" and not config.of_steps:
         raise ValueError(
             "downstream='linear' goes with vjp_method='single-step'; inside a window, credit "
             "passes through the layers above in any case"

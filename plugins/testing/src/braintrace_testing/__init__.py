@@ -3,7 +3,8 @@
 
 - :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`, :func:`rtrl_oracle`, :func:`snap_oracle`,
   :func:`e_prop_oracle`, :func:`three_factor_oracle`: learning rules from dense local Jacobians,
-  without the compiler; :func:`window_oracle`: the same between windows of steps;
+  without the compiler; :func:`influence_oracle`: RTRL and SnAp of everything that a step carries;
+  :func:`window_oracle`: the same between windows of steps;
 - :func:`bptt`, :func:`truncated_bptt`: backpropagation through time; :func:`dni_reference`: with
   predicted gradients at the ends of windows;
 - :func:`assert_tree_close`: comparison that cannot pass vacuously;
@@ -26,6 +27,7 @@ from .conformance import (
     parametrize_with_checks,
     static_parameters,
 )
+from .influence import InfluenceResult, influence_oracle
 from .learn import OracleResult
 from .oracle import d_rtrl_oracle, pp_prop_oracle, rtrl_oracle, snap_oracle
 from .records import StepRecord
@@ -36,6 +38,7 @@ __all__ = [
     "BoundCheck",
     "ConformanceCase",
     "ConformanceError",
+    "InfluenceResult",
     "OracleResult",
     "StepRecord",
     "assert_tree_close",
@@ -45,6 +48,7 @@ __all__ = [
     "d_rtrl_oracle",
     "dni_reference",
     "e_prop_oracle",
+    "influence_oracle",
     "list_checks",
     "parametrize_with_checks",
     "pp_prop_oracle",

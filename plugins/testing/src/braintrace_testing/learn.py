@@ -86,8 +86,8 @@ def learn(run: Recorded, influences: Influences) -> OracleResult:
     return OracleResult(
         loss=run.loss,
         outputs=run.outputs,
-        grads=_by_path(run.step, graph, grad),
-        influences={key: _by_path(run.step, graph, rows) for key, rows in every.items()},
+        grads=by_path(run.step, graph, grad),
+        influences={key: by_path(run.step, graph, rows) for key, rows in every.items()},
         groups=tuple(tuple(h.path for h in members) for members in graph.groups),
         relations=graph.relations,
         names={r: graph.program.equations[r].primitive.name for r in graph.related},
@@ -149,7 +149,7 @@ def masked(mask: Callable[[Sequence[StepRecord], int, int], np.ndarray]) -> Infl
     return influences
 
 
-def _by_path(step: Step, graph: Graph, rows: np.ndarray) -> dict[Path, Any]:
+def by_path(step: Step, graph: Graph, rows: np.ndarray) -> dict[Path, Any]:
     """``[..., n]`` as a pytree of ``[..., *leaf.shape]`` for every parameter; zero if not used."""
     lead = rows.shape[:-1]
     ends = np.cumsum([graph.program.size(v) for v in graph.leaves])

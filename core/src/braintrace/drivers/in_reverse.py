@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient of a sequence for rules that keep the influence on everything that is carried.
+
+A block is run by reverse mode, which gives the gradient of its losses with respect to parameters
+and to the states in front of it; what these states owe to the past is in the traces. Then the
+traces move on over the recorded steps. Credit passes from step to step through the states of the
+model alone, so that blocks change no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.precision import start_of_sum, widened
+from ..base.types import Path
+from ..compiler.module_info import StateKind
+from ..compiler.requirements import check_states
+from . import guards
+from .block_size import auto_block_size
+from .loops import Progress, in_parts
+from .options import GradOptions, Outcome, common_length, masked_step, scale_of
+from .running import Running
+from .steps import add_gradients, add_traced, end_of_sum
+from .traced import TracedStep, trace_step
+
+
+def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
+    """Run a sequence in blocks and a shorter last one."""
+    rule: Any = learner.rule
+    steps, inputs = common_length(sequences), (mask, *sequences)
+    check_states(learner.model, learner.graph.module_info)
+    first = jax.tree.map(lambda v: v[0], inputs)
+    step = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, ())
+    size = options.block_size
+    if isinstance(size, str):
+        size = auto_block_size(rule, steps, options.carry_trace)
+    progress = Progress(-(-steps // size) if options.progress else 0)
+    weights = {i: state for i, (_, state) in enumerate(options.weights)}
+    names = options.names(learner.param_states)
+    model = {state: path for path, state in learner.states_of(StateKind.PARAM).items()}
+    params = {path: state.value for state, path in model.items()}
+    values = {i: state.value for i, state in weights.items()}
+    states = {
+        path: state
+        for kind in (StateKind.HIDDEN, StateKind.OTHER)
+        for path, state in learner.states_of(kind).items()
+    }
+
+    run = partial(_differentiated, step, [*rule.perturbations()], weights, states)
+
+    since_reset = learner.running_index.value
+
+    def is_first(number: Any) -> Any:
+        """Whether a block starts with a step before which all traces are zero."""
+        if isinstance(number, int) and number:
+            return False
+        return number == 0 if not options.carry_trace else since_reset + number * size == 0
+
+    def one_block(carry: Any, numbered: Any) -> Any:
+        (leaves, traces, total), (number, inputs) = carry, numbered
+        found, signal, olds, (end, kept, losses, aux) = run(leaves, inputs)
+        last = isinstance(number, int) and number == (steps - 1) // size
+        ends = last and not (options.carry_trace or options.check or rule.in_single_steps)
+        begins = is_first(number)
+        after = None if ends else rule.after_steps(traces, kept, params, begins)
+        by_path = rule.credit(traces, olds, params, begins, after, signal)
+        for i, state in weights.items():
+            if (path := model.get(state)) in by_path:
+                found[i] = add_traced({0: found[i]}, {0: by_path[path]})[0]
+        progress.advance(number, losses)
+        flags = None
+        if options.check:
+            named = [(f"the gradient of {names[state]}", found[i]) for i, state in weights.items()]
+            flags = guards.flags_of(rule, losses, named, after)
+        return (end, after, jax.tree.map(add_gradients, total, found)), (losses, aux, flags)
+
+    traces = learner.read_traces() if options.carry_trace else None
+    if traces is None and steps >= 2 * size:
+        traces = rule.init()
+    start = (step.read(), traces, jax.tree.map(start_of_sum, values))
+    end, (_, (losses, aux), flags) = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
+    leaves, traces, total = end
+    scale = scale_of(options.reduction, mask, steps)
+    grads = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), total, values)
+    step.write(leaves)
+    learner.write_traces(traces if options.carry_trace else rule.init(), steps)
+    return Outcome(tuple(grads[i] for i in weights), losses, aux, flags)
+
+
+def _differentiated(
+    step: TracedStep,
+    perturb: Sequence[Any],
+    weights: Mapping[int, Any],
+    states: Mapping[Path, Any],
+    leaves: Mapping[int, Any],
+    inputs: Any,
+) -> tuple[Any, ...]:
+    """A block: gradients of weights, perturbations and old states; its last leaves and records."""
+    own = {i for state in states.values() for i in step.leaves.get(state, ())}
+    smooth = {i for i in own if versions.is_float(leaves[i])}
+    wanted = {
+        i: widened(leaves[i], jnp.dtype(jnp.float32))
+        for state in weights.values()
+        for i in step.leaves.get(state, ())
+        if versions.is_float(leaves[i])
+    }
+
+    def of_block(perturb: Any, olds: Mapping[int, Any], wanted: Mapping[int, Any]) -> Any:
+        def one(moving: Mapping[int, Any], inputs: Any) -> Any:
+            own = {i: v.astype(leaves[i].dtype) for i, v in wanted.items()}
+            loss, aux, (kept, _), new, _ = step.run(perturb, inputs, {**moving, **own}, ())
+            held = jax.lax.stop_gradient({i: v for i, v in new.items() if i not in smooth})
+            return {**new, **held}, (loss, aux, kept)
+
+        end, (losses, aux, kept) = jax.lax.scan(one, {**leaves, **olds}, inputs)
+        return losses.sum(), (end, kept, losses, aux)
+
+    of = perturb, {i: leaves[i] for i in sorted(smooth)}, wanted
+    differentiated = jax.value_and_grad(of_block, argnums=(0, 1, 2), has_aux=True)
+    (_, records), (signal, olds, direct) = differentiated(*of)
+    found = {k: _like(state, step, direct) for k, state in weights.items()}
+    by_path = {path: _like(state, step, olds) for path, state in states.items()}
+    return found, signal, by_path, records
+
+
+def _like(state: Any, step: TracedStep, gradients: Mapping[int, Any]) -> Any:
+    """The gradients of the leaves of a state, in its structure; zero where there is none."""
+    leaves, tree = jax.tree.flatten(state.value)
+    new = [*map(jnp.zeros_like, leaves)]
+    for k, i in enumerate(step.leaves.get(state, ())):
+        new[k] = gradients.get(i, new[k])
+    return jax.tree.unflatten(tree, new)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tangents of a whole step: what all entries of parameters do to all that a step carries.
+
+    M -> J M + P
+
+``J`` and ``P`` are the derivatives of new states in old ones and in parameters, and no entry of
+them is ever stored. Forward mode is reverse mode of reverse mode, which functions with a reverse
+mode of their own (``jax.custom_vjp``) have, too. Where reverse mode runs a loop of unknown length,
+which has none, the rows of ``J`` and ``P`` are computed one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base import versions
+from ..base.versions import jaxp
+from ..compiler.module_info import ModuleInfo
+from ..jaxprs.run import holds, read, run_equations
+from .leaves import StateLeaf
+
+Leaves = Sequence[StateLeaf]
+
+#: How many tangents, or rows, are computed together.
+TOGETHER = 256
+
+
+def differentiated(
+    info: ModuleInfo, parameters: Leaves, olds: Leaves, carried: Leaves, inputs: Sequence[Any]
+) -> tuple[list[Any], Callable[..., Any]]:
+    """New values of carried leaves, and the pull-back to (parameters, old values of ``olds``)."""
+    call, first = versions.jaxpr_as_fun(info.jaxpr), info.num_args
+
+    def new_values(weights: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+        full = list(inputs)
+        for leaf, value in zip((*parameters, *olds), (*weights, *old), strict=True):
+            full[first + leaf.place] = value
+        new = call(*full)
+        return [new[info.num_out + leaf.place] for leaf in carried]
+
+    own = ([inputs[first + leaf.place] for leaf in of] for of in (parameters, olds))
+    news, pull = jax.vjp(new_values, *own)
+    return news, pull
+
+
+def run_cut(
+    info: ModuleInfo, carried: Leaves, inputs: Sequence[Any], perturb: Sequence[Any]
+) -> list[Any]:
+    """The outputs of a step in which what reads a new carried value sees it as a constant.
+
+    Zeros are added there, one for each leaf: the gradient of a loss with respect to these is along
+    the paths that meet no other new value. Without any, it is the step as it was traced.
+    """
+    env = versions.start_env(info.jaxpr, inputs)
+    ends = [info.jaxpr.outvars[info.num_out + leaf.place] for leaf in carried] if perturb else []
+    seen: dict[Any, Any] = {}
+    for atom, zeros in zip(ends, perturb, strict=True):
+        if versions.is_var(atom) and atom not in env:
+            seen.setdefault(atom, zeros)
+    for eqn in info.eqns:
+        run_equations([eqn], env)
+        for var in eqn.outvars:
+            if var in seen:
+                env[var] = jax.lax.stop_gradient(env[var]) + seen[var]
+    outputs = [read(env, atom) for atom in info.jaxpr.outvars]
+    for leaf, atom, zeros in zip(carried, ends, perturb, strict=False):
+        if not versions.is_var(atom) or atom not in seen:  # an old value, or a constant
+            place = info.num_out + leaf.place
+            outputs[place] = jax.lax.stop_gradient(outputs[place]) + zeros
+    return outputs
+
+
+def moved(
+    parameters: Leaves,
+    olds: Leaves,
+    carried: Leaves,
+    pull: Callable[..., Any],
+    traces: Sequence[Any],
+) -> list[jax.Array]:
+    """``J M + P`` for ``M`` [P, \\*s] of each carried leaf; in the dtypes of these."""
+    zeros = [jnp.zeros(leaf.aval.shape, leaf.aval.dtype) for leaf in carried]
+    traces = [m.astype(leaf.aval.dtype) for m, leaf in zip(traces, olds, strict=True)]
+    backward = jax.make_jaxpr(pull)(zeros)
+    looping = any(holds(eqn, jaxp.while_p) for eqn in backward.eqns)
+    by = _by_rows if looping else _by_columns
+    return by(parameters, carried, pull, zeros, traces)
+
+
+def _by_columns(
+    parameters: Leaves, carried: Leaves, pull: Any, zeros: list[Any], traces: list[Any]
+) -> list[jax.Array]:
+    """A tangent for each entry of the parameters."""
+    _, push = jax.vjp(pull, zeros)
+    ends = [*accumulate(leaf.size for leaf in parameters)]
+
+    def one(row: Any) -> Any:
+        number, olds = row
+        pairs = zip(parameters, ends, strict=True)
+        weights = [leaf.tangent(number - end + leaf.size) for leaf, end in pairs]
+        return push((weights, olds))[0]
+
+    rows = jnp.arange(ends[-1]), traces
+    found: list[jax.Array] = jax.lax.map(one, rows, batch_size=min(TOGETHER, ends[-1]))
+    return found
+
+
+def _by_rows(
+    parameters: Leaves, carried: Leaves, pull: Any, zeros: list[Any], traces: list[Any]
+) -> list[jax.Array]:
+    """A cotangent for each entry of the states."""
+    found = []
+    for k, leaf in enumerate(carried):
+
+        def one(number: jax.Array, k: int = k, leaf: StateLeaf = leaf) -> jax.Array:
+            start = [*zeros[:k], leaf.cotangent(number), *zeros[k + 1 :]]
+            weights, olds = pull(start)
+            pairs = zip(parameters, weights, strict=True)
+            row = jnp.concatenate([leaf.entries(own) for leaf, own in pairs])
+            for old, trace in zip(olds, traces, strict=True):
+                row = row + jnp.real(trace.reshape(len(row), -1) @ old.reshape(-1))
+            return row
+
+        rows = jax.lax.map(one, jnp.arange(leaf.size), batch_size=min(TOGETHER, leaf.size))
+        found.append(leaf.joined(rows.T))
+    return found
