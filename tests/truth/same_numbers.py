@@ -52,7 +52,7 @@ RESTORED = [
     Case("two-layers", "d_rtrl"),
     Case("gru", "pp_prop"),
     Case("neurons-alif", "eprop", batch="vmap"),
-    Case("vanilla", "snap-2"),
+    Case("vanilla", "snap-2-step"),
     Case("vanilla", "uoro"),
 ]
 
@@ -164,9 +164,10 @@ def results(file: Path, save: bool, word: str) -> Iterator[tuple[str, Result]]:
         if word in str(case):
             yield str(case), outcome(case)
     for case in RESTORED:
-        name = f"restored/{case.model}/{case.rule}"
+        rule = case.rule.removesuffix("-step")  # which was the only one
+        name = f"restored/{case.model}/{rule}"
         if word in name:
-            beside = file.with_name(f"{file.stem}-{case.model}-{case.rule}.learner")
+            beside = file.with_name(f"{file.stem}-{case.model}-{rule}.learner")
             yield name, restored(case, beside, save)
 
 

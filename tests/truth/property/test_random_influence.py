@@ -54,4 +54,4 @@ def test_random_cells(count: int, way: Any) -> None:
     met: Counter[str] = Counter()
     explore(count, cases(way, mixing=True), lambda case: check(case, met))
     assert RUNS < 1 or met["carried"] > 0.5 * met["cells"], met
-    assert RUNS < 1 or count < 12 or met["not hidden"] > 0.1 * met["cells"], met
+    assert RUNS < 1 or count < 12 or met["not hidden"], met
