@@ -255,6 +255,8 @@ class InfluenceRule(LearningRule):
         ``olds`` are gradients with respect to old states, by path, which meet the traces in front
         of these steps; ``signals`` those of perturbations, which meet the traces ``after`` them.
         """
+        if not self.carried or (traces is None and after is None):
+            return {}
         found = jnp.zeros(self.num_entries)
         if traces is not None:
             leaves = (jax.tree.leaves(olds[s.path])[s.leaf] for s in self.carried)
@@ -262,7 +264,7 @@ class InfluenceRule(LearningRule):
             found = found + self._met(traces, old)
         if after is not None and signals:
             found = found + self._met(after, signals)
-        return self._by_path(found, params) if self.carried else {}
+        return self._by_path(found, params)
 
     def _met(self, traces: Traces, signals: Sequence[Any]) -> jax.Array:
         """``< signal, M >`` [P] of all carried states."""

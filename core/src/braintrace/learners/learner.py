@@ -23,8 +23,8 @@ from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states, state_lookup
 from ..drivers.call_arguments import one_step_of
-from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
 from ..drivers.of_influence import influence_step, influence_window
+from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
