@@ -56,17 +56,17 @@ CEILINGS = {
     "jaxprs": 1408,
     "plugins": 1724,
     "compiler": 5593,
-    "executor": 1197,
+    "executor": 1508,
     "files": 866,
     "cli": 729,
-    "algorithms": 1952,
-    "drivers": 1869,
-    "learners": 2781,
+    "algorithms": 2349,
+    "drivers": 2098,
+    "learners": 2807,
     "modules": 892,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 12_600, 7_460
-WHOLE_CORE = 22_775
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_308, 7_919
+WHOLE_CORE = 23_738
 
 
 def module_of(file: Path) -> str:

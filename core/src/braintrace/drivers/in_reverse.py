@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import start_of_sum, widened
-from ..base.types import Path
+from ..base.types import Path, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from . import guards
@@ -54,6 +54,11 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
 
     run = partial(_differentiated, step, [*rule.perturbations()], weights, states)
 
+    hidden = {
+        i: f"the state {show_path(path)}"
+        for path, state in learner.states_of(StateKind.HIDDEN).items()
+        for i in step.leaves.get(state, ())
+    }
     since_reset = learner.running_index.value
 
     def is_first(number: Any) -> Any:
@@ -78,6 +83,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
         if options.check:
             named = [(f"the gradient of {names[state]}", found[i]) for i, state in weights.items()]
             flags = guards.flags_of(rule, losses, named, after)
+            flags = guards.and_at_end(flags, [(hidden[i], end[i]) for i in hidden])
         return (end, after, jax.tree.map(add_gradients, total, found)), (losses, aux, flags)
 
     traces = learner.read_traces() if options.carry_trace else None
