@@ -22,12 +22,16 @@ import braintrace
 from tests.published import arrivals  # noqa: F401  enters its programs
 from tests.published.programs import PROGRAMS, numbers_of
 
+#: Programs that a version cannot run.
+TOO_NEW = {"0.2.6": ("outputs_beside_the_new_state",)}
 
-def numbers(*names: str) -> dict[str, dict[str, list[float]]]:
-    """The numbers of programs in float64; of all unless some are named."""
+
+def numbers() -> dict[str, dict[str, list[float]]]:
+    """The numbers of all programs in float64."""
+    left_out = TOO_NEW.get(braintrace.__version__, ())
     with warnings.catch_warnings(), brainstate.environ.context(precision=64):
         warnings.simplefilter("ignore")
-        return {name: numbers_of(PROGRAMS[name]()) for name in names or PROGRAMS}
+        return {n: numbers_of(run()) for n, run in PROGRAMS.items() if n not in left_out}
 
 
 def differences(then: dict[str, list[float]], now: dict[str, list[float]]) -> list[str]:
@@ -53,9 +57,9 @@ def main(what: str, file: str) -> None:
         return
     stored = json.loads(Path(file).read_text())
     print(f"braintrace {braintrace.__version__} beside {stored['version']}")
-    for name, then in stored["numbers"].items():
-        for array in differences(then, found[name]):
-            print(f"  {name}{array}: {found[name].get(array)}, there {then[array]}")
+    for name, now in found.items():
+        for array in differences(stored["numbers"][name], now):
+            print(f"  {name}{array}: {now.get(array)}, there {stored['numbers'][name][array]}")
 
 
 if __name__ == "__main__":

@@ -123,8 +123,9 @@ def test_what_learners_are():
 def test_options_of_then():
     learner = made(braintrace.OSTLFeedforward, decay_or_rank=1e-6)
     assert learner.config.decay == 1e-6 and made(braintrace.OSTLFeedforward).config.decay == 0.0
-    with pytest.warns(UserWarning, match="projection_eps of braintrace 0.2 has no effect"):
-        made(braintrace.UORO, projection_eps=1e-12)
+    for name in ("fast_solve", "chunked_trace", "projection_eps", "snap_max_jacobian_elements"):
+        with pytest.warns(UserWarning, match=f"{name} of braintrace 0.2 has no effect"):
+            made(braintrace.UORO, **{name: 1e-12})
 
 
 @pytest.mark.parametrize("method", ["single-step", "multi-step"])

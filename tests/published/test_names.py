@@ -7,6 +7,8 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+import brainstate
+import jax.numpy as jnp
 import pytest
 
 import braintrace
@@ -40,6 +42,21 @@ def test_attributes_and_imports_say_what_to_use(place, name):
             exec(statement)
 
 
+def test_inside_a_model_the_error_says_what_to_use():
+    class Asks(braintrace.nn.GRUCell):
+        place, name = "", ""
+
+        def update(self, x):
+            return getattr(import_module(self.place), self.name)(super().update(x))
+
+    cell, x = Asks(3, 4), jnp.ones((2, 3))
+    brainstate.nn.init_all_states(cell, batch_size=2)
+    for cell.place, cell.name in ABSENT:
+        use = re.escape(INSTEAD[PLACES[cell.place]][cell.name])
+        with pytest.raises(braintrace.CompilationError, match=f"'{cell.name}'; .* use {use}"):
+            braintrace.compile_etrace_graph(cell, x)
+
+
 @pytest.mark.parametrize(("place", "name"), ABSENT)
 def test_what_to_use_exists(place, name):
     for found in re.findall(r"brain(?:trace|state)(?:\.\w+)+", INSTEAD[PLACES[place]][name]):
@@ -53,7 +70,7 @@ def test_what_is_here_needs_no_answer():
 
 
 def test_a_private_module_of_then_says_where_its_names_are():
-    for module in ("_etrace_op", "_etrace_compiler.hid_param_op"):
+    for module in ("_etrace_op", "_etrace_compiler.hid_param_op", "_algorithm", "_misc"):
         with pytest.raises(ImportError, match=r"use public names: from braintrace import"):
             exec(f"from braintrace.{module} import ETP_PRIMITIVES")
 

@@ -87,12 +87,17 @@ def traces_of_a_weight() -> None:
 def mapped() -> None:
     cell = nn.GRUCell(3, 4)
     made = braintrace.compile(cell, "d_rtrl", sequence()[0], batch_size=BATCH, vmap=True)
-    assert isinstance(made, braintrace.D_RTRL)
+    assert isinstance(made, braintrace.D_RTRL) and made.module is made
 
 
 @row("`DNI` needs `attach_synthesizer`")
 def predictions_are_trained() -> None:
-    assert ("synthesizer", "h") in learner("dni").param_states
+    of, path = learner("dni"), ("synthesizer", "h")
+    of.etrace_evolve(sequence())
+    grads = of.etrace_grad(sequence(), step_fn=lambda x: (of(x) ** 2).sum())
+    assert path in of.param_states
+    assert all(leaf.any() for leaf in jax.tree.leaves(grads[path]))
+    assert grads["Wh", "weight"]["weight"].any()
 
 
 @row("`chunk_size=k` divides the length of the sequence")
@@ -151,6 +156,10 @@ def random_feedback_is_linear() -> None:
     once, thrice = grads(1.0), grads(3.0)
     assert any(leaf.any() for leaf in jax.tree.leaves(once))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(3 * a, b, 1e-5, 1e-6), once, thrice)
+    of.reset_state(BATCH, model_states=True)
+    error = jnp.zeros((BATCH, 2))  # in the place of what the loss says
+    none = of.etrace_grad(sequence(), step_fn=lambda x: (of(x, error=error) ** 2).sum())
+    assert not any(leaf.any() for leaf in jax.tree.leaves(none))
 
 
 @row("`UORO`: `ETraceConfig(recurrence_scope='coupled'")

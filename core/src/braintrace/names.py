@@ -74,6 +74,7 @@ OFFICIAL = {
 }
 
 _PRIVATE = "public names: from braintrace import ..."
+_PRIVATE_MODULES = "_algorithm _compile _compiler _etrace_compiler _etrace_op _input_data _misc _op"
 _NEURONS = "ALIF Alpha DualExpon Expon IF LIF STD STP"
 
 #: Names of the ``braintrace`` 0.2 distribution that are not here, and what to use in their place.
@@ -97,10 +98,7 @@ INSTEAD = {
         "SequenceDriverMixin": "braintrace.ETraceAlgorithm, which has etrace_grad and its kin",
         "SpMatMulOp": "braintrace.sparse_matmul",
         "SyntheticGradient": "braintrace.DNI, which makes its predictions itself",
-        "_compiler": _PRIVATE,
-        "_etrace_compiler": _PRIVATE,
-        "_etrace_op": _PRIVATE,
-        "_op": _PRIVATE,
+        **dict.fromkeys(_PRIVATE_MODULES.split(), _PRIVATE),
         "einsum": "braintrace.matmul of reshaped operands, or braintrace.register_primitive",
         "embedding": "braintrace.matmul(jax.nn.one_hot(indices, len(weight)), weight)",
         "grouped_matmul": "braintrace.matmul for each group, or braintrace.register_primitive",
