@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1408,
     "plugins": 1724,
-    "compiler": 5593,
-    "executor": 1508,
+    "compiler": 5594,
+    "executor": 1509,
     "files": 866,
     "cli": 729,
     "algorithms": 2349,
     "drivers": 2098,
-    "learners": 2807,
-    "modules": 892,
+    "learners": 2809,
+    "modules": 890,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_308, 7_919
-WHOLE_CORE = 23_738
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_310, 7_921
+WHOLE_CORE = 23_740
 
 
 def module_of(file: Path) -> str:

@@ -44,6 +44,21 @@ def test_whether_a_learner_is_compiled_and_its_states():
     assert isinstance(learner.show_graph(verbose=False, return_msg=True), str)
 
 
+def test_states_are_found_as_brainstate_gives_them():
+    learner = made("d_rtrl")
+    model = learner.model.states()
+    found = learner.graph.module_info.retrieved_model_states
+    for states in (learner.path_to_states, learner.executor.path_to_states, found):
+        assert states == model and type(states) is type(model)
+        assert states.filter(brainstate.HiddenState) == learner.hidden_states
+        assert states.subset(brainstate.ParamState) == learner.param_states
+    assert [*learner.param_states.to_nest()] == ["Wh", "Wr", "Wz"]
+    zeros = jax.tree.map(jnp.zeros_like, learner.param_states.to_dict_values())
+    grads = learner.etrace_grad(X[None], step_fn=lambda x: learner(x).sum())
+    assert jax.tree.structure(zeros) == jax.tree.structure(grads)
+    assert type(learner.trained_states) is type(learner.other_states) is type(model)
+
+
 def test_the_module_of_a_mapped_learner(capsys):
     learner = made("d_rtrl", vmap=True)
     assert learner.module is learner

@@ -187,6 +187,28 @@ def hooks_of_a_subclass() -> None:
             type("Mine", (braintrace.D_RTRL,), {name: lambda self: None})
 
 
+@row("a value of `brainstate.environ` that the step reads")
+def values_of_the_environment() -> None:
+    class Timed(nn.GRUCell):
+        def update(self, x: Any) -> Any:
+            return super().update(x) * brainstate.environ.get("i")
+
+    with brainstate.environ.context(i=jnp.zeros(())):
+        of = braintrace.compile(Timed(3, 4, key=0), "d_rtrl", sequence()[0], batch_size=BATCH)
+    outs = []
+    for i in (1.0, 2.0):
+        with brainstate.environ.context(i=jnp.asarray(i)):
+            of.reset_state(BATCH, model_states=True)
+            outs.append(of(sequence()[0]))
+    assert outs[0].any() and jnp.allclose(2 * outs[0], outs[1])
+
+
+@row("a call may have arguments of another dtype")
+def another_dtype() -> None:
+    with pytest.raises(ValueError, match="dtype int32, but the learner was compiled for .*convert"):
+        learner()(sequence()[0].astype(jnp.int32))
+
+
 @row("an argument `modulator` is ignored by rules")
 def modulators_that_nobody_reads() -> None:
     with pytest.raises(TypeError, match="modulator"):

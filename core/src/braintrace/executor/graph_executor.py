@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import jax.numpy as jnp
+from brainstate.util import FlattedDict
 
 from ..base import versions
 from ..base.errors import NotCompiledError, refuse_unused
@@ -171,7 +172,7 @@ class ETraceGraphExecutor(FormerAttributes):
     @property
     def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
         """The states of the step, by path."""
-        return self.graph.module_info.compiled_model_states
+        return FlattedDict(self.graph.module_info.compiled_model_states)
 
     @property
     def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:

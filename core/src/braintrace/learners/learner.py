@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import brainstate
 import jax
 import jax.numpy as jnp
+from brainstate.util import FlattedDict
 
 from ..algorithms.base import LearningRule, check_jacobians
 from ..algorithms.influence import InfluenceRule
@@ -302,20 +303,21 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
 
     def states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
         """States of the compiled step of a kind, by path."""
-        return {slot.path: slot.state for slot in self.graph.module_info.slots_of(kind)}
+        slots = self.graph.module_info.slots_of(kind)
+        return FlattedDict({slot.path: slot.state for slot in slots})
 
     @property
     def param_states(self) -> dict[Path, brainstate.State[Any]]:
         """All parameters of the model, and those of predictions, by path."""
         own = {} if self.synthesizer is None else self.synthesizer.states_by_path
-        return {**brainstate.graph.states(self.model, brainstate.ParamState), **own}
+        return FlattedDict({**brainstate.graph.states(self.model, brainstate.ParamState), **own})
 
     @property
     def trained_states(self) -> dict[Path, brainstate.State[Any]]:
         """Those of :attr:`param_states` that are not frozen, for an optimizer."""
         states = self.param_states
         frozen = resolve_frozen(states, self.executor.options.get("frozen", ()))
-        return {path: state for path, state in states.items() if path not in frozen}
+        return FlattedDict({path: s for path, s in states.items() if path not in frozen})
 
     @property
     def hidden_states(self) -> dict[Path, brainstate.State[Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import brainstate
 import jax
+from brainstate.util import FlattedDict
 
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
@@ -144,7 +145,7 @@ def _trace(
         num_out=num_out,
         arg_treedef=jax.tree.structure(args),
         out_treedef=jax.tree.structure(out),
-        retrieved_model_states=states,
+        retrieved_model_states=FlattedDict(states),
         rewrites=tuple(records),
         environment=environment,
         settings={name: value for name, value in settings.items() if name not in environment},
