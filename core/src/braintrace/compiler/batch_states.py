@@ -315,7 +315,13 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
 
     pairs = zip((var.aval for var in old), each, strict=True)
     types = [aval.update(shape=(size, *aval.shape)) if b else aval for aval, b in pairs]
-    jaxpr = versions.make_jaxpr(step, *types)
+    try:
+        jaxpr = versions.make_jaxpr(step, *types)
+    except NotImplementedError as error:  # of a primitive of another library
+        raise NotSupportedError(
+            f"vmap=True maps the step over examples, which JAX refuses: {error}. Write the model "
+            "for a batch, or leave that operation out of it"
+        ) from error
     hidden = [num_out + i for slot in info.slots_of(StateKind.HIDDEN) for i in slot.leaves]
     flat = flatten(jaxpr, range(len(jaxpr.invars)), range(len(jaxpr.outvars)), hidden)
     return replace(info, jaxpr=flat)

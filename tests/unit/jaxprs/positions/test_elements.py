@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import ad
 
 from braintrace.jaxprs.positions.elements import through
 from braintrace.jaxprs.positions.places import NOTHING, SEVERAL, own_places
@@ -54,3 +56,30 @@ def rotated(v: Any, turns: int) -> Any:
 )
 def test_what_inputs_reach(fun: Any, sizes: tuple[int, ...], expected: list[Any]) -> None:
     assert reached(fun, *sizes) == expected
+
+
+def linear_primitive(name: str, of_tangents: Any) -> Any:
+    """A primitive of another library, ``x / 2``, whose tangents ``of_tangents`` gives."""
+    made = Primitive(name)
+    made.def_abstract_eval(lambda x: jax.core.ShapedArray(x.shape, x.dtype))
+    made.def_impl(lambda x: x / 2)
+    ad.primitive_jvps[made] = lambda xs, dots: (made.bind(xs[0]), of_tangents(dots[0]))
+    return made
+
+
+def rules_without_end() -> dict[str, Any]:
+    """Functions whose rule of differentiation leads to themselves."""
+    own = linear_primitive("unit_halve", lambda dot: jax.jit(own.bind)(dot))
+    one = linear_primitive("unit_halve_one", lambda dot: jax.jit(other.bind)(dot))
+    other = linear_primitive("unit_halve_other", lambda dot: one.bind(dot))
+    pushed, pulled = jax.custom_jvp(lambda x: x / 2), jax.custom_vjp(lambda x: x / 2)
+    pushed.defjvp(lambda xs, dots: (pushed(*xs), jax.jit(pushed)(*dots)))
+    pulled.defvjp(lambda x: (pulled(x), None), lambda _, bar: (pulled(bar),))
+    found = {"through a call": own.bind, "through another": one.bind}
+    return found | {"of a custom_jvp": pushed, "of a custom_vjp": pulled}
+
+
+@pytest.mark.parametrize("name", rules_without_end())
+def test_a_rule_that_leads_to_itself_mixes_what_it_may(name: str) -> None:
+    halve = rules_without_end()[name]
+    assert reached(lambda a, b: halve(a) + b, 2, 2) == [[SEVERAL] * 2, [0, 1]]

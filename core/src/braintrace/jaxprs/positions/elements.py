@@ -8,7 +8,9 @@ rule of differentiation is the user's, or another library's, it decides, and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, reduce
 from operator import is_
 from typing import Any
@@ -66,7 +68,8 @@ def _back(eqn: JaxprEqn, operands: list[int], outs: Found, count: int) -> Found:
         return [tuple(MOVES[primitive](eqn, k, column) for column in columns) for k in operands]
     if primitive not in ALONG and (program := _tangents(eqn, operands)) is not None:
         last = len(program.invars)
-        return through(program, range(last - len(operands), last), outs)
+        with _following(primitive):
+            return through(program, range(last - len(operands), last), outs)
     rule = ALONG.get(primitive, lambda eqn, k: ())
     return [_spread(eqn, k, rule, outs) for k in operands]
 
@@ -133,15 +136,38 @@ def _settled(body: Jaxpr, consts: int, ends: Found, each: Found) -> tuple[Found,
 # --- rules of differentiation -------------------------------------------------------------------
 
 
+#: Primitives whose rule of differentiation is being followed, from the outermost on.
+_FOLLOWED: ContextVar[tuple[Any, ...]] = ContextVar("followed", default=())
+
+#: How many functions with rules of their own are followed into one another; one may lead to itself.
+DEEPEST = 8
+
+
+@contextmanager
+def _following(primitive: Any) -> Iterator[None]:
+    """Inside, the rule of a primitive is being followed."""
+    token = _FOLLOWED.set((*_FOLLOWED.get(), primitive))
+    try:
+        yield
+    finally:
+        _FOLLOWED.reset(token)
+
+
+def _has_no_end(primitive: Any) -> bool:
+    """Whether the rule of a primitive leads to itself, directly, through a call or another one."""
+    own = primitive in (jaxp.custom_jvp_call_p, jaxp.custom_vjp_call_p)  # of all such functions
+    return _FOLLOWED.get().count(primitive) >= (DEEPEST if own else 1)
+
+
 def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
     """The program ``operands, tangents of some -> tangents of the results``.
 
     So is told what becomes of positions in an ETP operation, a function with a JVP rule of its own
     and a primitive of another library, such as a surrogate spike. ``None`` for a rule that is there
-    to refuse, and where the tangents go through the primitive itself.
+    to refuse, and where following it has no end.
     """
     custom = eqn.primitive is jaxp.custom_jvp_call_p
-    if not custom and eqn.primitive not in versions.JVP_RULES:
+    if _has_no_end(eqn.primitive) or not (custom or eqn.primitive in versions.JVP_RULES):
         return None
 
     def run(*values: Any) -> list[Any]:
@@ -153,17 +179,15 @@ def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
 
     avals = [v.aval for v in eqn.invars]
     try:
-        program = versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
+        return versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
     except (TypeError, ValueError, NotImplementedError):
         return None
-    moving = depends(program.eqns, {v: frozenset({0}) for v in program.invars[len(avals) :]})
-    own = {v for inner in program.eqns if inner.primitive is eqn.primitive for v in inner.outvars}
-    through_itself = not own.isdisjoint(moving)
-    return None if through_itself and not custom else program
 
 
 def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
     """Along the axes on which every cotangent keeps its position on the way back."""
+    if _has_no_end(eqn.primitive):
+        return [_spread(eqn, k, lambda eqn, k: (), outs) for k in operands]
 
     def cotangents(primals: list[Any], dots: list[Any]) -> Any:
         _, pull = jax.vjp(lambda *values: versions.bind_equation(eqn, values), *primals)
@@ -182,7 +206,8 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
         back = reached(program.eqns, seeds, [(cotangent, own_places(shape, len(shape)))])
         return reduce(_merged, map(turned, seeds, back, outs))
 
-    return [one(v, avals[k].shape) for v, k in zip(program.outvars, operands, strict=True)]
+    with _following(eqn.primitive):
+        return [one(v, avals[k].shape) for v, k in zip(program.outvars, operands, strict=True)]
 
 
 CONTROL: dict[Any, Callable[[JaxprEqn, list[int], Found], Found]] = {
