@@ -53,10 +53,10 @@ CEILINGS = {
     "base": 697,
     "ops": 1753,
     "show": 1314,
-    "jaxprs": 1408,
+    "jaxprs": 1433,
     "plugins": 1724,
-    "compiler": 5594,
-    "executor": 1509,
+    "compiler": 5600,
+    "executor": 1512,
     "files": 866,
     "cli": 729,
     "algorithms": 2349,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 890,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_310, 7_921
-WHOLE_CORE = 23_740
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_344, 7_944
+WHOLE_CORE = 23_774
 
 
 def module_of(file: Path) -> str:
