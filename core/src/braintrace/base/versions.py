@@ -297,6 +297,18 @@ def partial_at(
     return of_free
 
 
+def mapped(fun: Callable[..., Any], rows: Any, together: int) -> Any:
+    """``jax.lax.map``, of ``together`` rows at a time if ``vmap`` can map all that is inside.
+
+    A primitive of another library may have no batching rule.
+    """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    try:
+        return jax.lax.map(fun, rows, batch_size=min(together, count))
+    except NotImplementedError:
+        return jax.lax.map(fun, rows)
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning attributed to the first frame outside JAX, this package and its plugins."""
     libraries = (os.path.join(os.path.dirname(str(m.__file__)), "") for m in (jax, importlib))

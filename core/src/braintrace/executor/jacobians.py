@@ -103,10 +103,7 @@ class Pullback:
             mask = jnp.broadcast_to(numbers == index, shape).astype(jnp.result_type(float))
             return take(self.rows(mask), index)
 
-        try:
-            return jax.lax.map(one, jnp.arange(count), batch_size=min(TOGETHER, count))
-        except NotImplementedError:  # a primitive of another library that vmap cannot map
-            return jax.lax.map(one, jnp.arange(count))
+        return versions.mapped(one, jnp.arange(count), TOGETHER)
 
     def olds(self, rows: Sequence[Any]) -> jax.Array:
         """What rows hold of the old values: [S, S, *V of the group]."""

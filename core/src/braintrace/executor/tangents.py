@@ -105,7 +105,7 @@ def _by_columns(
         return push((weights, olds))[0]
 
     rows = jnp.arange(ends[-1]), traces
-    found: list[jax.Array] = jax.lax.map(one, rows, batch_size=min(TOGETHER, ends[-1]))
+    found: list[jax.Array] = versions.mapped(one, rows, TOGETHER)
     return found
 
 
@@ -125,6 +125,6 @@ def _by_rows(
                 row = row + jnp.real(trace.reshape(len(row), -1) @ old.reshape(-1))
             return row
 
-        rows = jax.lax.map(one, jnp.arange(leaf.size), batch_size=min(TOGETHER, leaf.size))
+        rows = versions.mapped(one, jnp.arange(leaf.size), TOGETHER)
         found.append(leaf.joined(rows.T))
     return found
