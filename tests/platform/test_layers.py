@@ -50,13 +50,13 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 697,
+    "base": 709,
     "ops": 1753,
     "show": 1314,
     "jaxprs": 1433,
     "plugins": 1724,
     "compiler": 5600,
-    "executor": 1512,
+    "executor": 1509,
     "files": 866,
     "cli": 729,
     "algorithms": 2349,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 890,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_344, 7_944
-WHOLE_CORE = 23_774
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_353, 7_947
+WHOLE_CORE = 23_783
 
 
 def module_of(file: Path) -> str:
