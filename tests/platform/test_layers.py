@@ -53,10 +53,10 @@ CEILINGS = {
     "base": 709,
     "ops": 1753,
     "show": 1314,
-    "jaxprs": 1433,
+    "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 5600,
-    "executor": 1509,
+    "compiler": 5838,
+    "executor": 1510,
     "files": 866,
     "cli": 729,
     "algorithms": 2349,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 890,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_353, 7_947
-WHOLE_CORE = 23_783
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_607, 8_124
+WHOLE_CORE = 24_037
 
 
 def module_of(file: Path) -> str:

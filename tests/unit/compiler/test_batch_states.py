@@ -407,7 +407,8 @@ def test_the_pointer_of_a_delay_is_shared() -> None:
         outs = [learner(x) for x in xs]
     drives = xs @ learner.model.w.value
     assert_tree_close(outs[-1], 0.6 * drives[0] + drives[1], 1e-12)
-    shapes = {path[-1]: jnp.shape(s.value) for path, s in learner.other_states.items()}
+    states = learner.other_states | learner.hidden_states  # a delay line is hidden
+    shapes = {path[-1]: jnp.shape(s.value) for path, s in states.items()}
     assert shapes["write_ptr"] == ()
     assert shapes["history"][0] == B
 

@@ -19,7 +19,10 @@ from tests.zoo import HIDDEN, IN, weight
 
 
 def group(shape: tuple[int, ...], states: int = 1) -> Any:
-    return SimpleNamespace(varshape=shape, ndim=len(shape), num_state=states, index=0)
+    axes = (-1, -1)
+    return SimpleNamespace(
+        varshape=shape, ndim=len(shape), num_state=states, index=0, state_axes=axes
+    )
 
 
 def test_indices_along_axes_are_flattened_in_their_order() -> None:

@@ -14,7 +14,8 @@ from ..base.errors import CompilationError, CompilationWarning
 from ..base.types import Path
 from ..published import without_former_options
 from .control.rewrite import ControlFlowPolicy
-from .coverage import Frozen, find_coverage, require_coverage, resolve_frozen
+from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
+from .delay_lines import with_delay_lines
 from .filters import check_downstream, move_leaks
 from .findings.downstream import downstream_findings
 from .findings.model import group_findings, model_findings
@@ -100,6 +101,7 @@ def compile_etrace_graph(
     check_scope(recurrence_scope)
     check_downstream(downstream, recurrence_scope)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
+    minfo = with_delay_lines(minfo)
     if not minfo.slots_of(StateKind.HIDDEN):
         raise CompilationError(
             "the model has no brainstate.HiddenState of a floating-point dtype, so there is "
@@ -149,5 +151,7 @@ def _analysed(
         recurrence_scope=scope,
         frozen=spared,
         reach=reach,
-        _coverage=find_coverage(minfo, relations, perturbed.direct_leaves),
+        _coverage=find_coverage(
+            minfo, relations, perturbed.direct_leaves, find_unheard(minfo, groups)
+        ),
     )

@@ -12,9 +12,10 @@ import brainstate
 from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
-from ..base.versions import Var
+from ..base.versions import JaxprEqn, Var
 from ..jaxprs.depends import slice_to
-from .module_info import ModuleInfo
+from .groups import Groups, member_of
+from .module_info import Marks, ModuleInfo, StateKind
 from .relation import Relations
 
 Frozen = Callable[[Path], bool] | Iterable[Path | str | brainstate.State[Any]]
@@ -22,14 +23,51 @@ Frozen = Callable[[Path], bool] | Iterable[Path | str | brainstate.State[Any]]
 
 
 def find_coverage(
-    minfo: ModuleInfo, relations: Relations, direct_leaves: frozenset[Var]
+    minfo: ModuleInfo,
+    relations: Relations,
+    direct_leaves: frozenset[Var],
+    unheard: frozenset[int] = frozenset(),
 ) -> dict[Path, str]:
-    """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'`` or ``'none'``."""
+    """Per parameter: ``'trace'``, ``'direct'``, ``'trace+direct'``, ``'lost'`` or ``'none'``.
+
+    It is lost where there is a trace, and all that it drives is unheard.
+    """
     leaves = minfo.weight_path_to_invars
     direct = {path for path, own in leaves.items() if not direct_leaves.isdisjoint(own)}
-    ways = {"trace": {path for r in relations for path in r.parameter_paths}, "direct": direct}
+    traced = {p for r in relations for p in r.parameter_paths}
+    heard = {p for r in relations if {*r.group_alignments} - unheard for p in r.parameter_paths}
+    ways = {"trace": heard, "direct": direct, "lost": traced - heard - direct}
     paths = dict.fromkeys((*leaves, *minfo.model_parameters))
     return {p: "+".join(way for way, of in ways.items() if p in of) or "none" for p in paths}
+
+
+def find_unheard(minfo: ModuleInfo, groups: Groups) -> frozenset[int]:
+    """Groups that reach the result of a step through states alone that carry no credit.
+
+    Such a state takes up values of the group, and the next step reads it. (A group of which nothing
+    is read at all may be read by the loss, which is no part of the step.)
+    """
+    others = [slot for slot in minfo.slots_of(StateKind.OTHER) if slot.leaves]
+    member = member_of(groups)
+    olds: dict[Var, Marks] = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
+    olds |= {v: frozenset({slot.path}) for slot in others for v in minfo.invars_of(slot)}
+
+    def emits(i: int, eqn: JaxprEqn) -> Marks:
+        return frozenset(member[var] for var in eqn.outvars if var in member)
+
+    marks = minfo.credit(olds, emits=emits) if others else {}
+
+    def behind(atoms: Iterable[Any]) -> Marks:
+        return frozenset().union(*(marks.get(v, frozenset()) for v in atoms if versions.is_var(v)))
+
+    by_group = {group.index: behind(group.hidden_outvars) for group in groups}
+    heard = behind(minfo.jaxpr.outvars[: minfo.num_out])
+    read = heard.union(*by_group.values())
+    for _ in groups:
+        heard = heard.union(*(found for g, found in by_group.items() if g in heard))
+    taken = (behind(minfo.outvars_of(slot)) for slot in others if slot.path in read)
+    carried: Marks = frozenset().union(*taken)
+    return frozenset(g for g in by_group if g in carried and g not in heard)
 
 
 def require_coverage(

@@ -95,12 +95,15 @@ def move_leaks(minfo: ModuleInfo, uniform: Mapping[Path, UniformState]) -> Modul
         jaxpr = versions.make_jaxpr(run, *avals)
     slots = [replace(s, kind=StateKind.OTHER) if s.path in uniform else s for s in minfo.slots]
     first = sum(len(slot.leaves) for slot in slots)
+    lines = [slot for slot in slots if slot.steps_along is not None]  # what is of one is one
     for i, one in enumerate(filters.values()):
         state = CreditFilter(jnp.zeros(one.type.shape, one.type.dtype))
         state.of = one.of
         kind = StateKind.HIDDEN if one.credit else StateKind.OTHER
         where = range(first + i, first + i + 1)
-        slots.append(StateSlot(("<filter>", str(i)), state, kind, jax.tree.structure(0), where))
+        axis = next((s.steps_along for s in lines if s.shape == one.type.shape), None)
+        path, one_leaf = ("<filter>", str(i)), jax.tree.structure(0)
+        slots.append(StateSlot(path, state, kind, one_leaf, where, axis))
     return replace(minfo, jaxpr=jaxpr, slots=tuple(slots))
 
 

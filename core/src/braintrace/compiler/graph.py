@@ -111,7 +111,9 @@ class ETraceGraph(GraphViews):
         """How the gradient of each parameter arises.
 
         ``'trace'`` (through the eligibility trace), ``'direct'`` (ordinary derivative of the
-        current step), ``'trace+direct'``, or ``'none'`` (only a frozen parameter may have none).
+        current step), ``'trace+direct'``, ``'lost'`` (there is a trace, but what it drives reaches
+        the result through states alone that carry no credit: the gradient is zero), or ``'none'``
+        (only a frozen parameter may have none).
         """
         return dict(self._coverage)
 

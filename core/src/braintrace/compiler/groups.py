@@ -21,6 +21,8 @@ from ..published import GroupViews, without_former_options
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 
+LAST = -1
+
 
 @dataclass(frozen=True, eq=False)
 class HiddenGroup(GroupViews):
@@ -35,7 +37,11 @@ class HiddenGroup(GroupViews):
     varshape
         Shape ``[*V]`` of the positions, the batch axis included.
     state_counts
-        How many states each member holds (more than one for a ``HiddenGroupState``).
+        How many states each member holds (more than one for a ``HiddenGroupState``, and for a
+        delay line, whose steps are states of one position).
+    state_axes
+        The axis of each member along which its states lie: the last, or that of a delay line's
+        steps.
     module_info
         The step that the group was found in.
 
@@ -59,6 +65,7 @@ class HiddenGroup(GroupViews):
     varshape: tuple[int, ...]
     state_counts: tuple[int, ...]
     module_info: ModuleInfo = field(repr=False)
+    state_axes: tuple[int, ...] = ()
 
     @property
     def num_state(self) -> int:
@@ -99,14 +106,17 @@ class HiddenGroup(GroupViews):
     def concat_hidden(self, values: Sequence[Any]) -> jax.Array:
         """One array [*V, S] of one value per member: [*V], or [*V, n] for a ``HiddenGroupState``.
 
+        A delay line is of its own shape.
+
         Raises
         ------
         ValueError
             When the number of values or a shape is not that of the members.
         """
         self._check("member", values, self.hidden_outvars)
-        pairs = zip(values, self.state_counts, strict=True)
-        return jnp.concatenate([jnp.reshape(v, (*self.varshape, n)) for v, n in pairs], axis=-1)
+        pairs = zip(values, self.state_axes, self.state_counts, strict=True)
+        parts = ((v if k == LAST else jnp.moveaxis(v, k, LAST), n) for v, k, n in pairs)
+        return jnp.concatenate([jnp.reshape(v, (*self.varshape, n)) for v, n in parts], axis=-1)
 
     def split_hidden(self, array: Any) -> list[jax.Array]:
         """The inverse of :meth:`concat_hidden`: values of the members, in their own dtypes.
@@ -122,8 +132,13 @@ class HiddenGroup(GroupViews):
                 f"{self.index}, got {jnp.shape(array)}"
             )
         parts = jnp.split(jnp.asarray(array), [*accumulate(self.state_counts)][:-1], axis=-1)
-        pairs = zip(parts, [var.aval for var in self.hidden_outvars], strict=True)
-        return [part.reshape(aval.shape).astype(aval.dtype) for part, aval in pairs]
+        avals = [var.aval for var in self.hidden_outvars]
+        return [
+            (part if k == LAST else jnp.moveaxis(part, LAST, k))
+            .reshape(aval.shape)
+            .astype(aval.dtype)
+            for part, k, aval in zip(parts, self.state_axes, avals, strict=True)
+        ]
 
     def transition(self, old_values: Sequence[Any], free_values: Sequence[Any]) -> list[Any]:
         """New values of the members from their old ones.
@@ -188,6 +203,10 @@ class HiddenGroup(GroupViews):
             return self.concat_hidden(self.transition_slice.run(*values, cut=is_barrier))
 
         return step
+
+    def state_axes_of(self, members: Sequence[Var]) -> dict[Var, int]:
+        """The axes of states that are not the last, by the variables of all members in order."""
+        return {v: k for v, k in zip(members, self.state_axes, strict=True) if k != LAST}
 
     def _check(self, what: str, values: Sequence[Any], variables: Sequence[Var]) -> None:
         if len(values) != len(variables):
@@ -255,16 +274,17 @@ def find_hidden_groups_from_minfo(
     groups = []
     for index, first in enumerate(sorted(set(leader))):
         members = [slot for slot, k in zip(slots, leader, strict=True) if k == first]
-        states: tuple[Any, ...] = tuple(slot.state for slot in members)
+        axes = (slot.steps_along for slot in members)
         group = HiddenGroup(
             index=index,
             hidden_paths=tuple(slot.path for slot in members),
-            hidden_states=states,
+            hidden_states=tuple(slot.state for slot in members),  # type: ignore[misc]
             hidden_invars=tuple(minfo.invars_of(slot)[0] for slot in members),
             hidden_outvars=tuple(minfo.outvars_of(slot)[0] for slot in members),
-            varshape=tuple(states[0].varshape),
-            state_counts=tuple(state.num_state for state in states),
+            varshape=members[0].varshape,
+            state_counts=tuple(slot.num_state for slot in members),
             module_info=minfo,
+            state_axes=tuple(LAST if axis is None else axis for axis in axes),
         )
         groups.append(group)
     return tuple(groups), {path: group for group in groups for path in group.hidden_paths}
@@ -303,8 +323,9 @@ def mixing(
     """Axes along which equations mix the positions of a group, and the first that does."""
     mixed: set[int] = set()
     offence = None
+    lines = group.state_axes_of(olds) | group.state_axes_of(news)
     for old in olds:
-        found = align(eqns, old, news, group.ndim, group.ndim)
+        found = align(eqns, old, news, group.ndim, group.ndim, lines)
         if found is not None and not found.is_identity:
             mixed |= set(range(group.ndim)) - found.kept
             offence = offence or found.offence or eqns[-1]
@@ -312,9 +333,14 @@ def mixing(
 
 
 def _compatible(a: Any, b: Any) -> bool:
-    """Whether two states are of one layer, their paths not first differing in an integer."""
-    if tuple(a.state.varshape) != tuple(b.state.varshape):
+    """Whether two states are of one layer, their paths not first differing in an integer.
+
+    A delay line is of the layer that writes to it, wherever it stands.
+    """
+    if a.varshape != b.varshape:
         return False
+    if a.steps_along is not None or b.steps_along is not None:
+        return True
     pair = next((pair for pair in zip(a.path, b.path, strict=False) if pair[0] != pair[1]), ())
     return not pair or not all(isinstance(part, int) for part in pair)
 

@@ -46,13 +46,39 @@ class CreditFilter(brainstate.HiddenState):
 
 @dataclass(frozen=True, eq=False)
 class StateSlot:
-    """Where the leaves of one state stand among the state leaves of the program."""
+    """Where the leaves of one state stand among the state leaves of the program.
+
+    ``steps_along`` is the axis of a delay line along which its steps lie, which are states of one
+    position; ``None`` for every other state.
+    """
 
     path: Path
     state: State
     kind: StateKind
     treedef: Any
     leaves: range
+    steps_along: int | None = None
+
+    @property
+    def varshape(self) -> tuple[int, ...]:
+        """The shape ``[*V]`` of the positions of a hidden state."""
+        if self.steps_along is None:
+            return tuple(self.state.varshape)  # type: ignore[attr-defined]
+        shape = self.shape
+        return (*shape[: self.steps_along], *shape[self.steps_along + 1 :])
+
+    @property
+    def num_state(self) -> int:
+        """How many states a hidden state holds at each position."""
+        if self.steps_along is None:
+            return int(self.state.num_state)  # type: ignore[attr-defined]
+        return self.shape[self.steps_along]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a state of one array."""
+        (leaf,) = jax.tree.leaves(self.state.value)
+        return tuple(leaf.shape)
 
     @property
     def is_filter(self) -> bool:

@@ -300,7 +300,8 @@ def _relation(
 def _alignment(eqn: JaxprEqn, group: HiddenGroup, cone: Cone) -> Alignment:
     """How the output of an operation lies in the positions of a group that it drives."""
     y, eqns = eqn.outvars[0], [group.module_info.eqns[i] for i in cone.eqns]
-    found = align(eqns, y, group.hidden_outvars, group.ndim, y.aval.ndim)
+    lines = group.state_axes_of(group.hidden_outvars)
+    found = align(eqns, y, group.hidden_outvars, group.ndim, y.aval.ndim, lines)
     if found is None:
         raise CompilationError(
             f"no way was found from {eqn.primitive.name!r} at {versions.source_of(eqn)} to "

@@ -316,7 +316,7 @@ class _Descent:
 
     def result(self) -> UniformState:
         """The state, if it is uniform and its leak gains by standing elsewhere."""
-        if self.type.ndim != len(self.slot.state.varshape):  # type: ignore[attr-defined]
+        if self.type.ndim != len(self.slot.varshape):
             raise NotUniform("it holds several states in one array")
         self.follow(self.new, (), inside=True, barrier=False, trained=False)
         if not self.leak:

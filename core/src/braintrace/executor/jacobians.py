@@ -77,11 +77,12 @@ class Pullback:
     def rows(self, mask: jax.Array) -> list[Any]:
         """Per state, what is pulled back from ``mask`` [*V of the group] at that state."""
         found, zeros = [], jnp.zeros_like(mask)
-        for member, (new, count) in enumerate(zip(self.news, self.group.state_counts, strict=True)):
+        counts, axes = self.group.state_counts, self.group.state_axes
+        for member, (new, count) in enumerate(zip(self.news, counts, strict=True)):
             for k in range(count):
                 own = [mask if j == k else zeros for j in range(count)]
                 cotangents = [jnp.zeros(v.shape, v.dtype) for v in self.news]
-                whole = mask if new.shape == mask.shape else jnp.stack(own, -1)
+                whole = mask if new.shape == mask.shape else jnp.stack(own, axes[member])
                 cotangents[member] = whole.astype(new.dtype)
                 found.append(self.pull(cotangents))
         return found

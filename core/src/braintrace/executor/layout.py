@@ -84,8 +84,8 @@ class Positions:
 
     def stacked(self, members: Sequence[Any]) -> jax.Array:
         """One array per member as [S, *V]."""
-        shape = self.group.varshape
-        rows = (v[None] if v.shape == shape else jnp.moveaxis(v, -1, 0) for v in members)
+        shape, pairs = self.group.varshape, zip(members, self.group.state_axes, strict=True)
+        rows = (v[None] if v.shape == shape else jnp.moveaxis(v, k, 0) for v, k in pairs)
         return self.joined(jnp.concatenate([*rows]))
 
     def joined(self, array: jax.Array, lead: int = 0) -> jax.Array:

@@ -22,7 +22,7 @@ def reached(fun: Any, *sizes: int) -> list[Any]:
     """What the elements of each vector reach in the one result, a vector."""
     jaxpr = jax.make_jaxpr(fun)(*(jnp.ones(n) for n in sizes))
     (out,) = jaxpr.out_avals
-    found = through(jaxpr, range(len(sizes)), [own_places(out.shape, 1)])
+    found = through(jaxpr, range(len(sizes)), [own_places(out.shape, (0,))])
     pairs = zip(found, sizes, strict=True)
     return [places and np.broadcast_to(places[0], n).tolist() for places, n in pairs]
 

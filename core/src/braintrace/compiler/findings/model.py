@@ -69,9 +69,10 @@ OUTSIDE = warning(
 )
 CARRIER = warning(
     Kind.CREDIT_THROUGH_OTHER_STATE,
-    "the state {states} takes up hidden values and is read by the next step, but it is not a "
-    "brainstate.HiddenState: no credit passes through it",
-    "Make it a HiddenState if it should",
+    "the state {states} takes up {what} and is read by the next step, but it is not a "
+    "brainstate.HiddenState: no credit passes through it{lost}",
+    "Make it a HiddenState if it should, of the shape of the states that write to it; a buffer "
+    "needs one more axis, that of its steps, and no product of its own between positions",
 )
 UNUSED = info(
     Kind.PARAMETER_UNUSED,
@@ -203,17 +204,23 @@ def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     info, groups = found.module_info, found.hidden_groups
     others, taken = info.slots_of(StateKind.OTHER), frozenset({"hidden"})
     seeds = {v: frozenset({s.path}) for s in others for v in info.invars_of(s)}
+    seeds |= {v: frozenset({"parameters"}) for v in info.parameter_leaves.values()}
     seeds |= {v: taken for g in groups for v in g.hidden_invars}
     members = {v for g in groups for v in g.hidden_outvars}
     new = {i for i, eqn in enumerate(info.eqns) if not members.isdisjoint(eqn.outvars)}
     marks = info.credit(seeds, emits=lambda i, eqn: taken if i in new else frozenset())
     used = filter(versions.is_var, (*members, *info.jaxpr.outvars[: info.num_out]))
+    lost = ", ".join(show_path(path) for path, how in found.coverage().items() if how == "lost")
+    zero = f", so that the gradient of {lost} is zero" if lost else ""
     read = {mark for var in used for mark in marks.get(var, ())}
     for slot in others:
         variables = filter(versions.is_var, info.outvars_of(slot))
-        taking = [var for var in variables if "hidden" in marks.get(var, ())]
+        kinds = [(var, marks.get(var, frozenset())) for var in variables]
+        taking = [(var, what) for var, what in kinds if {"hidden", "parameters"} & what]
         if taking and slot.path in read:
-            yield CARRIER(info.producer(taking[0]), hidden_paths=(slot.path,))
+            what = "hidden values" if "hidden" in taking[0][1] else "what parameters make"
+            place = info.producer(taking[0][0])
+            yield CARRIER(place, hidden_paths=(slot.path,), what=what, lost=zero)
 
 
 def _mismatches(found: ETraceGraph) -> Iterator[CompilationRecord]:

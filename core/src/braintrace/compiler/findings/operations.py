@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
-from ...base.types import show_path
+from ...base.types import Path, show_path
 from ...published import PathClassification
 from ..graph import ETraceGraph
-from ..module_info import is_barrier
+from ..module_info import StateKind, is_barrier
 from ..reach import Reach
 from ..relation import HiddenParamOpRelation
 from .record import Kind, info, warning
@@ -40,6 +40,12 @@ NON_TEMPORAL = warning(
     "{primitive}({parameter}) reaches no hidden state; its gradient is that of the current step, "
     "which is exact",
     "Nothing to do for a readout",
+)
+KEPT_ELSEWHERE = warning(
+    Kind.RELATION_EXCLUDED_NON_TEMPORAL,
+    "{primitive}({parameter}) reaches no hidden state; its gradient is that of the current step, "
+    "without what it does to later steps by the state {states}",
+    "Make that a brainstate.HiddenState",
 )
 OPERAND_IS_NO_PARAMETER = info(
     Kind.TRAINABLE_INVAR_NOT_PARAMSTATE,
@@ -77,12 +83,14 @@ MIXING_TAIL = warning(
 def operation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
     """Relations, operations that are none, and what is peculiar about some, as in the program."""
     relations, blocking = iter(found.hidden_param_op_relations), _blocking(found)
+    keeping = _keeping(found)
     for reach in found.reach:
         if reach.traced:
             yield from _relation(next(relations), reach)
             yield from _operands(reach)
         else:
-            yield _excluded(reach, blocking.get(reach.eqn_index, ()))
+            kept = keeping.get(reach.eqn_index, ())
+            yield _excluded(reach, blocking.get(reach.eqn_index, ()), kept)
 
 
 def _blocking(found: ETraceGraph) -> dict[int, list[Reach]]:
@@ -99,11 +107,31 @@ def _blocking(found: ETraceGraph) -> dict[int, list[Reach]]:
     return blocking
 
 
-def _excluded(reach: Reach, blocking: Sequence[Reach]) -> CompilationRecord:
+def _keeping(found: ETraceGraph) -> dict[int, tuple[Path, ...]]:
+    """The states that carry no credit and keep outputs of those without a group for later steps."""
+    info = found.module_info
+    ends = {r.eqn_index: frozenset({r.eqn_index}) for r in found.reach if not r.far}
+    others = [slot for slot in info.slots_of(StateKind.OTHER) if ends and slot.leaves]
+    seeds = {v: frozenset({s.path}) for s in others for v in info.invars_of(s)}
+    if not any(versions.is_float(v.aval) for v in seeds):
+        return {}
+    marks = info.credit(seeds, emits=lambda i, eqn: ends.get(i, frozenset()))
+    used = (*info.hidden_path_to_outvar.values(), *info.jaxpr.outvars[: info.num_out])
+    read = {mark for v in used if versions.is_var(v) for mark in marks.get(v, ())}
+    kept: dict[int, tuple[Path, ...]] = {}
+    for slot in (slot for slot in others if slot.path in read):
+        news = filter(versions.is_var, info.outvars_of(slot))
+        for i in ends.keys() & {mark for v in news for mark in marks.get(v, ())}:
+            kept[i] = (*kept.get(i, ()), slot.path)
+    return kept
+
+
+def _excluded(reach: Reach, blocking: Sequence[Reach], kept: tuple[Path, ...]) -> CompilationRecord:
     leaves = [leaf for operand in reach.operands for leaf in operand.leaves]
     held = [leaf for operand in reach.operands for leaf in operand.held]
     if leaves:
-        finding = WEIGHT_TO_WEIGHT if reach.far else NON_TEMPORAL
+        exact = KEPT_ELSEWHERE if kept else NON_TEMPORAL
+        finding = WEIGHT_TO_WEIGHT if reach.far else exact
     else:
         finding = HELD_PARAMETER if held else NO_PARAMETER
     cut = "; paths from hidden state to hidden state are cut at it all the same"
@@ -116,7 +144,7 @@ def _excluded(reach: Reach, blocking: Sequence[Reach]) -> CompilationRecord:
     }
     about = {name: facts for name, facts in about.items() if facts}
     path = next((path for path, _ in leaves or held), None)
-    return finding(reach.eqn, path, (), about, cut=cut)
+    return finding(reach.eqn, path, kept if finding is KEPT_ELSEWHERE else (), about, cut=cut)
 
 
 def _operands(reach: Reach) -> Iterator[CompilationRecord]:

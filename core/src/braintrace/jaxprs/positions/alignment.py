@@ -12,8 +12,9 @@ permuted, an element may still reach a single position.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,25 +83,39 @@ class Alignment:
 
 
 def align(
-    eqns: Sequence[JaxprEqn], source: Var, targets: Sequence[Var], ndim: int, source_ndim: int
+    eqns: Sequence[JaxprEqn],
+    source: Var,
+    targets: Sequence[Var],
+    ndim: int,
+    source_ndim: int,
+    states_along: Mapping[Var, int] = MappingProxyType({}),
 ) -> Alignment | None:
     """How ``source`` lies in the targets; ``None`` when it reaches none of them.
 
     ``eqns`` are those between them, in order. The first ``ndim`` axes of the targets (of one shape
     for all), and the first ``source_ndim`` axes of the source, are positions; the axes behind them
-    hold the several states of one position.
+    hold the several states of one position. Where ``states_along`` names a variable, its states lie
+    along that axis, and all others are positions.
     """
-    ends = [(v, own_places(v.aval.shape, ndim)) for v in targets]
+
+    def axes_of(v: Var, count: int) -> tuple[int, ...]:
+        every = range(v.aval.ndim)
+        along = states_along.get(v)
+        return tuple(every[:count] if along is None else (k for k in every if k != along))
+
+    ends = [(v, own_places(v.aval.shape, axes_of(v, ndim))) for v in targets]
     (found,) = reached(eqns, [source], ends)
     if found is None:
         return None
-    shape, result = source.aval.shape[:source_ndim], targets[0].aval.shape[:ndim]
-    places = tuple(merge_axes(c, range(source_ndim, c.ndim)) for c in found)
+    own = axes_of(source, source_ndim)
+    shape = tuple(source.aval.shape[k] for k in own)
+    result = tuple(targets[0].aval.shape[k] for k in axes_of(targets[0], ndim))
+    places = tuple(merge_axes(c, {*range(c.ndim)}.difference(own)) for c in found)
     along = axes_along(places, result, shape)
     whole = Alignment(shape, result, tuple(map(along.get, range(source_ndim))))
     if not whole.mixed:
         return whole
-    offence = _first_loss(eqns, source, source_ndim) or eqns[-1]
+    offence = _first_loss(eqns, source, own) or eqns[-1]
     whole, elements = replace(whole, offence=offence), flat(places, result)
     if elements is None:
         return whole
@@ -122,16 +137,16 @@ def _uniform(
     return tuple(k if k is not None and runs_along(i, k) else None for i, k in enumerate(axes))
 
 
-def _first_loss(eqns: Sequence[JaxprEqn], source: Var, ndim: int) -> JaxprEqn | None:
+def _first_loss(eqns: Sequence[JaxprEqn], source: Var, own: Sequence[int]) -> JaxprEqn | None:
     """The first equation whose result does not run along all of the source's axes."""
     shape = source.aval.shape
     axes: dict[Var, tuple[Any, ...]]
-    axes = {source: tuple(i for i, n in enumerate(shape[:ndim]) if n > 1)}
+    axes = {source: tuple(i for i in own if shape[i] > 1)}
     for eqn in eqns:
         for var in axes.keys() & {a for a in eqn.invars if versions.is_var(a)}:
             for out in eqn.outvars:
                 result = out.aval.shape
-                (found,) = reached([eqn], [var], [(out, own_places(result, len(result)))])
+                (found,) = reached([eqn], [var], [(out, own_places(result))])
                 if found is not None:
                     along = axes_along(found, result, var.aval.shape)
                     moved = tuple(map(along.get, axes[var]))

@@ -203,7 +203,7 @@ def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
             along = {} if back is None else axes_along(back, shape, v.aval.shape)
             return back and _along([(k, i) for i, k in along.items()], shape, v, out)
 
-        back = reached(program.eqns, seeds, [(cotangent, own_places(shape, len(shape)))])
+        back = reached(program.eqns, seeds, [(cotangent, own_places(shape))])
         return reduce(_merged, map(turned, seeds, back, outs))
 
     with _following(eqn.primitive):

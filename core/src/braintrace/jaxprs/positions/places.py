@@ -23,10 +23,10 @@ NOTHING, SEVERAL, LAST = -1, -2, np.iinfo(int).max
 
 
 @lru_cache(maxsize=512)
-def own_places(shape: tuple[int, ...], ndim: int) -> Places:
-    """Every element's own position; the axes behind the first ``ndim`` hold the states of one."""
+def own_places(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Places:
+    """Every element's own position along all axes, or some: the others hold the states of one."""
     own = np.indices(shape, sparse=True)
-    columns = tuple(own[k] for k, n in enumerate(shape[:ndim]) if n > 1)
+    columns = tuple(own[k] for k in (range(len(shape)) if axes is None else axes) if shape[k] > 1)
     return columns or (np.zeros((1,) * len(shape), int),)
 
 
