@@ -136,6 +136,8 @@ def coordinates_that_are_not_there() -> None:
     for name in ("temporal_recursion", "update_schedule", "window_size"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             braintrace.ETraceConfig(**{name: 1})
+    with pytest.raises(ValueError, match="recurrence_scope"):
+        braintrace.ETraceConfig("io_factorized", "jacobian", decay=0.9)
 
 
 @row("`EProp(feedback='random')` divides")
@@ -335,6 +337,8 @@ def jacobians_of_a_step() -> None:
         ((("Wh", "weight"),), 0),
     ]
     assert h2h[0].shape == (BATCH, 4, 1, 1)
+    with pytest.raises(TypeError, match="etrace_stepper"):
+        learner().executor.solve_h2w_h2h_jacobian(sequence()[0], etrace_stepper=None)
 
 
 @row("`ControlFlowPolicy(cond='opaque')`")
@@ -420,6 +424,31 @@ def names_of_arguments() -> None:
     function = {"impl_fn": jnp.add}
     with pytest.raises(TypeError, match="unexpected keyword argument 'impl_fn'"):
         braintrace.register_primitive("published_impl", **function)
+
+
+@row("arguments by name of `register_dt_to_t(fn=...)`")
+def names_of_arguments_of_methods() -> None:
+    (group,) = learner().graph.hidden_groups
+    primitive = learner().graph.hidden_param_op_relations[0].primitive
+    old = [jnp.ones((BATCH, 4))]
+    free = [jnp.ones(var.aval.shape) for var in group.transition_jaxpr_constvars]
+    (new,) = group.transition(old, free)
+    assert new.shape == (BATCH, 4)
+    for refuses, name in (
+        (lambda name: group.transition(**{name: old}), "hidden_vals"),
+        (lambda name: primitive.register_dt_to_t(**{name: None}), "fn"),
+        (lambda name: nn.LRUCell(3, 4).update(**{name: None}), "inputs"),
+    ):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            refuses(name)
+
+
+@row("`register_etp_rules(fast_path=...")
+def further_rules() -> None:
+    primitive = learner().graph.hidden_param_op_relations[0].primitive
+    for name in ("fast_path", "pp_x_repr", "snap_anchor", "snap_adjacency"):
+        with pytest.raises(TypeError, match=rf"unknown rules \['{name}'\]"):
+            primitive.register_etp_rules(**{name: None})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -25,11 +25,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _TRACES = "get_etrace_of(weight), or read_traces() for all"
 _PREDICTIONS = "nothing: the learner makes its predictions itself"
 _HOW = "nothing: it said how to compute, not what"
+_OF_BYPASSES = (
+    "bypass_hidden_paths bypass_hidden_vars bypass_vars bypass_hidden_data_to_hidden_group_data"
+)
 _BYPASSES = "nothing: what bypasses the new states is always in the gradient"
 
 #: Attributes of learners, executors and records of version 0.2, and what to use in their place.
 ATTRIBUTES = {
-    **dict.fromkeys("bypass_hidden_paths bypass_hidden_vars bypass_vars".split(), _BYPASSES),
+    **dict.fromkeys(_OF_BYPASSES.split(), _BYPASSES),
     "bypass_param_paths": "coverage() of the graph, which says 'direct'",
     "attach_synthesizer": _PREDICTIONS,
     "chunked_trace": _HOW,
@@ -60,6 +63,7 @@ ATTRIBUTES = {
 OPTIONS = {
     "include_output_bypass": (True, _BYPASSES),
     "include_recurrent_mixing": (False, "recurrence_scope='coupled' of compile_etrace_graph"),
+    "snap_max_jacobian_elements": (None, _HOW),
     "sparse_n": (None, "braintrace.SnAp(model, n), whose groups are no other ones"),
     "synthesizer": (None, _PREDICTIONS),
 }

@@ -39,7 +39,7 @@ from ..base.errors import NotSupportedError
 from ..base.types import Path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
-from ..published import PerturbationViews
+from ..published import PerturbationViews, without_former_options
 from .contexts import Instruction, Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo, StateKind, is_barrier
@@ -150,6 +150,7 @@ class HiddenPerturbation(PerturbationViews):
         return values[: len(self.outputs)], values[len(self.outputs) :]
 
 
+@without_former_options
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     """The perturbed step of a traced model.
 
