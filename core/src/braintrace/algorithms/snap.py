@@ -44,7 +44,9 @@ class SnApRule(ParamDimRule):
     --------
     >>> import braintrace, jax.numpy as jnp
     >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> learner = braintrace.compile(cell, braintrace.SnAp, x, batch_size=2, n=2)
+    >>> learner = braintrace.compile(
+    ...     cell, braintrace.SnAp, x, batch_size=2, n=2, downstream="step"
+    ... )
     >>> from braintrace.algorithms import SnApRule
     >>> isinstance(learner.rule, SnApRule)
     True
