@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -55,8 +56,16 @@ def test_bytes_are_shown_in_a_unit_that_suits_them() -> None:
 
 def test_windows_and_rules_without_traces_are_told() -> None:
     report = compiled("dni", vjp_method="multi-step").report
-    assert report.splitlines()[-2:] == [
+    assert report.splitlines()[-3::2] == [
         "traces: 0, 0 B",
         "windows: of chunk_size steps (default: 1), with reverse mode inside",
     ]
     assert report.counts["excluded_weights"] == 0
+
+
+def test_the_report_says_what_a_guarded_call_keeps() -> None:
+    learner = compiled("d_rtrl")
+    learner.reset_state(batch_size=2)
+    values = [s.value for s in brainstate.graph.states(learner).values()]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(values)) - learner.running_index.value.nbytes
+    assert f"check=True: no copy; values from before a call, {size} B," in learner.report

@@ -142,6 +142,9 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
         names = ", ".join(map(show_path, graph.uniform))
         size = shown_bytes(bytes_of(filters))
         lines.append(f"filters: {len(filters)}, {size}, in front of {names}")
+    held = [slot.state.value for slot in graph.executed.module_info.slots]
+    size = shown_bytes(bytes_of(held) + bytes_of(traces))
+    lines.append(f"check=True: no copy; values from before a call, {size}, stay until it ends")
     if vjp_method == "multi-step":
         return "\n".join(
             [*lines, "windows: of chunk_size steps (default: 1), with reverse mode inside"]
