@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1314,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 5839,
-    "executor": 1510,
-    "files": 866,
+    "compiler": 5889,
+    "executor": 1526,
+    "files": 872,
     "cli": 729,
-    "algorithms": 2349,
-    "drivers": 2098,
-    "learners": 2809,
+    "algorithms": 2411,
+    "drivers": 2119,
+    "learners": 2830,
     "modules": 894,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_608, 8_125
-WHOLE_CORE = 24_042
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_736, 8_198
+WHOLE_CORE = 24_218
 
 
 def module_of(file: Path) -> str:

@@ -118,6 +118,11 @@ def trained(model, algorithm, xs=XS, ys=YS, batch_size=BATCH, **options):
     return {"grads": by_path(grads), "losses": losses}
 
 
+def as_published():
+    """The option for credit that ends at the layer of a weight, as it does in 0.2."""
+    return {"downstream": "step"} if hasattr(braintrace.ETraceConfig(), "downstream") else {}
+
+
 # --- learning rules ------------------------------------------------------------------------------
 
 
@@ -666,4 +671,4 @@ def a_leaky_readout():
             return self.out(self.cell(x))
 
     with brainstate.environ.context(dt=1.0 * u.ms):
-        return trained(fill(Rate()), "d_rtrl")
+        return trained(fill(Rate()), "d_rtrl", **as_published())

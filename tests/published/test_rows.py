@@ -75,12 +75,32 @@ def resets_of_the_model() -> None:
     of.model.h = start
 
 
+@row("the gradient of a layer below a leaky readout")
+def credit_through_a_readout() -> None:
+    xs, found = sequence(), {}
+    with brainstate.environ.context(dt=1.0):
+        for how in ({}, {"downstream": "step"}, {"config": braintrace.ETraceConfig()}):
+            cell, out = nn.GRUCell(3, 4, key=0), nn.LeakyRateReadout(4, 2, tau=5.0, key=1)
+            model = brainstate.nn.Sequential(cell, out)
+            made = braintrace.compile(model, "d_rtrl", xs[0], batch_size=BATCH, **how)
+            grads = made.etrace_grad(xs, step_fn=lambda x, made=made: (made(x) ** 2).sum())
+            found[str(how)] = grads["layers", 0, "Wz", "weight"]["weight"]
+    default, published, config = map(np.asarray, found.values())
+    assert np.array_equal(default, config)
+    assert np.linalg.norm(default - published) > 0.1 * np.linalg.norm(default)
+
+
 @row("`get_etrace_of(weight)` is a dict")
 def traces_of_a_weight() -> None:
     found = learner().get_etrace_of(("Wz", "weight"))
     assert [sorted(trace) for trace in found] == [["bias", "weight"]]
     with pytest.raises(KeyError, match="Wr.weight has no trace"):
         learner().get_etrace_of(("Wr", "weight"))
+    with brainstate.environ.context(dt=1.0):
+        out = nn.LeakyRateReadout(3, 2, tau=5.0)
+        leaky = braintrace.compile(out, "d_rtrl", sequence()[0], batch_size=BATCH)
+        with pytest.raises(KeyError, match="a filter of its input in place of a trace"):
+            leaky.get_etrace_of(next(iter(leaky.param_states)))
 
 
 @row("`compile(..., vmap=True)` returns")

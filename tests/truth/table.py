@@ -398,8 +398,8 @@ class Rule(NamedTuple):
 
     @property
     def learner(self) -> Callable[..., Any]:
-        """The class with its options."""
-        return partial(self.algorithm, **self.options)
+        """The class with its options: the rule as published, as its oracle."""
+        return partial(self.algorithm, **{"downstream": "step", **self.options})
 
 
 RULES = {
@@ -603,7 +603,7 @@ def prepared(case: Case, seed: int = 0) -> Job:
     """
     brainstate.random.seed(seed)
     rng = np.random.default_rng(1)
-    rule, options = RULES[case.rule], {}
+    rule, options = RULES[case.rule], {"downstream": "step"}
     if case.driver.startswith("windows"):
         options["vjp_method"] = "multi-step"
     head = () if case.batch == "single" else (BATCH,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -326,7 +327,7 @@ def made(name: str, batch: int | None) -> zoo.Case:
 
 
 def compiled(case: zoo.Case) -> Any:
-    learner = bt.D_RTRL(case.model)
+    learner = bt.D_RTRL(case.model, downstream="step")
     learner.compile_graph(case.xs[0])
     return learner
 
@@ -543,7 +544,7 @@ def test_positions_that_do_not_stay_in_place_equal_the_oracle(model: Any) -> Non
     brainstate.nn.init_all_states(built)
     xs = jnp.asarray(np.random.default_rng(1).normal(size=(5, IN)))
     oracle = d_rtrl_oracle(built, (xs,), lambda out: jnp.sum(jnp.sin(out)))
-    learner = bt.D_RTRL(built)
+    learner = bt.D_RTRL(built, downstream="step")
     learner.compile_graph(xs[0])
     grads = learner.etrace_grad(xs, step_fn=lambda x: jnp.sum(jnp.sin(learner(x))), reduction="sum")
     assert_tree_close(grads, oracle.grads)
@@ -579,9 +580,9 @@ def test_rules_are_passed_the_group_that_they_ask_for() -> None:
             self.h.value = 0.5 * self.h.value + primitive.bind(x, self.w.value)
             return self.h.value
 
-    for rule in (bt.D_RTRL, lambda model: bt.pp_prop(model, 0.5)):
+    for rule in (bt.D_RTRL, partial(bt.pp_prop, decay_or_rank=0.5)):
         asked.clear()
         model = Gain()
         brainstate.nn.init_all_states(model)
-        rule(model).compile_graph(jnp.ones(HIDDEN))
+        rule(model, downstream="step").compile_graph(jnp.ones(HIDDEN))
         assert asked and set(asked) == {((HIDDEN,), 1, 1)}

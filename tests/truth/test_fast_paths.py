@@ -573,7 +573,7 @@ def test_large_traces_meet_signals_example_by_example(kind: str, batch: int) -> 
 
     model = {"leaky": Wide, "two-states": WideTwo}[kind]()
     brainstate.nn.init_all_states(model, batch_size=batch)
-    learner = bt.D_RTRL(model)
+    learner = bt.D_RTRL(model, downstream="step")
     learner.compile_graph(jnp.ones((batch, 64)))
     (rules,) = learner.rule.rules
     rng = np.random.default_rng(0)

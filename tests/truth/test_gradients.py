@@ -21,8 +21,8 @@ ONE = ["leaky", "learned-leak", "gru-2", "lstm-1", "group-state"]
 BATCHES = [(name, batch) for name in zoo.ALL for batch in (None, 3)] + [(name, 1) for name in ONE]
 
 
-def compiled(case: zoo.Case) -> Any:
-    learner = bt.D_RTRL(case.model)
+def compiled(case: zoo.Case, **options: Any) -> Any:
+    learner = bt.D_RTRL(case.model, **options)
     learner.compile_graph(case.xs[0])
     return learner
 
@@ -39,20 +39,20 @@ def sequence(case: zoo.Case, learner: Any, **options: Any) -> Any:
 
 
 def trace_values(learner: Any) -> Any:
-    return [state.value for state in learner.traces]
+    return [state.value for state in (*learner.traces, *learner.filters)]
 
 
 @pytest.mark.parametrize(("name", "batch"), BATCHES)
 def test_equals_the_oracle(name: str, batch: int | None) -> None:
     case = zoo.case(name, batch)
     oracle = d_rtrl_oracle(case.model, (case.xs, case.ys), case.loss)
-    grads, losses = sequence(case, compiled(case))
+    grads, losses = sequence(case, compiled(case, downstream="step"))
     assert_tree_close(losses, oracle.loss)
     assert_tree_close(grads, oracle.grads)
 
 
 @pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("name", zoo.POSITION_WISE)
+@pytest.mark.parametrize("name", [*zoo.POSITION_WISE, "partial-path", "residual"])
 def test_position_wise_recurrence_equals_bptt(name: str, batch: int | None) -> None:
     case = zoo.case(name, batch)
     losses, reference = bptt(case.model, (case.xs, case.ys), case.loss)

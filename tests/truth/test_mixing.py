@@ -390,7 +390,7 @@ def loss_of(out: Any) -> Any:
 def gradient(model: Any, xs: Any, start: Any, block_size: Any, **options: Any) -> Any:
     for path, state in brainstate.graph.states(model).items():
         state.value = start[path]
-    learner = bt.D_RTRL(model, **options)
+    learner = bt.D_RTRL(model, downstream="step", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bt.CompilationWarning)
         learner.compile_graph(xs[0])

@@ -65,7 +65,7 @@ FEW = ["lstm-1", "reads-old-state", "learned-leak", "UnequalParts"]
 
 
 def compiled(case: zoo.Case, decays: Any = DECAYS, **options: Any) -> Any:
-    learner = bt.pp_prop(case.model, decays, **options)
+    learner = bt.pp_prop(case.model, decays, **{"downstream": "step", **options})
     learner.compile_graph(case.xs[0])
     return learner
 
@@ -435,7 +435,7 @@ def test_init_pp_gives_zeros_for_every_state(name: str, init_pp: Any, message: A
 
     model, xs = Own(), CASES["two-states"](2).xs
     brainstate.nn.init_all_states(model, batch_size=2)
-    learner = bt.pp_prop(model, 0.9)
+    learner = bt.pp_prop(model, 0.9, downstream="step")
     if message is not None:
         with pytest.raises(bt.CompilationError, match=f"init_pp of 'pp_{name}' .*{message}"):
             learner.compile_graph(xs[0])
@@ -476,17 +476,20 @@ def test_the_correction_is_accurate_for_long_memories() -> None:
     np.testing.assert_allclose(found[1:], exact, rtol=1e-6)
 
 
-def test_a_model_without_operations_has_its_direct_gradient() -> None:
+@pytest.mark.parametrize(("downstream", "expected"), [("step", 6.0), ("linear", 8.5)])
+def test_a_model_without_operations(downstream: str, expected: float) -> None:
+    """It has its direct gradient, and that of the past where its leak is the same everywhere."""
+
     class Plain(zoo.Leaky):
         def update(self, x: Any) -> Any:
             self.h.value = 0.5 * self.h.value + x @ self.w.value
             return self.h.value
 
     options = {"batch_size": 2, "decay_or_rank": 0.9, "require_trace": False}
-    learner = bt.compile(Plain(), "pp_prop", jnp.ones((2, IN)), **options)
+    learner = bt.compile(Plain(), "pp_prop", jnp.ones((2, IN)), downstream=downstream, **options)
     xs = jnp.ones((3, 2, IN))
     grads = learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), reduction="sum")
-    np.testing.assert_allclose(grads[("w",)], 6.0)
+    np.testing.assert_allclose(grads[("w",)], expected)
 
 
 def test_half_precision() -> None:
@@ -499,7 +502,7 @@ def test_half_precision() -> None:
         brainstate.nn.init_all_states(model, batch_size=2)
         model.h.value = model.h.value.astype(dtype)
         xs = CASES["two-states"](2).xs.astype(dtype)
-        learner = bt.pp_prop(model, DECAYS)
+        learner = bt.pp_prop(model, DECAYS, downstream="step")
         learner.compile_graph(xs[0])
         grads = learner.etrace_grad(xs, step_fn=lambda x: learner(x).mean(), block_size=2)
         return grads, learner

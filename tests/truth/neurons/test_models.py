@@ -44,7 +44,7 @@ class Bench:
             state.value = value
 
     def learner(self) -> Any:
-        learner = bt.D_RTRL(self.model)
+        learner = bt.D_RTRL(self.model, downstream="step")
         learner.compile_graph(jax.tree.map(lambda v: v[0], self.inputs))
         return learner
 

@@ -62,7 +62,7 @@ def loss(out: Any, target: Any) -> Any:
 
 def compiled(model: Any, batch: int | None = BATCH) -> Any:
     brainstate.nn.init_all_states(model, batch_size=batch)
-    learner = bt.D_RTRL(model)
+    learner = bt.D_RTRL(model, downstream="step")
     learner.compile_graph(sequence(batch)[0][0])
     return learner
 

@@ -115,7 +115,8 @@ def check(program: Program, way: Way, tally: Tally, scope: Any) -> None:
     if tally["cells"] % 100 == 0:
         jax.clear_caches()
     dead = [path for path, grad in result.grads.items() if not _norm(grad)]
-    learner = bt.D_RTRL(model, recurrence_scope=scope, frozen=dead, require_trace=False)
+    options: dict[str, Any] = {"recurrence_scope": scope, "downstream": "step"}
+    learner = bt.D_RTRL(model, frozen=dead, require_trace=False, **options)
     try:
         learner.compile_graph(xs[0])
     except bt.NotSupportedError as error:

@@ -34,6 +34,7 @@ class Recurrent(zoo.Leaky):
 def ready(model: Any = None, algorithm: Any = "d_rtrl", **options: Any) -> Ready:
     """The executor of a compiled model, and the values of its operands."""
     x = np.ones((BATCH, IN))
+    options = {"downstream": "step", **options}
     learner = bt.compile(model or zoo.Leaky(), algorithm, x, batch_size=BATCH, **options)
     executor = learner.rule.executor
     params = {path: state.value for path, state in learner.param_states.items()}

@@ -62,13 +62,10 @@ def test_the_step_keeps_its_values_and_its_credit_passes_through_filters() -> No
     np.testing.assert_allclose(grad, (0.9 * 2.0 + x).T @ slope, rtol=1e-10)
 
 
-def test_what_goes_with_a_recurrence_scope() -> None:
-    check_downstream("linear", "diagonal")
-    check_downstream("step", "coupled")
+def test_another_downstream_is_refused() -> None:
+    check_downstream("linear")
     with pytest.raises(ValueError, match=r"downstream must be one of \('step', .*got 'x'"):
-        check_downstream("x", "diagonal")
-    with pytest.raises(ValueError, match="goes with recurrence_scope='diagonal', not with 'coupl"):
-        check_downstream("linear", "coupled")
+        check_downstream("x")
 
 
 def test_values_of_each_leak_at_the_positions_that_have_it() -> None:

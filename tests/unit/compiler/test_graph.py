@@ -291,7 +291,7 @@ def test_groups_and_relations_of_structures(name: str, batch: int | None) -> Non
 def test_gradients_of_structures_equal_the_oracle(name: str, batch: int | None) -> None:
     case = structure(name, batch)
     oracle = d_rtrl_oracle(case.model, (case.xs, case.ys), case.loss)
-    learner = bt.D_RTRL(case.model)
+    learner = bt.D_RTRL(case.model, downstream="step")
     learner.compile_graph(case.xs[0])
     grads = learner.etrace_grad(
         case.xs,

@@ -25,7 +25,7 @@ from tests import zoo
 @pytest.fixture
 def rule() -> Any:
     x = jnp.ones((2, zoo.IN), "float64")
-    return bt.compile(zoo.Leaky(), "d_rtrl", x, batch_size=2).rule
+    return bt.compile(zoo.Leaky(), "d_rtrl", x, batch_size=2, downstream="step").rule
 
 
 def test_a_record_is_as_large_as_makes_passing_over_the_traces_cheap() -> None:

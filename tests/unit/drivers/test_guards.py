@@ -45,10 +45,10 @@ def test_a_number_that_is_not_finite_is_named_with_its_step(data: Any) -> None:
 
 def test_a_growing_transition_is_a_warning() -> None:
     xs = jnp.ones((12, B, IN))
-    learner = made(model=Growing(1.1))
+    learner = made(model=Growing(1.1), downstream="step")
     with pytest.warns(UserWarning, match=r"spectral radius of D of h was above one.*at least 1.1"):
         learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), check=True)
-    learner = made(model=Growing(0.9))
+    learner = made(model=Growing(0.9), downstream="step")
     learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), check=True)
 
 

@@ -30,6 +30,7 @@ class Ready:
     """A compiled learner of h <- 0.8 h + x W, y = tanh(h), and what its step takes."""
 
     def __init__(self, **options: Any) -> None:
+        options = {"downstream": "step", **options}
         self.learner: Any = bt.compile(zoo.Leaky(), "d_rtrl", X[0], batch_size=2, **options)
         self.params, self.states = read_states(self.learner)
         self.traces = self.learner.read_traces()

@@ -29,9 +29,13 @@ class WithReadout(zoo.Leaky):
         return bt.matmul(super().update(x), self.out.value)
 
 
+def compiled(**options: Any) -> Any:
+    return bt.compile(WithReadout(), "d_rtrl", X, batch_size=2, **options)
+
+
 @pytest.fixture
 def learner() -> Any:
-    return bt.compile(WithReadout(), "d_rtrl", X, batch_size=2)
+    return compiled(downstream="step")
 
 
 def traced(learner: Any, step_fn: Any, *inputs: Any) -> TracedStep:
@@ -63,6 +67,26 @@ def test_what_the_loss_depends_on_directly(learner: Any) -> None:
     old = traced(learner, lambda x: (jnp.sum(model.h.value) + jnp.sum(learner(x)), None), X)
     assert old.live_leaves(model.h) == [*old.leaves[model.h]]
     assert old.live_leaves(brainstate.ShortTermState(1.0)) == []
+
+
+def test_an_old_value_of_a_uniform_state_has_the_derivative_of_its_filters() -> None:
+    learner = compiled()
+    model, (one,) = learner.model, learner.filters
+    loss_of = lambda x: (jnp.sum(model.h.value) + jnp.sum(learner(x)), None)  # noqa: E731
+    step = trace_step(learner, loss_of, (X,), [])
+    assert step.live_leaves(model.h) == []
+    (w,) = step.leaves[model.w]
+    leaves, one.value = step.read(), jnp.ones(one.value.shape)
+    (q,) = step.leaves[one]
+
+    def loss(weight: Any) -> Any:
+        given = {**leaves, w: weight, q: one.value}
+        return step.run([], (0 * X,), given, step.direct.shifts())[0]
+
+    slope = 1 - jnp.tanh(0.8 * leaves[step.leaves[model.h][0]]) ** 2
+    signal = 1.0 + 0.8 * slope * model.out.value.sum(1)
+    expected = jnp.ones(zoo.IN)[:, None] * signal.sum(0)
+    np.testing.assert_allclose(jax.grad(loss)(leaves[w]), expected, rtol=1e-12)
 
 
 class Keeps(brainstate.ParamState):
@@ -120,8 +144,10 @@ CASES = ["several steps", "no call", "in a transformation", "hidden before", "hi
          "a parameter", "a type"]  # fmt: skip
 
 
+@pytest.mark.parametrize("downstream", ["step", "linear"])
 @pytest.mark.parametrize("case", CASES)
-def test_steps_that_are_refused(case: str, learner: Any) -> None:
+def test_steps_that_are_refused(case: str, downstream: str) -> None:
+    learner = compiled(downstream=downstream)
     steps = refused_steps(learner)
     assert [*steps] == CASES
     step_fn, text = steps[case]

@@ -28,7 +28,8 @@ class Marked(zoo.Leaky):
 
 
 def compiled(model: Any) -> Any:
-    return bt.compile(model, "d_rtrl", jnp.ones((2, zoo.IN)), batch_size=2)
+    x = jnp.ones((2, zoo.IN))
+    return bt.compile(model, "d_rtrl", x, batch_size=2, downstream="step")
 
 
 def test_every_array_has_a_name_a_kind_and_a_unit() -> None:

@@ -205,6 +205,8 @@ class Cell(brainstate.nn.Module):
 
 
 def learner_of(model: Any = None, kind: Callable[..., Any] = bt.D_RTRL, **options: Any) -> Any:
+    if kind in (bt.D_RTRL, bt.pp_prop):
+        options = {"downstream": "step", **options}
     learner = kind(Cell() if model is None else model, **options)
     learner.compile_graph(jnp.ones((learner.model.h.value.shape[0], 3)))
     return learner
@@ -453,6 +455,34 @@ def test_other_options_are_refused(tmp_path, there, here, difference):
     for expected in difference:
         start, _, end = expected.partition("*")
         assert any(line.startswith(start) and line.endswith(end) for line in found), found
+
+
+def test_a_file_that_does_not_say_how_far_credit_goes_is_of_the_published_rule(
+    tmp_path, monkeypatch
+):
+    path, known = tmp_path / "file", save.description_of
+    with monkeypatch.context() as before:
+        before.setattr(
+            save,
+            "description_of",
+            lambda *of: {k: v for k, v in known(*of).items() if k != "option downstream"},
+        )
+        save_learner(learner_of(), path)
+    restore_learner(learner_of(), path)
+    found = refusal(learner_of(downstream="linear"), path)
+    assert "option downstream: 'step' in the file, 'linear' here" in found
+    assert "filter/0: not in the file" in found
+
+
+def test_a_learner_without_filters_takes_files_of_both(tmp_path):
+    x = jnp.ones((2, 3))
+    learners = [
+        bt.compile(bt.nn.GRUCell(3, 4, key=0), "d_rtrl", x, batch_size=2, downstream=how)
+        for how in ("step", "linear")
+    ]
+    for there, here in (learners, learners[::-1]):
+        save_learner(there, tmp_path / "file")
+        restore_learner(here, tmp_path / "file")
 
 
 def test_another_setting_of_the_environment_is_refused(tmp_path):

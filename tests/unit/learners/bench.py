@@ -60,7 +60,8 @@ class Bench:
 
     def objects(self) -> dict[Any, Any]:
         learner = self.learner
-        traces = {("trace", i): state for i, state in enumerate(learner.traces)}
+        own = (*learner.traces, *learner.filters)
+        traces = {("trace", i): state for i, state in enumerate(own)}
         index = {("running_index",): learner.running_index}
         return {**brainstate.graph.states(self.model), **traces, **index}
 

@@ -51,7 +51,7 @@ def two_layers() -> Any:
 
 #: A model and a learner, and whether the gradient is that of BPTT.
 RULES: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], bool]] = {
-    "d_rtrl": (zoo.Leaky, "d_rtrl", {}, EXACT),
+    "d_rtrl": (zoo.Leaky, "d_rtrl", {"downstream": "step"}, EXACT),
     "rtrl": (recurrent, "rtrl", {}, EXACT),
     "windows": (zoo.Leaky, "d_rtrl", {"vjp_method": "multi-step"}, EXACT),
     "filters": (two_layers, "d_rtrl", {"downstream": "linear"}, EXACT),
@@ -171,7 +171,7 @@ def leaky() -> Any:
 def _leaky() -> Any:
     brainstate.random.seed(0)
     model, (first, second) = zoo.Leaky(), sequences()
-    learner = bt.compile(model, "d_rtrl", first[0], batch_size=BATCH)
+    learner = bt.compile(model, "d_rtrl", first[0], batch_size=BATCH, downstream="step")
 
     def step(x: Any) -> Any:
         return loss(learner(x))

@@ -21,7 +21,7 @@ from ..executor.graph_executor import ETraceVjpGraphExecutor, compiled_step
 from ..published import ConfigViews
 from .base import LearningRule
 from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
-from .e_prop import EPropRule
+from .e_prop import EPropRule, ReadoutFilterRule, has_readout_filters
 from .influence import InfluenceRule
 from .pp_prop import IODimRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
@@ -75,9 +75,11 @@ class ETraceConfig(ConfigViews):
     seed
         An integer or a JAX key, for ``'random_projection'`` and ``'random_feedback'``.
     downstream
-        How far credit goes in the layers above: ``'step'``, as published, or ``'linear'``, which
-        goes with the first value of every coordinate above; see
-        :func:`braintrace.compile_etrace_graph`.
+        How far credit goes in the layers above: ``'step'``, as published, or ``'linear'``, through
+        later steps, too, where their dynamics are linear; see
+        :func:`braintrace.compile_etrace_graph`. SnAp and RTRL then keep the influence on all
+        layers. With a modulator or a bootstrapped signal, which take the place of that credit, both
+        are the same rule.
 
     Raises
     ------
@@ -87,7 +89,8 @@ class ETraceConfig(ConfigViews):
     Examples
     --------
     >>> import braintrace
-    >>> braintrace.ETraceConfig(recurrence_scope="sparse_n", sparse_n=1).recurrence_scope
+    >>> first = braintrace.ETraceConfig(recurrence_scope="sparse_n", sparse_n=1, downstream="step")
+    >>> first.recurrence_scope
     'coupled'
     >>> braintrace.ETraceConfig(trace_factorization="io_factorized")
     Traceback (most recent call last):
@@ -102,7 +105,7 @@ class ETraceConfig(ConfigViews):
     kappa: float | None = None
     sparse_n: int | None = None
     seed: Any = 0
-    downstream: str = field(default="step", metadata={"saved": False})
+    downstream: str = field(default="linear", metadata={"saved": False})
 
     def __post_init__(self) -> None:
         for name, legal in COORDINATES.items():
@@ -123,13 +126,7 @@ class ETraceConfig(ConfigViews):
             self._set(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
-        check_downstream(self.downstream, "diagonal")
-        plain = {name: legal[0] for name, legal in COORDINATES.items()}
-        if self.recurrence_scope in ("sparse_n", "full"):
-            plain["recurrence_scope"] = self.recurrence_scope
-        if self.downstream == "linear" and any(getattr(self, n) != v for n, v in plain.items()):
-            first = ", ".join(f"{name}={value!r}" for name, value in plain.items())
-            raise ValueError(f"downstream='linear' goes with {first} only")
+        check_downstream(self.downstream)
         if self.trace_filter == "kappa":
             self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
 
@@ -169,6 +166,14 @@ class ETraceConfig(ConfigViews):
         return plain and whole and self.downstream != "step"
 
     @property
+    def moves_leaks(self) -> bool:
+        """Whether the rule runs on the step in which leaks of uniform states are filters."""
+        signals = self.learning_signal in ("symmetric", "random_feedback")
+        within = self.recurrence_scope in ("diagonal", "coupled")
+        of_groups = within or self.trace_factorization == "random_projection"
+        return self.downstream == "linear" and signals and of_groups
+
+    @property
     def jacobians(self) -> str:
         """What ``D`` and ``f`` must hold, as for :class:`braintrace.ETraceGraphExecutor`."""
         if self.of_steps:
@@ -182,8 +187,8 @@ class ETraceConfig(ConfigViews):
         jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
-        if self.downstream != "step" and not self.of_steps:
-            options = {"downstream": self.downstream, **options}
+        if self.moves_leaks:
+            options = {"downstream": "linear", **options}
         options = {"jacobians": jacobians, "recurrence_scope": scope, **options}
         return ETraceVjpGraphExecutor(model, **options)
 
@@ -209,7 +214,8 @@ class ETraceConfig(ConfigViews):
         if self.sparse_n is not None:
             return SnApRule(executor, dtype, self.sparse_n)
         if self.kappa is not None:
-            return EPropRule(executor, dtype, float(self.kappa))
+            rule = ReadoutFilterRule if has_readout_filters(executor) else EPropRule
+            return rule(executor, dtype, float(self.kappa))
         if may_lag(executor):
             return LaggedDRTRLRule(executor, dtype)
         return ParamDimRule(executor, dtype, of_model=True)

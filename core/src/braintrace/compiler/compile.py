@@ -17,7 +17,7 @@ from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
 from .delay_lines import with_delay_lines
 from .filters import check_downstream, move_leaks
-from .findings.downstream import downstream_findings
+from .findings.downstream import as_written, downstream_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
 from .findings.record import EXACT
@@ -87,8 +87,7 @@ def compile_etrace_graph(
     NotSupportedError
         When a gradient would not be right; the text names the line and a remedy.
     ValueError, TypeError
-        When ``frozen`` names no parameter, the recurrence scope or ``downstream`` is unknown, or
-        the two do not go together.
+        When ``frozen`` names no parameter, or the recurrence scope or ``downstream`` is unknown.
 
     Examples
     --------
@@ -99,7 +98,7 @@ def compile_etrace_graph(
     {('Wz', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wh', 'weight'): 'trace'}
     """
     check_scope(recurrence_scope)
-    check_downstream(downstream, recurrence_scope)
+    check_downstream(downstream)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
     minfo = with_delay_lines(minfo)
     if not minfo.slots_of(StateKind.HIDDEN):
@@ -114,19 +113,23 @@ def compile_etrace_graph(
     graph = _analysed(minfo, recurrence_scope, spared, include_hidden_perturb)
     require_coverage(minfo, graph.coverage(), spared)
     if downstream == "linear":
-        uniform, why_not = find_uniform(minfo, graph.hid_path_to_group)
+        uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
         graph = replace(graph, uniform=uniform, not_uniform=why_not)
-        if uniform:
-            step = move_leaks(minfo, uniform)
+    if graph.uniform:
+        try:
+            step = move_leaks(minfo, graph.uniform)
             run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
             graph = replace(graph, filtered=run)
+        except CompilationError as why:
+            graph = as_written(graph, str(why))
     finders = (
         operation_findings,
         group_findings,
         model_findings,
         downstream_findings,
     )
-    graph = replace(graph, diagnostics=tuple(record for find in finders for record in find(graph)))
+    records = (record for find in finders for record in find(graph))
+    graph = replace(graph, diagnostics=(*records, *graph.diagnostics))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         if record.kind not in EXACT:
             versions.warn(str(record), CompilationWarning)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.precision import sum_dtype
 from ..base.types import Path
-from ..base.versions import Atom, Var
+from ..base.versions import Atom, JaxprEqn, Var
 from ..jaxprs.credit import with_credit
 from ..jaxprs.depends import Along, depends, slice_to
 from ..jaxprs.linear import is_sum
@@ -48,14 +48,10 @@ At = Callable[[Key], Any]
 DOWNSTREAM = ("step", "linear")
 
 
-def check_downstream(downstream: str, scope: str) -> None:
-    """Raise ``ValueError`` unless there is such a ``downstream`` with that recurrence scope."""
+def check_downstream(downstream: str) -> None:
+    """Raise ``ValueError`` unless there is such a ``downstream``."""
     if downstream not in DOWNSTREAM:
         raise ValueError(f"downstream must be one of {DOWNSTREAM}, got {downstream!r}")
-    if downstream == "linear" and scope != "diagonal":
-        raise ValueError(
-            f"downstream='linear' goes with recurrence_scope='diagonal', not with {scope!r}"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +98,29 @@ def move_leaks(minfo: ModuleInfo, uniform: Mapping[Path, UniformState]) -> Modul
         kind = StateKind.HIDDEN if one.credit else StateKind.OTHER
         where = range(first + i, first + i + 1)
         axis = next((s.steps_along for s in lines if s.shape == one.type.shape), None)
-        path, one_leaf = ("<filter>", str(i)), jax.tree.structure(0)
-        slots.append(StateSlot(path, state, kind, one_leaf, where, axis))
+        one_leaf = jax.tree.structure(0)
+        slots.append(StateSlot(_path(i), state, kind, one_leaf, where, axis))
     return replace(minfo, jaxpr=jaxpr, slots=tuple(slots))
+
+
+def _path(number: int) -> Path:
+    """The path of a filter."""
+    return "<filter>", str(number)
+
+
+def credit_of(
+    minfo: ModuleInfo, uniform: Mapping[Path, UniformState], values: Mapping[Path, Any]
+) -> dict[Path, Any]:
+    """What the values of uniform states have the derivative of, where no step is run.
+
+    ``values`` are those of the states of the step that :func:`move_leaks` gave, by path.
+    """
+    moving = _Moving(minfo, uniform)
+    old = {name: values[_path(i)] for i, name in enumerate(moving.filters)}
+    states = [leaf for slot in minfo.slots for leaf in jax.tree.leaves(values[slot.path])]
+    run = _Run(moving, [None] * minfo.num_args + states, old)
+    run_equations(run.steady(), run.env)
+    return {path: run.mapped(u, run.values_of(path, old)) for path, u in uniform.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +190,14 @@ class _Run:
         self.new: dict[tuple[Path, Key], Any] = {}
         self.env = versions.start_env(self.info.jaxpr, inputs)
 
+    def steady(self) -> list[JaxprEqn]:
+        """The equations whose results do not change in time."""
+        eqns = (eqn for eqn in self.info.eqns if not eqn.effects)
+        return [eqn for eqn in eqns if not any(map(self.moves, eqn.outvars))]
+
     def outputs(self) -> list[Any]:
         """The outputs of the step, and the new values of the filters."""
-        info = self.info
-        steady = [e for e in info.eqns if not any(map(self.moves, e.outvars)) and not e.effects]
+        info, steady = self.info, self.steady()
         run_equations(steady, self.env)
         for path, uniform in self.uniform.items():
             if self.moving.read_elsewhere(path):

@@ -170,10 +170,14 @@ class UniformState:
 
 
 def find_uniform(
-    minfo: ModuleInfo, path_to_group: Mapping[Path, HiddenGroup]
+    minfo: ModuleInfo, path_to_group: Mapping[Path, HiddenGroup], scope: str = "diagonal"
 ) -> tuple[dict[Path, UniformState], dict[Path, str]]:
-    """The uniform hidden states of a step, lower ones first, and why each other one is not."""
-    step = _Step(minfo, path_to_group)
+    """The uniform hidden states of a step, lower ones first, and why each other one is not.
+
+    Recurrent input of a state is held where the recurrence ``scope`` cuts it; where the scope keeps
+    it, such a state is not uniform.
+    """
+    step = _Step(minfo, path_to_group, scope == "diagonal")
     for path in minfo.hidden_path_to_outvar:
         step.decide(path)
     return step.found, step.refused
@@ -189,6 +193,7 @@ class _Step:
 
     minfo: ModuleInfo
     path_to_group: Mapping[Path, HiddenGroup]
+    cuts: bool
     found: dict[Path, UniformState] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
     undecided: set[Path] = field(default_factory=set)
@@ -495,6 +500,8 @@ class _Descent:
         recurs = self.step.recurs(atom, self.path)
         if recurs and not barrier:
             raise NotUniform(f"its old value passes {self.where(atom)}, which is no factor")
+        if recurs and not self.step.cuts:
+            raise NotUniform(f"its recurrent input by {self.where(atom)} is kept")
         if recurs and self.step.has_further_credit(atom, self.path):
             raise NotUniform(f"its recurrent input by {self.where(atom)} has another one's credit")
         path = self.step.state_of.get(atom)

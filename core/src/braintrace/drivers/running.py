@@ -21,7 +21,7 @@ from ..compiler.batch_states import refuse_lost_examples
 from ..compiler.environment import changed_setting, recorded_settings
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
-from ..compiler.requirements import check_states, checked_args
+from ..compiler.requirements import check_same_states, check_states, checked_args
 from .call_arguments import number_of_steps, one_step_of, steps_of
 
 Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
@@ -105,8 +105,11 @@ class Running(Protocol):
 
 def read_states(learner: Running) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """Values of the parameters, without a derivative where frozen, and of the other states."""
-    check_states(learner.model, learner.graph.executed.module_info)
-    slots = learner.graph.executed.module_info.slots
+    graph = learner.graph
+    if graph.filtered is not None:  # uniform states are no hidden states of that step
+        check_same_states(learner.model, graph.module_info)
+    check_states(learner.model, graph.executed.module_info)
+    slots = graph.executed.module_info.slots
     values = {slot.path: slot.state.value for slot in slots}
     params = {s.path: values.pop(s.path) for s in slots if s.kind is StateKind.PARAM}
     held = {path: jax.lax.stop_gradient(params[path]) for path in learner.graph.frozen & {*params}}

@@ -14,8 +14,10 @@ import jax
 from ..base import versions
 from ..base.types import State, show_path
 from ..base.versions import Jaxpr
+from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
+from ..jaxprs.credit import with_credit
 from ..jaxprs.depends import Along, program_influences
 from .call_arguments import number_of_steps, one_step_of
 from .direct import DirectProducts, direct_products
@@ -65,6 +67,7 @@ def trace_step(
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
+        _give_credit(learner)
         tape = Tape(learner, perturb, jax.tree.leaves((perturb, inputs))[0])
         with learner.stepping_by(tape):
             loss, aux = step_fn(*inputs)
@@ -92,6 +95,19 @@ def trace_step(
         return loss, aux, recorded, dict(enumerate(jax.tree.leaves(new), first)), moving
 
     return TracedStep(run, direct, leaves, program_influences(jaxpr, Along.DERIVATIVES)[0])
+
+
+def _give_credit(learner: Running) -> None:
+    """Let ``step_fn`` read old values of uniform states with the derivative of their filters."""
+    graph = learner.graph
+    if graph.filtered is None:
+        return
+    params, states = read_states(learner)
+    hidden = learner.states_of(StateKind.HIDDEN)
+    for path, of in credit_of(graph.module_info, graph.uniform, {**states, **params}).items():
+        hidden[path].value = jax.tree.map(
+            lambda value, of=of: with_credit(value, of.astype(value.dtype)), hidden[path].value
+        )
 
 
 def _is_parameter(state: State) -> bool:
@@ -129,6 +145,7 @@ class Tape:
         self.recorded: list[tuple[tuple[Any, ...], Any]] = []
         self.hidden = learner.states_of(StateKind.HIDDEN)
         self.values = self._hidden_now()
+        self.written: list[Any] = []
 
     def __call__(self, learner: Running, args: tuple[Any, ...], given: Any) -> Any:
         """Run a step and record the inputs of its Jacobians, and ``given``."""
@@ -142,6 +159,7 @@ class Tape:
         self._check_hidden()
         out, new, values = learner.rule.run(leaves, {**states, **params}, self.perturb)
         self.recorded.append((values, given))
+        self.written = jax.tree.leaves(new)
         write_states(learner, states, new)
         self.values = self._hidden_now()
         return out
@@ -156,7 +174,7 @@ class Tape:
                 f"step_fn must call the learner exactly once per step; it called it "
                 f"{len(self.recorded)} times"
             )
-        if self._elsewhere(self.recorded[0][0]):
+        if self._elsewhere((*self.recorded[0][0], *self.written)):
             raise ValueError(
                 "step_fn must call the learner directly, not inside a transformation of its own "
                 "(jit, grad, vmap, cond, for_loop, ...); a sequence is compiled as a whole anyway"

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from brainstate.util import FlattedDict
 
 from ..base import versions
-from ..base.errors import NotCompiledError, refuse_unused
+from ..base.errors import CompilationError, NotCompiledError, refuse_unused
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
 from ..compiler.coverage import by_path
+from ..compiler.findings.downstream import as_written
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states, checked_args
@@ -120,7 +121,22 @@ class ETraceGraphExecutor(FormerAttributes):
     def compile_graph(self, *args: Any) -> None:
         """Compile for arguments of these shapes and dtypes; see ``compile_etrace_graph``."""
         self._graph = compile_etrace_graph(self.model, *args, **self.options)
-        self._compiled = Executor(self._graph.executed, self.jacobians)
+        self._compiled = self._of(self._graph)
+
+    def _of(self, graph: ETraceGraph) -> Executor:
+        """What runs the steps of a graph, as they are written where filters are refused."""
+        try:
+            return Executor(graph.executed, self.jacobians)
+        except CompilationError as why:
+            if graph.filtered is None:
+                raise
+            self._graph = as_written(graph, str(why))
+        return self._of(self._graph)
+
+    def run_as_written(self, why: str) -> None:
+        """Run the compiled step without filters in front of its uniform states, for a reason."""
+        self._graph = as_written(self.graph, why)
+        self._compiled = self._of(self._graph)
 
     def for_model(self, model: brainstate.nn.Module, compiled: bool = True) -> ETraceGraphExecutor:
         """An executor of another model with the same options, compiled if this one is.

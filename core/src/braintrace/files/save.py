@@ -130,7 +130,8 @@ def _differences(
     theirs, here = str(content.manifest.get("braintrace")), str(braintrace.__version__)
     if theirs.split(".")[:2] != here.split(".")[:2]:  # in a series, arrays mean the same
         yield f"version of braintrace: {theirs} in the file, {here} here"
-    texts = mapping("description")
+    before = {name: "'step'" for name in ours if name == "option downstream"}
+    texts = {**before, **mapping("description")}
     for name in {**texts, **ours}:
         if texts.get(name) != ours.get(name):
             there, here = texts.get(name, "nothing"), ours.get(name, "nothing")
@@ -181,7 +182,7 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
     holders = [] if optimizer is None else [one for one in parts_of(optimizer) if _holds(one[1])]
     return {
         "learner": type(learner).__name__,
-        **_texts("option", {**learner.executor.options, **learner.own_options}),
+        **_texts("option", {**learner.executor.options, **learner.own_options, **_moved(graph)}),
         **_texts("config", _fields(getattr(learner, "config", None))),
         "learning rule": _name(rule),
         **_texts("learning rule", _fields(rule)),
@@ -191,6 +192,11 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
         **{f"link {i}": _link(link) for i, link in enumerate(rule.links)},
         **({} if optimizer is None else _classes("optimizer", [((), optimizer), *holders])),
     }
+
+
+def _moved(graph: Any) -> dict[str, str]:
+    """How far credit goes, where that is farther than in files that do not say it."""
+    return {"downstream": "step" if graph.filtered is None else "linear"}
 
 
 def _texts(what: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -183,9 +183,11 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     def adopt(self, executor: ETraceGraphExecutor) -> None:
         """Learn by the learner's rule with a compiled executor from now on."""
         self._drivers = Drivers()
-        rule = self.make_rule(executor.compiled)
+        rule = self._rule_for(executor)
         check_jacobians(rule)
-        traced = rule.traced_paths or isinstance(rule, TracelessRule)
+        traced = bool(rule.traced_paths) or isinstance(rule, TracelessRule)
+        if executor.graph.filtered is not None:  # relations may have filters, and no trace
+            traced = traced or bool(executor.graph.hidden_param_op_relations)
         if self._require_trace and not traced:
             raise CompilationError(
                 "there is nothing to train online: no parameter is a weight of an ETP operation "
@@ -219,6 +221,16 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
             found = (state_lookup(other.model, path) for path in self.states_of(StateKind.HIDDEN))
             other._watch.look_at(found)
         return other
+
+    def _rule_for(self, executor: ETraceGraphExecutor) -> LearningRule:
+        """The rule, for the step as it is written where it refuses the one with filters."""
+        try:
+            return self.make_rule(executor.compiled)
+        except CompilationError as why:
+            if executor.graph.filtered is None:
+                raise
+            executor.run_as_written(str(why))
+        return self.make_rule(executor.compiled)
 
     @property
     def executor(self) -> ETraceGraphExecutor:
@@ -346,13 +358,18 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         Raises
         ------
         KeyError
-            When the parameter has no trace.
+            When the parameter has no trace, or filters in the place of one.
         """
         path, known = weight, self.rule.traced_paths
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
         if path not in known:
             name = show_path(path) if isinstance(path, tuple) else repr(path)
+            if isinstance(path, tuple) and "trace" in self.graph.coverage().get(path, ""):
+                raise NoTraceError(
+                    f"{name} has a filter of its input in place of a trace, because the dynamics "
+                    "behind it are linear and the same everywhere; downstream='step' keeps a trace"
+                )
             shown = sorted(map(show_path, known))
             raise NoTraceError(f"{name} has no trace; parameters with one are {shown}")
         return self.rule.of_parameter(self.read_traces(), path)

@@ -92,6 +92,11 @@ class EProp(ETraceVjpAlgorithm):
     <l^t, ebar^t>`` (Bellec et al., Nature Communications 11:3625, 2020, doi
     10.1038/s41467-020-17236-y). With ``kappa`` zero and symmetric feedback it is D-RTRL.
 
+    The filter stands for the leak of a readout. Where the compiler finds that leak in the model
+    (``downstream='linear'``), ``kappa`` takes its place in what the layer below is credited with,
+    ``ebar^t = kappa ebar^{t-1} + (dz^t/dh^t) eps^t`` for what it emits, ``z``; the weights of the
+    readout have the gradient that its own leak gives.
+
     Parameters
     ----------
     feedback

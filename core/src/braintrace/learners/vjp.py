@@ -45,7 +45,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
     downstream
         In place of that of ``config``: how far credit goes in the layers above, ``'step'`` or
-        ``'linear'``; see :func:`braintrace.compile_etrace_graph`.
+        ``'linear'``; see :func:`braintrace.compile_etrace_graph`. A subclass with a rule of its own
+        has ``'step'`` unless it is asked for more. Windows are the same rule with both.
     **options
         Further options of :func:`braintrace.compile_etrace_graph`.
 
@@ -86,8 +87,9 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
             )
         if random_feedback_key is not None and config.learning_signal == "random_feedback":
             config = replace(config, seed=random_feedback_key)
-        if downstream is not None:
-            config = replace(config, downstream=downstream)
+        own_rule = type(self).make_rule is not ETraceVjpAlgorithm.make_rule
+        if downstream is not None or own_rule:
+            config = replace(config, downstream=downstream or "step")
         check_method(vjp_method, config)
         if type(self) is ETraceVjpAlgorithm and config.learning_signal in OWN_LEARNERS:
             raise ValueError(
@@ -102,6 +104,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What gives the Jacobians that the configuration asks for."""
         method = self.vjp_method
+        if method == "multi-step":  # inside a window, credit passes in any case
+            options = {"downstream": "step", **options}
         return self.config.executor(model, self.jacobians, vjp_method=method, **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:
@@ -166,11 +170,6 @@ def check_method(vjp_method: str, config: ETraceConfig) -> None:
         raise ValueError(
             f"vjp_method must be {allowed} with learning_signal={config.learning_signal!r}, got "
             f"{vjp_method!r}"
-        )
-    if vjp_method == "multi-step" and config.downstream == "linear" and not config.of_steps:
-        raise ValueError(
-            "downstream='linear' goes with vjp_method='single-step'; inside a window, credit "
-            "passes through the layers above in any case"
         )
 
 

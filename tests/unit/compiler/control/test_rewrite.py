@@ -573,7 +573,7 @@ def built(model: Callable[..., Any], batch: int | None, *args: Any) -> zoo.Case:
 
 
 def compiled(case: zoo.Case) -> Any:
-    learner = bt.D_RTRL(case.model)
+    learner = bt.D_RTRL(case.model, downstream="step")
     learner.compile_graph(case.xs[0])
     return learner
 

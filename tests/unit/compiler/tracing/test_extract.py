@@ -108,7 +108,7 @@ def reference() -> Any:
 
 def gradients(names: Sequence[str]) -> tuple[Any, Any]:
     case = case_of(names)
-    learner = bt.D_RTRL(case.model)
+    learner = bt.D_RTRL(case.model, downstream="step")
     learner.compile_graph(case.xs[0])
     zoo.check_jaxpr(learner.graph.module_info.jaxpr)
     grads = learner.etrace_grad(
@@ -213,7 +213,7 @@ def test_a_whole_cell_in_a_branch() -> None:
     by_hand, written = case(True), case(False)
     assert {True, False} == set((written.xs.sum((1, 2)) > 0.0).tolist())
     oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)
-    learner = bt.D_RTRL(written.model)
+    learner = bt.D_RTRL(written.model, downstream="step")
     learner.compile_graph(written.xs[0])
     for block in (2, "auto"):
         written.reset()
@@ -275,7 +275,7 @@ def test_gates_cut_from_one_product_inside_a_branch() -> None:
 
     by_hand, written = case(True), case(False)
     oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)
-    learner = bt.D_RTRL(written.model)
+    learner = bt.D_RTRL(written.model, downstream="step")
     learner.compile_graph(written.xs[0])
     grads = learner.etrace_grad(
         written.xs,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
@@ -24,6 +25,25 @@ STOPS = info(
     "Make the leak above the same everywhere and detach its reset, or learn in windows "
     "(vjp_method='multi-step')",
 )
+STAYS = info(
+    Kind.CREDIT_STOPS,
+    "the dynamics of {states} are linear and the same everywhere, but the leaks stay where they "
+    "are, so that later values get no credit: {why}",
+    "Nothing to do; downstream='step' asks for this rule",
+)
+
+
+def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
+    """The graph with the step as it is written, whose leaks do not move, with a record of why."""
+    kept = (r for r in graph.diagnostics if r.kind is not Kind.UNIFORM_DYNAMICS)
+    stays = STAYS(hidden_paths=tuple(graph.uniform), why=why)
+    return replace(
+        graph,
+        filtered=None,
+        uniform={},
+        not_uniform={**graph.not_uniform, **dict.fromkeys(graph.uniform, why)},
+        diagnostics=(*kept, stays),
+    )
 
 
 def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:

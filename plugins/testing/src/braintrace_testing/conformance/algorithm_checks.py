@@ -56,10 +56,12 @@ def decays(model: Any) -> tuple[float, float]:
     return 0.0 if case.has_x and not takes_state(case) else 0.7, 0.6
 
 
-D_RTRL_IS = Algorithm("d_rtrl", D_RTRL, lambda model: carried, exact=True)
+D_RTRL_IS = Algorithm(
+    "d_rtrl", partial(D_RTRL, downstream="step"), lambda model: carried, exact=True
+)
 PP_PROP_IS = Algorithm(
     "pp_prop",
-    lambda model: pp_prop(model, decays(model)),
+    lambda model: pp_prop(model, decays(model), downstream="step"),
     lambda model: of_products(*decays(model)),
     exact=False,
 )

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each rule with ``downstream='linear'``: its oracle, on the same network with its leak moved.
+
+The leak is moved by hand, in the program of the model itself, so that the oracle, which is the one
+of the published rule, shares no code with the pass that moves leaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.testing import (
+    assert_tree_close,
+    d_rtrl_oracle,
+    e_prop_oracle,
+    pp_prop_oracle,
+)
+from tests.zoo import spike
+
+IN, WIDTH, OUT, STEPS, BATCH = 3, 4, 2, 6, 2
+KAPPA, LEAK = 0.6, 0.8
+held = jax.lax.stop_gradient
+
+
+class Network(brainstate.nn.Module):
+    """A layer below a leaky readout; ``moved``: the leak stands in front of the product.
+
+    ``credit``: the leak that derivatives pass through, in place of that of values.
+    """
+
+    def __init__(self, layer: Any, moved: bool, credit: float = LEAK) -> None:
+        super().__init__()
+        brainstate.random.seed(0)
+        self.layer, self.moved, self.credit = layer, moved, credit
+        self.low = bt.nn.Linear(IN + WIDTH if layer in RECURRENT else IN, WIDTH)
+        self.up = bt.nn.Linear(WIDTH, OUT)
+        for state in self.states(brainstate.ParamState).values():
+            state.value = jax.tree.map(
+                lambda v: 1.5 * v + 0.2 * brainstate.random.randn(*v.shape), state.value
+            )
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
+        if self.moved:
+            self.z = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
+            self.one = brainstate.ShortTermState(jnp.zeros(()))
+        else:
+            self.y = brainstate.HiddenState(jnp.zeros((batch_size, OUT)))
+
+    def reset_state(self, batch_size: int | None = None, **_: Any) -> None:
+        for state in self.states(brainstate.ShortTermState).values():
+            state.value = jnp.zeros_like(state.value)
+
+    def update(self, x: Any) -> Any:
+        z = self.layer(self, x)
+        if not self.moved:
+            self.y.value = LEAK * self.y.value + 0.3 * self.up(z)
+            return self.y.value
+        q = self.z.value
+        self.z.value = held((LEAK - self.credit) * q) + self.credit * q + z
+        self.one.value = LEAK * self.one.value + 1
+        w = self.up.weight.value
+        return 0.3 * (bt.matmul(self.z.value, w["weight"]) + w["bias"] * self.one.value)
+
+
+def hard_reset(s: Any, x: Any) -> Any:
+    v = s.v.value
+    s.v.value = 0.9 * v * (1 - spike(v - 0.5)) + s.low(x)
+    return spike(s.v.value - 0.5)
+
+
+def vanilla(s: Any, x: Any) -> Any:
+    s.v.value = jnp.tanh(s.low(jnp.concatenate([x, s.v.value], -1)))
+    return s.v.value
+
+
+def recurrent_leak(s: Any, x: Any) -> Any:
+    z = spike(s.v.value - 0.5)
+    s.v.value = 0.7 * s.v.value * (1 - z) + s.low(jnp.concatenate([x, z], -1))
+    return jnp.tanh(s.v.value)
+
+
+RECURRENT = vanilla, recurrent_leak
+
+
+def loss_of(out: Any, y: Any, weight: Any) -> Any:
+    return (weight * (out - y) ** 2).sum()
+
+
+def data() -> Any:
+    random = np.random.default_rng(1)
+    weights = np.linspace(0.0, 1.0, STEPS) ** 2
+    xs = 2 * random.standard_normal((STEPS, BATCH, IN))
+    return xs, random.standard_normal((STEPS, BATCH, OUT)), weights
+
+
+def fed_back() -> dict[int, Any]:
+    """The matrix of the first group, as :class:`RandomFeedback` draws it."""
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    return {0: jax.random.normal(key, (WIDTH, WIDTH), jnp.float32) / np.sqrt(WIDTH)}
+
+
+def random_options() -> dict[str, Any]:
+    return {"feedback": "random", "random_feedback_key": 3}
+
+
+#: A learner, the oracle of its rule, and the leak that credit passes through.
+RULES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any], float]] = {
+    "d_rtrl": (bt.D_RTRL, d_rtrl_oracle, LEAK),
+    "coupled": (
+        partial(bt.D_RTRL, recurrence_scope="coupled"),
+        partial(d_rtrl_oracle, recurrence_scope="coupled"),
+        LEAK,
+    ),
+    "pp_prop": (
+        partial(bt.pp_prop, decay_or_rank=(0.7, 0.5)),
+        partial(pp_prop_oracle, decay_x=0.7, decay_f=0.5),
+        LEAK,
+    ),
+    "ostl_feedforward": (bt.OSTLFeedforward, partial(pp_prop_oracle, decay_x=0.0), LEAK),
+    "e-prop": (bt.EProp, d_rtrl_oracle, LEAK),
+    "e-prop, kappa": (partial(bt.EProp, kappa_filter_decay=KAPPA), d_rtrl_oracle, KAPPA),
+    "e-prop, random": (
+        lambda model: bt.EProp(model, **random_options()),
+        lambda *a, **k: e_prop_oracle(*a, kappa=0.0, feedback=fed_back(), **k),
+        LEAK,
+    ),
+}
+
+
+def compiled(make: Callable[[Any], Any], network: Any) -> Any:
+    brainstate.nn.init_all_states(network, batch_size=BATCH)
+    learner = make(network)
+    learner.compile_graph(data()[0][0])
+    return learner
+
+
+def gradient(learner: Any, size: int) -> Any:
+    learner.reset_state(BATCH, model_states=True)
+    return learner.etrace_grad(
+        *data(),
+        step_fn=lambda x, *rest: loss_of(learner(x), *rest),
+        reduction="sum",
+        block_size=size,
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", [hard_reset, *RECURRENT])
+def test_equals_its_oracle_with_the_leak_moved_by_hand(layer: Any, rule: str) -> None:
+    make, oracle, credit = RULES[rule]
+    by_hand = Network(layer, moved=True, credit=credit)
+    brainstate.nn.init_all_states(by_hand, batch_size=BATCH)
+    expected = oracle(by_hand, data(), loss_of, groups=[[("v",), ("z",)]]).grads
+    learner = compiled(make, Network(layer, moved=False))
+    assert list(learner.graph.uniform) == [("y",)]
+    for size in (1, 4):
+        assert_tree_close(gradient(learner, size), expected)
+
+
+@pytest.mark.parametrize("layer", [hard_reset, recurrent_leak])
+def test_uoro_draws_the_same_as_for_the_network_with_the_leak_moved_by_hand(layer: Any) -> None:
+    rule = partial(bt.UORO, projection_key=3, vjp_method="single-step")
+    found = gradient(compiled(rule, Network(layer, moved=False)), 3)
+    by_hand = compiled(partial(rule, downstream="step"), Network(layer, moved=True))
+    assert_tree_close(found, gradient(by_hand, 3))
+
+
+#: What has no use for credit through the layers above, or does not have it yet.
+AS_PUBLISHED: dict[str, Callable[..., Any]] = {
+    "windows": partial(bt.D_RTRL, vjp_method="multi-step"),
+    "three-factor": partial(bt.ThreeFactor, modulator=0.4),
+    "dni": bt.DNI,
+    "rtrl": bt.RTRL,
+    "snap": partial(bt.SnAp, n=2),
+}
+
+
+@pytest.mark.parametrize("rule", AS_PUBLISHED)
+def test_other_rules_run_the_step_as_it_is_written(rule: str) -> None:
+    learner = compiled(AS_PUBLISHED[rule], Network(hard_reset, moved=False))
+    assert not learner.filters
+    assert not learner.graph.uniform
+
+
+def test_a_rule_that_refuses_the_filters_runs_the_step_as_it_is_written() -> None:
+    class Narrow(bt.D_RTRL):
+        def make_rule(self, executor: Any) -> Any:
+            if any(group.group.num_state > 1 for group in executor.groups):
+                raise bt.NotSupportedError("one state alone")
+            return super().make_rule(executor)
+
+    assert not compiled(Narrow, Network(hard_reset, moved=False)).graph.not_uniform
+    asked = partial(Narrow, downstream="linear")
+    learner = compiled(asked, Network(hard_reset, moved=False))
+    step = compiled(partial(bt.D_RTRL, downstream="step"), Network(hard_reset, moved=False))
+    assert_tree_close(gradient(learner, 3), gradient(step, 3))
+    assert learner.graph.not_uniform["y",] == "one state alone"
+    (record,) = learner.graph.explain(kind="credit_stops")
+    assert record.message.endswith("get no credit: one state alone")
+    assert not learner.graph.explain(kind="uniform_dynamics")
