@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.base import versions
 from braintrace.executor.executor import Executor
 from braintrace.executor.jacobians import takes_forward_mode
 from tests import zoo
@@ -163,3 +164,84 @@ def test_what_is_structurally_zero_is_none(scope: str) -> None:
 
     *_, found = jacobians(Memoryless(), recurrence_scope=scope)
     assert found.transition == (None,)
+
+
+class Many(zoo.Model):
+    """A ring of states, in states of their own and in one of several, with one position each."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.count = states
+        self.w = weight(IN, HIDDEN)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        shape = (batch_size, HIDDEN)
+        for k in range(self.count - 2):
+            setattr(self, f"h{k}", brainstate.HiddenState(jnp.full(shape, 0.1 * k)))
+        self.two = brainstate.HiddenGroupState(jnp.full((*shape, 2), 0.2))
+
+    def step(self, olds: Any, y: Any) -> Any:
+        *single, two = olds
+        every = [*single, two[..., 0], two[..., 1]]
+        new = [jnp.tanh(0.5 * h + every[k - 1] * h + y) for k, h in enumerate(every)]
+        return [*new[:-2], jnp.stack(new[-2:], -1)]
+
+    def update(self, x: Any) -> Any:
+        states = [*(getattr(self, f"h{k}") for k in range(self.count - 2)), self.two]
+        news = self.step([state.value for state in states], bt.matmul(x, self.w.value))
+        for state, new in zip(states, news, strict=True):
+            state.value = new
+        return states[0].value
+
+
+def test_many_states_are_pulled_back_together() -> None:
+    """``D`` and ``f`` of six states, more than are written out one by one."""
+    model = Many(6)
+    brainstate.nn.init_all_states(model, batch_size=2)
+    executor = bt.ETraceGraphExecutor(model)
+    executor.compile_graph(X)
+    step = executor.compiled
+    states = {slot.path: slot.state.value for slot in step.graph.module_info.slots}
+    _, _, values = step.run([X], states)
+    found = step.jacobians_at(values)
+    (group,) = step.groups
+    olds = [state.value for state in group.group.hidden_states]
+    y = X @ model.w.value
+
+    def at(b: int, p: int) -> Any:
+        """All new states of one position by the old ones of it, and by ``y``."""
+
+        def new(old: Any, y_one: Any) -> Any:
+            single = [jnp.full((1, 1), old[k]) for k in range(4)]
+            result = model.step([*single, old[None, None, 4:]], y_one[None, None])
+            return jnp.concatenate([v.reshape(-1) for v in result])
+
+        old = jnp.concatenate([v[b, p].reshape(-1) for v in olds])
+        return jax.jacobian(new, (0, 1))(old, y[b, p])
+
+    for b, p in ((0, 0), (1, HIDDEN - 1)):
+        of_old, of_y = at(b, p)
+        np.testing.assert_allclose(found.transition[0][:, :, b, p], of_old, atol=1e-12)
+        np.testing.assert_allclose(found.f[0][:, b, p], of_y, atol=1e-12)
+
+
+def equations(jaxpr: Any) -> int:
+    inner = (e for eqn in jaxpr.eqns for e in versions.inner_jaxprs(eqn))
+    return len(jaxpr.eqns) + sum(map(equations, inner))
+
+
+def test_the_program_of_many_states_grows_as_the_step_does() -> None:
+    """A pull-back for each state would be a program of the square of their number."""
+
+    def size(states: int) -> tuple[int, int]:
+        model, xs = Many(states), jnp.stack([X] * 4)
+        learner = bt.compile(model, "d_rtrl", X, batch_size=2)
+
+        def gradient(xs: Any) -> Any:
+            return learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), block_size=2)
+
+        program, _ = brainstate.transform.make_jaxpr(gradient)(xs)
+        return len(learner.graph.module_info.eqns), equations(program)
+
+    (few, small), (many, large) = size(8), size(32)
+    assert large / small < many / few < 4.2

@@ -298,13 +298,15 @@ def partial_at(
 
 
 def mapped(fun: Callable[..., Any], rows: Any, together: int) -> Any:
-    """``jax.lax.map``, of ``together`` rows at a time if ``vmap`` can map all that is inside.
+    """``vmap``, or ``jax.lax.map`` of ``together`` rows at a time, if ``vmap`` can map what is inside.
 
     A primitive of another library may have no batching rule.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
     try:
-        return jax.lax.map(fun, rows, batch_size=min(together, count))
+        if count <= together:
+            return jax.vmap(fun)(rows)
+        return jax.lax.map(fun, rows, batch_size=together)
     except NotImplementedError:
         return jax.lax.map(fun, rows)
 

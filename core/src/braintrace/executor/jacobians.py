@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
@@ -24,6 +25,7 @@ from ..compiler.groups import HiddenGroup
 from ..compiler.reach import Cone
 from ..jaxprs.pull import converts
 from ..jaxprs.run import holds, read, run_equations
+from ..ops.traces.base import UNROLL_STATES
 from .layout import Link, Positions, numbers_along
 
 #: What ``D`` and ``f`` may hold, and a learning rule may need.
@@ -74,25 +76,37 @@ class Pullback:
         call = versions.jaxpr_as_fun(program)
         return cls(group, *jax.vjp(lambda olds: call(*held, *olds), [*olds]))
 
-    def rows(self, mask: jax.Array) -> list[Any]:
-        """Per state, what is pulled back from ``mask`` [*V of the group] at that state."""
-        found, zeros = [], jnp.zeros_like(mask)
+    def rows(self, mask: jax.Array) -> Any:
+        """What is pulled back from ``mask`` [*V of the group] at each state: arrays [S, ..].
+
+        Of few states, each by itself. A program for each of many would be large, so that these are
+        pulled back together.
+        """
+        states = self.group.num_state
+        if states > UNROLL_STATES:
+            every = jnp.arange(states)
+            return versions.mapped(lambda k: self.pull(self._at(mask, every == k)), every, states)
+        rows = [self.pull(self._at(mask, np.arange(states) == k)) for k in range(states)]
+        return jax.tree.map(lambda *row: jnp.stack(row), *rows)
+
+    def _at(self, mask: jax.Array, chosen: Any) -> list[Any]:
+        """Cotangents of the members that are ``mask`` at the chosen states [S], zero elsewhere."""
+        first, found = 0, []
         counts, axes = self.group.state_counts, self.group.state_axes
-        for member, (new, count) in enumerate(zip(self.news, counts, strict=True)):
-            for k in range(count):
-                own = [mask if j == k else zeros for j in range(count)]
-                cotangents = [jnp.zeros(v.shape, v.dtype) for v in self.news]
-                whole = mask if new.shape == mask.shape else jnp.stack(own, axes[member])
-                cotangents[member] = whole.astype(new.dtype)
-                found.append(self.pull(cotangents))
+        for new, count, axis in zip(self.news, counts, axes, strict=True):
+            whole = jnp.where(chosen[first : first + count], mask[..., None], 0)
+            single = new.shape == mask.shape
+            own = whole[..., 0] if single else jnp.moveaxis(whole, -1, axis)
+            found.append(own.astype(new.dtype))
+            first += count
         return found
 
     @cached_property
-    def sums(self) -> list[Any]:
+    def sums(self) -> Any:
         """The rows of ones everywhere."""
         return self.rows(jnp.ones(self.group.varshape))
 
-    def each(self, axes: Sequence[int], take: Callable[[list[Any], jax.Array], Any]) -> Any:
+    def each(self, axes: Sequence[int], take: Callable[[Any, jax.Array], Any]) -> Any:
         """``take(rows, index)`` for each index of the flattened ``axes`` of positions, stacked.
 
         The rows belong to cotangents that are one at the positions with that index.
@@ -106,9 +120,9 @@ class Pullback:
 
         return versions.mapped(one, jnp.arange(count), TOGETHER)
 
-    def olds(self, rows: Sequence[Any]) -> jax.Array:
+    def olds(self, rows: Any) -> jax.Array:
         """What rows hold of the old values: [S, S, *V of the group]."""
-        return jnp.stack([Positions(self.group).stacked(row[0]) for row in rows])
+        return jax.vmap(Positions(self.group).stacked)(rows[0])
 
     def transition(self, mixed: tuple[int, ...], whole: bool) -> jax.Array:
         """``D``: every entry, as :class:`Positions` says, or the diagonal along mixed axes."""
@@ -116,7 +130,7 @@ class Pullback:
             return self.olds(self.sums)
         wide, states = Positions(self.group, mixed), self.group.num_state
 
-        def one(rows: list[Any], index: jax.Array) -> jax.Array:
+        def one(rows: Any, index: jax.Array) -> jax.Array:
             found = wide.joined(self.olds(rows), 1)  # [S, S M, *kept]
             if whole:
                 return found
@@ -130,8 +144,8 @@ class Pullback:
     def factor(self, link: Link) -> jax.Array:
         """``f`` [S, *E, *Y] of a link."""
 
-        def of_y(rows: Sequence[Any], _: Any = None) -> jax.Array:
-            return jnp.stack([row[1][link.index] for row in rows])
+        def of_y(rows: Any, _: Any = None) -> jax.Array:
+            return rows[1][link.index]
 
         positions = link.group
         axes = (*positions.mixed, *(positions.kept[k] for k in link.alignment.extra))
