@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
-    "base": 709,
+    "base": 712,
     "ops": 1753,
     "show": 1314,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 5889,
-    "executor": 1526,
+    "compiler": 6015,
+    "executor": 1540,
     "files": 872,
     "cli": 729,
     "algorithms": 2411,
     "drivers": 2119,
-    "learners": 2830,
+    "learners": 2833,
     "modules": 894,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_736, 8_198
-WHOLE_CORE = 24_218
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_879, 8_303
+WHOLE_CORE = 24_364
 
 
 def module_of(file: Path) -> str:

@@ -58,6 +58,7 @@ class DiagnosticKind(str, enum.Enum):  # noqa: UP042  str() of it is its name
     PARAMETER_OUTSIDE_OPERATION = "parameter_outside_operation"
     PARAMETER_UNUSED = "parameter_unused"
     STATE_MISMATCH = "state_mismatch"
+    WEIGHTS_ARE_CONSTANTS = "weights_are_constants"
     PRIMITIVE_INSIDE_NESTED_JIT = "primitive_inside_nested_jit"
     PRIMITIVE_INSIDE_CONTROL_FLOW = "primitive_inside_control_flow"
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"

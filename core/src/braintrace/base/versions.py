@@ -298,7 +298,7 @@ def partial_at(
 
 
 def mapped(fun: Callable[..., Any], rows: Any, together: int) -> Any:
-    """``vmap``, or ``jax.lax.map`` of ``together`` rows at a time, if ``vmap`` can map what is inside.
+    """``vmap``, of ``together`` rows at a time, if it can map what is inside, or else ``lax.map``.
 
     A primitive of another library may have no batching rule.
     """

@@ -18,6 +18,7 @@ from .coverage import Frozen, find_coverage, find_unheard, require_coverage, res
 from .delay_lines import with_delay_lines
 from .filters import check_downstream, move_leaks
 from .findings.downstream import as_written, downstream_findings
+from .findings.foreign import foreign_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
 from .findings.record import EXACT
@@ -129,7 +130,8 @@ def compile_etrace_graph(
         downstream_findings,
     )
     records = (record for find in finders for record in find(graph))
-    graph = replace(graph, diagnostics=(*records, *graph.diagnostics))
+    foreign = foreign_findings(model, graph)
+    graph = replace(graph, diagnostics=(*records, *foreign, *graph.diagnostics))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         if record.kind not in EXACT:
             versions.warn(str(record), CompilationWarning)

@@ -239,6 +239,26 @@ class WeightInCond(WithMore):
         )
 
 
+class Fixed:
+    """A layer of another library: not known to brainstate, and called."""
+
+    def __init__(self) -> None:
+        self.matrix = jnp.eye(IN)
+
+    def __call__(self, x: Any) -> Any:
+        return x @ self.matrix
+
+
+class WithForeignLayer(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Fixed()
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.8 * self.h.value + bt.matmul(self.encoder(x), self.w.value)
+        return self.h.value
+
+
 @dataclass(frozen=True)
 class Trigger:
     """What a model makes the compiler say, and where: the line with ``mark``."""
@@ -287,6 +307,7 @@ TRIGGERS = [
     Trigger(Kind.PARAMETER_OUTSIDE_OPERATION, PlainBias, Level.WARNING, None, ("b",)),
     Trigger(Kind.PARAMETER_UNUSED, Unused, Level.INFO, None, ("dead",), mark=None, frozen=["dead"]),
     Trigger(Kind.STATE_MISMATCH, IdleState, Level.WARNING, None, hidden=(("idle",),), mark=None),
+    Trigger(Kind.WEIGHTS_ARE_CONSTANTS, WithForeignLayer, Level.WARNING, mark=None),
     Trigger(Kind.PRIMITIVE_INSIDE_NESTED_JIT, InsideJit, Level.INFO, MM, ("w",), H),
     Trigger(Kind.PRIMITIVE_INSIDE_CONTROL_FLOW, InsideCond, Level.INFO, MM, ("w",), H),
     Trigger(Kind.CONTROL_FLOW_REWRITTEN, InsideCond, Level.INFO, "cond", mark="# cond"),
