@@ -56,17 +56,17 @@ CEILINGS = {
     "jaxprs": 1448,
     "plugins": 1724,
     "compiler": 6015,
-    "executor": 1540,
+    "executor": 1596,
     "files": 872,
     "cli": 729,
-    "algorithms": 2411,
+    "algorithms": 2416,
     "drivers": 2119,
     "learners": 2833,
     "modules": 894,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_879, 8_303
-WHOLE_CORE = 24_364
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_940, 8_344
+WHOLE_CORE = 24_425
 
 
 def module_of(file: Path) -> str:

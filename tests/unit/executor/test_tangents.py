@@ -82,3 +82,13 @@ def test_all_tangents_of_a_step(activation: Any, dtype: str) -> None:
                 wanted = sum(float(jnp.real(a * b).sum()) for a, b in along)
                 got = float(jnp.real(zeros[j] * found[j][k]).sum())
                 np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_where_derivatives_can_be_infinite() -> None:
+    def singular(function: Any) -> bool:
+        program = jax.make_jaxpr(function)(jnp.ones(2), jnp.ones(2))
+        return tangents.has_singular_derivatives(SimpleNamespace(eqns=program.eqns))
+
+    assert singular(lambda h, y: jnp.sqrt(h) + y) and singular(lambda h, y: h / y)
+    assert singular(lambda h, y: jax.jit(jnp.linalg.norm)(h) * y) and singular(lambda h, y: h**-1)
+    assert not singular(lambda h, y: jnp.tanh(h / 2.0) * y**2 + jnp.where(h > 0, y, 0))

@@ -38,7 +38,7 @@ from ..executor.executor import Executor
 from ..executor.joint_graph import joint_graph
 from ..executor.layout import Positions
 from ..executor.leaves import StateLeaf
-from ..executor.tangents import differentiated, moved, run_cut
+from ..executor.tangents import differentiated, has_singular_derivatives, moved, run_cut
 from ..jaxprs.depends import Along, program_influences
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 
@@ -156,6 +156,10 @@ class InfluenceRule(LearningRule):
         kept = [np.moveaxis(reached[own], -1, 0) for own in places]
         return tuple(None if mask.all() else mask for mask in kept)
 
+    @cached_property
+    def _singular(self) -> bool:
+        return has_singular_derivatives(self.executor.graph.module_info)
+
     @property
     def in_single_steps(self) -> bool:  # type: ignore[override]
         """Reverse mode of several steps would count what the mask leaves out."""
@@ -235,7 +239,8 @@ class InfluenceRule(LearningRule):
             inputs += [value for _, value in zip(slot.leaves, own, strict=False)]
         olds = () if begins else self.carried
         _, pull = differentiated(info, self.parameters, olds, self.carried, inputs)
-        new = moved(self.parameters, olds, self.carried, pull, () if begins else traces)
+        before = () if begins else traces
+        new = moved(self.parameters, olds, self.carried, pull, before, self._singular)
         return tuple(
             (m if mask is None else jnp.where(mask, m, 0)).astype(self._dtype(s))
             for m, mask, s in zip(new, self.masks, self.carried, strict=True)

@@ -21,13 +21,20 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.versions import jaxp
 from ..compiler.module_info import ModuleInfo
-from ..jaxprs.run import holds, read, run_equations
+from ..jaxprs.depends import depends
+from ..jaxprs.run import holds, nested, read, run_equations, run_inlined
 from .leaves import StateLeaf
 
 Leaves = Sequence[StateLeaf]
 
 #: How many tangents, or rows, are computed together.
 TOGETHER = 256
+
+#: Primitives whose derivative is infinite somewhere, beside ``div`` by something that moves.
+SINGULAR = frozenset(
+    "acos acosh asin atan2 atanh cbrt digamma div erf_inv integer_pow lgamma log log1p pow rsqrt "
+    "sqrt".split()
+)
 
 
 def differentiated(
@@ -81,21 +88,70 @@ def moved(
     carried: Leaves,
     pull: Callable[..., Any],
     traces: Sequence[Any],
+    singular: bool = False,
 ) -> list[jax.Array]:
-    """``J M + P`` for ``M`` [P, \\*s] of each carried leaf; in the dtypes of these."""
+    """``J M + P`` for ``M`` [P, \\*s] of each carried leaf; in the dtypes of these.
+
+    ``singular``: whether derivatives may be infinite, which a tangent of zero passes as zero.
+    """
     zeros = [jnp.zeros(leaf.aval.shape, leaf.aval.dtype) for leaf in carried]
     traces = [m.astype(leaf.aval.dtype) for m, leaf in zip(traces, olds, strict=True)]
     backward = jax.make_jaxpr(pull)(zeros)
     looping = any(holds(eqn, jaxp.while_p) for eqn in backward.eqns)
-    by = _by_rows if looping else _by_columns
-    return by(parameters, carried, pull, zeros, traces)
+    if looping:
+        return _by_rows(parameters, carried, pull, zeros, traces)
+    return _by_columns(parameters, carried, pull, zeros, traces, singular)
+
+
+def has_singular_derivatives(info: ModuleInfo) -> bool:
+    """Whether a derivative within a step is infinite for some values."""
+
+    def singular(eqn: Any) -> bool:
+        name = eqn.primitive.name
+        constant = name == "div" and not versions.is_var(eqn.invars[1])
+        return name in SINGULAR and not constant and eqn.params.get("y", 0) <= 1
+
+    return any(singular(sub) for eqn in info.eqns for sub in (eqn, *nested(eqn)))
+
+
+def _zero_where_zero(push: Callable[..., Any], pull: Any, zeros: list[Any]) -> Callable[..., Any]:
+    """``push`` of tangents, in which zero times infinity is zero.
+
+    The state of an episode that starts anew has a tangent of zero, and may be where a root has no
+    derivative. Reverse mode leaves out what is behind a selection; forward mode multiplies by it.
+    """
+    like = jax.eval_shape(pull, zeros)
+    leaves, tree = jax.tree.flatten(like)
+    calling = versions.make_jaxpr(lambda *dots: push(jax.tree.unflatten(tree, dots))[0], *leaves)
+    program = versions.make_jaxpr(lambda *dots: run_inlined(calling, dots), *leaves)
+    marks = depends(program.eqns, {var: frozenset({0}) for var in program.invars})
+
+    def run(dots: Any) -> tuple[list[Any]]:
+        env = versions.start_env(program, jax.tree.leaves(dots))
+        for eqn in program.eqns:
+            run_equations([eqn], env)
+            if eqn.primitive in (jaxp.mul_p, jaxp.div_p):
+                dot = next((a for a in eqn.invars if versions.is_var(a) and marks.get(a)), None)
+                if dot is not None:
+                    (out,) = eqn.outvars
+                    env[out] = jnp.where(env[dot] == 0, jnp.zeros_like(env[out]), env[out])
+        return ([read(env, atom) for atom in program.outvars],)
+
+    return run
 
 
 def _by_columns(
-    parameters: Leaves, carried: Leaves, pull: Any, zeros: list[Any], traces: list[Any]
+    parameters: Leaves,
+    carried: Leaves,
+    pull: Any,
+    zeros: list[Any],
+    traces: list[Any],
+    singular: bool,
 ) -> list[jax.Array]:
     """A tangent for each entry of the parameters."""
     _, push = jax.vjp(pull, zeros)
+    if singular:
+        push = _zero_where_zero(push, pull, zeros)
     ends = [*accumulate(leaf.size for leaf in parameters)]
 
     def one(row: Any) -> Any:
