@@ -3,7 +3,8 @@
 
 Numbers of programs and what layers give are compared with the files there, which hold those of
 ``braintrace`` 0.2.8 (of 0.2.6 for layers); attributes of records are said by both and compared.
-0.2.6 gives readouts no gradient. The exit status is 1 when a program of either fails.
+What docs/from-0.2.md says of the peer is checked on it. 0.2.6 gives readouts no gradient. The exit
+status is 1 when a program of either fails or the page is wrong.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def main() -> int:
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for who, python in pythons.items():
+            if who == "peer":
+                print("\npeer: what docs/from-0.2.md says of it", flush=True)
+                failed |= module(python, "rows_there")
             print(f"\n{who}: programs", flush=True)
             failed |= module(python, "numbers", "compare", str(STORED))
             for name in ("attributes", "layers"):

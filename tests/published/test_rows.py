@@ -225,12 +225,6 @@ def values_of_the_environment() -> None:
     assert outs[0].any() and jnp.allclose(2 * outs[0], outs[1])
 
 
-@row("a call may have arguments of another dtype")
-def another_dtype() -> None:
-    with pytest.raises(ValueError, match="dtype int32, but the learner was compiled for .*convert"):
-        learner()(sequence()[0].astype(jnp.int32))
-
-
 @row("an argument `modulator` is ignored by rules")
 def modulators_that_nobody_reads() -> None:
     with pytest.raises(TypeError, match="modulator"):
