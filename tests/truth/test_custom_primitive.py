@@ -453,7 +453,8 @@ class Dynamic(zoo.Model):
         self.b = weight(HIDDEN)
 
     def update(self, x: Any) -> Any:
-        y = curved.bind(x, self.w.value * x[0], self.b.value, power=1)  # here
+        w = jnp.roll(self.w.value, jnp.int32(x[0]))
+        y = curved.bind(x, w, self.b.value, power=1)  # here
         self.h.value = 0.5 * self.h.value + y
         return self.h.value
 

@@ -273,8 +273,9 @@ def _relation(
             raise NotSupportedError(
                 f"{name} of {eqn.primitive.name!r} at {versions.source_of(eqn)} depends on "
                 "inputs or states of the step; everything but x must be made of parameters and "
-                "constants, because its trace is kept over time. Apply a factor or a bias that "
-                "changes from step to step to the input or to the output of the operation"
+                "constants, because its trace is kept over time, or, entry by entry, of one "
+                "parameter and what moves (a mask, an index in front). Apply a factor or a bias "
+                "that changes from step to step to the input or to the output of the operation"
             )
     driven = [groups[g] for g in sorted(reach.near)]
     ways = {False: PathClassification.ALL_DIRECT, True: PathClassification.MIXED}

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
+from .moving import MovingSpec
 from .primitive import find_primitive
 from .repeated import RepeatedSpec
 from .spec import ETPPrimitiveSpec
@@ -84,13 +85,21 @@ class Operation:
 
     @property
     def of_one(self) -> Operation | None:
-        """What is repeated, if this is a repeated operation: that of one iteration."""
-        if not isinstance(self.spec, RepeatedSpec):
+        """That of one iteration, or of one step, if this one is repeated or its weights move."""
+        avals, i, spec = [*self.operand_avals], self.spec.x_invar_index, self.spec
+        if isinstance(spec, RepeatedSpec):
+            avals[i], y_aval = _row(avals[i]), _row(self.y_aval)  # type: ignore[index]
+        elif isinstance(spec, MovingSpec):
+            y_aval = self.y_aval
+            for k, made in spec.made.items():
+                avals[k] = made.aval
+            if spec.one.spec.x_invar_index is None:
+                del avals[i]  # type: ignore[arg-type]
+            else:
+                avals[i] = spec.packed[0]  # type: ignore[index]
+        else:
             return None
-        avals, i = [*self.operand_avals], self.spec.x_invar_index
-        avals[i] = _row(avals[i])  # type: ignore[index]
-        one = self.spec.one.spec
-        return replace(self, spec=one, operand_avals=tuple(avals), y_aval=_row(self.y_aval))
+        return replace(self, spec=spec.one.spec, operand_avals=tuple(avals), y_aval=y_aval)
 
     def weights(self, operands: Sequence[Any]) -> Arrays:
         """The trainable operands by key."""
@@ -142,6 +151,8 @@ class Operation:
         ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y]. The sum
         is taken, and given, in a dtype no narrower than :attr:`wide`.
         """
+        if isinstance(self.spec, MovingSpec):
+            return self._moved(self.spec, x, dy, operands)
         if (one := self.of_one) is not None:
             return one.contract(folded(x), folded(dy), operands)
         x, dy, operands = self.widened((x, dy, [*operands]))
@@ -159,6 +170,23 @@ class Operation:
             each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
             found = {key: value.sum(0) for key, value in each.items()}
         return {key: found[key] for key in self.traced}
+
+    def _moved(self, spec: MovingSpec, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+        """:meth:`contract` with weights of its own at each step."""
+        one: Any = self.of_one
+        operands = self.widened([*operands])
+
+        def step(total: Arrays, now: Any) -> tuple[Arrays, None]:
+            own, values = spec.unpacked(now[0])
+            own = None if own is None else own[None]
+            found = one.contract(own, now[1][None], spec.operands(operands, values))
+            pulls = spec.pulled(operands, values)
+            traced = ((key, self.positions[key]) for key in self.traced)
+            found |= {key: pulls[k](found[key]) for key, k in traced if k in pulls}
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+        zeros = {key: jnp.zeros_like(self.cotangent_type(key)) for key in self.traced}
+        return jax.lax.scan(step, zeros, (x, dy))[0]
 
 
 def _declared(function: Callable[..., Any], **values: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, OPAQUE, WEIGHT_IN_WHILE, WEIGHT_INSIDE
 from ..keywords import run_with
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
+from .moving import with_constant_weights
 
 
 def extract_module_info(
@@ -136,6 +137,7 @@ def _trace(
     opened = Rewriting(policy, records.append).open(flat, fixed)
     if policy.while_hidden != "error":
         opened = with_reverse_mode(opened, lambda eqn: records.append(OPAQUE(eqn)))
+    opened = with_constant_weights(opened, fixed)
     if opened is not flat:  # what was the result of a branch may now be an input of the step
         flat = flatten(opened, range(len(opened.invars)), range(len(opened.outvars)), own)
     info = ModuleInfo(

@@ -7,21 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from ...base.errors import CompilationError
+from ..moving import MovingSpec
 from ..operation import Operation
 from .base import TraceRules
 from .by_rules import StructuredTrace
 from .dense import DenseTrace
+from .moving import MovingTrace
 from .repeated import RepeatedTrace
 
 
 def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:
     """The structured trace where the family wrote its rules, else the dense one.
 
-    That of a repeated operation is the trace of what is repeated.
+    That of a repeated operation, or of one with moving weights, follows from that of one iteration.
     """
     if (one := operation.of_one) is not None:
         rules = trace_rules(one, extra, num_state)
-        return RepeatedTrace(operation, extra, num_state, rules)
+        form = MovingTrace if isinstance(operation.spec, MovingSpec) else RepeatedTrace
+        return form(operation, extra, num_state, rules)
     spec = operation.spec
     kind = DenseTrace if spec.yw_to_w is None or spec.init_drtrl is None else StructuredTrace
     return kind(operation, extra, num_state)

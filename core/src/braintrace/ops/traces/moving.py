@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trace of an operation whose weights change from step to step: that of the whole weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from ..moving import MovingSpec
+from ..operation import Arrays
+from .base import TraceRules, sum_over_steps
+
+
+@dataclass(eq=False)
+class MovingTrace(TraceRules):
+    """A trace in the structure of the operation, whose rules are ``one``, with further axes.
+
+    A leaf [S, *E, .., *W] of the operation is [S, *E, .., *N, *W] here, with ``N`` the leading axes
+    that a weight has more than what is made of it.
+    """
+
+    one: TraceRules
+
+    @property
+    def spec(self) -> MovingSpec:
+        """The specification of the operation."""
+        return self.operation.spec  # type: ignore[return-value]
+
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        found = dict(self.one.types)
+        for key, (extra, ndim) in self._longer.items():
+            shape, at = found[key].shape, len(found[key].shape) - ndim
+            longer = (*shape[:at], *extra, *shape[at:])
+            found[key] = jax.ShapeDtypeStruct(longer, found[key].dtype)
+        return found
+
+    @property
+    def _longer(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Axes ``N``, and the number of axes ``W``, of the keys with such axes."""
+        pairs = ((key, self.spec.made.get(k)) for key, k in self.operation.positions.items())
+        traced = ((key, made) for key, made in pairs if made and key in self.operation.traced)
+        return {key: (m.extra, len(m.aval.shape)) for key, m in traced if m.extra}
+
+    def of_states(self, num_state: int) -> Self:
+        return replace(self, num_state=num_state, one=self.one.of_states(num_state))
+
+    def _each(self, run: Callable[[Arrays], Arrays], trace: Arrays) -> Arrays:
+        """``run`` for every index of the axes ``N``, which stand in front of the axes ``W``."""
+        longer = self._longer
+        rows = {key: _in_front(trace[key], *axes) for key, axes in longer.items()}
+        first = {**trace, **{key: leaf[0] for key, leaf in rows.items()}}
+        found = run(first)
+        for key, (extra, ndim) in longer.items():
+            made = jax.vmap(lambda leaf, key=key: run({**first, key: leaf})[key])(rows[key])
+            made = jnp.moveaxis(made, 0, at := made.ndim - 1 - ndim)
+            found[key] = made.reshape(*made.shape[:at], *extra, *made.shape[at + 1 :])
+        return found
+
+    def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        scale = self.one.scale(self._held(operands))
+        return lambda factor, trace: self._each(lambda t: scale(factor, t), trace)
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        held = self._held(operands)
+        return self._each(lambda t: self.one.solve(signal, t, held), trace)
+
+    def _held(self, operands: Sequence[Any]) -> list[Any]:
+        """The operands of ``one`` as its rules get them where they may not use weights."""
+        count = len(self.one.operation.operand_avals)
+        return [None if k in self.spec.made else v for k, v in enumerate(operands[:count])]
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        traced = [(key, self.operation.positions[key]) for key in self.operation.traced]
+        operands = self.operation.widened([*operands])
+
+        def step(x_k: jax.Array, f_k: jax.Array) -> Arrays:
+            own, values = self.spec.unpacked(x_k)
+            own = None if own is None else own[None]
+            found = self.one.increments(own, f_k[None], self.spec.operands(operands, values))
+            pulls = self.spec.pulled(operands, values)
+            for key, k in traced:
+                if k in pulls:
+                    leaf, own_shape = found[key], self.spec.made[k].aval.shape
+                    lead = leaf.shape[: leaf.ndim - len(own_shape)]
+                    rows = jax.vmap(pulls[k])(leaf.reshape(-1, *own_shape))
+                    found[key] = rows.reshape(*lead, *rows.shape[1:]).astype(leaf.dtype)
+            return found
+
+        return sum_over_steps(step, x, f)
+
+
+def _in_front(leaf: jax.Array, extra: tuple[int, ...], ndim: int) -> jax.Array:
+    """A leaf [.., *N, *W] as [N, .., *W]."""
+    at = leaf.ndim - ndim - len(extra)
+    flat = leaf.reshape(*leaf.shape[:at], math.prod(extra), *leaf.shape[at + len(extra) :])
+    return jnp.moveaxis(flat, at, 0)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that are chosen or masked by inputs or states, against BPTT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.testing import assert_tree_close, bptt
+from tests import zoo
+
+BATCH, IN, WIDTH, STEPS = 2, 3, 4, 6
+
+
+class Moving(zoo.Model):
+    """A leaky state, driven by an operation whose weight moves; one more weight that does not."""
+
+    width = WIDTH
+
+    def __init__(self, drive: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.drive = drive
+        self.w, self.b = zoo.weight(3, IN, WIDTH), zoo.weight(3, WIDTH)
+        self.v = zoo.weight(IN, WIDTH)
+        self.time = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+        self.key = brainstate.random.RandomState(0)
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        super().reset_state(batch_size)
+        self.time.value = jnp.zeros((), jnp.int32)
+        self.key.seed(0)
+
+    def update(self, x: Any) -> Any:
+        y = self.drive(self, x)
+        self.h.value = 0.8 * self.h.value + jnp.tanh(y) + bt.matmul(x, self.v.value)
+        self.time.value = self.time.value + 1
+        return jnp.sin(self.h.value)
+
+
+def chosen(m: Any, x: Any) -> Any:
+    """One of three weights, and of three biases another one."""
+    k = m.time.value
+    return bt.matmul(x, jnp.abs(m.w.value)[k % 3], m.b.value[(k + 1) % 3])
+
+
+def chosen_by_input(m: Any, x: Any) -> Any:
+    """By a one-hot vector: a mixture of weights is the same kind."""
+    k = jnp.argmax(x.sum(0))
+    w = jnp.einsum("k,kio->io", jax.nn.one_hot(k, 3) + 0.1, m.w.value)
+    return bt.matmul(jnp.cos(x), w, m.b.value.take(k, axis=0))
+
+
+def dropped(m: Any, x: Any) -> Any:
+    """DropConnect."""
+    kept = m.key.bernoulli(0.5, (IN, WIDTH))
+    w = jnp.where(kept, jnp.tanh(m.w.value[0]) / 0.5, 0.0)
+    return bt.matmul(x, w) + bt.matmul(x, m.w.value[1], m.b.value.sum(0))
+
+
+def masked_by_counter(m: Any, x: Any) -> Any:
+    rows = (jnp.arange(IN * WIDTH).reshape(IN, WIDTH) + m.time.value) % 3 > 0
+    bias = m.b.value[0] * (1.0 + 0.1 * x.mean())
+    return bt.matmul(x, m.w.value[0] * rows, bias) + bt.matmul(x, m.w.value[2] + 0.1 * rows)
+
+
+def masked_by_state(m: Any, x: Any) -> Any:
+    """By what a state does, without a derivative."""
+    active = m.h.value.mean(0) > 0.1
+    factor = bt.element_wise(m.b.value[0] * active, jnp.sin)
+    return bt.matmul(x, m.w.value[m.time.value % 3] * active) * (1.0 + factor)
+
+
+DRIVES = [chosen, chosen_by_input, dropped, masked_by_counter, masked_by_state]
+
+
+def case(drive: Any, model: Any = Moving) -> zoo.Case:
+    brainstate.random.seed(0)
+    module = model(drive)
+    brainstate.nn.init_all_states(module, batch_size=BATCH)
+    rng = np.random.default_rng(1)
+    xs, ys = (jnp.asarray(rng.normal(size=(STEPS, BATCH, n))) for n in (IN, WIDTH))
+    return zoo.Case(module, xs, ys, BATCH)
+
+
+def gradients(of: zoo.Case, learner: Any, **options: Any) -> Any:
+    of.reset()
+    learner.reset_state(BATCH)
+    return learner.etrace_grad(
+        of.xs, of.ys, step_fn=lambda x, y: of.loss(learner(x), y), reduction="sum", **options
+    )
+
+
+def compiled(of: zoo.Case, rule: Any, **options: Any) -> Any:
+    of.reset()
+    return bt.compile(of.model, rule, of.xs[0], batch_size=BATCH, **options)
+
+
+@pytest.mark.parametrize("drive", DRIVES)
+def test_the_gradient_is_that_of_bptt(drive: Any) -> None:
+    of = case(drive)
+    of.reset()
+    _, exact = bptt(of.model, (of.xs, of.ys), of.loss)
+    learner = compiled(of, "d_rtrl")
+    for block in (1, "auto"):
+        assert_tree_close(gradients(of, learner, block_size=block), exact)
+    assert "direct" not in learner.graph.coverage()[("w",)]
+
+
+def test_other_rules() -> None:
+    """SnAp is exact where no positions are mixed; an unfiltered pp_prop follows its definition."""
+    of = case(masked_by_counter)
+    of.reset()
+    _, exact = bptt(of.model, (of.xs, of.ys), of.loss)
+    assert_tree_close(gradients(of, compiled(of, "snap")), exact)
+    assert_tree_close(gradients(of, compiled(of, bt.RTRL)), exact)
+    with pytest.raises(bt.NotSupportedError, match="weight of etp_mm at .*is chosen or masked by"):
+        compiled(of, "pp_prop", decay_or_rank=0.9)
+    found = gradients(of, compiled(of, "pp_prop", decay_or_rank=(0.0, 0.9)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_the_trace_is_that_of_the_whole_weight() -> None:
+    learner = compiled(case(chosen), "d_rtrl")
+    ((trace),) = learner.get_etrace_of(("w",))
+    shapes = {key: leaf.shape for key, leaf in trace.items()}
+    assert shapes == {"weight": (BATCH, 3, IN, WIDTH, 1), "bias": (BATCH, 3, WIDTH, 1)}
+
+
+def rolled(m: Any, x: Any) -> Any:
+    """Entries that change their places have no trace in common."""
+    return bt.matmul(x, jnp.roll(m.w.value[0], m.time.value, 0), m.b.value.sum(0))
+
+
+def two_weights(m: Any, x: Any) -> Any:
+    return bt.matmul(x, m.w.value[0] * x.mean() + m.w.value[1] * m.v.value, m.b.value.sum(0))
+
+
+@pytest.mark.parametrize("drive", [rolled, two_weights])
+def test_what_is_made_otherwise_is_refused(drive: Any) -> None:
+    with pytest.raises(bt.NotSupportedError, match="operand 'weight'.*depends on inputs or states"):
+        compiled(case(drive), "d_rtrl")
+
+
+def test_for_each_example_by_itself_it_is_refused() -> None:
+    class Alone(Moving):
+        def reset_state(self, batch_size: int | None = None) -> None:
+            zoo.Model.reset_state(self, batch_size)
+
+    module = Alone(masked_by_counter)
+    with pytest.raises(bt.NotSupportedError, match="vmap=True.*chosen or masked by inputs"):
+        bt.compile(module, "d_rtrl", jnp.ones((BATCH, IN)), batch_size=BATCH, vmap=True)
