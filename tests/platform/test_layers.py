@@ -51,22 +51,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
     "base": 712,
-    "ops": 1753,
+    "ops": 2025,
     "show": 1314,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6015,
+    "compiler": 6196,
     "executor": 1596,
     "files": 872,
     "cli": 729,
-    "algorithms": 2416,
+    "algorithms": 2424,
     "drivers": 2119,
     "learners": 2833,
     "modules": 894,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 13_940, 8_344
-WHOLE_CORE = 24_425
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_401, 8_660
+WHOLE_CORE = 24_886
 
 
 def module_of(file: Path) -> str:
