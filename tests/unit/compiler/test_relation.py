@@ -56,7 +56,7 @@ def test_the_tail_of_a_relation(model: Any) -> None:
 
 
 class Moving(brainstate.nn.Module):
-    """The weight is scaled by an input."""
+    """The rows of the weight change their places with an input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,8 @@ class Moving(brainstate.nn.Module):
         self.h = brainstate.HiddenState(jnp.zeros((2, 4)))
 
     def update(self, x: Any) -> Any:
-        self.h.value = 0.5 * self.h.value + bt.matmul(x, self.w.value * x[0, 0])
+        w = jnp.roll(self.w.value, jnp.int32(x[0, 0]), 0)
+        self.h.value = 0.5 * self.h.value + bt.matmul(x, w)
         return self.h.value
 
 

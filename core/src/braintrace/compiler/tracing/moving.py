@@ -51,7 +51,7 @@ class Making:
         more = len(shape) - len(result)
         if more < 0 or shape[more:] != result:
             return None
-        ends = [(self.result, own_places(result, len(result)))]
+        ends = [(self.result, own_places(result))]
         (places,) = reached(self.eqns, [self.weight], ends)
         along = {} if places is None else axes_along(places, result, shape)
         wanted = {more + k: k for k, n in enumerate(result) if n > 1}
