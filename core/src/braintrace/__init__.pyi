@@ -44,6 +44,8 @@ from .executor.graph_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExe
 from .learners.compile import compile as compile
 from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
 from .learners.learner import EligibilityTrace as EligibilityTrace
+from .learners.ledger import CreditEntry as CreditEntry
+from .learners.ledger import CreditLedger as CreditLedger
 from .learners.named import D_RTRL as D_RTRL
 from .learners.named import ES_D_RTRL as ES_D_RTRL
 from .learners.named import IODimVjpAlgorithm as IODimVjpAlgorithm

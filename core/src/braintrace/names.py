@@ -28,6 +28,7 @@ _DEFINED_IN = {
     "executor.graph_executor": "ETraceGraphExecutor ETraceVjpGraphExecutor",
     "learners.compile": "compile",
     "learners.learner": "EligibilityTrace ETraceAlgorithm",
+    "learners.ledger": "CreditEntry CreditLedger",
     "learners.named": (
         "D_RTRL ES_D_RTRL IODimVjpAlgorithm OSTLFeedforward OSTLRecurrent ParamDimVjpAlgorithm "
         "RTRL SnAp UORO pp_prop"

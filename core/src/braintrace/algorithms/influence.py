@@ -38,7 +38,14 @@ from ..executor.executor import Executor
 from ..executor.joint_graph import joint_graph
 from ..executor.layout import Positions
 from ..executor.leaves import StateLeaf
-from ..executor.tangents import differentiated, has_singular_derivatives, moved, run_cut
+from ..executor.tangents import (
+    all_inputs,
+    differentiated,
+    has_singular_derivatives,
+    kept_inputs,
+    moved,
+    run_cut,
+)
 from ..jaxprs.depends import Along, program_influences
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 
@@ -184,8 +191,7 @@ class InfluenceRule(LearningRule):
         flat = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
         outputs = run_cut(info, self.carried, [*args, *flat], perturb)
         out, new = self.executor.results(outputs)
-        others = (slot for slot in info.slots if slot.kind is not StateKind.PARAM)
-        return out, new, (*args, *(v for s in others for v in jax.tree.leaves(states[s.path])))
+        return out, new, kept_inputs(info, args, states)
 
     def init(self) -> Traces:
         return tuple(
@@ -232,11 +238,8 @@ class InfluenceRule(LearningRule):
         begins: bool = False,
     ) -> Traces:
         """The traces after a step."""
-        info, others = self.executor.graph.module_info, iter(kept)
-        inputs = [next(others) for _ in range(info.num_args)]
-        for slot in info.slots:
-            own = jax.tree.leaves(params[slot.path]) if slot.kind is StateKind.PARAM else others
-            inputs += [value for _, value in zip(slot.leaves, own, strict=False)]
+        info = self.executor.graph.module_info
+        inputs = all_inputs(info, kept, params)
         olds = () if begins else self.carried
         _, pull = differentiated(info, self.parameters, olds, self.carried, inputs)
         before = () if begins else traces

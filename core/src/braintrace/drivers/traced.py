@@ -58,9 +58,16 @@ class TracedStep:
 
 
 def trace_step(
-    learner: Running, step_fn: Callable[..., Any], inputs: Any, targets: Sequence[State]
+    learner: Running,
+    step_fn: Callable[..., Any],
+    inputs: Any,
+    targets: Sequence[State],
+    rule: Any = None,
 ) -> TracedStep:
     """Trace ``step_fn(*inputs) -> (loss, aux)`` with a tape that takes the learner's call.
+
+    The step is run by the learner's rule, or by another ``rule`` with ``run`` and
+    ``perturbations``.
 
     It raises ``ValueError`` when ``step_fn`` does not call the learner directly and exactly once,
     changes the type of a state, or writes a parameter or a hidden state.
@@ -68,12 +75,13 @@ def trace_step(
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
         _give_credit(learner)
-        tape = Tape(learner, perturb, jax.tree.leaves((perturb, inputs))[0])
+        tape = Tape(learner, own, perturb, jax.tree.leaves((perturb, inputs))[0])
         with learner.stepping_by(tape):
             loss, aux = step_fn(*inputs)
         return loss, aux, tape.step()
 
-    perturb = [*learner.rule.perturbations()]
+    own = learner.rule if rule is None else rule
+    perturb = [*own.perturbations()]
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
     jaxpr = stateful.get_jaxpr(perturb, inputs)
@@ -140,8 +148,8 @@ class Tape:
     Nothing but the model may write hidden states of the learner meanwhile.
     """
 
-    def __init__(self, learner: Running, perturb: Sequence[Any], traced: Any) -> None:
-        self.perturb, self.traced = perturb, traced
+    def __init__(self, learner: Running, rule: Any, perturb: Sequence[Any], traced: Any) -> None:
+        self.rule, self.perturb, self.traced = rule, perturb, traced
         self.recorded: list[tuple[tuple[Any, ...], Any]] = []
         self.hidden = learner.states_of(StateKind.HIDDEN)
         self.values = self._hidden_now()
@@ -157,7 +165,7 @@ class Tape:
         leaves = checked_args(learner.graph.module_info, one_step_of(args))
         params, states = read_states(learner)
         self._check_hidden()
-        out, new, values = learner.rule.run(leaves, {**states, **params}, self.perturb)
+        out, new, values = self.rule.run(leaves, {**states, **params}, self.perturb)
         self.recorded.append((values, given))
         self.written = jax.tree.leaves(new)
         write_states(learner, states, new)

@@ -11,7 +11,7 @@ which has none, the rows of ``J`` and ``P`` are computed one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.types import Path
 from ..base.versions import jaxp
-from ..compiler.module_info import ModuleInfo
+from ..compiler.module_info import ModuleInfo, StateKind
 from ..jaxprs.depends import depends
 from ..jaxprs.run import holds, nested, read, run_equations, run_inlined
 from .leaves import StateLeaf
@@ -53,6 +54,22 @@ def differentiated(
     own = ([inputs[first + leaf.place] for leaf in of] for of in (parameters, olds))
     news, pull = jax.vjp(new_values, *own)
     return news, pull
+
+
+def kept_inputs(info: ModuleInfo, args: Sequence[Any], states: Mapping[Path, Any]) -> Any:
+    """The inputs of a step but the parameters."""
+    others = (slot for slot in info.slots if slot.kind is not StateKind.PARAM)
+    return (*args, *(leaf for slot in others for leaf in jax.tree.leaves(states[slot.path])))
+
+
+def all_inputs(info: ModuleInfo, kept: Sequence[Any], params: Mapping[Path, Any]) -> list[Any]:
+    """The inputs of a step, from :func:`kept_inputs` and the parameters."""
+    others = iter(kept)
+    inputs = [next(others) for _ in range(info.num_args)]
+    for slot in info.slots:
+        own = jax.tree.leaves(params[slot.path]) if slot.kind is StateKind.PARAM else others
+        inputs += [value for _, value in zip(slot.leaves, own, strict=False)]
+    return inputs
 
 
 def run_cut(

@@ -32,6 +32,7 @@ from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
 from ..published import FormerAttributes
 from . import sequences
+from .ledger import credit_ledger
 from .optimizers import OptaxOptimizer, optimizer, with_states
 from .options import Signature, checked_options, options_of
 from .report import CompilationReport, report_of
@@ -498,6 +499,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     etrace_grad = sequences.etrace_grad
     etrace_update = sequences.etrace_update
     etrace_evolve = sequences.etrace_evolve
+    credit_ledger = credit_ledger
     optimizer = optimizer
 
     def save(self, path: Any, optimizer: Any = None) -> None:
