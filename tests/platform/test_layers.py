@@ -36,7 +36,7 @@ HOUSE = {
     "cli": "base names show plugins compiler",
     "algorithms": "base published ops jaxprs compiler executor",
     "drivers": "base ops jaxprs compiler executor algorithms",
-    "learners": "base published compiler executor algorithms drivers files plugins",
+    "learners": "base published show compiler executor algorithms drivers files plugins",
     "plugin_api": "base ops plugins learners",
     "rules": "algorithms base",
     "nn": "lazy",
