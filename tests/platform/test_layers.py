@@ -52,21 +52,21 @@ ASKS_FOR_THE_VERSION = {"files"}
 CEILINGS = {
     "base": 712,
     "ops": 2025,
-    "show": 1314,
+    "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
     "compiler": 6196,
-    "executor": 1596,
+    "executor": 1694,
     "files": 872,
     "cli": 729,
-    "algorithms": 2424,
-    "drivers": 2119,
-    "learners": 2833,
-    "modules": 894,
+    "algorithms": 2427,
+    "drivers": 2457,
+    "learners": 3030,
+    "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_401, 8_660
-WHOLE_CORE = 24_886
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_502, 8_732
+WHOLE_CORE = 25_590
 
 
 def module_of(file: Path) -> str:
