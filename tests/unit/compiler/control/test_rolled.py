@@ -78,6 +78,20 @@ class Recurrent(Model):
         return self.h.value * jnp.cos(self.c.value) + zs.sum(0) * jnp.sin(drive)
 
 
+class Handed(Model):
+    """A weight is carried, and handed on as it is."""
+
+    def update(self, x: Any) -> Any:
+        def body(carry: Any, now: Any) -> Any:
+            h, w, c = carry
+            return (0.9 * h + bt.matmul(now * x, jnp.abs(w), self.b.value), w, 0.5 * c), None
+
+        start = self.h.value, self.w.value, self.c.value
+        (self.h.value, _, c), _ = self.scan(body, start, self.times())
+        self.c.value = c + bt.matmul(x @ jnp.ones((IN, HIDDEN)), self.u.value)
+        return self.h.value * self.c.value
+
+
 class Branching(Model):
     """A branch with an operation inside a loop inside a loop."""
 
@@ -162,7 +176,7 @@ def compiled(case: zoo.Case, policy: Any = ROLLED, **options: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*not_position_wise")
-@pytest.mark.parametrize("model", [Parts, Recurrent, Branching, Mixing])
+@pytest.mark.parametrize("model", [Parts, Recurrent, Handed, Branching, Mixing])
 def test_equals_the_model_written_without(model: type) -> None:
     by_hand = built(model, True)
     oracle = d_rtrl_oracle(by_hand.model, (by_hand.xs, by_hand.ys), by_hand.loss)

@@ -56,10 +56,17 @@ class Rolled:
         return {i: self.body.eqns[i] for i in etp_equations(self.body.eqns)}
 
     @cached_property
+    def standing(self) -> set[int]:
+        """Carried values, by number, that every iteration hands on as they are."""
+        consts, carried = self.counts
+        pairs = zip(self.body.invars[consts:], self.body.outvars[:carried], strict=False)
+        return {k for k, (var, out) in enumerate(pairs) if var is out}
+
+    @cached_property
     def changing(self) -> frozenset[Var]:
-        """Variables of the body that need a carried value or a row to be computed."""
-        consts, _ = self.counts
-        seeds = dict.fromkeys(self.body.invars[consts:], frozenset({True}))
+        """Variables of the body that need a row or a changing carried value to be computed."""
+        rest = self.body.invars[self.counts[0] :]
+        seeds = {var: frozenset({True}) for k, var in enumerate(rest) if k not in self.standing}
         return frozenset(depends(self.body.eqns, seeds, along=Along.EQUATIONS))
 
     @cached_property
@@ -107,7 +114,8 @@ class Rolled:
         """The results of the loop."""
         consts, carried = self.counts
         env = versions.constants(self.body)
-        env.update(zip(self.body.invars[:consts], operands[:consts], strict=True))
+        known = *range(consts), *(consts + k for k in self.standing)
+        env.update((self.body.invars[i], operands[i]) for i in known)
         run_equations(self.outside, env)
         rest, results = operands[consts:], self.body.outvars[carried:]
         _, early = self._run(env, rest, self.recurrent, {})
