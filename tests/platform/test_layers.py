@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6196,
+    "compiler": 6204,
     "executor": 1694,
     "files": 872,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_502, 8_732
-WHOLE_CORE = 25_590
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_510, 8_738
+WHOLE_CORE = 25_598
 
 
 def module_of(file: Path) -> str:
