@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 2427,
     "drivers": 2457,
-    "learners": 3030,
+    "learners": 3160,
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_510, 8_738
-WHOLE_CORE = 25_598
+WHOLE_CORE = 25_728
 
 
 def module_of(file: Path) -> str:

@@ -318,6 +318,49 @@ def test_a_part_that_is_reset_is_said() -> None:
     assert not any(leaf.any() for leaf in jax.tree.leaves(learner.read_traces()))
 
 
+class Kept(Summing):
+    """A part that nothing resets."""
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.h = brainstate.HiddenState(jnp.full((BATCH, zoo.HIDDEN), 0.1))
+
+    reset_state = brainstate.nn.Module.reset_state
+
+
+def test_a_part_that_a_reset_leaves_as_it_was_is_said() -> None:
+    model, (xs, _) = zoo.Stack(zoo.Leaky(), Kept()), sequences()
+    learner = bt.compile(model, "d_rtrl", xs[0], batch_size=BATCH)
+    learner(xs[0])
+    reset(model)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(learner.read_traces()))
+    with pytest.warns(UserWarning, match=r"left hidden states as they were: layers\[1\].h"):
+        learner(xs[0])
+
+
+def test_parts_that_are_made_anew_and_assigned_by_one_reset() -> None:
+    model, (xs, _) = zoo.Stack(Anew(), Summing()), sequences()
+    learner = bt.compile(model, "d_rtrl", xs[0], batch_size=BATCH)
+    copied = copy.deepcopy(learner)
+    for one in (learner, copied):
+        one.model.layers[0].h.value = one.model.layers[0].h.value + 1.0
+        one.write_traces(jax.tree.map(jnp.ones_like, one.read_traces()), 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reset(one.model)
+            one.hidden_states  # noqa: B018  follows the states
+            one(xs[0])
+        assert int(one.running_index.value) == 1
+
+
+def test_a_copy_whose_states_are_made_anew_before_its_first_use(leaky: Any) -> None:
+    model, learner, run, want = leaky
+    reset(model)
+    run()
+    copied = copy.deepcopy(learner)
+    initialise(copied.model)
+    same(gradient_of(copied, sequences()[1]), want)
+
+
 @pytest.mark.parametrize("make", [Held, Anew])
 def test_states_initialised_in_place_and_reset_anew(make: type) -> None:
     brainstate.random.seed(0)

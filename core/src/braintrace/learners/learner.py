@@ -137,12 +137,12 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         self._require_trace = require_trace
         self._stepper: Any = None
         self._own_stepper: Any = None
-        self._watch = Watch(self)
         self._drivers = Drivers()
         self._optimizers: list[OptaxOptimizer] = []
         self.traces: tuple[EligibilityTrace, ...] = ()
         self.filters: tuple[brainstate.State[Any], ...] = ()
         self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+        self._watch = Watch(self)
         self.synthesizer: Any = None
 
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
@@ -241,9 +241,14 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         """
         if self._executor.model is not self.model:
             executor = self._executor.for_model(self.model)
+            watched = self._watch.watched_of(self)
             if executor.is_compiled:
                 self.adopt(executor)
             self._executor = executor
+            if executor.is_compiled and watched is not None:
+                now = {*self.states_of(StateKind.HIDDEN).values()}
+                if made := now - watched:  # before the first use of the copy
+                    self._watch.made_anew(self, made)
         return self._executor
 
     @property
@@ -405,8 +410,10 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         Notes
         -----
         Where ``brainstate.nn.reset_all_states(model)`` is called by itself, inside of ``jit``, too,
-        the traces start anew with the hidden states. A value that is assigned to a hidden state in
-        another way leaves them as they are.
+        the traces of all examples start anew with the hidden states. A value that is assigned to a
+        hidden state in another way leaves them as they are. To evaluate in the middle of a
+        sequence, reset a ``copy.deepcopy(model)``, or put back the values of all of
+        ``brainstate.graph.states(learner)``.
 
         Raises
         ------

@@ -26,6 +26,7 @@ from ..compiler.batch_states import repeated_like
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import states_made_anew
 from ..drivers.running import clear_filters
+from .putback import PutBack, reference
 
 #: Methods of modules that set their states to a start.
 RESETS = ("reset_state", "init_state")
@@ -53,7 +54,9 @@ class Watch:
         self._learner = weakref.ref(learner)
         self._hooks: list[tuple[State, Any]] = []
         self._reset: set[State] = set()
-        self._start: Any = None
+        self._assigned: set[State] = set()
+        self._put_back = PutBack(learner.running_index)
+        self._start: Any = lambda: None
         self._times = 0
         self._paused = False
 
@@ -67,32 +70,50 @@ class Watch:
             state.unregister_hook(hook)
         self._hooks = [(state, state.register_hook("write_after", self)) for state in states]
 
+    def watched_of(self, learner: Any) -> set[State] | None:
+        """The states that are looked at, if it is the watch of this learner."""
+        return {state for state, _ in self._hooks} if self._learner() is learner else None
+
     def __call__(self, context: Any) -> None:
         """A state was assigned."""
         learner = self._learner()
         if learner is None:
             self.look_at(())
             return
-        calls = [] if self._paused else resets_in_progress(learner, learner.model)
-        modules = [*brainstate.graph.nodes(learner.model).values()] if calls else []
+        if self._paused:
+            return
+        if not (calls := resets_in_progress(learner, learner.model)):
+            self._put_back.assigned(context.value)
+            return
+        again = self._is_new(learner)
+        of_before = context.state not in self._assigned or not again
+        self._assigned.add(context.state)
+        if not again:
+            self._note(learner, context.state, calls)
+        self._put_back.replaced(context.old_value if of_before else ())
+
+    def _note(self, learner: Any, state: State, calls: list[tuple[Any, bool]]) -> None:
+        """This state was reset, and perhaps others with it: if all were, the traces are, too."""
+        modules = [*brainstate.graph.nodes(learner.model).values()]
         for owner, everything in calls:
             if everything:
                 self._reset |= {*brainstate.graph.states(owner).values()}
             elif any(owner is module for module in modules):
-                self._reset.add(context.state)
-        if calls and not self._left(learner):
+                self._reset.add(state)
+        if not self._left(learner, self._reset):
             self._start_anew(learner)
 
     def made_anew(self, learner: Any, states: Iterable[State]) -> None:
         """Start anew, as these hidden states were made anew; say so if others were not reset."""
-        self._reset |= {*states}
-        if left := self._left(learner):
+        self._reset |= {*states} | self._assigned
+        if left := self._left(learner, self._reset):
             versions.warn(
                 f"some hidden states of the model were made anew and others go on: {left}. All "
                 "traces start anew. Reset the others too, by "
                 "learner.reset_state(batch_size=..., model_states=True)"
             )
         self._start_anew(learner)
+        self._assigned.clear()
         self._times += 1
         if self._times == OFTEN:
             versions.warn(
@@ -103,12 +124,20 @@ class Watch:
 
     def call(self, learner: Any) -> None:
         """The learner goes on: say so if some hidden states were reset and others were not."""
-        if not self._reset:
+        self._put_back.settle()
+        if not self._assigned:
             return
-        if not (left := self._left(learner)):  # the hook could not write the traces
-            self._start_anew(learner)
-            return
+        started, left = not self._reset, self._left(learner, self._assigned)
         self._reset.clear()
+        self._assigned.clear()
+        if not left:
+            return
+        if started:
+            versions.warn(
+                f"a reset of the model left hidden states as they were: {left}. All traces start "
+                "anew. Define reset_state(batch_size=None) in the modules of these states"
+            )
+            return
         versions.warn(
             f"some hidden states of the model were reset and others were not: {left}. The traces "
             "go on as they were. Reset all, by brainstate.nn.reset_all_states(model), or the "
@@ -119,23 +148,29 @@ class Watch:
     def paused(self) -> Iterator[None]:
         """Inside, resets are those of the learner itself."""
         self._paused = True
+        self._put_back.forget()
         try:
             yield
         finally:
             self._paused = False
             self._reset.clear()
+            self._assigned.clear()
 
-    def _left(self, learner: Any) -> str:
-        """The paths of hidden states that were not reset."""
+    def _left(self, learner: Any, reset: set[State]) -> str:
+        """The paths of hidden states that are not among these."""
         hidden = _hidden(learner)
-        return ", ".join(show_path(path) for s, path in hidden.items() if s not in self._reset)
+        return ", ".join(show_path(path) for s, path in hidden.items() if s not in reset)
+
+    def _is_new(self, learner: Any) -> bool:
+        """Whether the traces started anew and no step has run since."""
+        return learner.running_index.value is self._start()
 
     def _start_anew(self, learner: Any) -> None:
         """Write the traces; of a reset of many states, only the first one does."""
-        index = learner.running_index
-        if self._start is None or index.value is not self._start:
+        if not self._is_new(learner):
+            self._put_back.begin()
             start_anew(learner)
-        self._start = None if versions.is_traced(index.value) else index.value
+        self._start = reference(learner.running_index.value)
         self._reset.clear()
 
 
