@@ -46,7 +46,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tasks.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add, names = parser.add_argument, ", ".join(TASKS)
-    add("--task", nargs="+", choices=TASKS, metavar="TASK", help=f"{names} (default: A to F)")
+    add("--task", nargs="+", choices=TASKS, metavar="TASK", help=f"{names} (default: A to G)")
     add("--rule", nargs="+", choices=RULES, default=list(RULES)[:3], metavar="RULE",
         help=f"{', '.join(RULES)} (default: the first three)")  # fmt: skip
     add("--seeds", type=whole_number(1), default=3, metavar="N", help="trainings of each")

@@ -114,6 +114,19 @@ TASKS = {
         matching.Matching(),
         {"d_rtrl": "180 to 360", "bptt": "320 to 820"},
     ),
+    "G": Task(
+        "digits shown for 8 of 32 steps, 20 LIF neurons without recurrence",
+        ACCURACY,
+        Classification(
+            build=partial(networks.feedforward, images.PIXELS, 20, 10),
+            load=digits.split(digits.last_step(images.SPIKE_STEPS)),
+            encode=images.shown,
+            rate=3e-3,
+            decay=0.9,
+        ),
+        {},
+        LOGISTIC,
+    ),
     "control": Task(
         "digits pixel by pixel, 64 leaky tanh units",
         ACCURACY,

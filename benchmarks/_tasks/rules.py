@@ -18,6 +18,10 @@ RULES = {
     "pp_prop": "pp_prop",
     "bptt": "BPTT",
     "no_trace": "no trace",
+    "e_prop": "e-prop, kappa 0.9",
+    "d_rtrl_step": "D-RTRL, published",
+    "pp_prop_step": "pp_prop, published",
+    "e_prop_step": "e-prop, published",
 }
 
 #: ``loss(network, *inputs of one step) -> (scalar loss, what else is wanted of the step)``.
@@ -40,7 +44,7 @@ def gradient_of(
     ----------
     rule
         A key of :data:`RULES`. ``no_trace`` is pp_prop with decay 0: credit for the current step
-        alone.
+        alone; with ``_step`` behind it, a rule is as it was published.
     model
         The network; its states are made here.
     loss
@@ -58,14 +62,22 @@ def gradient_of(
 
 
 def _learner(rule: str, model: brainstate.nn.Module, example: jax.Array, decay: float) -> Any:
-    if rule == "d_rtrl":
-        return braintrace.compile(model, "d_rtrl", example, batch_size=len(example))
+    name = rule.removesuffix("_step")
+    algorithm = {"no_trace": "pp_prop"}.get(name, name)
+    options = {
+        "d_rtrl": {},
+        "e_prop": {"kappa_filter_decay": 0.9},
+        "no_trace": {"decay_or_rank": 0.0},
+        "pp_prop": {"decay_or_rank": decay},
+    }[name]
+    published = name != rule or name == "no_trace"
     return braintrace.compile(
         model,
-        "pp_prop",
+        algorithm,
         example,
         batch_size=len(example),
-        decay_or_rank=0.0 if rule == "no_trace" else decay,
+        downstream="step" if published else "linear",
+        **options,
     )
 
 

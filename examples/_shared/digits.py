@@ -19,6 +19,7 @@ CLASSES = 10
 SPLIT_SEED = 0
 MAX_RATE = 0.5
 SPIKE_STEPS = 32
+SHOWN_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ def poisson_spikes(key: jax.Array, images: jax.Array, num_steps: int = SPIKE_STE
     """Spike trains ``[num_steps, B, 64]`` of 0 and 1; a pixel spikes with rate 0.5 x brightness."""
     rates = jnp.broadcast_to(MAX_RATE * images, (num_steps, *images.shape))
     return jax.random.bernoulli(key, rates).astype(images.dtype)
+
+
+def shown(key: jax.Array, images: jax.Array, num_steps: int = SHOWN_STEPS) -> jax.Array:
+    """Spike trains like those of :func:`poisson_spikes`, silent after ``num_steps``."""
+    spikes = poisson_spikes(key, images)
+    return spikes.at[num_steps:].set(0)
 
 
 def epochs(

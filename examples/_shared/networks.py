@@ -36,6 +36,12 @@ def spiking(num_in: int, num_units: int, num_out: int) -> brainstate.nn.Sequenti
     return brainstate.nn.Sequential(neurons, readout(num_units, num_out))
 
 
+def feedforward(num_in: int, num_units: int, num_out: int) -> brainstate.nn.Sequential:
+    """LIF neurons that do not drive one another, with a leaky readout."""
+    neurons = LIF((num_units,), dense(num_in, num_units)[0], jnp.zeros_like)
+    return brainstate.nn.Sequential(neurons, readout(num_units, num_out))
+
+
 def adaptive(num_in: int, num_units: int, num_out: int) -> brainstate.nn.Module:
     """GIF neurons with a leaky readout."""
     neurons = GIF((num_units,), *dense(num_in, num_units))

@@ -121,7 +121,7 @@ def test_the_program_trains_and_keeps_the_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "G"], "invalid choice: 'G'"),
+        (["--task", "H"], "invalid choice: 'H'"),
         (["--rule", "rtrl"], "invalid choice: 'rtrl'"),
         (["--seeds", "0"], "at least 1, got '0'"),
         (["--epochs", "many"], "at least 0, got 'many'"),

@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import brainstate
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import braintrace as bt
 from braintrace.algorithms import EPropRule, ParamDimRule
+from braintrace.algorithms.e_prop import ReadoutFilterRule
+from braintrace.compiler.module_info import CreditFilter
 from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.algorithms.blocks import BATCH, block_of, by_loops, part, ready
@@ -36,6 +43,40 @@ def test_a_signal_at_the_start_of_a_window_meets_the_filtered_trace() -> None:
     signal = np.ones((1, BATCH, zoo.HIDDEN))
     (found,) = rule.solve_at_start(traces, (signal,), operands)
     np.testing.assert_allclose(found["weight"], traces[1]["weight"].sum((0, 1)), rtol=1e-10)
+
+
+class Readout(brainstate.nn.Module):
+    """v <- 0.8 v + W x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = zoo.weight(zoo.HIDDEN, 2)
+
+    def init_state(self, batch_size: int) -> None:
+        self.v = brainstate.HiddenState(np.zeros((batch_size, 2)))
+
+    def update(self, x: Any) -> Any:
+        self.v.value = 0.8 * self.v.value + bt.matmul(x, self.w.value)
+        return self.v.value
+
+
+def test_kappa_takes_the_place_of_the_leak_of_a_readout() -> None:
+    layers = brainstate.nn.Sequential(bt.nn.GRUCell(zoo.IN, zoo.HIDDEN), Readout())
+    executor, operands = ready(layers, bt.EProp, kappa_filter_decay=0.6, downstream="linear")
+    (group,) = executor.driven
+    filtered = [isinstance(s, CreditFilter) for s in group.group.hidden_states]
+    assert sorted(filtered) == [False, True]
+    rule, block = ReadoutFilterRule(executor, kappa=0.6), block_of(executor)
+    assert rule.name == "e-prop, kappa 0.6 in front of the readout"
+    moving = np.array(block.jacobians.transition[0])
+    k = filtered.index(True)
+    moving[:, k, k] = 0.6
+    by_hand = block._replace(jacobians=block.jacobians._replace(transition=(jnp.asarray(moving),)))
+    plain = ParamDimRule(executor)
+    for a, b in zip(
+        rule.advance(None, block, operands), plain.advance(None, by_hand, operands), strict=True
+    ):
+        assert_tree_close(a, b, 1e-12)
 
 
 def test_without_a_filter_it_is_d_rtrl() -> None:

@@ -68,7 +68,7 @@ class ReadoutFilterRule(ParamDimRule):
             filters = [s for s, state in states if isinstance(state, CreditFilter)]
             if (moving := found[group.index]) is not None:
                 for s in filters:
-                    moving = moving.at[:, s, s].set(self.kappa)
+                    moving = jnp.asarray(moving).at[:, s, s].set(self.kappa)
                 found[group.index] = moving
         return block._replace(jacobians=block.jacobians._replace(transition=tuple(found)))
 

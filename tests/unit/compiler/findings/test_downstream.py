@@ -9,6 +9,7 @@ import brainstate
 import jax.numpy as jnp
 
 import braintrace as bt
+from braintrace.compiler.findings.downstream import as_written
 
 Kind = bt.DiagnosticKind
 
@@ -25,11 +26,18 @@ class Leaky(brainstate.nn.Module):
         return jnp.tanh(self.v.value)
 
 
-def records(*gated: bool, **options: Any) -> Any:
+def graph_of(*gated: bool, **options: Any) -> Any:
     layers = (Leaky(3, 3, one) for one in gated)
     model = brainstate.nn.Sequential(*layers)
-    graph = bt.compile_etrace_graph(model, jnp.ones((2, 3)), **options)
+    return bt.compile_etrace_graph(model, jnp.ones((2, 3)), **options)
+
+
+def of_credit(graph: Any) -> Any:
     return [r for r in graph.diagnostics if r.kind in (Kind.UNIFORM_DYNAMICS, Kind.CREDIT_STOPS)]
+
+
+def records(*gated: bool, **options: Any) -> Any:
+    return of_credit(graph_of(*gated, **options))
 
 
 def test_a_uniform_state_is_named() -> None:
@@ -53,6 +61,15 @@ def test_where_credit_stops_between_states_that_are_all_uniform() -> None:
     (record,) = (r for r in found if r.kind is Kind.CREDIT_STOPS)
     assert record.hidden_paths == (("layers", 2, "v"),)
     assert "what layers[0].v does" in record.message and "no linear map" in record.message
+
+
+def test_leaks_that_stay_where_they_are_are_said_with_the_reason() -> None:
+    found = graph_of(True, False, downstream="linear")
+    stays = as_written(found, "no room")
+    assert stays.executed is stays and not stays.uniform
+    assert stays.not_uniform["layers", 1, "v"] == "no room"
+    (record,) = of_credit(stays)
+    assert record.kind is Kind.CREDIT_STOPS and record.message.endswith("no credit: no room")
 
 
 def test_nothing_is_said_of_the_published_rule() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from .models import (
     STEPS,
     Make,
     Task,
+    below_leaks,
     in_a_batch,
     leaky,
     loss,
@@ -159,6 +160,16 @@ def two_layers(algorithm: Algorithm, case: ConformanceCase) -> None:
     check_blocks(case, algorithm, two, by_oracle(case, algorithm, two), 1)
 
 
+def credit_through_leaks(algorithm: Algorithm, case: ConformanceCase) -> None:
+    """On a cell below leaky integrators that the operation drives, the gradient is that of
+    backpropagation through time, if the operation is found to be linear in its input."""
+    with quiet():
+        work = below_leaks(case)
+        learner = compiled(replace(algorithm, learner=D_RTRL), work)
+    if learner.graph.uniform:
+        close(online(learner, work.sequences, BLOCK), by_bptt(case, below_leaks))
+
+
 def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
     """Differentiating a loss of calls of the learner gives the reference's gradient."""
     with quiet():
@@ -211,6 +222,7 @@ CHECKS: Checks = {
     leaky_cell_in_a_batch: _single,
     one_layer: takes_state,
     two_layers: _anywhere,
+    credit_through_leaks: takes_state,
     gradient_of_calls: _anywhere,
     batch_is_the_sum: _batched,
 }

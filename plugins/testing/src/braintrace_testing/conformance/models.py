@@ -40,6 +40,8 @@ class Cell(brainstate.nn.Module):
         Map the operation over the first axis of ``x`` with ``vmap``.
     recurrent
         Add a fixed mixture of the old ``h`` to ``x``, which makes the operation recurrent.
+    linear
+        The states are leaky integrators, ``v' = 0.6 v + y`` and ``h' = 0.7 h + 0.5 v'``.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Cell(brainstate.nn.Module):
         head: tuple[int, ...] = (),
         mapped: bool = False,
         recurrent: bool = False,
+        linear: bool = False,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.case, self.mapped, self.recurrent = case, mapped, recurrent
+        self.case, self.mapped, self.recurrent, self.linear = case, mapped, recurrent, linear
         values = [np.asarray(value) for value in case.weights(dtype, DIGITS)]
         scaled = [(scale * value).astype(value.dtype) for value in values]
         self.weights = [brainstate.ParamState(jax.device_put(value)) for value in scaled]
@@ -79,6 +82,10 @@ class Cell(brainstate.nn.Module):
         if self.recurrent:
             x = x + jnp.tanh(mixed(old_h, x.shape, self.apart))
         y = self._apply(x)
+        if self.linear:
+            self.v.value = 0.6 * old_v + y
+            self.h.value = 0.7 * old_h + 0.5 * self.v.value  # type: ignore[arg-type]
+            return self.h.value
         self.v.value = 0.6 * old_v * jnp.cos(0.3 * y) + y * drive
         self.h.value = 0.7 * old_h + jnp.sin(self.v.value)  # type: ignore[arg-type]
         return self.h.value
@@ -94,14 +101,18 @@ class Cell(brainstate.nn.Module):
 
 
 class Two(brainstate.nn.Module):
-    """Two cells; a fixed mixture of the first one's ``h`` is added to the input of the second."""
+    """Two cells; a fixed mixture of the first one's ``h`` is added to the input of the second.
 
-    def __init__(self, case: ConformanceCase) -> None:
+    They are recurrent through the operation; with ``linear``, they are not, the second one is a
+    pair of leaky integrators, and the mixture is that of a function of ``h``.
+    """
+
+    def __init__(self, case: ConformanceCase, linear: bool = False) -> None:
         super().__init__()
-        recurrent = takes_state(case)
+        recurrent, self.linear = takes_state(case) and not linear, linear
         self.cells = [
             Cell(case, recurrent=recurrent),
-            Cell(case, recurrent=recurrent, scale=0.7),
+            Cell(case, recurrent=recurrent, linear=linear, scale=0.7),
         ]
 
     def update(self, inputs: Any) -> Any:
@@ -109,7 +120,9 @@ class Two(brainstate.nn.Module):
         x, drive = inputs
         first, second = self.cells
         h = first(inputs)
-        if takes_state(self.case):
+        if self.linear:
+            x = x + mixed(jnp.sin(h), x.shape, first.apart)
+        elif takes_state(self.case):
             x = x + jnp.sin(mixed(h, x.shape, first.apart))
         else:
             drive = drive * jnp.sin(h)
@@ -189,6 +202,11 @@ def recurrent(case: ConformanceCase) -> Task:
 def two(case: ConformanceCase) -> Task:
     """Two cells, one behind the other."""
     return _task(Two(case), case, "float64")
+
+
+def below_leaks(case: ConformanceCase) -> Task:
+    """A cell below leaky integrators."""
+    return _task(Two(case, linear=True), case, "float64")
 
 
 def of_one_example(model: Cell) -> Cell:
