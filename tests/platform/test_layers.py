@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py).
 CEILINGS = {
     "base": 712,
-    "ops": 2025,
+    "ops": 2092,
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_510, 8_738
-WHOLE_CORE = 25_728
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_577, 8_779
+WHOLE_CORE = 25_795
 
 
 def module_of(file: Path) -> str:

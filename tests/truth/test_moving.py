@@ -77,6 +77,13 @@ def masked_by_state(m: Any, x: Any) -> Any:
     return bt.matmul(x, m.w.value[m.time.value % 3] * active) * (1.0 + factor)
 
 
+def of_one_example(m: Any, x: Any) -> Any:
+    """A mask, a part and a factor that depend on the example."""
+    mask = jnp.sin(7.0 * x)[:, None] * jnp.cos(jnp.arange(4.0)) > 0
+    w = m.w.value[jnp.argmax(x)] * mask
+    return bt.matmul(x, w, m.b.value[jnp.argmin(x)] * x.mean())
+
+
 DRIVES = [chosen, chosen_by_input, dropped, masked_by_counter, masked_by_state]
 
 
@@ -120,7 +127,9 @@ def test_other_rules() -> None:
     _, exact = bptt(of.model, (of.xs, of.ys), of.loss)
     assert_tree_close(gradients(of, compiled(of, "snap")), exact)
     assert_tree_close(gradients(of, compiled(of, bt.RTRL)), exact)
-    with pytest.raises(bt.NotSupportedError, match="weight of etp_mm at .*is chosen or masked by"):
+    with pytest.raises(
+        bt.NotSupportedError, match="weight of etp_mm_moving at .*is chosen or masked by"
+    ):
         compiled(of, "pp_prop", decay_or_rank=0.9)
     found = gradients(of, compiled(of, "pp_prop", decay_or_rank=(0.0, 0.9)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
@@ -148,11 +157,30 @@ def test_what_is_made_otherwise_is_refused(drive: Any) -> None:
         compiled(case(drive), "d_rtrl")
 
 
-def test_for_each_example_by_itself_it_is_refused() -> None:
-    class Alone(Moving):
-        def reset_state(self, batch_size: int | None = None) -> None:
-            zoo.Model.reset_state(self, batch_size)
+@pytest.mark.parametrize("drive", [of_one_example, chosen])
+def test_each_example_has_weights_of_its_own(drive: Any) -> None:
+    """A model of one example under ``vmap`` equals the sum of models of one example."""
+    of = case(drive)
+    learner = bt.compile(of.model, "d_rtrl", of.xs[0], batch_size=BATCH, vmap=True)
+    for block in (1, "auto"):
+        learner.reset_state(BATCH, model_states=True)
+        found = learner.etrace_grad(
+            of.xs,
+            of.ys,
+            step_fn=lambda x, y: of.loss(learner(x), y),
+            reduction="sum",
+            block_size=block,
+        )
+        assert_tree_close(found, sum_of_examples(drive))
 
-    module = Alone(masked_by_counter)
-    with pytest.raises(bt.NotSupportedError, match="vmap=True.*chosen or masked by inputs"):
-        bt.compile(module, "d_rtrl", jnp.ones((BATCH, IN)), batch_size=BATCH, vmap=True)
+
+def sum_of_examples(drive: Any) -> Any:
+    grads = []
+    for b in range(BATCH):
+        of = case(drive)
+        module = Moving(drive)
+        for name in ("w", "b", "v"):
+            getattr(module, name).value = getattr(of.model, name).value
+        brainstate.nn.init_all_states(module)
+        grads.append(bptt(module, (of.xs[:, b], of.ys[:, b]), of.loss)[1])
+    return jax.tree.map(lambda *each: sum(each), *grads)

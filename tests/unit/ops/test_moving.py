@@ -60,11 +60,24 @@ def test_what_is_packed_comes_out_as_it_was() -> None:
         assert pack([jnp.ones(2, "bfloat16"), jnp.int32(300)]).tolist() == [1.0, 1.0, 300.0]
 
 
-def test_it_is_not_mapped_over_examples() -> None:
-    primitive = of_matmul()
-    size = X.size + 1 + 12
-    with pytest.raises(NotImplementedError, match="for each example by itself"):
-        jax.vmap(lambda x: primitive.bind(x, W, has_bias=False))(np.ones((2, size)))
+def test_each_example_has_what_moves_of_its_own() -> None:
+    primitive, masks = of_matmul(), RNG.normal(size=(4, 3, 4)) > 0
+    xs, chosen = RNG.normal(size=(4, 2, 3)), [0, 2, 1, 2]
+    rows = [pack([x, jnp.int32(i), m]) for x, i, m in zip(xs, chosen, masks, strict=True)]
+
+    def run(row: Any) -> Any:
+        return primitive.bind(row, W, has_bias=False)
+
+    expected = jnp.einsum("bni,bio->bno", xs, W[jnp.array(chosen)] * masks)
+    packed = jnp.stack(rows)
+    np.testing.assert_allclose(jax.vmap(run)(packed), expected, rtol=1e-10)
+    twice = jax.vmap(jax.vmap(run))(packed.reshape(2, 2, -1))
+    np.testing.assert_allclose(twice.reshape(4, 2, 4), expected, rtol=1e-10)
+    names = [eqn.primitive.name for eqn in jax.make_jaxpr(jax.vmap(run))(packed).eqns]
+    assert "etp_mm_moving_examples" in names
+    with pytest.warns(UserWarning, match="other than x"):
+        found = jax.vmap(lambda w: primitive.bind(rows[0], w, has_bias=False))(jnp.stack([W, -W]))
+    np.testing.assert_allclose(found[1], -expected[0], rtol=1e-10)
 
 
 def test_an_operation_without_x_has_one_operand() -> None:

@@ -48,7 +48,7 @@ from ..base.precision import sum_dtype, wide_dtype, widened_dtype
 from ..base.types import bytes_of
 from ..executor.executor import Executor
 from ..executor.layout import Link
-from ..ops.moving import MovingSpec
+from ..ops.moving import ExamplesSpec, MovingSpec
 from ..ops.operation import Arrays
 from ..ops.traces import output_trace
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
@@ -115,10 +115,10 @@ class IODimRule(LearningRule):
         super().__post_init__()
         for relation in self.executor.graph.hidden_param_op_relations:
             x = relation.x_var
-            if self.decay_x and isinstance(relation.spec, MovingSpec):
+            if self.decay_x and isinstance(relation.spec, MovingSpec | ExamplesSpec):
                 raise NotSupportedError(
                     f"pp_prop filters the input of each operation, but the weight of "
-                    f"{relation.spec.one.name} at {relation.source} is chosen or masked by inputs "
+                    f"{relation.primitive.name} at {relation.source} is chosen or masked by inputs "
                     "or states, so that its input alone does not say what a step adds. Use D-RTRL, "
                     "or leave inputs unfiltered with decay_or_rank=(0.0, decay)"
                 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import NotSupportedError
-from .primitive import ETPPrimitive
+from .primitive import ETPPrimitive, batch_rule
+from .repeated import RepeatedSpec, rows_of
 from .spec import ETPPrimitiveSpec
 
 
@@ -94,7 +96,7 @@ class MovingPrimitive(ETPPrimitive):
 
     def _define(self, spec: ETPPrimitiveSpec) -> None:
         super()._define(spec)
-        versions.install_rules(self, spec.impl, _refuse)
+        versions.install_rules(self, spec.impl, partial(_batch, self))
 
 
 def moving(one: ETPPrimitive, made: Mapping[int, Made], packed: Sequence[Any]) -> MovingPrimitive:
@@ -133,7 +135,30 @@ def _places(one: ETPPrimitive, made: Mapping[int, Made]) -> int:
     return 1
 
 
-def _refuse(args: Any, dims: Any, **params: Any) -> Any:
-    raise NotImplementedError(
-        "a weight that is chosen or masked by inputs or states, for each example by itself"
-    )
+@dataclass(frozen=True, eq=False)
+class ExamplesSpec(RepeatedSpec):
+    """That of ``one`` for a batch of examples, each with weights of its own."""
+
+
+class ExamplesPrimitive(ETPPrimitive):
+    """The primitive of an operation with moving weights for a batch of examples."""
+
+    spec: ExamplesSpec
+
+    def _define(self, spec: ETPPrimitiveSpec) -> None:
+        super()._define(spec)
+        versions.install_rules(self, spec.impl, partial(_batch, self))
+
+
+def _batch(primitive: Any, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+    """Map over ``x'``: what moves, moves for each example by itself."""
+    i = primitive.spec.x_invar_index
+    if [k for k, dim in enumerate(dims) if dim is not None] != [i]:
+        return batch_rule(primitive, args, dims, **params)
+    x = jnp.moveaxis(args[i], dims[i], 0)
+    if isinstance(primitive, MovingPrimitive):
+        spec = rows_of(primitive, ExamplesSpec, "examples")
+        primitive = ExamplesPrimitive(spec, primitive.owner)
+        return primitive.bind(*args[:i], x, *args[i + 1 :], **params), 0
+    y = primitive.bind(*args[:i], x.reshape(-1, *x.shape[2:]), *args[i + 1 :], **params)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0

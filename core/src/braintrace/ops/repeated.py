@@ -54,7 +54,7 @@ def repeated(one: ETPPrimitive) -> RepeatedPrimitive:
     """The primitive that repeats another one, or a longer repetition of a repeated one."""
     spec, known = _KNOWN.get(one, (None, None))
     if known is None or spec is not one.spec:
-        made = _specification(one)
+        made = rows_of(one)
         if known is None:
             known = RepeatedPrimitive(made, one.owner)
         else:
@@ -63,15 +63,18 @@ def repeated(one: ETPPrimitive) -> RepeatedPrimitive:
     return known
 
 
-def _specification(one: ETPPrimitive) -> RepeatedSpec:
+def rows_of(
+    one: ETPPrimitive, kind: type[RepeatedSpec] = RepeatedSpec, name: str = "repeated"
+) -> RepeatedSpec:
+    """The specification of what runs a primitive for each row of its ``x``."""
     spec = one.spec
 
     def impl(*operands: Any, **params: Any) -> Any:
         axes = tuple(0 if i == spec.x_invar_index else None for i in range(len(operands)))
         return jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=axes)(*operands)
 
-    return RepeatedSpec(
-        name=f"{one.name}_repeated",
+    return kind(
+        name=f"{one.name}_{name}",
         impl=impl,
         trainable_invars_fn=spec.resolve_trainable_invars,
         x_invar_index=spec.x_invar_index,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 import braintrace as bt
-from braintrace.ops.moving import Made, moving, pack
+from braintrace.ops.moving import ExamplesSpec, Made, MovingPrimitive, moving, pack
 from braintrace.ops.operation import Operation
 from braintrace.ops.primitive import find_primitive
+from braintrace.ops.repeated import rows_of
 from braintrace.ops.traces import trace_rules
-from braintrace.ops.traces.moving import MovingTrace
+from braintrace.ops.traces.moving import ExamplesTrace, MovingTrace
 from braintrace.testing import assert_tree_close
 
 RNG = np.random.default_rng(0)
@@ -88,3 +90,32 @@ def test_the_product_of_all_steps() -> None:
         expected[i] += x.T @ dy
     found = many.operation.contract(packed, jnp.asarray(DY), [None, W, jnp.zeros(2)])
     assert_tree_close(found, {"weight": expected, "bias": DY.sum((0, 1))})
+
+
+def test_examples_by_themselves() -> None:
+    many, _ = rules(())
+    alone = many.operation
+    spec = rows_of(MovingPrimitive(alone.spec, "unit"), ExamplesSpec, "examples")
+    rows = [jax.ShapeDtypeStruct((5, *a.shape), a.dtype) for a in (alone.x_aval, alone.y_aval)]
+    operands = rows[0], *alone.operand_avals[1:]
+    batch = trace_rules(replace(alone, spec=spec, operand_avals=operands, y_aval=rows[1]), (), S)
+    assert isinstance(batch, ExamplesTrace)
+    packed = [
+        jnp.stack([pack([x, jnp.int32(i)]) for x, i in zip(X + b, CHOSEN, strict=True)])
+        for b in range(5)
+    ]
+    f, held = jnp.asarray(RNG.normal(size=(K, S, 5, B, 2))), [None, W, jnp.zeros(2)]
+    found = batch.increments(jnp.stack(packed, 1), f, held)
+    each = [many.increments(packed[b], f[:, :, b], held) for b in range(5)]
+    assert_tree_close(found, jax.tree.map(lambda *v: jnp.stack(v, 1), *each))
+    assert jax.tree.map(jnp.shape, found) == {k: v.shape for k, v in batch.types.items()}
+    assert batch.of_states(1).types["bias"].shape[:2] == (1, 5)
+    signal = jnp.asarray(RNG.normal(size=(S, 5, B, 2)))
+    solved = [many.solve(signal[:, b], each[b], held) for b in range(5)]
+    total = jax.tree.map(lambda *v: sum(v), *solved)
+    assert_tree_close(batch.solve(signal, found, held), total)
+    moved = batch.propagate(jnp.stack([signal, signal]), found, held)
+    again = [
+        many.propagate(jnp.stack([signal[:, b], signal[:, b]]), each[b], held) for b in range(5)
+    ]
+    assert_tree_close(moved, jax.tree.map(lambda *v: jnp.stack(v, 1), *again))

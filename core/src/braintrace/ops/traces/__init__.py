@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from ...base.errors import CompilationError
-from ..moving import MovingSpec
+from ..moving import ExamplesSpec, MovingSpec
 from ..operation import Operation
 from .base import TraceRules
 from .by_rules import StructuredTrace
 from .dense import DenseTrace
-from .moving import MovingTrace
+from .moving import ExamplesTrace, MovingTrace
 from .repeated import RepeatedTrace
 
 
@@ -23,7 +23,8 @@ def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) ->
     """
     if (one := operation.of_one) is not None:
         rules = trace_rules(one, extra, num_state)
-        form = MovingTrace if isinstance(operation.spec, MovingSpec) else RepeatedTrace
+        forms = {MovingSpec: MovingTrace, ExamplesSpec: ExamplesTrace}
+        form = forms.get(type(operation.spec), RepeatedTrace)
         return form(operation, extra, num_state, rules)
     spec = operation.spec
     kind = DenseTrace if spec.yw_to_w is None or spec.init_drtrl is None else StructuredTrace

@@ -100,3 +100,41 @@ def _in_front(leaf: jax.Array, extra: tuple[int, ...], ndim: int) -> jax.Array:
     at = leaf.ndim - ndim - len(extra)
     flat = leaf.reshape(*leaf.shape[:at], math.prod(extra), *leaf.shape[at + len(extra) :])
     return jnp.moveaxis(flat, at, 0)
+
+
+@dataclass(eq=False)
+class ExamplesTrace(TraceRules):
+    """The trace of an operation whose weights move for each example by itself.
+
+    Leaves are those of one example, whose rules are ``one``, as [S, B, ..].
+    """
+
+    one: TraceRules
+
+    @property
+    def types(self) -> dict[str, jax.ShapeDtypeStruct]:
+        count = self.operation.y_aval.shape[0]
+
+        def batched(aval: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((aval.shape[0], count, *aval.shape[1:]), aval.dtype)
+
+        return {key: batched(aval) for key, aval in self.one.types.items()}
+
+    def of_states(self, num_state: int) -> Self:
+        return replace(self, num_state=num_state, one=self.one.of_states(num_state))
+
+    def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
+        return jax.vmap(self.one.scale(operands), in_axes=(len(self.extra), 0))
+
+    def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
+        def each(x: Any, f: jax.Array) -> Arrays:
+            return self.one.increments(x, f, operands)
+
+        return jax.vmap(each, in_axes=(1, 2 + len(self.extra)), out_axes=1)(x, f)
+
+    def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        def each(signal: jax.Array, trace: Arrays) -> Arrays:
+            return self.one.solve(signal, trace, operands)
+
+        found = jax.vmap(each, in_axes=(1 + len(self.extra), 1))(signal, trace)
+        return {key: leaf.sum(0) for key, leaf in found.items()}
