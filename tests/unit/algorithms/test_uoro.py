@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ import braintrace as bt
 from braintrace.algorithms import UORORule
 from braintrace.algorithms.uoro import RankOne, _balanced
 from braintrace.testing import assert_tree_close
+from tests import zoo
 from tests.unit.algorithms.blocks import HIDDEN, Recurrent, block_of, by_loops, part, ready
 
 
@@ -69,3 +73,15 @@ def test_both_factors_are_made_equally_large() -> None:
 def test_near_jacobians_are_not_enough() -> None:
     with pytest.raises(ValueError, match="UORORule needs whole Jacobians"):
         UORORule(ready()[0])
+
+
+def test_a_model_of_uniform_states_alone_has_nothing_to_estimate() -> None:
+    """Its credit is in filters, and exact; blocks of steps hold nothing."""
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, zoo.IN)))
+
+    def gradient(algorithm: str) -> Any:
+        brainstate.random.seed(0)
+        learner = bt.compile(zoo.Leaky(), algorithm, xs[0], batch_size=2, vjp_method="single-step")
+        return learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), reduction="sum")
+
+    assert_tree_close(gradient("uoro"), gradient("d_rtrl"), 1e-12)

@@ -171,7 +171,10 @@ class UORORule(ParameterTraces):
         first = jax.tree.map(lambda v: v[0], block.signal)
         shapes = jax.eval_shape(lambda: self._met(RankOne(*start), first, operands))
         zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
-        (last, total), _ = jax.lax.scan(step, (start, zeros), tuple(block._replace(given=None)))
+        rows = tuple(block._replace(given=None))
+        if not jax.tree.leaves(rows):  # all credit is in the filters of uniform states
+            return self.summed(zeros, operands), start
+        (last, total), _ = jax.lax.scan(step, (start, zeros), rows)
         return self.summed(total, operands), last
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
