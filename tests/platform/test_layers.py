@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6204,
+    "compiler": 6205,
     "executor": 1694,
     "files": 872,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_577, 8_779
-WHOLE_CORE = 25_795
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_578, 8_780
+WHOLE_CORE = 25_796
 
 
 def module_of(file: Path) -> str:

@@ -41,6 +41,11 @@ def test_official_names_belong_to_official_distributions(site, host_of, plugin_s
     assert resolve(host, "ops", "matmul").__module__.startswith("braintrace_dense")
     with pytest.raises(PluginError, match="'braintrace-to-come', which is not installed"):
         resolve(host, "ops", "to_come")
+    monkeypatch.setitem(OFFICIAL["ops"], "to_come", "braintrace-dense")  # which is older
+    with pytest.raises(
+        PluginError, match="is no name of 'braintrace-dense'.*pip install --upgrade"
+    ):
+        resolve(host, "ops", "to_come")
     assert "thief_module" not in sys.modules
 
 

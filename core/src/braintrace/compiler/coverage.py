@@ -47,7 +47,8 @@ def find_unheard(minfo: ModuleInfo, groups: Groups) -> frozenset[int]:
     Such a state takes up values of the group, and the next step reads it. (A group of which nothing
     is read at all may be read by the loss, which is no part of the step.)
     """
-    others = [slot for slot in minfo.slots_of(StateKind.OTHER) if slot.leaves]
+    slots = minfo.slots_of(StateKind.OTHER)
+    others = [s for s in slots if any(versions.is_float(v.aval) for v in minfo.invars_of(s))]
     member = member_of(groups)
     olds: dict[Var, Marks] = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
     olds |= {v: frozenset({slot.path}) for slot in others for v in minfo.invars_of(slot)}
