@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1694,
     "files": 872,
     "cli": 729,
-    "algorithms": 2427,
+    "algorithms": 2430,
     "drivers": 2457,
     "learners": 3160,
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_578, 8_780
-WHOLE_CORE = 25_796
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_581, 8_783
+WHOLE_CORE = 25_799
 
 
 def module_of(file: Path) -> str:
