@@ -431,10 +431,12 @@ RULES = {
     ),
     "ostl-feedforward": Rule(bt.OSTLFeedforward, {}, oracle=partial(pp_prop_oracle, decay_x=0.0)),
     **{
-        f"snap-{n}": Rule(bt.SnAp, {"n": n}, oracle=partial(influence_oracle, n=n))
+        f"snap-{n}": Rule(
+            bt.SnAp, {"n": n, "downstream": "linear"}, oracle=partial(influence_oracle, n=n)
+        )
         for n in (1, 2, 3)
     },
-    "rtrl": Rule(bt.RTRL, {}, oracle=influence_oracle),
+    "rtrl": Rule(bt.RTRL, {"downstream": "linear"}, oracle=influence_oracle),
     **{
         f"snap-{n}-step": Rule(
             bt.SnAp, {"n": n, "downstream": "step"}, oracle=partial(snap_oracle, n=n)
@@ -603,7 +605,7 @@ def prepared(case: Case, seed: int = 0) -> Job:
     """
     brainstate.random.seed(seed)
     rng = np.random.default_rng(1)
-    rule, options = RULES[case.rule], {"downstream": "step"}
+    rule, options = RULES[case.rule], {}
     if case.driver.startswith("windows"):
         options["vjp_method"] = "multi-step"
     head = () if case.batch == "single" else (BATCH,)
@@ -614,7 +616,7 @@ def prepared(case: Case, seed: int = 0) -> Job:
         xs[0],
         batch_size=None if case.batch == "single" else BATCH,
         vmap=case.batch == "vmap",
-        **{**rule.options, **options},
+        **{"downstream": "step", **rule.options, **options},
     )
     rng = np.random.default_rng((2, seed))
     stirred = {**learner.param_states, **learner.hidden_states}
