@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 2430,
     "drivers": 2457,
-    "learners": 3160,
+    "learners": 3161,
     "modules": 895,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_581, 8_783
-WHOLE_CORE = 25_799
+WHOLE_CORE = 25_800
 
 
 def module_of(file: Path) -> str:

@@ -90,7 +90,15 @@ def test_an_error_of_another_cause_stays() -> None:
             self.h.value = 0.5 * self.h.value + x.sum()
             return self.h.value
 
+    class Checked(Net):
+        def update(self, x: Any) -> Any:
+            if x.ndim != 2:
+                raise ValueError
+            return super().update(x)
+
     x = jnp.ones((B, IN))
+    with pytest.raises(ExampleInputError, match=r"x\[0\].*\(ValueError\)$"):
+        bt.compile(Checked(), "d_rtrl", jnp.ones((T, B, IN)), batch_size=B)
     with pytest.raises(RuntimeError, match="^of its own"):
         bt.compile(Wrong(), "d_rtrl", x, batch_size=B)
     with pytest.raises(bt.CompilationError, match="^the model uses no brainstate.ParamState"):

@@ -352,6 +352,24 @@ def test_parts_that_are_made_anew_and_assigned_by_one_reset() -> None:
         assert int(one.running_index.value) == 1
 
 
+def test_a_clone_of_the_model_is_another_model() -> None:
+    """Its states have the hooks of those that they were made from."""
+    model, (xs, _) = zoo.Leaky(), sequences()
+    learner = bt.compile(model, "d_rtrl", xs[0], batch_size=BATCH, downstream="step")
+    learner(xs[0])
+    traces, clone = learner.read_traces(), brainstate.graph.clone(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reset(clone)
+        clone.h.value = jnp.zeros_like(clone.h.value)
+        same(learner.read_traces(), traces)
+        learner(xs[0])
+        reset(model)
+        reset(clone)
+        learner(xs[0])
+    assert int(learner.running_index.value) == 1
+
+
 def test_a_copy_whose_states_are_made_anew_before_its_first_use(leaky: Any) -> None:
     model, learner, run, want = leaky
     reset(model)

@@ -109,7 +109,7 @@ def _counted(learner: Running, size: int) -> Iterator[None]:
         if steps not in (size, None):
             raise ValueError(
                 f"step_fn passes a MultiStepData of {steps} steps for a {window}; chunk_size says "
-                "how many steps step_fn gets and passes on"
+                "how many steps step_fn gets and passes on (1, or none: single steps, as they are)"
             )
         out = stepper(learner, args, given)  # one step of another shape is told there
         if steps is None and size > 1:

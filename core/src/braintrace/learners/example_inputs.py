@@ -56,10 +56,11 @@ def explained(
     found = [text for other, size, text in attempts if runs(other, size)]
     if not found:
         return error
+    cause = str(behind(error)) or type(error).__name__
     shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args))
     return ExampleInputError(
         f"the model cannot be run for example inputs {shapes} and batch_size={batch_size}: "
-        f"{'; or '.join(found)}. ({behind(error)})"
+        f"{'; or '.join(found)}. ({cause})"
     )
 
 

@@ -52,7 +52,7 @@ class Watch:
 
     def __init__(self, learner: Any) -> None:
         self._learner = weakref.ref(learner)
-        self._hooks: list[tuple[State, Any]] = []
+        self._hooks: dict[State, Any] = {}
         self._reset: set[State] = set()
         self._assigned: set[State] = set()
         self._put_back = PutBack(learner.running_index)
@@ -66,13 +66,13 @@ class Watch:
 
     def look_at(self, states: Iterable[State]) -> None:
         """Be called by these states, and by no others."""
-        for state, hook in self._hooks:
+        for state, hook in self._hooks.items():
             state.unregister_hook(hook)
-        self._hooks = [(state, state.register_hook("write_after", self)) for state in states]
+        self._hooks = {state: state.register_hook("write_after", self) for state in states}
 
     def watched_of(self, learner: Any) -> set[State] | None:
         """The states that are looked at, if it is the watch of this learner."""
-        return {state for state, _ in self._hooks} if self._learner() is learner else None
+        return {*self._hooks} if self._learner() is learner else None
 
     def __call__(self, context: Any) -> None:
         """A state was assigned."""
@@ -80,7 +80,7 @@ class Watch:
         if learner is None:
             self.look_at(())
             return
-        if self._paused:
+        if self._paused or context.state not in self._hooks:  # a clone of it has the same hooks
             return
         if not (calls := resets_in_progress(learner, learner.model)):
             self._put_back.assigned(context.value)
