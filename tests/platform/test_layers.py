@@ -31,12 +31,12 @@ HOUSE = {
     "plugins": "base names ops",
     "compiler": "base published ops show jaxprs",
     "lazy": "names plugins",
-    "executor": "base published ops jaxprs compiler",
+    "executor": "base ops jaxprs compiler",
     "files": "base compiler",
     "cli": "base names show plugins compiler",
     "algorithms": "base published ops jaxprs compiler executor",
     "drivers": "base ops jaxprs compiler executor algorithms",
-    "learners": "base published show compiler executor algorithms drivers files plugins",
+    "learners": "base show compiler executor algorithms drivers files plugins",
     "plugin_api": "base ops plugins learners",
     "rules": "algorithms base",
     "nn": "lazy",
@@ -48,25 +48,25 @@ ASKS_FOR_THE_VERSION = {"files"}
 
 #: Lines of each folder and of the modules beside them, at most; raised only with a reason: from
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
-#: and by what records and learners answer to code for braintrace 0.2 (published.py).
+#: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 712,
+    "base": 809,
     "ops": 2092,
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6205,
+    "compiler": 6207,
     "executor": 1694,
     "files": 872,
     "cli": 729,
     "algorithms": 2430,
     "drivers": 2457,
     "learners": 3161,
-    "modules": 895,
+    "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_581, 8_783
-WHOLE_CORE = 25_800
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_680, 8_854
+WHOLE_CORE = 25_813
 
 
 def module_of(file: Path) -> str:

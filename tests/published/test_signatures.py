@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from braintrace.base.former import OPTIONS
 from braintrace.executor.graph_executor import compile_options
 from braintrace.ops.primitive import OTHER_NAMES
 from braintrace.ops.spec import RULES
-from braintrace.published import OPTIONS
 from tests.published.signatures import signatures
 
 THEN: dict[str, dict[str, bool]] = json.loads(

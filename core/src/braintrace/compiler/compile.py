@@ -11,8 +11,8 @@ import brainstate
 from ..base import versions
 from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError, CompilationWarning
+from ..base.former import without_former_options
 from ..base.types import Path
-from ..published import without_former_options
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
 from .delay_lines import with_delay_lines

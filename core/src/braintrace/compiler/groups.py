@@ -13,11 +13,12 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..base.former import without_former_options
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.run import Slice, between
-from ..published import GroupViews, without_former_options
+from ..published import GroupViews
 from .module_info import ModuleInfo, StateKind, is_barrier
 from .tracing.extract import extract_module_info
 

@@ -36,10 +36,11 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import NotSupportedError
+from ..base.former import without_former_options
 from ..base.types import Path
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, operands_behind
-from ..published import PerturbationViews, without_former_options
+from ..published import PerturbationViews
 from .contexts import Instruction, Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
 from .module_info import ModuleInfo, StateKind, is_barrier

@@ -15,6 +15,7 @@ from brainstate.util import FlattedDict
 
 from ..base import versions
 from ..base.errors import CompilationError, NotCompiledError, refuse_unused
+from ..base.former import OPTIONS, FormerAttributes, former_options, instead
 from ..base.types import Path
 from ..compiler.compile import compile_etrace_graph
 from ..compiler.coverage import by_path
@@ -22,7 +23,6 @@ from ..compiler.findings.downstream import as_written
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states, checked_args
-from ..published import OPTIONS, FormerAttributes, former_options, instead
 from .executor import Executor
 from .jacobians import JACOBIANS
 

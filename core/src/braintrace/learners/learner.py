@@ -17,6 +17,7 @@ from ..algorithms.base import LearningRule, check_jacobians
 from ..algorithms.influence import InfluenceRule
 from ..algorithms.signals import TracelessRule
 from ..base.errors import CompilationError, NotCompiledError, NoTraceError, refuse_unused
+from ..base.former import FormerAttributes
 from ..base.types import Path, show_path
 from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
@@ -30,7 +31,6 @@ from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
 from ..files.save import restore_learner, save_learner
-from ..published import FormerAttributes
 from . import sequences
 from .ledger import credit_ledger
 from .optimizers import OptaxOptimizer, optimizer, with_states

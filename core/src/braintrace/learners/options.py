@@ -10,9 +10,9 @@ from typing import Any
 import brainstate
 
 from ..base import versions
+from ..base.former import OPTIONS, former_options, instead
 from ..compiler.compile import compile_etrace_graph
 from ..executor.graph_executor import compile_options
-from ..published import OPTIONS, former_options, instead
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
