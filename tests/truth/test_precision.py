@@ -16,12 +16,12 @@ from tests.zoo import HIDDEN, IN
 
 B, T = 2, 60
 RULES: dict[str, dict[str, Any]] = {
-    "d_rtrl": {},
-    "pp_prop": {"decay_or_rank": 0.9},
-    "eprop": {"kappa_filter_decay": 0.9},
+    "d_rtrl": {"downstream": "step"},
+    "pp_prop": {"decay_or_rank": 0.9, "downstream": "step"},
+    "eprop": {"kappa_filter_decay": 0.9, "downstream": "step"},
     "snap": {"n": 2},
     "rtrl": {},
-    "uoro": {"vjp_method": "single-step"},
+    "uoro": {"vjp_method": "single-step", "downstream": "step"},
 }
 
 
@@ -93,10 +93,10 @@ def test_wide_parameters_and_states_have_wide_traces() -> None:
     model = Mixed("float32")
     model.w.value = model.w.value.astype("float64")
     brainstate.nn.init_all_states(model, batch_size=B)
-    learner = bt.D_RTRL(model)
+    learner = bt.D_RTRL(model, downstream="step")
     learner.compile_graph(inputs()[0])
     assert {str(v.dtype) for v in jax.tree.leaves(learner.read_traces())} == {"float64"}
-    learner = bt.D_RTRL(model, trace_dtype="bfloat16")
+    learner = bt.D_RTRL(model, trace_dtype="bfloat16", downstream="step")
     learner.compile_graph(inputs()[0])
     assert {str(v.dtype) for v in jax.tree.leaves(learner.read_traces())} == {"bfloat16"}
 
@@ -124,3 +124,33 @@ def test_windows_add_up_their_steps_in_more_than_half_precision() -> None:
 
     found = learner.etrace_grad(xs, step_fn=losses, reduction="sum", chunk_size=3000)
     assert float(found["w",][0, 0]) == 3000
+
+
+def test_the_step_that_is_held_back_belongs_to_the_trace() -> None:
+    """That of an LSTM, whose traces lag behind: in half precision throughout."""
+    with brainstate.environ.context(precision="bf16"):
+        cell, xs = bt.nn.LSTMCell(IN, HIDDEN, key=0), inputs("bfloat16")
+        learner = bt.compile(cell, "d_rtrl", xs[0], batch_size=B)
+        before = jax.tree.map(jnp.result_type, learner.read_traces())
+        for block in (1, 7):
+            learner.etrace_grad(xs, step_fn=lambda x: learner(x).mean(), block_size=block)
+    after = jax.tree.map(jnp.result_type, learner.read_traces())
+    assert before == after and {str(dtype) for dtype in jax.tree.leaves(after)} == {"float32"}
+
+
+def test_filters_of_credit_are_no_narrower_either() -> None:
+    """Of a leak whose state is in half precision."""
+
+    class Half(Mixed):
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((batch_size, HIDDEN), "bfloat16")
+
+        def update(self, x: Any) -> Any:
+            current = bt.matmul(x, self.w.value).astype("bfloat16")
+            self.h.value = jnp.bfloat16(0.75) * self.h.value + current
+            return self.h.value
+
+    learner = bt.compile(Half("float32"), "d_rtrl", inputs()[0], batch_size=B, frozen=["out"])
+    learner.etrace_grad(inputs(), step_fn=lambda x: learner(x).astype("float32").mean())
+    filters = [leaf for state in learner.filters for leaf in jax.tree.leaves(state.value)]
+    assert filters and {str(leaf.dtype) for leaf in filters} == {"float32"}

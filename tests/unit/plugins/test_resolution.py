@@ -42,9 +42,7 @@ def test_official_names_belong_to_official_distributions(site, host_of, plugin_s
     with pytest.raises(PluginError, match="'braintrace-to-come', which is not installed"):
         resolve(host, "ops", "to_come")
     monkeypatch.setitem(OFFICIAL["ops"], "to_come", "braintrace-dense")  # which is older
-    with pytest.raises(
-        PluginError, match="no name of 'braintrace-dense'.*pip install --upgrade"
-    ):
+    with pytest.raises(PluginError, match="no name of 'braintrace-dense'.*pip install --upgrade"):
         resolve(host, "ops", "to_come")
     assert "thief_module" not in sys.modules
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import refuse_unused
-from ..base.precision import sum_dtype
+from ..base.precision import sum_dtype, widened
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
@@ -261,7 +261,8 @@ class LaggedDRTRLRule(ParamDimRule):
     def init(self) -> Traces:
         """Traces of zeros, after a last step of zeros."""
         types = self._once(self.executor.jacobian_types)
-        return (*super().init(), jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), types))
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, sum_dtype(v.dtype)), types)
+        return (*super().init(), zeros)
 
     def _once(self, step: StepJacobians) -> StepJacobians:
         """A step that holds every input once."""
@@ -308,6 +309,7 @@ class LaggedDRTRLRule(ParamDimRule):
         """Traces of the last step but one, after the step held back and others, and the last."""
         steps = jax.tree.map(lambda v: v[:-1], block.jacobians)
         last = self._once(jax.tree.map(lambda v: v[-1], block.jacobians))
+        last = widened(last, sum_dtype(jnp.float16))  # part of the trace, and no narrower than it
         if traces is not None:  # a block of its own: joined to the others, it would copy them
             held_back = block._replace(jacobians=self._last(traces))
             traces = super().update(traces, held_back, operands)
