@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1694,
     "files": 872,
     "cli": 729,
-    "algorithms": 2430,
+    "algorithms": 2432,
     "drivers": 2457,
     "learners": 3161,
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_680, 8_854
-WHOLE_CORE = 25_813
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_682, 8_856
+WHOLE_CORE = 25_815
 
 
 def module_of(file: Path) -> str:
