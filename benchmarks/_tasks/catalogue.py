@@ -121,7 +121,7 @@ TASKS = {
             build=partial(networks.feedforward, images.PIXELS, 20, 10),
             load=digits.split(digits.last_step(images.SPIKE_STEPS)),
             encode=images.shown,
-            rate=3e-3,
+            rate=2e-2,
             decay=0.9,
         ),
         {},
