@@ -57,16 +57,16 @@ CEILINGS = {
     "plugins": 1724,
     "compiler": 6207,
     "executor": 1694,
-    "files": 872,
+    "files": 880,
     "cli": 729,
     "algorithms": 2432,
     "drivers": 2457,
-    "learners": 3161,
+    "learners": 3162,
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_682, 8_856
-WHOLE_CORE = 25_815
+WHOLE_CORE = 25_824
 
 
 def module_of(file: Path) -> str:

@@ -392,7 +392,8 @@ def refusal(learner: Any, path: Path, optimizer: Any = None) -> list[str]:
     with pytest.raises(ValueError, match="nothing was restored") as caught:
         restore_learner(learner, path, optimizer)
     assert before == [bits(s.value) for s in brainstate.graph.states(learner).values()]
-    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+    lines = str(caught.value).splitlines()[1:]
+    return [line.strip() for line in lines if line.startswith(" ")]  # behind them, a remedy
 
 
 def test_a_file_of_another_learner_is_refused_with_all_differences(tmp_path):
@@ -805,6 +806,10 @@ def test_parameters_alone(tmp_path):
     states = [*brainstate.graph.states(other).values()]
     before = {s: bits(s.value) for s in states if s is not other.model.w}
     seed = bits(brainstate.random.DEFAULT.value)
+    with pytest.raises(
+        ValueError, match=r"differs:(.|\n)*\nThe parameters are alike: restore\(path, o"
+    ):
+        restore_learner(other, path)
     restore_learner(other, path, only="parameters")
     assert bits(other.model.w.value) == bits(saved.model.w.value)
     assert before == {s: bits(s.value) for s in before} and len(before) > 1

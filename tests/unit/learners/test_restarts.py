@@ -327,13 +327,19 @@ class Kept(Summing):
     reset_state = brainstate.nn.Module.reset_state
 
 
-def test_a_part_that_a_reset_leaves_as_it_was_is_said() -> None:
+def test_a_part_that_a_reset_leaves_as_it_was_is_said(tmp_path: Any) -> None:
     model, (xs, _) = zoo.Stack(zoo.Leaky(), Kept()), sequences()
     learner = bt.compile(model, "d_rtrl", xs[0], batch_size=BATCH)
     learner(xs[0])
     reset(model)
     assert not any(leaf.any() for leaf in jax.tree.leaves(learner.read_traces()))
     with pytest.warns(UserWarning, match=r"left hidden states as they were: layers\[1\].h"):
+        learner(xs[0])
+    learner.save(tmp_path / "file")
+    reset(model)
+    learner.restore(tmp_path / "file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         learner(xs[0])
 
 

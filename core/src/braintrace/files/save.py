@@ -63,7 +63,7 @@ def restore_learner(
         if lines := "".join(f"\n  {line}" for line in found):
             raise ValueError(
                 f"{storage.file_name(path)} was saved from another learner than this one; nothing "
-                f"was restored. What differs:{lines}"
+                f"was restored. What differs:{lines}{'' if only else _of_parameters(file, leaves)}"
             )
         values = _values(content, leaves, path)
     before = {state: state.value for state in values}
@@ -73,6 +73,14 @@ def restore_learner(
     except BaseException:
         restore_values(before)
         raise
+
+
+def _of_parameters(content: storage.Content, leaves: list[Leaf]) -> str:
+    """What to do with a file of another learner whose parameters fit."""
+    own = [leaf for leaf in leaves if leaf.kind == "param"]
+    if [*_differences(_parameters(content), own, {}, set())]:
+        return ""
+    return "\nThe parameters are alike: restore(path, only='parameters') takes them alone"
 
 
 def _parameters(content: storage.Content) -> storage.Content:

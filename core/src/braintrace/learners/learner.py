@@ -588,4 +588,5 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
             When the file cannot be read.
         """
         follow_states(self)
-        restore_learner(self, path, with_states(self, optimizer), only)
+        with self._watch.paused():
+            restore_learner(self, path, with_states(self, optimizer), only)
