@@ -25,12 +25,10 @@ STORED = ROOT / "tests" / "published" / "numbers.json"
 
 
 def differing(there: Any, here: Any, place: str = "") -> Iterator[str]:
-    """Where two values that were read from JSON differ."""
+    """Where values that were read from JSON differ; what is only here is left out."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in {**there, **here}:
-            yield from differing(
-                there.get(key, "missing"), here.get(key, "missing"), f"{place}/{key}"
-            )
+        for key, value in there.items():
+            yield from differing(value, here.get(key, "missing"), f"{place}/{key}")
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here) > 0:
         for k, (a, b) in enumerate(zip(there, here, strict=True)):
             yield from differing(a, b, f"{place}/{k}")
