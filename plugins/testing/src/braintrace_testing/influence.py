@@ -35,6 +35,16 @@ class InfluenceResult:
         A complex number is two entries, all real parts before all imaginary parts.
     states
         The path of the state of each leaf that is carried, in the order of the rows.
+
+    Examples
+    --------
+    >>> import brainstate, braintrace, jax
+    >>> cell = braintrace.nn.GRUCell(2, 4)
+    >>> _ = brainstate.nn.init_all_states(cell)
+    >>> xs = jax.random.normal(jax.random.key(0), (3, 2))
+    >>> result = braintrace.testing.influence_oracle(cell, (xs,), lambda h: (h**2).sum())
+    >>> result.states, result.influences.shape, result.loss.shape
+    ((('h',),), (3, 4, 84), (3,))
     """
 
     loss: np.ndarray
