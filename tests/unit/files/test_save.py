@@ -472,6 +472,8 @@ def test_a_file_that_does_not_say_how_far_credit_goes_is_of_the_published_rule(
     restore_learner(learner_of(), path)
     found = refusal(learner_of(downstream="linear"), path)
     assert "option downstream: 'step' in the file, 'linear' here" in found
+    with pytest.raises(ValueError, match="its learners go on with downstream='step'"):
+        restore_learner(learner_of(downstream="linear"), path)
     assert "filter/0: not in the file" in found
 
 

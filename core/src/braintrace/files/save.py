@@ -63,7 +63,7 @@ def restore_learner(
         if lines := "".join(f"\n  {line}" for line in found):
             raise ValueError(
                 f"{storage.file_name(path)} was saved from another learner than this one; nothing "
-                f"was restored. What differs:{lines}{'' if only else _of_parameters(file, leaves)}"
+                f"was restored. What differs:{lines}{'' if only else _remedies(file, leaves)}"
             )
         values = _values(content, leaves, path)
     before = {state: state.value for state in values}
@@ -75,12 +75,15 @@ def restore_learner(
         raise
 
 
-def _of_parameters(content: storage.Content, leaves: list[Leaf]) -> str:
-    """What to do with a file of another learner whose parameters fit."""
+def _remedies(content: storage.Content, leaves: list[Leaf]) -> str:
+    """What to do with a file of an earlier version, or of a learner whose parameters fit."""
+    said, description = "", content.manifest.get("description")
+    if isinstance(description, dict) and "option downstream" not in description:
+        said = "\nAn earlier version saved it: its learners go on with downstream='step'"
     own = [leaf for leaf in leaves if leaf.kind == "param"]
-    if [*_differences(_parameters(content), own, {}, set())]:
-        return ""
-    return "\nThe parameters are alike: restore(path, only='parameters') takes them alone"
+    if not [*_differences(_parameters(content), own, {}, set())]:
+        said += "\nThe parameters are alike: restore(path, only='parameters') takes them alone"
+    return said
 
 
 def _parameters(content: storage.Content) -> storage.Content:
