@@ -55,9 +55,9 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6207,
+    "compiler": 6240,
     "executor": 1694,
-    "files": 880,
+    "files": 883,
     "cli": 729,
     "algorithms": 2432,
     "drivers": 2457,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_682, 8_856
-WHOLE_CORE = 25_824
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_715, 8_884
+WHOLE_CORE = 25_860
 
 
 def module_of(file: Path) -> str:

@@ -444,6 +444,62 @@ def test_factors_that_vary_with_step_and_example(step: Any, batch: int) -> None:
     assert_tree_close(gradient(learner, sequences), reference(model, sequences))
 
 
+def moved(s: Any, z: Any) -> Any:
+    """Outputs in another order, and one more."""
+    return jnp.pad(jnp.roll(z, 1, axis=1)[:, ::-1], ((0, 0), (0, 1)))
+
+
+def late(s: Any, z: Any) -> Any:
+    s.line.value = jnp.concatenate([s.line.value[1:], z[None]])
+    return s.line.value[0]
+
+
+def counted(s: Any, z: Any) -> Any:
+    k = s.count.value
+    s.line.value, s.count.value = s.line.value.at[k % 3].set(z), k + 1
+    return s.line.value[(k + 1) % 3]
+
+
+def averaged(s: Any, z: Any) -> Any:
+    late(s, z)
+    return s.line.value.mean(0)
+
+
+class Episodes(brainstate.nn.Module):
+    """A layer, what is read of its last steps, and a leak that ends with an episode."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.low, self.between = BELOW["hard reset"](), between
+        self.up = Layer(resetting, WIDTH + (between is moved), OUT)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        self.line = brainstate.ShortTermState(jnp.zeros((3, batch_size, WIDTH)))
+        self.count = brainstate.ShortTermState(jnp.zeros((), int))
+
+    def update(self, x: Any) -> Any:
+        x, last = x[..., :-1], x[..., -1:]
+        self.line.value = jnp.where(last > 0, 0.0, self.line.value)
+        return self.up((self.between(self, self.low(x)), last))
+
+
+@pytest.mark.parametrize("between", [moved, late, counted, averaged])
+def test_episodes_that_end_example_by_example_above_delays_and_moved_outputs(between: Any) -> None:
+    model = started(Episodes(between), 3)
+    sequences = data(False, IN + 1, batch=3)
+    learner = learner_of(model, sequences[0][0])
+    assert_tree_close(gradient(learner, sequences), reference(started(model, 3), sequences))
+
+
+@pytest.mark.parametrize("mix", [lambda z: z[::-1], lambda z: z - z.mean(0)])
+def test_examples_that_are_mixed_end_it(mix: Any) -> None:
+    learner = learner_of(
+        started(Episodes(lambda s, z: mix(z)), 3), data(False, IN + 1, batch=3)[0][0]
+    )
+    (why,) = learner.graph.explain(kind="credit_stops")
+    assert "may mix examples" in why.message
+
+
 def test_states_that_do_not_start_at_zero() -> None:
     model = started(stirred(BELOW["hard reset"](), *ABOVE["two leaks"]()))
     sequences = data(True)

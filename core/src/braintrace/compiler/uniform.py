@@ -316,6 +316,7 @@ class _Descent:
         self.seen: set[tuple[Any, ...]] = set()
         self.remember: set[Atom] = set()
         self.by_example: set[Atom] = set()
+        self.ends: set[Var] = set()
         self.by_position: list[np.ndarray] = []
         self.trained: dict[Leaf, None] = {}
 
@@ -324,6 +325,10 @@ class _Descent:
         if self.type.ndim != len(self.slot.varshape):
             raise NotUniform("it holds several states in one array")
         self.follow(self.new, (), inside=True, barrier=False, trained=False)
+        if self.by_example and not self.ends:
+            mixed = {v: e for v, (e, way) in self.region.items() if not _keeps_examples(e, way)}
+            if mixed:
+                return self.ending(mixed)
         if not self.leak:
             raise NotUniform("it does not depend on its old value")
         group, groups = self.step.path_to_group[self.path], self.step.path_to_group
@@ -332,13 +337,6 @@ class _Descent:
         apart = moved or not all(is_elementwise(eqn) for eqn, _ in self.region.values())
         if not apart and all(groups[p] is group for p in lower):
             raise NotUniform("nothing but factors lies between it and what drives it")
-        if self.by_example:
-            for eqn, followed in self.region.values():
-                if not _keeps_examples(eqn, followed):
-                    raise NotUniform(
-                        "a factor differs from example to example, and "
-                        f"{eqn.primitive.name} at {versions.source_of(eqn)} may mix examples"
-                    )
         return UniformState(
             self.slot,
             self.type,
@@ -350,6 +348,18 @@ class _Descent:
             self.parts(),
             tuple(self.trained),
         )
+
+    def ending(self, mixed: Mapping[Var, JaxprEqn]) -> UniformState:
+        """The state, driven by what is read from delay lines: their first axis holds steps."""
+        other = next((e for e in mixed.values() if not _reads_line(e)), None)
+        if other is not None:
+            raise NotUniform(
+                "a factor differs from example to example, and "
+                f"{other.primitive.name} at {versions.source_of(other)} may mix examples"
+            )
+        again = _Descent(self.step, self.path)
+        again.ends = set(mixed)
+        return again.result()
 
     def parts(self) -> tuple[tuple[np.ndarray, tuple[int, ...]], ...]:
         """The positions with each leak."""
@@ -386,7 +396,7 @@ class _Descent:
             return True
         self.seen.add((atom, inside, barrier, trained))
         eqn, ways_of_old = step.minfo.producer(atom), len(self.leak)
-        leaf = atom in step.state_of and atom is not self.new
+        leaf = atom in self.ends or (atom in step.state_of and atom is not self.new)
         ways = None if leaf or eqn is None or not step.credit(atom) else self.ways(eqn)
         if eqn is None or ways is None:
             self.take(self.source(atom, in_time, barrier, trained))
@@ -519,6 +529,21 @@ class _Descent:
         self.sources[source.atom] = replace(source, trained=known.trained or source.trained)
 
 
+def _reads_line(eqn: JaxprEqn) -> bool:
+    """Whether it reads steps of a line ``[n, *V]``, or adds them up, for each of ``V`` its own."""
+    old, new, axes = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape, (0,)
+    match eqn.primitive.name:
+        case "slice" | "dynamic_slice":
+            return bool(new[1:] == old[1:])
+        case "squeeze":
+            return bool(eqn.params["dimensions"] == axes)
+        case "reduce_sum":
+            return bool(eqn.params["axes"] == axes)
+        case "gather":
+            return bool(new == old[1:])
+    return False
+
+
 def _keeps_examples(eqn: JaxprEqn, followed: tuple[int, ...]) -> bool:
     """Whether an index of the first axis of the result depends on that of the operands alone."""
     params, first = eqn.params, eqn.outvars[0].aval.shape[:1]
@@ -533,6 +558,14 @@ def _keeps_examples(eqn: JaxprEqn, followed: tuple[int, ...]) -> bool:
             return bool(params["permutation"][0] == 0)
         case "reduce_sum":
             return 0 not in params["axes"]
+        case "slice" | "dynamic_slice":
+            return True  # the first axis is whole
+        case "concatenate":
+            return bool(params["dimension"] != 0)
+        case "squeeze" | "rev":
+            return 0 not in params["dimensions"]
+        case "pad":
+            return bool(params["padding_config"][0] == (0, 0, 0))
         case "dot_general":
             contracted, batch = params["dimension_numbers"]
             return followed == (0,) and 0 not in contracted[0] and not batch[0]
