@@ -56,7 +56,7 @@ CEILINGS = {
     "jaxprs": 1448,
     "plugins": 1724,
     "compiler": 6240,
-    "executor": 1694,
+    "executor": 1695,
     "files": 883,
     "cli": 729,
     "algorithms": 2432,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_715, 8_884
-WHOLE_CORE = 25_860
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_716, 8_885
+WHOLE_CORE = 25_861
 
 
 def module_of(file: Path) -> str:

@@ -208,6 +208,12 @@ def test_other_rules_and_steps_in_blocks(options: Any) -> None:
     compared(compiled(Counted, **options), block_size=3)
 
 
+@pytest.mark.parametrize("build", [Rolled, Joined, CountedInTheMiddle])
+def test_snap_keeps_a_line_with_its_positions(build: Any) -> None:
+    """No unit of these models hears another one."""
+    compared(compiled(build, "snap"))
+
+
 class Layers(brainstate.nn.Module):
     """Layers of a list are apart, but a line is of the layer that writes to it."""
 

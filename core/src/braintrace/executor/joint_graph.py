@@ -79,6 +79,7 @@ def _places(groups: Sequence[HiddenGroup], carried: Sequence[StateLeaf]) -> list
         if key not in first:
             first[key], count = count, count + math.prod(shape)
         own = first[key] + np.arange(math.prod(shape)).reshape(shape)
-        wide = own if own.ndim == len(leaf.aval.shape) else own[..., None]
-        found.append(np.broadcast_to(wide, leaf.aval.shape))
+        if group is not None and own.ndim < len(leaf.aval.shape):
+            own = np.expand_dims(own, group.state_axes[group.hidden_paths.index(leaf.path)])
+        found.append(np.broadcast_to(own, leaf.aval.shape))
     return found
