@@ -51,11 +51,11 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 809,
-    "ops": 2092,
+    "ops": 2093,
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6240,
+    "compiler": 6244,
     "executor": 1695,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_716, 8_885
-WHOLE_CORE = 25_861
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_721, 8_888
+WHOLE_CORE = 25_866
 
 
 def module_of(file: Path) -> str:

@@ -184,3 +184,22 @@ def sum_of_examples(drive: Any) -> Any:
         brainstate.nn.init_all_states(module)
         grads.append(bptt(module, (of.xs[:, b], of.ys[:, b]), of.loss)[1])
     return jax.tree.map(lambda *each: sum(each), *grads)
+
+
+@pytest.mark.parametrize("drive", [chosen, masked_by_counter])
+def test_weights_in_bfloat16(drive: Any) -> None:
+    """Entries that are made by arithmetic, too, while traces are wider than the weights."""
+    of = case(drive)
+    weights = of.model.states(brainstate.ParamState)
+    for state in (*weights.values(), of.model.h):
+        state.value = state.value.astype(jnp.bfloat16)
+    xs, ys = of.xs.astype(jnp.bfloat16), of.ys
+    learner = bt.D_RTRL(of.model)
+    learner.compile_graph(xs[0])
+    found = learner.etrace_grad(
+        xs, ys, step_fn=lambda x, y: of.loss(learner(x), y), reduction="sum"
+    )
+    _, exact = bptt((again := case(drive)).model, (again.xs, again.ys), again.loss)
+    for path, grad in found.items():
+        a, b = (jnp.asarray(v, jnp.float32) for v in (grad, exact[path]))
+        assert grad.dtype == jnp.bfloat16 and jnp.linalg.norm(a - b) < 0.1 * jnp.linalg.norm(b)

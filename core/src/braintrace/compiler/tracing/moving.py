@@ -62,7 +62,11 @@ class Making:
         avals = [v.aval for v in (self.weight, *self.values)]
         function = versions.jaxpr_as_fun(versions.make_jaxpr(lambda *a: [self.run(*a)], *avals))
         places = tuple(numbers.index(v) for v in self.values)
-        return Made(lambda *a: function(*a)[0], places, self.result.aval, self.extra or ())
+
+        def of(weight: Any, *values: Any) -> Any:  # rules hold the weight in a wider type
+            return function(weight.astype(self.weight.aval.dtype), *values)[0]
+
+        return Made(of, places, self.result.aval, self.extra or ())
 
 
 def with_constant_weights(jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:

@@ -82,7 +82,8 @@ class MovingTrace(TraceRules):
         def step(x_k: jax.Array, f_k: jax.Array) -> Arrays:
             own, values = self.spec.unpacked(x_k)
             own = None if own is None else own[None]
-            found = self.one.increments(own, f_k[None], self.spec.operands(operands, values))
+            made = self.operation.widened(self.spec.operands(operands, values))
+            found = self.one.increments(own, f_k[None], made)
             pulls = self.spec.pulled(operands, values)
             for key, k in traced:
                 if k in pulls:
