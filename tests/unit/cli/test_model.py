@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import braintrace
-from braintrace.compiler.findings import downstream, operations, record
+from braintrace.compiler.findings import downstream, foreign, operations, record
 from braintrace.compiler.findings import model as findings
 from braintrace.plugin_api import PluginInfo, hookimpl
 from braintrace.plugins import process
@@ -88,9 +88,8 @@ def test_diagnostics_can_be_selected(
 
 def test_the_kinds_that_are_offered_are_those_that_records_have(explain: Explain) -> None:
     status, _, err = explain("nets.py:make", "--kind", "no_such_thing")
-    texts = [
-        value for of in (downstream, findings, operations, record) for value in vars(of).values()
-    ]
+    modules = (downstream, findings, foreign, operations, record)
+    texts = [value for of in modules for value in vars(of).values()]
     found = {text.kind.value for text in texts if isinstance(text, record.Finding)}
     assert (status, set(err.strip().partition("; kinds: ")[2].split(", "))) == (2, found)
 

@@ -24,7 +24,12 @@ from braintrace.compiler.batch_states import examples_in, init_batched_states, r
 from braintrace.testing import assert_tree_close
 
 B, T, IN, HIDDEN = 3, 3, 2, 3
-RULES = {"d_rtrl": (bt.D_RTRL, {}), "pp_prop": (bt.pp_prop, {"decay_or_rank": 0.7})}
+#: A branch ends what credit passes by filters, and the select that vmap makes of it does not: both
+#: are exact with the trace of D-RTRL, but pp_prop is nearer to it where its trace is a filter.
+RULES = {
+    "d_rtrl": (bt.D_RTRL, {}),
+    "pp_prop": (bt.pp_prop, {"decay_or_rank": 0.7, "downstream": "step"}),
+}
 
 
 def draw(*shape: int, seed: int = 0) -> jax.Array:
