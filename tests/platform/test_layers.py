@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6244,
+    "compiler": 6264,
     "executor": 1695,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_721, 8_888
-WHOLE_CORE = 25_866
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_741, 8_905
+WHOLE_CORE = 25_886
 
 
 def module_of(file: Path) -> str:

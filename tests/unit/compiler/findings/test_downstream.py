@@ -63,6 +63,30 @@ def test_where_credit_stops_between_states_that_are_all_uniform() -> None:
     assert "what layers[0].v does" in record.message and "no linear map" in record.message
 
 
+class Rolled(Leaky):
+    """A leaky readout of the neurons next to each."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__(3, 3, gated=True)
+        self.between, self.product = between, bt.nn.Linear(3, 3)
+        self.r = brainstate.HiddenState(jnp.zeros((2, 3)))
+
+    def update(self, x: Any) -> Any:
+        self.r.value = 0.8 * self.r.value + self.product(self.between(super().update(x)))
+        return self.r.value
+
+
+def test_credit_between_positions_of_one_group_stops_and_is_said() -> None:
+    def of(between: Any) -> Any:
+        graph = bt.compile_etrace_graph(Rolled(between), jnp.ones((2, 3)), downstream="linear")
+        return [r for r in of_credit(graph) if r.kind is Kind.CREDIT_STOPS]
+
+    (record,) = of(lambda z: jnp.tanh(jnp.roll(z, 1, axis=1)))
+    assert record.hidden_paths == (("r",),)
+    assert "what v does" in record.message and "positions are mixed at" in record.message
+    assert not of(lambda z: jnp.tanh(2.0 * z))
+
+
 def test_leaks_that_stay_where_they_are_are_said_with_the_reason() -> None:
     found = graph_of(True, False, downstream="linear")
     stays = as_written(found, "no room")

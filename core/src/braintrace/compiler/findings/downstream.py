@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
 from ..graph import ETraceGraph
@@ -55,6 +56,8 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         yield PASSES(hidden_paths=(path,), filters=shapes)
     if graph.uniform or graph.not_uniform:
         yield from _stops(graph)
+    if graph.uniform:
+        yield from _stops_in_groups(graph)
 
 
 def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
@@ -75,6 +78,23 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
                 lower=", ".join(map(show_path, lower)),
                 why=_why(graph, above),
             )
+
+
+def _stops_in_groups(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    """Filters that read the states of their own group at other positions than their own."""
+    executed = graph.executed
+    for group, cone in zip(executed.hidden_groups, executed.cones, strict=True):
+        own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+        filters = [s for s in group.hidden_states if isinstance(s, CreditFilter)]
+        if not (own and filters and cone.offence is not None):
+            continue
+        if all(graph.cones[graph.hid_path_to_group[path].index].offence for path in own):
+            continue  # it is so without the filters, and said
+        yield STOPS(
+            hidden_paths=tuple(dict.fromkeys(one.of for one in filters)),
+            lower=", ".join(map(show_path, own)),
+            why=f"positions are mixed at {versions.source_of(cone.offence)}",
+        )
 
 
 def _shown(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:
