@@ -104,6 +104,7 @@ def test_a_callback_is_called_once_per_step_and_in_order(action: str) -> None:
         ("eprop", {"kappa_filter_decay": 0.5}),
         ("uoro", {}),
         ("rtrl", {}),
+        ("snap", {"n": 1}),
         ("d_rtrl", {"downstream": "linear"}),
     ],
 )

@@ -285,9 +285,10 @@ def test_equals_the_oracle(model: Any, name: str, batch: int | None) -> None:
 
 def test_rules_that_are_one() -> None:
     model = case(Dense).model
-    coupled = bt.D_RTRL(model, recurrence_scope="coupled").config
-    first = bt.SnAp(model, n=1, downstream="step").config
-    assert first == bt.OSTLRecurrent(model).config == coupled
+    coupled = bt.D_RTRL(model, recurrence_scope="coupled")
+    assert bt.OSTLRecurrent(model).config == coupled.config
+    within = (bt.SnAp(model, n=1, downstream="step"), bt.OSTLRecurrent(model, downstream="step"))
+    assert within[0].config == within[1].config
     assert bt.EProp(model, kappa_filter_decay=0.0).config == bt.D_RTRL(model).config
     assert bt.OSTLFeedforward(model).config == bt.pp_prop(model, 0.0).config
 

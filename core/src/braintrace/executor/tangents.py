@@ -41,15 +41,19 @@ SINGULAR = frozenset(
 def differentiated(
     info: ModuleInfo, parameters: Leaves, olds: Leaves, carried: Leaves, inputs: Sequence[Any]
 ) -> tuple[list[Any], Callable[..., Any]]:
-    """New values of carried leaves, and the pull-back to (parameters, old values of ``olds``)."""
-    call, first = versions.jaxpr_as_fun(info.jaxpr), info.num_args
+    """New values of carried leaves, and the pull-back to (parameters, old values of ``olds``).
+
+    The step has run before: its prints and callbacks, which have no results, are left out.
+    """
+    eqns, first = [eqn for eqn in info.jaxpr.eqns if not eqn.effects], info.num_args
 
     def new_values(weights: Sequence[Any], old: Sequence[Any]) -> list[Any]:
         full = list(inputs)
         for leaf, value in zip((*parameters, *olds), (*weights, *old), strict=True):
             full[first + leaf.place] = value
-        new = call(*full)
-        return [new[info.num_out + leaf.place] for leaf in carried]
+        env = versions.start_env(info.jaxpr, full)
+        run_equations(eqns, env)
+        return [read(env, info.jaxpr.outvars[info.num_out + leaf.place]) for leaf in carried]
 
     own = ([inputs[first + leaf.place] for leaf in of] for of in (parameters, olds))
     news, pull = jax.vjp(new_values, *own)

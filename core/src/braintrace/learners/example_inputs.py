@@ -68,7 +68,7 @@ def _attempts(args: tuple[Any, ...], batch_size: int | None, vmap: bool) -> Iter
     """What else may have been meant by arguments and a batch size."""
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(args)} - {()}
     lengths = {shape[0] for shape in shapes}
-    if len(lengths) != 1:
+    if len(lengths) != 1 or any(0 in shape for shape in shapes):
         return
     (length,) = lengths
     seconds = {shape[1] if len(shape) > 2 else None for shape in shapes}

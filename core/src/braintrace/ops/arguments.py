@@ -312,7 +312,7 @@ def _drawn(initializer: Any, shape: tuple[int, ...]) -> Any:
     dtype = brainstate.environ.dftype()
     try:
         return initializer(shape)
-    except NotImplementedError:
+    except (NotImplementedError, TypeError):
         if jnp.finfo(dtype).bits >= 32:
             raise
         with brainstate.environ.context(precision=32):
