@@ -350,6 +350,27 @@ class Kept(Rolled):
         return self.line.value
 
 
+class Square(brainstate.nn.Module):
+    """As many units as examples, so that a shape does not tell one axis from the other."""
+
+    def __init__(self, mixed: Any) -> None:
+        super().__init__()
+        self.mixed, self.product = mixed, bt.nn.Linear(2, 2, key=1)
+        self.leak = brainstate.ParamState(jnp.full(2, 0.5))
+        self.h = brainstate.HiddenState(jnp.zeros((2, 2)))
+
+    def update(self, x: Any) -> Any:
+        h = self.h.value
+        self.h.value = bt.element_wise(self.leak.value) * self.mixed(h) + self.product(h + x)
+        return self.h.value
+
+
+@pytest.mark.parametrize("mixed", [lambda h: h, lambda h: h - h.mean(1, keepdims=True)])
+def test_what_mixes_units_is_no_delay(mixed: Any) -> None:
+    graph = bt.compile_etrace_graph(Square(mixed), jnp.ones((2, 2)))
+    assert [group.num_state for group in graph.hidden_groups] == [1]
+
+
 def test_a_readout_that_is_kept_elsewhere_is_not_said_to_be_exact() -> None:
     with pytest.warns(bt.CompilationWarning, match="the state line takes up hidden values"):
         graph = compiled(Kept).graph

@@ -24,6 +24,12 @@ from .reach import find_reach
 #: How primitives that write at an index are called.
 WRITES = ("dynamic_update_slice", "scatter")
 
+#: Primitives that make sums of several positions, which a shift does not.
+SUMS = frozenset(
+    "dot_general conv_general_dilated reduce_sum reduce_max reduce_min reduce_prod cumsum cumprod "
+    "cummax cummin sort fft".split()
+)
+
 
 def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
     """The step with its delay lines among the hidden states; itself where there are none."""
@@ -49,15 +55,19 @@ def _axes_of(minfo: ModuleInfo, slot: StateSlot) -> list[int]:
     (old,), (new,) = minfo.invars_of(slot), minfo.outvars_of(slot)
     shape = old.aval.shape
     known = {s.varshape for s in minfo.slots_of(StateKind.HIDDEN) if s is not slot}
-    known |= {minfo.eqns[i].outvars[0].aval.shape for i in etp_equations(minfo.eqns)}
+    operations = {*etp_equations(minfo.eqns)}
+    known |= {minfo.eqns[i].outvars[0].aval.shape for i in operations}
     axes = [k for k in range(len(shape)) if (*shape[:k], *shape[k + 1 :]) in known]
     if not axes or new is old or not versions.is_float(old.aval) or not versions.is_var(new):
         return []
     if slot.kind is StateKind.HIDDEN and len(shape) != len(slot.varshape):
         return []  # it says itself which of its axes holds states
-    eqns = between(minfo.eqns, [old], [new]).eqns
-    inside = (sub for eqn in eqns for sub in (eqn, *nested(eqn)))
-    if any(eqn.primitive.name.startswith(WRITES) for eqn in inside):
+    others = [eqn for i, eqn in enumerate(minfo.eqns) if i not in operations]
+    eqns = between(others, [old], [new]).eqns  # what an operation mixes is no shift
+    inside = {sub.primitive.name for eqn in eqns for sub in (eqn, *nested(eqn))}
+    if inside & SUMS:
+        return []
+    if any(name.startswith(WRITES) for name in inside):
         return axes
     found = align(eqns, old, [new], len(shape), len(shape))
     mixed = found is not None and not found.is_identity
