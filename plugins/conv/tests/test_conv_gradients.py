@@ -77,7 +77,8 @@ def backpropagated(model, xs, targets):
 
 
 def compiled(model, x):
-    learner = braintrace.D_RTRL(model)
+    """With the trace of the family's rules, also where a filter could take its place."""
+    learner = braintrace.D_RTRL(model, downstream="step")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", braintrace.CompilationWarning)
         learner.compile_graph(x)

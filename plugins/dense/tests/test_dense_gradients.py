@@ -159,7 +159,7 @@ class Leaky(brainstate.nn.Module):
 def test_leaky_cell_equals_backpropagation(sizes, batch, block_sizes):
     steps = 6
     model, xs = Leaky(*sizes), draw(steps, *(() if batch is None else (batch,)), sizes[0])
-    learner = braintrace.compile(model, "d_rtrl", xs[0], batch_size=batch)
+    learner = braintrace.compile(model, "d_rtrl", xs[0], batch_size=batch, downstream="step")
     model.reset_state(batch)
     _, expected = bptt(model, (xs,), loss)
     expected = jax.tree.map(saiunit.get_mantissa, expected)

@@ -54,7 +54,7 @@ def loss(out, target):
 def check(model, block_sizes=(1, 4, STEPS, "auto")):
     xs, ys = draw(STEPS, *model.shape, seed=7), draw(STEPS, *model.shape, seed=8)
     brainstate.nn.init_all_states(model)
-    learner = braintrace.D_RTRL(model)
+    learner = braintrace.D_RTRL(model, downstream="step")
     learner.compile_graph(xs[0])
     assert set(learner.graph.coverage().values()) == {"trace"}
     _, expected = bptt(model, (xs, ys), loss)

@@ -123,8 +123,9 @@ def task(model):
 
 
 def compiled(model, xs, **options):
+    """With the traces of the family's rules, also where filters could take their place."""
     brainstate.nn.init_all_states(model)
-    learner = braintrace.D_RTRL(model, **options)
+    learner = braintrace.D_RTRL(model, **{"downstream": "step", **options})
     learner.compile_graph(xs[0])
     return learner
 

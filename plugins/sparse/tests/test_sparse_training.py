@@ -103,7 +103,10 @@ def sequences(matrix, lead=(), steps=STEPS):
 
 
 def compiled(model, x, batch=None, **options):
-    return braintrace.compile(model, "d_rtrl", x, batch_size=batch, **options)
+    """With the trace of the family's rules, also where a filter could take its place."""
+    return braintrace.compile(
+        model, "d_rtrl", x, batch_size=batch, **{"downstream": "step", **options}
+    )
 
 
 @lru_cache(maxsize=4)
