@@ -569,6 +569,7 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     "algorithms.d_rtrl.leaky_cell_in_a_batch": (mean_over_the_batch, "relative error"),
     "algorithms.d_rtrl.one_layer": (xy_to_dw_of_something_else, "relative error"),
     "algorithms.d_rtrl.two_layers": (unscaled_bias, "relative error"),
+    "algorithms.d_rtrl.credit_through_leaks": (xy_to_dw_of_something_else, "relative error"),
     "algorithms.d_rtrl.gradient_of_calls": (increment_without_f, "relative error"),
     "algorithms.d_rtrl.batch_is_the_sum": (mixes_examples, "relative error"),
     "algorithms.pp_prop.leaky_cell": (of_inputs_seen, "block_size=1: .*relative error"),

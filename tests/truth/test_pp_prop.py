@@ -180,7 +180,7 @@ def test_calls_that_carry_no_trace_start_from_nothing() -> None:
         assert_tree_close(found, fresh, 1e-12)
         assert int(learner.traces[0].value) == 0
         assert not any(leaf.any() for leaf in jax.tree.leaves(trace_values(learner)))
-    assert int(learner.running_index.value) == 9
+    assert int(learner.running_index.value) == 3
 
 
 # --- facts of the definition ------------------------------------------------------------------
