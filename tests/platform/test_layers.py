@@ -55,8 +55,8 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1448,
     "plugins": 1724,
-    "compiler": 6264,
-    "executor": 1695,
+    "compiler": 6274,
+    "executor": 1699,
     "files": 883,
     "cli": 729,
     "algorithms": 2432,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_741, 8_905
-WHOLE_CORE = 25_886
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_755, 8_914
+WHOLE_CORE = 25_900
 
 
 def module_of(file: Path) -> str:
