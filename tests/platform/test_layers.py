@@ -53,9 +53,9 @@ CEILINGS = {
     "base": 809,
     "ops": 2093,
     "show": 1381,
-    "jaxprs": 1448,
+    "jaxprs": 1465,
     "plugins": 1724,
-    "compiler": 6274,
+    "compiler": 6248,
     "executor": 1699,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_755, 8_914
-WHOLE_CORE = 25_900
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_746, 8_904
+WHOLE_CORE = 25_891
 
 
 def module_of(file: Path) -> str:

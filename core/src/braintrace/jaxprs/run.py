@@ -7,7 +7,7 @@ assembling equations by hand: variables stay unique and each JAX release stays c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,23 @@ def run_equations(eqns: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
 def read(env: dict[Var, Any], atom: Atom) -> Any:
     """The value of a variable in ``env``, or of a literal."""
     return env[atom] if versions.is_var(atom) else atom.val
+
+
+def with_replacements(jaxpr: Jaxpr, replacements: Mapping[int, Callable[..., Any]]) -> Jaxpr:
+    """The program in which functions of their operands stand for some equations, by index."""
+
+    def run(*values: Any) -> list[Any]:
+        env = versions.start_env(jaxpr, values)
+        for i, eqn in enumerate(jaxpr.eqns):
+            if i not in replacements:
+                run_equations([eqn], env)
+                continue
+            with versions.at_source(eqn):
+                results = replacements[i](*(read(env, atom) for atom in eqn.invars))
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(env, atom) for atom in jaxpr.outvars]
+
+    return versions.make_jaxpr(run, *jaxpr.in_avals)
 
 
 def run_inlined(

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from ...base import versions
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
-from ...jaxprs.run import read, run_equations
+from ...jaxprs.run import with_replacements
 from .loops import passed_loops
 
 #: How many carried values of one loop a backward pass keeps.
@@ -51,21 +51,7 @@ def with_reverse_mode(
         i: _replacement(jaxpr.eqns[i], note, *ends)
         for i, *ends in passed_loops(jaxpr, inputs, outputs)
     }
-    if not replaced:
-        return jaxpr
-
-    def run(*values: Any) -> list[Any]:
-        env = versions.start_env(jaxpr, values)
-        for i, eqn in enumerate(jaxpr.eqns):
-            if i not in replaced:
-                run_equations([eqn], env)
-                continue
-            with versions.at_source(eqn):
-                results = replaced[i](*(read(env, atom) for atom in eqn.invars))
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(env, atom) for atom in jaxpr.outvars]
-
-    return versions.make_jaxpr(run, *jaxpr.in_avals)
+    return with_replacements(jaxpr, replaced) if replaced else jaxpr
 
 
 def _replacement(

@@ -19,7 +19,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
-from ...jaxprs.run import etp_equations, first_nested_operation, read, run_equations, run_inlined
+from ...jaxprs.run import etp_equations, first_nested_operation, run_inlined, with_replacements
 from ...ops.repeated import repeated
 from ..findings.record import IN_CALL, INSIDE, REWRITTEN, ROLLED
 from .branches import cut, run_branches, varying_variables
@@ -138,19 +138,7 @@ class Rewriting:
                 atoms = jaxpr.eqns[i].invars
                 known = [not (versions.is_var(atom) and atom in varying) for atom in atoms]
                 replacements[i] = self.replacement(jaxpr.eqns[i], operation, known)
-
-        def run(*values: Any) -> list[Any]:
-            env = versions.start_env(jaxpr, values)
-            for i, eqn in enumerate(jaxpr.eqns):
-                if i not in replacements:
-                    run_equations([eqn], env)
-                    continue
-                with versions.at_source(eqn):
-                    results = replacements[i](*(read(env, atom) for atom in eqn.invars))
-                env.update(zip(eqn.outvars, results, strict=True))
-            return [read(env, atom) for atom in jaxpr.outvars]
-
-        return versions.make_jaxpr(run, *jaxpr.in_avals)
+        return with_replacements(jaxpr, replacements)
 
     def replacement(
         self, eqn: JaxprEqn, operation: JaxprEqn, fixed: Sequence[bool]
