@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 2432,
     "drivers": 2457,
-    "learners": 3162,
+    "learners": 3163,
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_746, 8_904
-WHOLE_CORE = 25_891
+WHOLE_CORE = 25_892
 
 
 def module_of(file: Path) -> str:

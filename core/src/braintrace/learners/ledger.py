@@ -112,7 +112,8 @@ def credit_ledger(
     A short probe answers what users ask first: is it the rule? A path from a parameter to a loss is
     booked at the first edge that the rule drops, so that the entries of a parameter add up to its
     gradient of BPTT, and each is computed by itself. States start as they are, traces at zero; no
-    state moves on. It costs a gradient by BPTT, and for each kind of edge one more at most.
+    state moves on. It costs a gradient by BPTT, and for each kind of edge one more at most. Prints
+    and callbacks of the model run each time.
 
     Parameters
     ----------
