@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1465,
     "plugins": 1724,
-    "compiler": 6248,
+    "compiler": 6315,
     "executor": 1699,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_746, 8_904
-WHOLE_CORE = 25_892
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_813, 8_946
+WHOLE_CORE = 25_959
 
 
 def module_of(file: Path) -> str:

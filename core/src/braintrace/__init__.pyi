@@ -33,10 +33,10 @@ from .compiler.relation import HiddenParamOpRelation as HiddenParamOpRelation
 from .compiler.relation import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from .compiler.relation import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module
 from .compiler.tracing.extract import extract_module_info as extract_module_info
-from .compiler.uniform import UniformConstant as UniformConstant
-from .compiler.uniform import UniformFactor as UniformFactor
-from .compiler.uniform import UniformSource as UniformSource
-from .compiler.uniform import UniformState as UniformState
+from .compiler.uniform.state import UniformConstant as UniformConstant
+from .compiler.uniform.state import UniformFactor as UniformFactor
+from .compiler.uniform.state import UniformSource as UniformSource
+from .compiler.uniform.state import UniformState as UniformState
 from .drivers.call_arguments import MultiStepData as MultiStepData
 from .drivers.call_arguments import SingleStepData as SingleStepData
 from .executor.graph_executor import ETraceGraphExecutor as ETraceGraphExecutor

@@ -23,7 +23,7 @@ _DEFINED_IN = {
         "find_hidden_param_op_relations_from_module"
     ),
     "compiler.tracing.extract": "extract_module_info",
-    "compiler.uniform": "UniformConstant UniformSource UniformFactor UniformState",
+    "compiler.uniform.state": "UniformConstant UniformSource UniformFactor UniformState",
     "drivers.call_arguments": "MultiStepData SingleStepData",
     "executor.graph_executor": "ETraceGraphExecutor ETraceVjpGraphExecutor",
     "learners.compile": "compile",

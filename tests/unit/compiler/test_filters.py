@@ -15,7 +15,7 @@ import pytest
 import braintrace as bt
 from braintrace.base import versions
 from braintrace.compiler.filters import check_downstream, move_leaks, sum_of_parts
-from braintrace.compiler.uniform import find_uniform
+from braintrace.compiler.uniform.find import find_uniform
 
 
 class Leaky(brainstate.nn.Module):

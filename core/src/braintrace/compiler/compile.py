@@ -29,7 +29,7 @@ from .perturbation import perturb_hidden
 from .reach import check_scope
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
-from .uniform import find_uniform
+from .uniform.find import find_uniform
 
 
 @without_former_options

@@ -35,7 +35,7 @@ from ..jaxprs.linear import is_sum
 from ..jaxprs.run import read, run_equations
 from .module_info import DYNAMIC, CreditFilter, ModuleInfo, StateKind, StateSlot
 from .reach import Leaf
-from .uniform import Factors, UniformFactor, UniformSource, UniformState
+from .uniform.state import Factors, UniformFactor, UniformSource, UniformState
 
 Key = tuple[Any, ...]
 """A source of a uniform state, or a constant of its maps; behind it, where the source is another

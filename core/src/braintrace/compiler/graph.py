@@ -23,7 +23,7 @@ from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
 from .reach import Cone, Reach
 from .relation import HiddenParamOpRelation
-from .uniform import UniformState
+from .uniform.state import UniformState
 
 if TYPE_CHECKING:
     from ..show.draw import Drawing
