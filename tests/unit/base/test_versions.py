@@ -166,3 +166,34 @@ def test_what_is_traced() -> None:
     jax.make_jaxpr(nested)(1.0)
     assert seen[1] is True and not versions.from_another_trace(1.0, seen[0])
     assert not versions.from_another_trace(seen[0], seen[0])
+
+
+ONE = ("examples",)  # an axis of one device already has a type
+
+
+def test_where_a_result_lies_is_part_of_its_type() -> None:
+    p = installed(lambda x, w: x @ w, "unit_placed")
+    mesh = jax.make_mesh((1,), ONE, axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((2, 3)), jax.NamedSharding(mesh, jax.P(*ONE)))
+        w = jnp.ones((3, 4))
+        y = jax.eval_shape(p.bind, x, w)
+        assert jax.typeof(p.bind(x, w)).sharding.spec == y.sharding.spec == jax.P(*ONE, None)
+        grad = jax.jit(jax.grad(lambda w, x: p.bind(x, w).sum()))(w, x)
+        assert jax.typeof(grad) == jax.typeof(w)
+
+
+def test_what_varies_under_shard_map_is_part_of_its_type() -> None:
+    p = installed(lambda x, w: x @ w, "unit_varying")
+    mesh, axes = jax.make_mesh((1,), ONE, axis_types=(jax.sharding.AxisType.Auto,)), jax.P(*ONE)
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
+
+    def run(f: Any, out: Any) -> Any:
+        return jax.shard_map(f, mesh=mesh, in_specs=(axes, jax.P()), out_specs=out)(x, w)
+
+    with pytest.raises(ValueError, match="out_specs"):  # y differs from device to device
+        run(p.bind, jax.P())
+    assert run(p.bind, axes).shape == (2, 4)
+    own = jax.grad(lambda x, w: p.bind(x, w).sum(), 1)
+    assert run(own, jax.P()).tolist() == [[2.0] * 4] * 3  # the sum over devices is JAX's
+    assert jax.grad(lambda w: run(lambda x, _: p.bind(x, w), axes).sum())(w).shape == w.shape

@@ -219,27 +219,33 @@ def install_rules(
     Installing again replaces the rules.
     """
 
-    def one_array(out: Any) -> Any:
-        if not hasattr(out, "shape"):
-            raise TypeError(
-                f"impl of {primitive.name!r} must return one array, got {type(out).__name__}"
-            )
-        return out
+    def whole(params: Any) -> Callable[..., Array]:
+        def one_array(*operands: Any) -> Any:
+            out = impl(*operands, **dict(params))
+            if not hasattr(out, "shape"):
+                raise TypeError(
+                    f"impl of {primitive.name!r} must return one array, got {type(out).__name__}"
+                )
+            return out
+
+        return jax.jit(one_array)
+
+    kept = lru_cache(maxsize=256)(whole)
+
+    def compiled(params: dict[str, Any]) -> Any:
+        try:
+            return kept(tuple(sorted(params.items())))
+        except TypeError:  # unhashable parameters
+            return None
 
     def abstract_eval(*avals: Any, **params: Any) -> Any:
-        out = one_array(jax.eval_shape(partial(impl, **params), *avals))
-        return jax.core.ShapedArray(out.shape, out.dtype)
-
-    @lru_cache(maxsize=256)
-    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
-        return jax.jit(partial(impl, **dict(params)))
+        run = compiled(params) or whole(params)
+        (out,) = run.trace(*avals).jaxpr.out_avals  # with its place on the devices
+        return out.update(weak_type=False)
 
     def evaluate(*operands: Array, **params: Any) -> Array:
-        try:
-            run = compiled(tuple(sorted(params.items())))
-        except TypeError:  # unhashable parameters: run operation by operation
-            run = partial(impl, **params)
-        return one_array(run(*map(jax.numpy.asarray, operands)))
+        run = compiled(params) or whole(params).__wrapped__  # then operation by operation
+        return run(*map(jax.numpy.asarray, operands))
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Any]:
         moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
