@@ -50,12 +50,12 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 809,
+    "base": 815,
     "ops": 2093,
     "show": 1381,
     "jaxprs": 1465,
     "plugins": 1724,
-    "compiler": 6315,
+    "compiler": 6351,
     "executor": 1699,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 809,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_813, 8_946
-WHOLE_CORE = 25_959
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_855, 8_974
+WHOLE_CORE = 26_001
 
 
 def module_of(file: Path) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import brainstate
@@ -14,7 +13,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.base import versions
-from braintrace.compiler.filters import check_downstream, move_leaks, sum_of_parts
+from braintrace.compiler.filters import check_downstream, move_leaks
 from braintrace.compiler.uniform.find import find_uniform
 
 
@@ -66,10 +65,3 @@ def test_another_downstream_is_refused() -> None:
     check_downstream("linear")
     with pytest.raises(ValueError, match=r"downstream must be one of \('step', .*got 'x'"):
         check_downstream("x")
-
-
-def test_values_of_each_leak_at_the_positions_that_have_it() -> None:
-    masks = [np.array([True, False]), np.array([False, True])]
-    uniform: Any = SimpleNamespace(parts=[(mask, (0,)) for mask in masks])
-    assert sum_of_parts([3.0, 4.0 * jnp.ones(2)], uniform).tolist() == [3.0, 4.0]
-    assert sum_of_parts([5.0], uniform) == 5.0

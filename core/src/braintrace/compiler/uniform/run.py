@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of the step with filters in front of its uniform states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...base import versions
+from ...base.types import Path
+from ...base.versions import Atom, JaxprEqn, Var
+from ...jaxprs.credit import with_credit
+from ...jaxprs.depends import slice_to
+from ...jaxprs.linear import is_sum
+from ...jaxprs.run import read, run_equations
+from ..module_info import DYNAMIC
+from ..reach import Leaf
+from .moving import Key, Moving
+from .state import Factors, UniformFactor, UniformSource, UniformState
+
+At = Callable[[Key], Any]
+"""The values of filters, by key."""
+
+
+class Run:
+    """One run of the step with filters."""
+
+    def __init__(
+        self, moving: Moving, inputs: Sequence[Any], old: Mapping[tuple[Path, Key], Any]
+    ) -> None:
+        self.moving, self.info, self.uniform = moving, moving.minfo, moving.uniform
+        self.old = old
+        self.new: dict[tuple[Path, Key], Any] = {}
+        self.env = versions.start_env(self.info.jaxpr, inputs)
+
+    def steady(self) -> list[JaxprEqn]:
+        """The equations whose results do not change in time."""
+        eqns = (eqn for eqn in self.info.eqns if not eqn.effects)
+        return [eqn for eqn in eqns if not any(map(self.moves, eqn.outvars))]
+
+    def outputs(self) -> list[Any]:
+        """The outputs of the step, and the new values of the filters."""
+        info, steady = self.info, self.steady()
+        run_equations(steady, self.env)
+        for path, uniform in self.uniform.items():
+            if self.moving.read_elsewhere(path):
+                credit = self.mapped(uniform, self.values_of(path, self.old))
+                self.credit(info.hidden_path_to_invar[path], credit)
+        moved = {info.hidden_path_to_outvar[path]: u for path, u in self.uniform.items()}
+        known = {*steady}
+        for eqn in (e for e in info.eqns if e not in known):
+            run_equations([eqn], self.env)
+            for var in moved.keys() & {*eqn.outvars}:
+                with versions.at_source(eqn):
+                    self.move(var, moved[var])
+        outputs = [read(self.env, atom) for atom in info.jaxpr.outvars]
+        return [*outputs, *(self.new[name] for name in self.moving.filters)]
+
+    def moves(self, atom: Atom) -> bool:
+        """Whether a value changes from step to step."""
+        return DYNAMIC in self.info.behind(atom)
+
+    def move(self, var: Var, uniform: UniformState) -> None:
+        """Take the sources of a state into its filters, and give it their credit."""
+        path = uniform.slot.path
+        leaks = [jax.lax.stop_gradient(self.leak(uniform, place)) for _, place in uniform.parts]
+        for key in self.moving.keys(uniform):
+            if key[0] in uniform.trained:
+                self.take_leak(uniform, key[0], leaks)
+                continue
+            old, source = self.old[path, key], uniform.sources.get(key[0])
+            factors = source.factors if source else uniform.affine[key[0]].factors
+            kept = _along_first(leaks[key[-1]], old.ndim) * old
+            taken = _along_first(self.product(uniform, factors), old.ndim)
+            self.take(path, key, kept + taken * self.driving(source, key))
+        self.credit(var, self.mapped(uniform, self.values_of(path, self.new)))
+
+    def values_of(self, path: Path, values: Mapping[tuple[Path, Key], Any]) -> At:
+        """The values of the filters of a state, by key."""
+        return lambda key: values[path, key]
+
+    def leak(self, uniform: UniformState, place: tuple[int, ...]) -> Any:
+        """``lambda`` at a place: a number, or one per example [B]."""
+        return sum(self.product(uniform, factors, place) for factors in uniform.leak)
+
+    def take_leak(self, uniform: UniformState, leaf: Leaf, leaks: Sequence[Any]) -> None:
+        """Move on the trace of a parameter that the leak depends on."""
+        path, info, given = uniform.slot.path, self.info, self.env
+        var = info.parameter_leaves[leaf]
+        hidden = jax.lax.stop_gradient(given[info.invars_of(uniform.slot)[0]])
+        behind = [f.atom for factors in uniform.leak for f in factors if f.atom is not None]
+        chain = [info.eqns[i] for i in slice_to(info.eqns, filter(info.trained_by, behind))]
+
+        def at(place: tuple[int, ...]) -> Any:
+            def leak(value: Any) -> Any:
+                self.env = {**given, var: value}
+                run_equations(chain, self.env)
+                return jnp.asarray(self.leak(uniform, place), hidden.dtype)
+
+            value = given[var]
+            slope = jax.jvp(leak, (value,), (jnp.ones_like(value),))[1]
+            return jax.lax.stop_gradient(slope)
+
+        slopes = [at(place) for _, place in uniform.parts]
+        self.env = given
+        kept = self.by_part(uniform, leaks) * self.old[path, (leaf,)]
+        self.take(path, (leaf,), kept + self.by_part(uniform, slopes) * hidden)
+
+    def by_part(self, uniform: UniformState, values: Sequence[Any]) -> Any:
+        """A value per leak, at the positions that have it."""
+        return sum_of_parts([_along_first(value, uniform.type.ndim) for value in values], uniform)
+
+    def take(self, path: Path, key: Key, value: Any) -> None:
+        """The new value of a filter, as a variable of its own."""
+        like = self.moving.filters[path, key].type
+        self.new[path, key] = jnp.copy(jnp.broadcast_to(value, like.shape).astype(like.dtype))
+
+    def credit(self, var: Var, of: Any) -> None:
+        self.env[var] = with_credit(self.env[var], of.astype(var.aval.dtype))
+
+    def driving(self, source: UniformSource | None, key: Key) -> Any:
+        """What a filter takes in: ``z``, or 1 for a constant."""
+        if source is None:
+            return 1
+        if source.of is not None and key[1:-1]:
+            news = self.info.outvar_to_hidden_path
+            return (self.new if key[0] in news else self.old)[source.of, key[1:-1]]
+        value = self.env[key[0]]
+        return jax.lax.stop_gradient(value) if source.cut or source.of else value
+
+    def product(self, uniform: UniformState, factors: Factors, place: tuple[int, ...] = ()) -> Any:
+        """A product of factors at a place: a number, or one per example [B]."""
+        return reduce(lambda a, f: a * self.factor(uniform, f, place), factors, 1)
+
+    def factor(self, uniform: UniformState, factor: UniformFactor, place: tuple[int, ...]) -> Any:
+        if factor.atom is None:
+            return -1
+        value = jnp.asarray(read(self.env, factor.atom))
+        kept = int(versions.is_var(factor.atom) and factor.atom in uniform.by_example)
+        there = place if len(place) == value.ndim else (0,) * value.ndim
+        value = value[(slice(None),) * kept + there[kept:]]
+        if factor.how == "is":
+            return value == factor.case
+        return value if factor.how == "times" else 1 / value
+
+    def mapped(self, uniform: UniformState, at: At) -> Any:
+        """``sum_r A_r(w) q_r`` of the filters ``at`` the keys of a state."""
+        parts = range(len(uniform.parts))
+        found = sum_of_parts([self.mapped_part(uniform, at, r) for r in parts], uniform)
+        for leaf in uniform.trained:
+            value = self.env[self.info.parameter_leaves[leaf]].reshape(())
+            found = found + at((leaf,)) * (value - jax.lax.stop_gradient(value))
+        return found
+
+    def mapped_part(self, uniform: UniformState, values: At, part: int) -> Any:
+        """That of the filters with one of the leaks."""
+
+        def at(key: Key) -> Any:
+            return values((*key, part))
+
+        known: dict[Atom, Any] = {}
+
+        def value(atom: Atom) -> Any:
+            if atom not in known:
+                known[atom] = leaf(atom) if atom in uniform.sources else of_equation(atom)
+            return known[atom]
+
+        def leaf(atom: Atom) -> Any:
+            source, like = uniform.sources[atom], atom.aval
+            if source.of is not None:
+                found = self.mapped(self.uniform[source.of], lambda key: at((atom, *key)))
+                found = found.astype(like.dtype)
+                return (
+                    with_credit(at((atom,)).astype(like.dtype), found) if source.trained else found
+                )
+            return at((atom,)).astype(like.dtype)
+
+        def of_equation(var: Var) -> Any:
+            if var not in uniform.region:  # the old value: it is in the filters
+                return jnp.zeros(var.aval.shape, var.aval.dtype)
+            eqn, followed = uniform.region[var]
+            if is_sum(eqn):
+                found = of_sum(eqn, {k: value(eqn.invars[k]) for k in followed}, var)
+                if var not in uniform.affine:
+                    return found
+                behind = uniform.affine[var].behind
+                once = of_sum(eqn, {k: read(self.env, eqn.invars[k]) for k in behind}, var)
+                return found + _along_first(at((var,)), once.ndim).astype(once.dtype) * once
+            (k,) = followed
+            moved = value(eqn.invars[k])
+            if any(self.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
+                return jnp.broadcast_to(moved, var.aval.shape)
+            operands = [moved if i == k else read(self.env, a) for i, a in enumerate(eqn.invars)]
+            (found,) = versions.bind_equation(eqn, operands)
+            return found + of_constant(var, operands, k) if var in uniform.affine else found
+
+        def of_sum(eqn: Any, given: Mapping[int, Any], var: Var) -> Any:
+            """The sum of some operands."""
+            if eqn.primitive.name == "select_n" and self.moves(eqn.invars[0]):
+                return sum(given.values(), jnp.zeros(var.aval.shape, var.aval.dtype))
+            operands = [
+                given[k]
+                if k in given
+                else jnp.zeros(a.aval.shape, a.aval.dtype)
+                if versions.is_float(a.aval)
+                else read(self.env, a)
+                for k, a in enumerate(eqn.invars)
+            ]
+            return versions.bind_equation(eqn, operands)[eqn.outvars.index(var)]
+
+        def of_constant(var: Var, operands: list[Any], k: int) -> Any:
+            """``(q_1 - 1) op(0)``: of the constant ``op(0)``, so much is missing in ``op(q)``."""
+            (eqn, _), affine = uniform.region[var], uniform.affine[var]
+            operands = [
+                v if i in affine.behind else jax.lax.stop_gradient(v)
+                for i, v in enumerate(operands)
+            ]
+            operands[k] = jnp.zeros_like(operands[k])
+            (once,) = versions.bind_equation(eqn, operands)
+            return _along_first(at((var,)) - 1, once.ndim).astype(once.dtype) * once
+
+        return value(self.info.outvars_of(uniform.slot)[0])
+
+
+def sum_of_parts(values: Sequence[Any], uniform: UniformState) -> Any:
+    """Of the values for each leak, those at the positions that have it."""
+    if len(values) == 1:
+        return values[0]
+    return sum(jnp.where(mask, v, 0) for v, (mask, _) in zip(values, uniform.parts, strict=True))
+
+
+def _along_first(factor: Any, ndim: int) -> Any:
+    """A number, or one per example along the first of ``ndim`` axes."""
+    factor = jnp.asarray(factor)
+    return factor.reshape(*factor.shape, *(1,) * (ndim - 1)) if factor.ndim else factor
