@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 2432,
     "drivers": 2457,
-    "learners": 3163,
-    "modules": 809,
+    "learners": 3215,
+    "modules": 810,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_855, 8_974
-WHOLE_CORE = 26_001
+WHOLE_CORE = 26_054
 
 
 def module_of(file: Path) -> str:

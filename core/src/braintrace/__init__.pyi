@@ -43,7 +43,6 @@ from .executor.graph_executor import ETraceGraphExecutor as ETraceGraphExecutor
 from .executor.graph_executor import ETraceVjpGraphExecutor as ETraceVjpGraphExecutor
 from .learners.compile import compile as compile
 from .learners.learner import ETraceAlgorithm as ETraceAlgorithm
-from .learners.learner import EligibilityTrace as EligibilityTrace
 from .learners.ledger import CreditEntry as CreditEntry
 from .learners.ledger import CreditLedger as CreditLedger
 from .learners.named import D_RTRL as D_RTRL
@@ -61,6 +60,7 @@ from .learners.report import CompilationReport as CompilationReport
 from .learners.signals import DNI as DNI
 from .learners.signals import EProp as EProp
 from .learners.signals import ThreeFactor as ThreeFactor
+from .learners.states import EligibilityTrace as EligibilityTrace
 from .learners.vjp import ETraceVjpAlgorithm as ETraceVjpAlgorithm
 from .ops.primitive import BATCHED_PRIMITIVES as BATCHED_PRIMITIVES
 from .ops.primitive import ETPPrimitive as ETPPrimitive

@@ -27,7 +27,7 @@ _DEFINED_IN = {
     "drivers.call_arguments": "MultiStepData SingleStepData",
     "executor.graph_executor": "ETraceGraphExecutor ETraceVjpGraphExecutor",
     "learners.compile": "compile",
-    "learners.learner": "EligibilityTrace ETraceAlgorithm",
+    "learners.learner": "ETraceAlgorithm",
     "learners.ledger": "CreditEntry CreditLedger",
     "learners.named": (
         "D_RTRL ES_D_RTRL IODimVjpAlgorithm OSTLFeedforward OSTLRecurrent ParamDimVjpAlgorithm "
@@ -36,6 +36,7 @@ _DEFINED_IN = {
     "learners.optimizers": "OptaxOptimizer",
     "learners.report": "CompilationReport",
     "learners.signals": "DNI EProp ThreeFactor",
+    "learners.states": "EligibilityTrace",
     "learners.vjp": "ETraceVjpAlgorithm",
     "ops.primitive": (
         "BATCHED_PRIMITIVES ETPPrimitive ETP_PRIMITIVES ETP_PRIMITIVE_SPECS ETP_RULES_INIT_DRTRL "

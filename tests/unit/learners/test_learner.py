@@ -447,20 +447,6 @@ def test_states_made_anew_for_another_batch(use: str) -> None:
     assert learner(xs[0]).shape == (3, HIDDEN)
 
 
-@pytest.mark.parametrize("weight", [("nothing",), ("out",), "w", 3, ("h",)])
-def test_get_etrace_of_something_without_a_trace(bench: Bench, weight: Any) -> None:
-    with refused(bench, KeyError, r"has no trace; parameters with one are \['w'\]"):
-        bench.learner.get_etrace_of(weight)
-
-
-def test_get_etrace_of_a_state_without_a_trace(bench: Bench) -> None:
-    with refused(bench, KeyError, r"out.* has no trace; parameters with one are \['w'\]"):
-        bench.learner.get_etrace_of(bench.model.out)
-
-
-# --- sequences --------------------------------------------------------------------------------
-
-
 # --- what users override -----------------------------------------------------------------------
 
 FORMER = ["_solve_weight_gradients", "_update_etrace_data", "_compute_learning_signal", "make_step"]

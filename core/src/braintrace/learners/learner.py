@@ -6,38 +6,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import brainstate
 import jax
 import jax.numpy as jnp
-from brainstate.util import FlattedDict
 
 from ..algorithms.base import LearningRule, check_jacobians
 from ..algorithms.influence import InfluenceRule
 from ..algorithms.signals import TracelessRule
-from ..base.errors import CompilationError, NotCompiledError, NoTraceError, refuse_unused
+from ..base.errors import CompilationError, NotCompiledError, refuse_unused
 from ..base.former import FormerAttributes
-from ..base.types import Path, show_path
-from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
 from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
-from ..compiler.requirements import check_same_states, state_lookup
+from ..compiler.requirements import state_lookup
 from ..drivers.call_arguments import one_step_of
 from ..drivers.of_influence import influence_step, influence_window
 from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
-from ..files.save import restore_learner, save_learner
-from . import sequences
+from . import saving, sequences
 from .ledger import credit_ledger
-from .optimizers import OptaxOptimizer, optimizer, with_states
-from .options import Signature, checked_options, options_of
+from .optimizers import OptaxOptimizer, optimizer
+from .options import Signature, checked_options
 from .report import CompilationReport, report_of
-from .reset_model import reset_model
-from .restarts import Watch, begin_call, follow_states, start_anew
+from .reset_model import reset_state
+from .restarts import Watch, begin_call
+from .states import EligibilityTrace, StatesOfLearner
 
 #: Methods of learners that were hooks, here or in version 0.2.
 FORMER_HOOKS = dict.fromkeys(
@@ -47,25 +44,12 @@ FORMER_HOOKS = dict.fromkeys(
 )
 
 
-class EligibilityTrace(brainstate.ShortTermState):
-    """A state that holds eligibility traces: a pytree of arrays, in the form of its rule.
-
-    Examples
-    --------
-    >>> import braintrace, jax.numpy as jnp
-    >>> x = jnp.ones((2, 3))
-    >>> learner = braintrace.compile(braintrace.nn.GRUCell(3, 4), "d_rtrl", x, batch_size=2)
-    >>> all(isinstance(trace, braintrace.EligibilityTrace) for trace in learner.traces)
-    True
-    """
-
-
 def arguments_of_model(learner: Any, args: tuple[Any, ...]) -> Any:
     """What calls take: the arguments of the model. Learners that take more say so."""
     return learner.run_call(args)
 
 
-class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
+class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
     """Base of the learners: a model with eligibility traces.
 
     A learner is called like the model it wraps, by keyword too. Differentiating a loss of its
@@ -303,136 +287,7 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
         """The learner: what was around it in version 0.2 under ``vmap=True`` is not here."""
         return self
 
-    @property
-    def path_to_states(self) -> dict[Path, brainstate.State[Any]]:
-        """States of the compiled step, by path."""
-        return self.executor.path_to_states
-
-    @property
-    def state_id_to_path(self) -> dict[brainstate.State[Any], Path]:
-        """Path of each state of the compiled step; the key is the state itself."""
-        return self.executor.state_id_to_path
-
-    @property
-    def own_options(self) -> dict[str, Any]:
-        """What the learner was made with besides its configuration, by name."""
-        named = options_of(type(self)).keys() - {"config"}
-        return {name: value for name, value in vars(self).items() if name in named}
-
-    def states_of(self, kind: StateKind) -> dict[Path, brainstate.State[Any]]:
-        """States of the compiled step of a kind, by path."""
-        slots = self.graph.module_info.slots_of(kind)
-        return FlattedDict({slot.path: slot.state for slot in slots})
-
-    @property
-    def param_states(self) -> dict[Path, brainstate.State[Any]]:
-        """All parameters of the model, and those of predictions, by path."""
-        own = {} if self.synthesizer is None else self.synthesizer.states_by_path
-        return FlattedDict({**brainstate.graph.states(self.model, brainstate.ParamState), **own})
-
-    @property
-    def trained_states(self) -> dict[Path, brainstate.State[Any]]:
-        """Those of :attr:`param_states` that are not frozen, for an optimizer."""
-        states = self.param_states
-        frozen = resolve_frozen(states, self.executor.options.get("frozen", ()))
-        return FlattedDict({path: s for path, s in states.items() if path not in frozen})
-
-    @property
-    def hidden_states(self) -> dict[Path, brainstate.State[Any]]:
-        """Hidden states of the compiled step, by path."""
-        follow_states(self)
-        return self.states_of(StateKind.HIDDEN)
-
-    @property
-    def other_states(self) -> dict[Path, brainstate.State[Any]]:
-        """Further states of the compiled step, by path."""
-        follow_states(self)
-        return self.states_of(StateKind.OTHER)
-
-    def get_etrace_of(self, weight: Path | brainstate.State[Any]) -> list[dict[str, Any]]:
-        """The traces of a parameter, one dict per relation and hidden group it takes part in.
-
-        D-RTRL: an array for each trainable key, with a trailing state axis: [B, in, out, S] for a
-        dense product of a batch. pp_prop: the filtered input ``"x"``, [B, in] (absent for an
-        operation without one), and the filtered factor ``"f"``, [B, out, S].
-
-        Parameters
-        ----------
-        weight
-            The parameter or its path.
-
-        Raises
-        ------
-        KeyError
-            When the parameter has no trace, or filters in the place of one.
-        """
-        path, known = weight, self.rule.traced_paths
-        if isinstance(weight, brainstate.State):
-            path = next((p for p, s in self.param_states.items() if s is weight), ("?",))
-        if path not in known:
-            name = show_path(path) if isinstance(path, tuple) else repr(path)
-            if isinstance(path, tuple) and "trace" in self.graph.coverage().get(path, ""):
-                raise NoTraceError(
-                    f"{name} has a filter of its input in place of a trace, because the dynamics "
-                    "behind it are linear and the same everywhere; downstream='step' keeps a trace"
-                )
-            shown = sorted(map(show_path, known))
-            raise NoTraceError(f"{name} has no trace; parameters with one are {shown}")
-        return self.rule.of_parameter(self.read_traces(), path)
-
-    def read_traces(self) -> tuple[Any, ...]:
-        """The traces as they are, in the form of the rule."""
-        return tuple(trace.value for trace in self.traces)
-
-    def write_traces(self, traces: Any, steps: int) -> None:
-        """Take the traces after some more steps."""
-        for state, trace in zip(self.traces, traces, strict=True):
-            state.value = trace
-        self.running_index.value = self.running_index.value + steps
-
-    def reset_state(
-        self, batch_size: int | None = None, *, model_states: bool = False, **kwargs: Any
-    ) -> None:
-        """Set the traces (and with ``model_states=True`` those of the model) to their start.
-
-        Parameters
-        ----------
-        batch_size
-            Passed on to the model's ``reset_state``, so that it has an effect with
-            ``model_states=True`` only. When the model's states come out for another batch
-            than before, the model is compiled for it, which takes as long as compiling it did. The
-            batch of an argument is then its first axis, or else its only one, that is as long as
-            the old batch.
-        model_states
-            Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
-            module without a ``reset_state`` of its own keeps its states.
-
-        Notes
-        -----
-        Where ``brainstate.nn.reset_all_states(model)`` is called by itself, inside of ``jit``, too,
-        the traces of all examples start anew with the hidden states. A value that is assigned to a
-        hidden state in another way leaves them as they are. To evaluate in the middle of a
-        sequence, reset a ``copy.deepcopy(model)``, or put back the values of all of
-        ``brainstate.graph.states(learner)``.
-
-        Raises
-        ------
-        ValueError
-            When the model's states come out with other shapes than those of another batch, or
-            the model cannot be compiled for it; the states then stay as they were.
-        """
-        follow_states(self)
-        check_same_states(self.model, self.graph.module_info)
-        with self._watch.paused():
-            before = self.executor
-            executor = reset_model(before, batch_size, **kwargs) if model_states else before
-            if executor is not before:
-                self.filters = ()
-                self.adopt(executor)
-                for trace, zero in zip(self.traces, self.rule.init(), strict=True):
-                    trace.value = zero
-            follow_states(self)
-            start_anew(self)
+    reset_state = reset_state
 
     def init_etrace_state(self, *args: Any, **kwargs: Any) -> None:
         """Set the traces to zero, whatever the arguments: :meth:`reset_state` in version 0.2."""
@@ -508,85 +363,5 @@ class ETraceAlgorithm(FormerAttributes, brainstate.nn.Module):
     etrace_evolve = sequences.etrace_evolve
     credit_ledger = credit_ledger
     optimizer = optimizer
-
-    def save(self, path: Any, optimizer: Any = None) -> None:
-        """Save where the learner stands, to go on from there in another process.
-
-        Saved are all states of the model, the traces, the learner's own states such as
-        ``running_index``, the random state of ``brainstate.random``, and the states of the
-        optimizer: values, shapes, dtypes and units. The program is not; it is made anew by
-        :meth:`compile_graph`.
-
-        Parameters
-        ----------
-        path
-            Of the file, a zip archive that ``numpy.load`` opens. One that is there is replaced, and
-            stays as it is when saving fails or the process ends in the middle of it.
-        optimizer
-            What was passed to :meth:`etrace_update`, or anything with brainstate states: a module,
-            an optimizer of ``braintools``, a state, or a dict, list or tuple of these. What optax
-            transformations have done to the learner's weights is saved in any case.
-
-        Raises
-        ------
-        CompilationError
-            Before :meth:`compile_graph`, or when states of the model were made anew since, of
-            another shape, dtype or unit.
-        TypeError
-            When a state holds something else than arrays and numbers, or for another optimizer.
-        OSError
-            When the folder does not exist, the file cannot be written, or ``path`` is that of a
-            folder, a pipe or a device.
-        RuntimeError
-            Inside ``jit`` or another transformation.
-
-        Examples
-        --------
-        >>> import braintrace, jax.numpy as jnp, os, tempfile
-        >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-        >>> learner = braintrace.compile(cell, "d_rtrl", x, batch_size=2)
-        >>> path = os.path.join(tempfile.mkdtemp(), "learner.npz")
-        >>> learner.save(path)
-        >>> first = learner(x)
-        >>> learner.restore(path)
-        >>> bool((learner(x) == first).all())
-        True
-        """
-        follow_states(self)
-        save_learner(self, path, with_states(self, optimizer))
-
-    def restore(
-        self, path: Any, optimizer: Any = None, *, only: Literal["parameters"] | None = None
-    ) -> None:
-        """Go on from where a saved learner stood, bit for bit.
-
-        The learner, its model and the optimizer are made and compiled as for the one that was
-        saved; then their states take the saved values, and so does the random state of
-        ``brainstate.random``. Either all of them do, or, when anything does not fit, none.
-
-        Parameters
-        ----------
-        path
-            Of a file of :meth:`save`.
-        optimizer
-            As it was when the file was written. If an optax transformation changed some of the
-            weights only, call :meth:`optimizer` with these first.
-        only
-            ``'parameters'``: those of the model take the saved values and all else stays as it is,
-            whatever rule, options, batch size and optimizer the file was saved with. The traces are
-            still those of the weights before; :meth:`reset_state` makes them new.
-
-        Raises
-        ------
-        ValueError
-            When the file is that of another learner, model, series of versions (0.1, 0.2) or shape,
-            with all the differences; or when it is damaged or none that was saved here; or for
-            another ``only``. Types and sizes are compared before any array is read.
-        CompilationError, TypeError, RuntimeError
-            As for :meth:`save`.
-        OSError
-            When the file cannot be read.
-        """
-        follow_states(self)
-        with self._watch.paused():
-            restore_learner(self, path, with_states(self, optimizer), only)
+    save = saving.save
+    restore = saving.restore

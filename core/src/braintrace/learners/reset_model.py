@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resetting the states of a compiled model, for the same batch or another one."""
+"""Resetting a learner, and the states of a compiled model, for the same batch or another one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ..base import versions
 from ..base.types import State, restore_values, show_path
 from ..compiler.batch_states import reset_batched_states
 from ..compiler.module_info import ModuleInfo, StateKind
-from ..compiler.requirements import state_lookup
+from ..compiler.requirements import check_same_states, state_lookup
 from ..executor.graph_executor import ETraceGraphExecutor
+from .restarts import follow_states, start_anew
 
 
 def reset_model(
@@ -128,3 +129,48 @@ def _warn_of_unreset(model: Any, info: ModuleInfo, before: Mapping[Any, Any]) ->
                 "reset_state(batch_size=None) beside init_state"
             )
             return
+
+
+def reset_state(
+    self: Any, batch_size: int | None = None, *, model_states: bool = False, **kwargs: Any
+) -> None:
+    """Set the traces (and with ``model_states=True`` those of the model) to their start.
+
+    Parameters
+    ----------
+    batch_size
+        Passed on to the model's ``reset_state``, so that it has an effect with
+        ``model_states=True`` only. When the model's states come out for another batch
+        than before, the model is compiled for it, which takes as long as compiling it did. The
+        batch of an argument is then its first axis, or else its only one, that is as long as
+        the old batch.
+    model_states
+        Whether the model's states are reset too, by ``brainstate.nn.reset_all_states``. A
+        module without a ``reset_state`` of its own keeps its states.
+
+    Notes
+    -----
+    Where ``brainstate.nn.reset_all_states(model)`` is called by itself, inside of ``jit``, too,
+    the traces of all examples start anew with the hidden states. A value that is assigned to a
+    hidden state in another way leaves them as they are. To evaluate in the middle of a
+    sequence, reset a ``copy.deepcopy(model)``, or put back the values of all of
+    ``brainstate.graph.states(learner)``.
+
+    Raises
+    ------
+    ValueError
+        When the model's states come out with other shapes than those of another batch, or
+        the model cannot be compiled for it; the states then stay as they were.
+    """
+    follow_states(self)
+    check_same_states(self.model, self.graph.module_info)
+    with self._watch.paused():
+        before = self.executor
+        executor = reset_model(before, batch_size, **kwargs) if model_states else before
+        if executor is not before:
+            self.filters = ()
+            self.adopt(executor)
+            for trace, zero in zip(self.traces, self.rule.init(), strict=True):
+                trace.value = zero
+        follow_states(self)
+        start_anew(self)
