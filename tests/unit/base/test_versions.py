@@ -197,3 +197,9 @@ def test_what_varies_under_shard_map_is_part_of_its_type() -> None:
     own = jax.grad(lambda x, w: p.bind(x, w).sum(), 1)
     assert run(own, jax.P()).tolist() == [[2.0] * 4] * 3  # the sum over devices is JAX's
     assert jax.grad(lambda w: run(lambda x, _: p.bind(x, w), axes).sum())(w).shape == w.shape
+
+
+def test_whether_there_are_several_devices(monkeypatch: Any) -> None:
+    for count in (1, 2):
+        monkeypatch.setattr(jax, "device_count", lambda count=count: count)
+        assert versions.several_devices() == (count > 1)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.base import versions
 from braintrace.ops.operation import Operation
 from braintrace.testing import assert_tree_close
 
@@ -32,8 +33,9 @@ def operation(batched: bool = False, **rules: Any) -> Operation:
 OPERANDS = (None, W, SHIFT)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_steps_are_added_up(batched: bool) -> None:
+@pytest.mark.parametrize("batched, several", [(False, False), (True, False), (True, True)])
+def test_steps_are_added_up(batched: bool, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "several_devices", lambda: several)
     op = operation(batched)
     rng = np.random.default_rng(1)
     xs = jnp.asarray(rng.normal(size=(5, *op.operand_avals[0].shape)))

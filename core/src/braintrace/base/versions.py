@@ -196,6 +196,11 @@ def from_another_trace(value: Any, tracer: Any) -> bool:
     return isinstance(value, jax.core.Tracer) and value._trace is not tracer._trace
 
 
+def several_devices() -> bool:
+    """Whether arrays may lie on more devices than one, those of other processes included."""
+    return jax.device_count() > 1
+
+
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
     return _is_float_dtype(aval.dtype)

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..base import versions
 from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
 from .moving import MovingSpec
 from .primitive import find_primitive
@@ -205,6 +206,11 @@ def _row(aval: Any) -> jax.ShapeDtypeStruct:
 
 
 def folded(array: jax.Array) -> jax.Array:
-    """The first two axes as one."""
+    """The first two axes, steps and examples, as one.
+
+    Examples may lie on several devices: then they come first, so that each device keeps its own.
+    """
     steps, batch, *rest = array.shape
+    if versions.several_devices():
+        array = array.swapaxes(0, 1)
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements

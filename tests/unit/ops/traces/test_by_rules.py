@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.base import versions
 from braintrace.ops.operation import Operation
 from braintrace.ops.traces import by_rules, trace_rules
 from braintrace.testing import assert_tree_close
@@ -76,3 +77,8 @@ def test_large_examples_are_added_up_one_by_one(
     apart = form.solve(signal.astype(dtype), trace, operands)
     assert_tree_close(apart, whole, 1e-12 if dtype == "float64" else 1e-2)
     assert apart["w"].dtype == whole["w"].dtype == "float64"  # as wide as what they are for
+    monkeypatch.setattr(versions, "several_devices", lambda: True)
+    program = jax.make_jaxpr(form.solve)(signal.astype(dtype), trace, operands)
+    assert not any(e.primitive.name in ("cond", "scan", "platform_index") for e in program.eqns)
+    together = form.solve(signal.astype(dtype), trace, operands)
+    assert_tree_close(together, whole, 1e-12 if dtype == "float64" else 1e-2)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...base import versions
 from ...base.precision import start_of_sum, widened_dtype
 from ..operation import Arrays
 from .base import UNROLL_STATES, TraceRules, stacked, sum_over_steps
@@ -144,7 +145,8 @@ class StructuredTrace(TraceRules):
         rule = self.scale(operands)
         whole = partial(self._summed, rule, axes=extra + op.spec.batched)
         large: list[str] = []
-        if op.spec.batched and not extra:  # the second axis of every leaf is that of the examples
+        alone = not versions.several_devices()  # else each device adds up its own examples
+        if op.spec.batched and not extra and alone:  # the second axis of a leaf is of the examples
             large = [key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE]
         if not large:
             return whole(signal, trace)
@@ -198,8 +200,11 @@ def _sum_leading(array: Any, axes: int) -> jax.Array:
     """Sum over leading axes by halves.
 
     Each halving is an element-wise addition of large arrays, which compilers vectorise; XLA's CPU
-    backend runs a plain sum over a leading axis as strided scalar loops, 200 times slower.
+    backend runs a plain sum over a leading axis as strided scalar loops, 200 times slower. Halves of
+    an axis that lies on several devices would be sent from one to another.
     """
+    if versions.several_devices():
+        return array.sum(tuple(range(axes)))
     for _ in range(axes):
         rest = None
         while array.shape[0] > 1:
