@@ -50,8 +50,8 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 815,
-    "ops": 2093,
+    "base": 820,
+    "ops": 2104,
     "show": 1381,
     "jaxprs": 1465,
     "plugins": 1724,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 810,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_855, 8_974
-WHOLE_CORE = 26_054
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_871, 8_983
+WHOLE_CORE = 26_070
 
 
 def module_of(file: Path) -> str:

@@ -200,8 +200,8 @@ def _sum_leading(array: Any, axes: int) -> jax.Array:
     """Sum over leading axes by halves.
 
     Each halving is an element-wise addition of large arrays, which compilers vectorise; XLA's CPU
-    backend runs a plain sum over a leading axis as strided scalar loops, 200 times slower. Halves of
-    an axis that lies on several devices would be sent from one to another.
+    backend runs a plain sum over a leading axis as strided scalar loops, 200 times slower. Halves
+    of an axis that lies on several devices would be sent from one to another.
     """
     if versions.several_devices():
         return array.sum(tuple(range(axes)))
