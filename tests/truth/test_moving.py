@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import brainstate
@@ -143,18 +144,98 @@ def test_the_trace_is_that_of_the_whole_weight() -> None:
 
 
 def rolled(m: Any, x: Any) -> Any:
-    """Entries that change their places have no trace in common."""
+    """Entries change their places."""
     return bt.matmul(x, jnp.roll(m.w.value[0], m.time.value, 0), m.b.value.sum(0))
 
 
-def two_weights(m: Any, x: Any) -> Any:
-    return bt.matmul(x, m.w.value[0] * x.mean() + m.w.value[1] * m.v.value, m.b.value.sum(0))
+def of_two_weights(m: Any, x: Any) -> Any:
+    w = m.w.value[0] * x.mean() - m.w.value[1] * m.v.value
+    return bt.matmul(x, w, m.b.value.sum(0))
 
 
-@pytest.mark.parametrize("drive", [rolled, two_weights])
-def test_what_is_made_otherwise_is_refused(drive: Any) -> None:
-    with pytest.raises(bt.NotSupportedError, match="operand 'weight'.*depends on inputs or states"):
-        compiled(case(drive), "d_rtrl")
+def chosen_factors(m: Any, x: Any) -> Any:
+    """Of two low-rank products, one factor each is chosen."""
+    k = m.time.value
+    first = bt.lora_matmul(x, m.w.value[k % 3], m.factors.value[0], bias=m.b.value[0])
+    return first + bt.lora_matmul(jnp.sin(x), m.v.value, m.factors.value[k % 2])
+
+
+def chosen_low_rank_bias(m: Any, x: Any) -> Any:
+    return bt.lora_matmul(x, m.v.value, m.factors.value[0], bias=m.b.value[m.time.value % 3])
+
+
+def chosen_kernel(m: Any, x: Any) -> Any:
+    """One of two kernels, of which a tap is left out."""
+    kept = jnp.arange(3)[:, None, None] != m.time.value % 3
+    kernel, image = m.kernel.value[m.time.value % 2] * kept, jnp.stack([x, jnp.cos(x)], -1)
+    layout = ("NWC", "WIO", "NWC")
+    bias = m.b.value[m.time.value % 3, :1]
+    y = bt.conv(image, kernel, bias, padding=[(1, 2)], dimension_numbers=layout)
+    return y[..., 0]
+
+
+def turned_kernel(m: Any, x: Any) -> Any:
+    kernel = jnp.roll(m.kernel.value[0], m.time.value, 0)
+    image = jnp.stack([x, jnp.cos(x)], -1)
+    y = bt.conv(image, kernel, padding=[(1, 2)], dimension_numbers=("NWC", "WIO", "NWC"))
+    return y[..., 0]
+
+
+def in_a_loop(m: Any, x: Any) -> Any:
+    """A product in each iteration of a loop, with a weight that is chosen once per step."""
+    w = m.w.value[m.time.value % 3]
+    return jax.lax.scan(lambda y, k: (y + bt.matmul(jnp.sin(k * x), w), None), 0.0 * m.h.value,
+                        jnp.arange(1.0, 41.0))[0] / 40  # fmt: skip
+
+
+def of_a_third_party(m: Any, x: Any) -> Any:
+    return scaled().bind(x, m.w.value[m.time.value % 3] * (x.mean() > 0))
+
+
+@cache
+def scaled() -> Any:
+    """A primitive without rules."""
+    return bt.register_primitive("test_moving_scaled", lambda x, w: jnp.sin(x) @ w, batched=True)
+
+
+class OfMany(Moving):
+    """The same with weights of other operations."""
+
+    def __init__(self, drive: Callable[[Any, Any], Any]) -> None:
+        super().__init__(drive)
+        self.factors, self.kernel = zoo.weight(2, WIDTH, WIDTH), zoo.weight(2, 3, 2, 1)
+
+
+#: How a weight is made, and the shapes of its traces behind the batch axis.
+OTHERWISE: dict[Any, tuple[str, dict[str, tuple[int, ...]]]] = {
+    rolled: ("w", {"weight": (WIDTH, 2 * IN, WIDTH), "bias": (WIDTH, WIDTH)}),
+    of_two_weights: ("v", {"weight": (WIDTH, 2 * IN * WIDTH), "bias": (WIDTH, WIDTH)}),
+    chosen_factors: ("w", {
+        "lora_b": (WIDTH, 3, IN, WIDTH), "lora_a": (WIDTH, WIDTH, WIDTH), "bias": (WIDTH, WIDTH),
+    }),
+    chosen_low_rank_bias: ("b", {
+        "lora_b": (IN, WIDTH), "lora_a": (WIDTH, WIDTH), "bias": (3, WIDTH),
+    }),
+    chosen_kernel: ("kernel", {"weight": (WIDTH, 1, 2, 3, 2, 1), "bias": (WIDTH, 1, 3, WIDTH)}),
+    turned_kernel: ("kernel", {"weight": (WIDTH, 1, 6, 2, 1)}),
+    in_a_loop: ("w", {"weight": (3, IN, WIDTH)}),
+    of_a_third_party: ("w", {"weight": (WIDTH, 3, IN, WIDTH)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("drive", OTHERWISE)
+def test_what_is_made_or_used_otherwise(drive: Any) -> None:
+    """Then there is an entry for each position and weight, unless the operation has fewer."""
+    of = case(drive, OfMany)
+    of.reset()
+    _, exact = bptt(of.model, (of.xs, of.ys), of.loss)
+    unused = [path for path, leaf in exact.items() if not np.any(leaf)]
+    learner = compiled(of, "d_rtrl", frozen=unused)
+    for block in (1, 4):
+        assert_tree_close(gradients(of, learner, block_size=block), exact, allow_zero=unused)
+    path, shapes = OTHERWISE[drive]
+    first = learner.get_etrace_of((path,))[0]
+    assert {key: leaf.shape[1:-1] for key, leaf in first.items()} == shapes
 
 
 @pytest.mark.parametrize("drive", [of_one_example, chosen])

@@ -23,6 +23,7 @@ from braintrace.jaxprs.run import (
     read,
     run_equations,
     run_inlined,
+    with_replacements,
 )
 
 scale_p = bt.register_primitive("unit_run_scale", lambda x, w: x * w)
@@ -139,3 +140,10 @@ def test_what_carries_several_operands_carries_them_one_by_one() -> None:
     assert names == ["mul", *["optimization_barrier"] * 2, *["device_put"] * 2]
     assert all(len(eqn.invars) == len(eqn.outvars) == 1 for eqn in flat.eqns[1:])
     assert [float(v) for v in versions.jaxpr_as_fun(flat)(1.0, 2.0)] == [1.0, 4.0]
+
+
+def test_a_replacement_may_read_other_values() -> None:
+    jaxpr = versions.make_jaxpr(lambda a, b: [jax.lax.sin(a), jax.lax.cos(b)], 1.0, 2.0)
+    a, b = jaxpr.invars
+    found = with_replacements(jaxpr, {1: lambda x, y: [10 * x + y]}, {1: [a, b]})
+    assert versions.jaxpr_as_fun(found)(1.0, 2.0)[1] == 12.0

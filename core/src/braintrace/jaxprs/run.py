@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -36,8 +37,15 @@ def read(env: dict[Var, Any], atom: Atom) -> Any:
     return env[atom] if versions.is_var(atom) else atom.val
 
 
-def with_replacements(jaxpr: Jaxpr, replacements: Mapping[int, Callable[..., Any]]) -> Jaxpr:
-    """The program in which functions of their operands stand for some equations, by index."""
+def with_replacements(
+    jaxpr: Jaxpr,
+    replacements: Mapping[int, Callable[..., Any]],
+    reads: Mapping[int, Sequence[Atom]] = MappingProxyType({}),
+) -> Jaxpr:
+    """The program in which functions of their operands stand for some equations, by index.
+
+    One that is in ``reads`` gets the values of these atoms in place of the equation's operands.
+    """
 
     def run(*values: Any) -> list[Any]:
         env = versions.start_env(jaxpr, values)
@@ -46,7 +54,8 @@ def with_replacements(jaxpr: Jaxpr, replacements: Mapping[int, Callable[..., Any
                 run_equations([eqn], env)
                 continue
             with versions.at_source(eqn):
-                results = replacements[i](*(read(env, atom) for atom in eqn.invars))
+                atoms = reads.get(i, eqn.invars)
+                results = replacements[i](*(read(env, atom) for atom in atoms))
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(env, atom) for atom in jaxpr.outvars]
 

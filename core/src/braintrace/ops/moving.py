@@ -7,6 +7,9 @@ every entry of ``g(w, m)`` is made from entries of ``w`` at its own place, along
 ``w`` that it may have more, the trace of ``w`` is that of the operation with these axes,
 
     eps^t = D^t eps^{t-1} + (dg/dw at m^t)^T (f^t (x) x^t)
+
+Where entries change their places, or the operation keeps no trace of each entry (low rank), the
+trace has an entry for each position of ``y`` and each entry of ``w``, which holds for every ``g``.
 """
 
 from __future__ import annotations
@@ -32,12 +35,21 @@ class Made:
     """How one operand is made: ``function(w, *values)`` of type ``aval``.
 
     ``values`` are numbers of the values that move, ``extra`` the leading axes that ``w`` has more.
+    ``axes`` says which axes of the operation's own trace run along those of what is made that have
+    more than one entry, both counted from the end; ``None``: the last ones, in their order.
     """
 
     function: Callable[..., Any]
     values: tuple[int, ...]
     aval: Any
-    extra: tuple[int, ...]
+    extra: tuple[int, ...] = ()
+    axes: Mapping[int, int] | None = None
+
+    @property
+    def along(self) -> dict[int, int]:
+        """:attr:`axes`, or what is meant by ``None``."""
+        own = range(-len(self.aval.shape), 0)
+        return dict(zip(own, own, strict=True)) if self.axes is None else dict(self.axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +58,13 @@ class MovingSpec(ETPPrimitiveSpec):
 
     ``one`` is the primitive of the operation, ``made`` says by position how its operands are made,
     and ``packed`` are the types of what ``x'`` holds: ``x``, if there is one, and what moves.
+    ``dense``: the trace is over positions of ``y`` and entries of ``w``.
     """
 
     one: Any = None
     made: Mapping[int, Made] = field(default_factory=dict)
     packed: tuple[Any, ...] = ()
+    dense: bool = False
 
     def unpacked(self, x: jax.Array) -> tuple[Any, list[Any]]:
         """``x`` (``None`` for an operation without) and the values that move."""
@@ -99,7 +113,9 @@ class MovingPrimitive(ETPPrimitive):
         versions.install_rules(self, spec.impl, partial(_batch, self))
 
 
-def moving(one: ETPPrimitive, made: Mapping[int, Made], packed: Sequence[Any]) -> MovingPrimitive:
+def moving(
+    one: ETPPrimitive, made: Mapping[int, Made], packed: Sequence[Any], dense: bool = False
+) -> MovingPrimitive:
     """The primitive of ``one`` with some operands made anew at every step.
 
     Its operands are those of ``one``, with ``w`` in the place of what is made, and ``x'`` in that
@@ -124,6 +140,7 @@ def moving(one: ETPPrimitive, made: Mapping[int, Made], packed: Sequence[Any]) -
         one=one,
         made=dict(made),
         packed=tuple(packed),
+        dense=dense,
     )
     return MovingPrimitive(made_spec, one.owner)
 

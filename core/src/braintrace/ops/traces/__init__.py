@@ -19,9 +19,11 @@ from .repeated import RepeatedTrace
 def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:
     """The structured trace where the family wrote its rules, else the dense one.
 
-    That of a repeated operation, or of one with moving weights, follows from that of one iteration.
+    That of a repeated operation, or of one with moving weights, follows from that of one iteration,
+    unless the latter has a dense one.
     """
-    if (one := operation.of_one) is not None:
+    whole = isinstance(operation.spec, MovingSpec) and operation.spec.dense
+    if not whole and (one := operation.of_one) is not None:
         rules = trace_rules(one, extra, num_state)
         forms = {MovingSpec: MovingTrace, ExamplesSpec: ExamplesTrace}
         form = forms.get(type(operation.spec), RepeatedTrace)

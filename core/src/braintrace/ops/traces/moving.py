@@ -11,7 +11,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from ..moving import MovingSpec
+from ..moving import Made, MovingSpec
 from ..operation import Arrays
 from .base import TraceRules, sum_over_steps
 
@@ -21,7 +21,8 @@ class MovingTrace(TraceRules):
     """A trace in the structure of the operation, whose rules are ``one``, with further axes.
 
     A leaf [S, *E, .., *W] of the operation is [S, *E, .., *N, *W] here, with ``N`` the leading axes
-    that a weight has more than what is made of it.
+    that a weight has more than what is made of it. The axes ``W`` may be in another order, and with
+    others in between (``Made.axes``).
     """
 
     one: TraceRules
@@ -34,31 +35,38 @@ class MovingTrace(TraceRules):
     @property
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         found = dict(self.one.types)
-        for key, (extra, ndim) in self._longer.items():
-            shape, at = found[key].shape, len(found[key].shape) - ndim
+        for key, (extra, tail) in self._longer.items():
+            shape, at = found[key].shape, len(found[key].shape) - tail
             longer = (*shape[:at], *extra, *shape[at:])
             found[key] = jax.ShapeDtypeStruct(longer, found[key].dtype)
         return found
 
     @property
+    def _made(self) -> dict[str, Made]:
+        """How the traced operands that move are made, by key."""
+        places = {key: self.operation.positions[key] for key in self.operation.traced}
+        return {key: self.spec.made[k] for key, k in places.items() if k in self.spec.made}
+
+    @property
     def _longer(self) -> dict[str, tuple[tuple[int, ...], int]]:
-        """Axes ``N``, and the number of axes ``W``, of the keys with such axes."""
-        pairs = ((key, self.spec.made.get(k)) for key, k in self.operation.positions.items())
-        traced = ((key, made) for key, made in pairs if made and key in self.operation.traced)
-        return {key: (m.extra, len(m.aval.shape)) for key, m in traced if m.extra}
+        """Axes ``N``, and how many axes stand behind them, of the keys with such axes."""
+        return {key: (m.extra, _tail(m)) for key, m in self._made.items() if m.extra}
 
     def of_states(self, num_state: int) -> Self:
         return replace(self, num_state=num_state, one=self.one.of_states(num_state))
 
-    def _each(self, run: Callable[[Arrays], Arrays], trace: Arrays) -> Arrays:
-        """``run`` for every index of the axes ``N``, which stand in front of the axes ``W``."""
+    def _each(self, run: Callable[[Arrays], Arrays], trace: Arrays, solved: bool = False) -> Arrays:
+        """``run`` for every index of the axes ``N``, which stand in front of the axes ``W``.
+
+        What it gives is a trace, or ``solved``: cotangents of weights.
+        """
         longer = self._longer
         rows = {key: _in_front(trace[key], *axes) for key, axes in longer.items()}
         first = {**trace, **{key: leaf[0] for key, leaf in rows.items()}}
         found = run(first)
-        for key, (extra, ndim) in longer.items():
+        for key, (extra, tail) in longer.items():
             made = jax.vmap(lambda leaf, key=key: run({**first, key: leaf})[key])(rows[key])
-            made = jnp.moveaxis(made, 0, at := made.ndim - 1 - ndim)
+            made = jnp.moveaxis(made, 0, at := 0 if solved else made.ndim - 1 - tail)
             found[key] = made.reshape(*made.shape[:at], *extra, *made.shape[at + 1 :])
         return found
 
@@ -68,7 +76,7 @@ class MovingTrace(TraceRules):
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         held = self._held(operands)
-        return self._each(lambda t: self.one.solve(signal, t, held), trace)
+        return self._each(lambda t: self.one.solve(signal, t, held), trace, solved=True)
 
     def _held(self, operands: Sequence[Any]) -> list[Any]:
         """The operands of ``one`` as its rules get them where they may not use weights."""
@@ -76,29 +84,47 @@ class MovingTrace(TraceRules):
         return [None if k in self.spec.made else v for k, v in enumerate(operands[:count])]
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
-        traced = [(key, self.operation.positions[key]) for key in self.operation.traced]
+        made, positions = self._made, self.operation.positions
         operands = self.operation.widened([*operands])
 
         def step(x_k: jax.Array, f_k: jax.Array) -> Arrays:
             own, values = self.spec.unpacked(x_k)
             own = None if own is None else own[None]
-            made = self.operation.widened(self.spec.operands(operands, values))
-            found = self.one.increments(own, f_k[None], made)
+            full = self.operation.widened(self.spec.operands(operands, values))
+            found = self.one.increments(own, f_k[None], full)
             pulls = self.spec.pulled(operands, values)
-            for key, k in traced:
-                if k in pulls:
-                    leaf, own_shape = found[key], self.spec.made[k].aval.shape
-                    lead = leaf.shape[: leaf.ndim - len(own_shape)]
-                    rows = jax.vmap(pulls[k])(leaf.reshape(-1, *own_shape))
-                    found[key] = rows.reshape(*lead, *rows.shape[1:]).astype(leaf.dtype)
+            for key, one in made.items():
+                slopes = pulls[positions[key]](jnp.ones(one.aval.shape))
+                found[key] = _with_slopes(found[key], slopes, one)
             return found
 
         return sum_over_steps(step, x, f)
 
 
-def _in_front(leaf: jax.Array, extra: tuple[int, ...], ndim: int) -> jax.Array:
+def _tail(made: Made) -> int:
+    """From which axis of a leaf on, counted from its end, axes run along what is made."""
+    return max((-axis for axis in made.along.values()), default=0)
+
+
+def _with_slopes(leaf: jax.Array, slopes: jax.Array, made: Made) -> jax.Array:
+    """A leaf [.., *W] times ``dg/dw`` [*N, *W], as [.., *N, *W].
+
+    Entries of ``w`` keep their places in ``g(w, m)``, so that its derivative is a factor for each.
+    """
+    lead, at, shape = len(made.extra), leaf.ndim - _tail(made), made.aval.shape
+    along = sorted(made.along, key=made.along.__getitem__)
+    own = [1] * _tail(made)
+    for axis in along:
+        own[made.along[axis]] = shape[axis]
+    others = [lead + k for k in range(len(shape)) if k - len(shape) not in along]  # of size one
+    slopes = slopes.transpose(*range(lead), *others, *(slopes.ndim + axis for axis in along))
+    rows = leaf.reshape(*leaf.shape[:at], *(1,) * lead, *leaf.shape[at:])
+    return rows * slopes.reshape(*made.extra, *own).astype(leaf.dtype)
+
+
+def _in_front(leaf: jax.Array, extra: tuple[int, ...], tail: int) -> jax.Array:
     """A leaf [.., *N, *W] as [N, .., *W]."""
-    at = leaf.ndim - ndim - len(extra)
+    at = leaf.ndim - tail - len(extra)
     flat = leaf.reshape(*leaf.shape[:at], math.prod(extra), *leaf.shape[at + len(extra) :])
     return jnp.moveaxis(flat, at, 0)
 
