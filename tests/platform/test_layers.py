@@ -51,11 +51,11 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 820,
-    "ops": 2104,
+    "ops": 2149,
     "show": 1381,
-    "jaxprs": 1465,
+    "jaxprs": 1474,
     "plugins": 1724,
-    "compiler": 6351,
+    "compiler": 6436,
     "executor": 1699,
     "files": 883,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 810,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 14_871, 8_983
-WHOLE_CORE = 26_070
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_010, 9_067
+WHOLE_CORE = 26_209
 
 
 def module_of(file: Path) -> str:
