@@ -10,7 +10,8 @@ gpu     make build/gpu, with which a machine with a GPU and without a network me
 check   lint, formatting and types, and the lines of each folder of core
 stubs   write the type stubs of the public names anew
 docs    build the documentation site, without a network; --open shows it in a browser
-wheels  build the wheels, install them by file into empty environments and try every subset
+wheels  build the wheels, install them by file into empty environments and try every pair of
+        families and all of them; --every-subset tries every subset
 
 The environment is made in .venv (or the folder named by VENV), with plain venv and pip.
 """
@@ -442,7 +443,8 @@ def docs(options: Sequence[str]) -> int:
 
 def wheels(options: Sequence[str]) -> int:
     """Build the wheels and try them in empty environments of this and of a newer Python."""
-    refuse("wheels", options)
+    every = [option for option in options if option == "--every-subset"]
+    refuse("wheels", [option for option in options if option not in every])
     python = environment()
     newer = newer_python()
     if newer is None:
@@ -458,11 +460,14 @@ def wheels(options: Sequence[str]) -> int:
         print("Built", ", ".join(file.name for file in files))
         interpreters = [Path(sys.executable)] + ([newer] if newer else [])
         with ThreadPoolExecutor(max_workers=len(interpreters)) as pool:
-            statuses = pool.map(partial(try_wheels, files, Path(folder)), interpreters)
+            one = partial(try_wheels, files, Path(folder), [word.strip("-") for word in every])
+            statuses = pool.map(one, interpreters)
             return first_nonzero(list(statuses))
 
 
-def try_wheels(files: Sequence[Path], folder: Path, interpreter: Path) -> int:
+def try_wheels(
+    files: Sequence[Path], folder: Path, options: Sequence[str], interpreter: Path
+) -> int:
     """Install wheels by file into an empty environment and use them, away from the sources.
 
     What the programs print is shown when they have ended: there is one such environment for each
@@ -477,7 +482,7 @@ def try_wheels(files: Sequence[Path], folder: Path, interpreter: Path) -> int:
     install(python, *map(str, files), "pytest>=8", "hatchling")
     smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
     first = ["-I", "-c", "import braintrace; print(braintrace.matmul)"]
-    options = ["own-tests"] if interpreter == (newer_python() or interpreter) else []
+    options = [*options, *(["own-tests"] if interpreter == (newer_python() or interpreter) else [])]
     options += ["every-doctor"] if interpreter == Path(sys.executable) else []
     matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent), *options]
     quick = quick_compilation(python)

@@ -16,6 +16,7 @@ PACKAGES = (
     "braintrace",
     "braintrace_conv",
     "braintrace_dense",
+    "braintrace_einsum",
     "braintrace_elemwise",
     "braintrace_lora",
     "braintrace_sparse",

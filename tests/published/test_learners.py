@@ -280,7 +280,7 @@ def test_a_model_without_any_trace():
 def test_a_name_that_is_not_here_inside_of_a_model():
     class Tokens(nn.GRUCell):
         def update(self, x):
-            return braintrace.einsum("bi,io->bo", x, self.Wz.weight.value)
+            return braintrace.MatMulOp()(x, self.Wz.weight.value)
 
     with pytest.raises(braintrace.CompilationError, match=r"use braintrace\.matmul") as caught:
         braintrace.compile(Tokens(3, 4), "d_rtrl", X, batch_size=2)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every subset of the families, installed by file into this interpreter's own environment.
+"""Subsets of the families, installed by file into this interpreter's own environment.
 
-``python -P tests/wheels/matrix.py WHEELS [own-tests] [every-doctor]`` is run by the interpreter of
-an environment that has core, its dependencies, pytest and hatchling. For each subset: what is
-present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin in a
+``python -P tests/wheels/matrix.py WHEELS [own-tests] [every-doctor] [every-subset]`` is run by the
+interpreter of an environment that has core, its dependencies, pytest and hatchling. Subsets are
+none of the families, each, every pair and all, or with ``every-subset`` every one. For each: what
+is present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin in a
 process of its own and therefore takes long: it is asked with none, one and all of the plugins, and
 in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with
 core, that plugin and ``braintrace-testing`` alone. The tests of the plugin host are run with the
@@ -23,6 +24,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,9 +39,14 @@ ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SHARE = {"BRAINTRACE_PROPERTY_RUNS": "0.3"}
 
 
-def subsets(families: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every subset, each one plugin away from the one before."""
-    for count in range(2 ** len(families)):
+def subsets(families: Sequence[str], every: bool) -> Iterator[tuple[str, ...]]:
+    """None, each, every pair and all of the families; or every subset.
+
+    Every subset: each is one plugin away from the one before.
+    """
+    for size in () if every else (0, 1, 2, len(families)):
+        yield from combinations(families, size)
+    for count in range(2 ** len(families) if every else 0):
         code = count ^ (count >> 1)
         yield tuple(family for bit, family in enumerate(families) if code >> bit & 1)
 
@@ -75,23 +82,21 @@ def change(wheels: dict[str, Path], before: Sequence[str], after: Sequence[str])
         pip("install", "--no-deps", "--no-index", *new)
 
 
-def try_subsets(
-    wheels: dict[str, Path], testing: Path, own_tests: bool, every_doctor: bool
-) -> None:
-    """The check of ``subset.py`` for every subset, and the own tests of each plugin alone.
+def try_subsets(wheels: dict[str, Path], testing: Path, options: Sequence[str]) -> None:
+    """The check of ``subset.py`` for subsets, and the own tests of each plugin alone.
 
     ``braintrace-testing`` is installed for the tests of the plugins only.
     """
     installed: tuple[str, ...] = tuple(wheels)
     pip("uninstall", "--yes", TESTING)
-    for subset in subsets(tuple(wheels)):
+    for subset in subsets(tuple(wheels), "every-subset" in options):
         start = time.monotonic()
         change(wheels, installed, subset)
         installed = subset
-        ask = every_doctor or len(subset) in (0, 1, len(wheels))
+        ask = "every-doctor" in options or len(subset) in (0, 1, len(wheels))
         run("-I", HERE / "subset.py", *(["--doctor"] if ask else []), *subset)
         tests = ""
-        if own_tests and len(subset) == 1:
+        if "own-tests" in options and len(subset) == 1:
             pip("install", "--no-deps", "--no-index", testing)
             said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
             tests = f"; own tests: {said.splitlines()[-1].strip('= ')}"
@@ -162,7 +167,7 @@ def main(folder: str, *options: str) -> int:
     named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
     wheels = {name: file for name, file in named.items() if name not in ("core", "testing")}
     try:
-        try_subsets(wheels, named["testing"], "own-tests" in options, "every-doctor" in options)
+        try_subsets(wheels, named["testing"], options)
         try_pluggy()
         try_new_plugin()
         try_foreign()

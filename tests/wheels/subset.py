@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -78,6 +79,11 @@ def elemwise() -> Any:
     return Leaky(Weighted(jnp.full(UNITS, 0.1), lambda x, w: x * braintrace.element_wise(w)))
 
 
+def einsum() -> Any:
+    """An operation of the family."""
+    return Leaky(Weighted(0.1 * jnp.eye(INPUTS, UNITS), partial(braintrace.einsum, "bi,io->bo")))
+
+
 def lora() -> Any:
     """A layer of the family."""
     return Leaky(braintrace.nn.LoRA(INPUTS, 2, UNITS))
@@ -93,6 +99,7 @@ def sparse() -> Any:
 MODELS: dict[str, Callable[[], Any]] = {
     "conv": conv,
     "dense": dense,
+    "einsum": einsum,
     "elemwise": elemwise,
     "lora": lora,
     "sparse": sparse,

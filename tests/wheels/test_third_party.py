@@ -79,7 +79,7 @@ def test_it_passes_the_kit_and_trains(python, tmp_path):
 
 
 def test_its_names_resolve_to_what_is_installed(python, tmp_path):
-    code = "import braintrace; print(braintrace.grouped_matmul.__module__, braintrace.dendrites)"
-    assert run(python, "-I", "-c", code, cwd=tmp_path).startswith("grouped_products._ops <function")
-    code = "import grouped_products; print(grouped_products.__file__)"
+    code = "import braintrace; print(braintrace.receptive_fields.__module__, braintrace.dendrites)"
+    assert run(python, "-I", "-c", code, cwd=tmp_path).startswith("receptive_fields._ops <function")
+    code = "import receptive_fields; print(receptive_fields.__file__)"
     assert str(EXAMPLE) not in run(python, "-I", "-c", code, cwd=tmp_path)

@@ -3,6 +3,8 @@
 
 from braintrace_conv import conv as conv
 from braintrace_dense import matmul as matmul
+from braintrace_einsum import einsum as einsum
+from braintrace_einsum import grouped_matmul as grouped_matmul
 from braintrace_elemwise import element_wise as element_wise
 from braintrace_lora import lora_matmul as lora_matmul
 from braintrace_sparse import sparse_matmul as sparse_matmul

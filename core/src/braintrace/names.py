@@ -56,7 +56,7 @@ PLUGIN_OF_CORE = "braintrace.learners.compile:plugin"
 #: Submodules that are a distribution of their own: its name and its import package.
 DISTRIBUTED = {"testing": ("braintrace-testing", "braintrace_testing")}
 
-#: Of each official distribution, the operation and the layers.
+#: Of each official distribution, the operations and the layers.
 _PROVIDED_BY = {
     "braintrace-conv": ("conv", "Conv1d Conv2d Conv3d"),
     "braintrace-dense": (
@@ -64,6 +64,7 @@ _PROVIDED_BY = {
         "Linear SignedWLinear ScaledWSLinear LeakyRateReadout ValinaRNNCell GRUCell MGUCell "
         "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell",
     ),
+    "braintrace-einsum": ("einsum grouped_matmul", "GroupedLinear"),
     "braintrace-elemwise": ("element_wise", ""),
     "braintrace-lora": ("lora_matmul", "LoRA"),
     "braintrace-sparse": ("sparse_matmul", "SparseLinear"),
@@ -71,7 +72,7 @@ _PROVIDED_BY = {
 
 #: Official names of operations and layers, and the distribution that each belongs to.
 OFFICIAL = {
-    "ops": {operation: of for of, (operation, _) in _PROVIDED_BY.items()},
+    "ops": {op: of for of, (ops, _) in _PROVIDED_BY.items() for op in ops.split()},
     "nn": {layer: of for of, (_, layers) in _PROVIDED_BY.items() for layer in layers.split()},
 }
 
@@ -101,15 +102,12 @@ INSTEAD = {
         "SpMatMulOp": "braintrace.sparse_matmul",
         "SyntheticGradient": "braintrace.DNI, which makes its predictions itself",
         **dict.fromkeys(_PRIVATE_MODULES.split(), _PRIVATE),
-        "einsum": "braintrace.matmul of reshaped operands, or braintrace.register_primitive",
         "embedding": "braintrace.matmul(jax.nn.one_hot(indices, len(weight)), weight)",
-        "grouped_matmul": "braintrace.matmul for each group, or braintrace.register_primitive",
         "train_synthetic_gradient": "braintrace.DNI, which trains its predictions with the weights",
     },
     "nn": {
         "Embedding": "braintrace.nn.Linear of jax.nn.one_hot(indices, size), which has a trace; "
         "brainstate.nn.Embedding has none",
-        "GroupedLinear": "braintrace.nn.Linear for each group",
         **{name: f"brainpy.state.{name}" for name in _NEURONS.split()},
     },
 }

@@ -20,6 +20,7 @@ from braintrace_dense.nn import ScaledWSLinear as ScaledWSLinear
 from braintrace_dense.nn import SignedWLinear as SignedWLinear
 from braintrace_dense.nn import URLSTMCell as URLSTMCell
 from braintrace_dense.nn import ValinaRNNCell as ValinaRNNCell
+from braintrace_einsum.nn import GroupedLinear as GroupedLinear
 from braintrace_lora.nn import LoRA as LoRA
 from braintrace_sparse.nn import SparseLinear as SparseLinear
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every primitive passes the conformance kit of braintrace, on the plugin's own cases."""
 
-from grouped_products._plugin import plugin
+from receptive_fields._plugin import plugin
 
 from braintrace.testing import parametrize_with_checks
 

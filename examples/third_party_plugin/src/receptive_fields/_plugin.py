@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin object that the entry point ``braintrace.plugins.v1: grouped`` names."""
+"""The plugin object that the entry point ``braintrace.plugins.v1: receptive_fields`` names."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from braintrace.plugin_api import (
 )
 
 from . import __version__
-from ._primitives import DENDRITES, GROUPED_MM, GROUPED_MV
+from ._primitives import DENDRITES, FIELDS, FIELDS_BATCHED
 
 
-class GroupedPlugin:
-    """Grouped products and dendrites."""
+class FieldsPlugin:
+    """Receptive fields and dendrites."""
 
     @hookimpl
     def braintrace_plugin_info(self) -> PluginInfo:
         """Who provides this family and which names it exports."""
         return PluginInfo(
-            family="grouped",
+            family="receptive_fields",
             api=(1, 0),
-            distribution="grouped-products",
+            distribution="receptive-fields",
             version=__version__,
-            exports={"ops": ("grouped_matmul", "dendrites")},
+            exports={"ops": ("receptive_fields", "dendrites")},
         )
 
     @hookimpl
     def braintrace_primitives(self, api: HostInfo) -> tuple[ETPPrimitiveSpec, ...]:
         """The primitives of this family."""
-        return GROUPED_MV, GROUPED_MM, DENDRITES
+        return FIELDS, FIELDS_BATCHED, DENDRITES
 
     @hookimpl
     def braintrace_algorithms(self, api: HostInfo) -> Mapping[str, type]:
@@ -66,10 +66,10 @@ class GroupedPlugin:
     @hookimpl
     def braintrace_explain(self, record: Any) -> str | None:
         """Advice for diagnostics about the operations of this family."""
-        names = {GROUPED_MV.name, GROUPED_MM.name, DENDRITES.name}
+        names = {FIELDS.name, FIELDS_BATCHED.name, DENDRITES.name}
         if record.primitive in names and record.kind.value == "relation_excluded_non_temporal":
             return f"{record.primitive} is a readout here, which needs no trace: all is well"
         return None
 
 
-plugin = GroupedPlugin()
+plugin = FieldsPlugin()

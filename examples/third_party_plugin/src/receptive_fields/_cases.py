@@ -10,8 +10,8 @@ import jax
 
 from braintrace.testing import ConformanceCase
 
-from ._ops import dendrites, grouped_matmul
-from ._primitives import DENDRITES, GROUPED_MM, GROUPED_MV
+from ._ops import dendrites, receptive_fields
+from ._primitives import DENDRITES, FIELDS, FIELDS_BATCHED
 
 
 def _drawn(*shapes: tuple[int, ...]) -> Callable[[int, Any], list[jax.Array]]:
@@ -26,7 +26,7 @@ def _drawn(*shapes: tuple[int, ...]) -> Callable[[int, Any], list[jax.Array]]:
 
 
 CASES = (
-    ConformanceCase(GROUPED_MV, _drawn((2, 3), (2, 3, 2)), grouped_matmul),
-    ConformanceCase(GROUPED_MM, _drawn((2, 2, 3), (2, 3, 2)), grouped_matmul),
+    ConformanceCase(FIELDS, _drawn((2,), (2, 3), (2, 3)), receptive_fields),
+    ConformanceCase(FIELDS_BATCHED, _drawn((3, 2), (2, 3), (2, 3)), receptive_fields),
     ConformanceCase(DENDRITES, _drawn((3,), (3, 2, 2), (2, 2)), dendrites),
 )

@@ -11,23 +11,25 @@ import numpy as np
 
 from braintrace.plugin_api import bind
 
-from ._primitives import DENDRITES, GROUPED_MM, GROUPED_MV
+from ._primitives import DENDRITES, FIELDS, FIELDS_BATCHED
 
 
-def grouped_matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Products of several groups side by side, trainable by eligibility traces.
+def receptive_fields(x: jax.Array, centres: jax.Array, widths: jax.Array) -> jax.Array:
+    """A population code whose tuning curves are trained by eligibility traces.
+
+    ``y[i, k] = exp(-((x[i] - centres[i, k]) / widths[i, k])**2 / 2)``
 
     Parameters
     ----------
     x
-        Input, [groups, in] for one example or [batch, groups, in].
-    weight
-        Weight, [groups, in, out].
+        Values to encode, [in] for one example or [batch, in].
+    centres, widths
+        Where each field is, and how wide: [in, fields]. No width is zero.
 
     Returns
     -------
     jax.Array
-        [groups, out] or [batch, groups, out].
+        [in, fields] or [batch, in, fields].
 
     Raises
     ------
@@ -39,17 +41,19 @@ def grouped_matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from grouped_products import grouped_matmul
-    >>> grouped_matmul(jnp.ones((5, 2, 3)), jnp.ones((2, 3, 4))).shape
-    (5, 2, 4)
+    >>> from receptive_fields import receptive_fields
+    >>> centres = jnp.array([[-1.0, 0.0, 1.0]])
+    >>> receptive_fields(jnp.zeros((5, 1)), centres, jnp.ones((1, 3))).shape
+    (5, 1, 3)
     """
-    _check_arrays("grouped_matmul", x=x, weight=weight)
-    if x.ndim not in (2, 3) or weight.ndim != 3 or x.shape[-2:] != weight.shape[:2]:
+    _check_arrays("receptive_fields", x=x, centres=centres, widths=widths)
+    expected = x.shape[-1:] if x.ndim in (1, 2) else None
+    if centres.ndim != 2 or centres.shape[:1] != expected or widths.shape != centres.shape:
         raise ValueError(
-            "grouped_matmul: x must have shape [groups, in] or [batch, groups, in] and weight "
-            f"[groups, in, out], got {x.shape} and {weight.shape}"
+            "receptive_fields: x must have shape [in] or [batch, in], centres and widths "
+            f"[in, fields], got {x.shape}, {centres.shape} and {widths.shape}"
         )
-    return bind(GROUPED_MV if x.ndim == 2 else GROUPED_MM, x, weight)
+    return bind(FIELDS if x.ndim == 1 else FIELDS_BATCHED, x, centres, widths)
 
 
 def dendrites(x: jax.Array, branches: jax.Array, gains: jax.Array) -> jax.Array:
@@ -79,7 +83,7 @@ def dendrites(x: jax.Array, branches: jax.Array, gains: jax.Array) -> jax.Array:
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from grouped_products import dendrites
+    >>> from receptive_fields import dendrites
     >>> dendrites(jnp.ones((5, 3)), jnp.ones((3, 2, 4)), jnp.ones((2, 4))).shape
     (5, 4)
     """
