@@ -4,9 +4,9 @@
 ``python -P tests/wheels/matrix.py WHEELS [own-tests] [every-doctor] [every-subset]`` is run by the
 interpreter of an environment that has core, its dependencies, pytest and hatchling. Subsets are
 none of the families, each, every pair and all, or with ``every-subset`` every one. For each: what
-is present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin in a
-process of its own and therefore takes long: it is asked with none, one and all of the plugins, and
-in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with
+is present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin
+in a process of its own and therefore takes long: it is asked with none, one and all of the plugins,
+and in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with
 core, that plugin and ``braintrace-testing`` alone. The tests of the plugin host are run with the
 oldest pluggy and the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a
 foreign distribution that writes over the package is found.

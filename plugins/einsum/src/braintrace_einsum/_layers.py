@@ -74,7 +74,7 @@ class GroupedLinear(brainstate.nn.Module):
         *,
         key: object = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name)  # type: ignore[call-arg]
         self.num_groups = as_count("num_groups", num_groups)
         self.in_features = as_count("in_features", in_features)
         self.out_features = as_count("out_features", out_features)
