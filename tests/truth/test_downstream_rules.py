@@ -20,9 +20,12 @@ import pytest
 import braintrace as bt
 from braintrace.testing import (
     assert_tree_close,
+    bptt,
     d_rtrl_oracle,
     e_prop_oracle,
     pp_prop_oracle,
+    three_factor_oracle,
+    window_oracle,
 )
 from tests.zoo import spike
 
@@ -70,6 +73,24 @@ class Network(brainstate.nn.Module):
         self.one.value = LEAK * self.one.value + 1
         w = self.up.weight.value
         return 0.3 * (bt.matmul(self.z.value, w["weight"]) + w["bias"] * self.one.value)
+
+
+class Kept(Network):
+    """The leak moved for what lies below alone: the readout keeps its state, with its trace."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer, moved=True)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        super().init_state(batch_size)
+        self.y = brainstate.HiddenState(jnp.zeros((batch_size, OUT)))
+
+    def update(self, x: Any) -> Any:
+        z = self.layer(self, x)
+        self.y.value = LEAK * self.y.value + 0.3 * self.up(held(z))
+        self.z.value = LEAK * self.z.value + z
+        of = 0.3 * bt.matmul(self.z.value, held(self.up.weight.value["weight"]))
+        return self.y.value + of - held(of)
 
 
 def hard_reset(s: Any, x: Any) -> Any:
@@ -154,17 +175,134 @@ def gradient(learner: Any, size: int) -> Any:
     )
 
 
+#: The groups of a network moved by hand: all of it, or the readout with its own trace.
+MOVED = [[("v",), ("z",)]]
+KEPT = [*MOVED, [("y",)]]
+KEEPS = "pp_prop", "ostl_feedforward"
+
+
+def moved_by_hand(layer: Any, rule: str) -> tuple[Network, list[Any]]:
+    """What the oracle of a rule gets."""
+    kept = rule in KEEPS
+    network = Kept(layer) if kept else Network(layer, moved=True, credit=RULES[rule][2])
+    return brainstate.nn.init_all_states(network, batch_size=BATCH), KEPT if kept else MOVED
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layer", [hard_reset, *RECURRENT])
 def test_equals_its_oracle_with_the_leak_moved_by_hand(layer: Any, rule: str) -> None:
-    make, oracle, credit = RULES[rule]
-    by_hand = Network(layer, moved=True, credit=credit)
-    brainstate.nn.init_all_states(by_hand, batch_size=BATCH)
-    expected = oracle(by_hand, data(), loss_of, groups=[[("v",), ("z",)]]).grads
+    make, oracle, _ = RULES[rule]
+    by_hand, groups = moved_by_hand(layer, rule)
+    expected = oracle(by_hand, data(), loss_of, groups=groups).grads
     learner = compiled(make, Network(layer, moved=False))
     assert list(learner.graph.uniform) == [("y",)]
     for size in (1, 4):
         assert_tree_close(gradient(learner, size), expected)
+
+
+def in_windows(learner: Any, size: int) -> Any:
+    """The gradient of the sequence, by two calls with the trace carried."""
+    learner.reset_state(BATCH, model_states=True)
+
+    def step(x: Any, *rest: Any) -> Any:
+        if size == 1:
+            return loss_of(learner(x), *rest)
+        return jax.vmap(loss_of)(learner(bt.MultiStepData(x)), *rest)
+
+    calls = [jax.tree.map(lambda v, half=half: v[half], data()) for half in HALVES]
+    found = [
+        learner.etrace_grad(*call, step_fn=step, reduction="sum", chunk_size=size) for call in calls
+    ]
+    return jax.tree.map(jnp.add, *found)
+
+
+HALVES = slice(0, 4), slice(4, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rule"),
+    [
+        (hard_reset, "d_rtrl"),
+        (recurrent_leak, "d_rtrl"),
+        (vanilla, "coupled"),
+        (recurrent_leak, "pp_prop"),
+    ],
+)
+def test_windows_take_credit_from_before_them_past_the_leak_above(layer: Any, rule: str) -> None:
+    make, oracle, _ = RULES[rule]
+    by_hand, groups = moved_by_hand(layer, rule)
+    network = Network(layer, moved=False)
+    learner = compiled(partial(make, vjp_method="multi-step"), network)
+    for size in (1, 2):
+        found = in_windows(learner, size)
+        of_rule = partial(oracle, groups=groups)
+        assert_tree_close(found, window_oracle(of_rule, by_hand, data(), loss_of, size).grads)
+    if layer is hard_reset:  # nothing is cut
+        brainstate.nn.init_all_states(network, batch_size=BATCH)
+        assert_tree_close(found, bptt(network, data(), loss_of)[1])
+
+
+def test_uoro_in_windows_draws_the_same_as_for_the_network_moved_by_hand() -> None:
+    rule = partial(bt.UORO, projection_key=3, vjp_method="multi-step")
+    found = in_windows(compiled(rule, Network(hard_reset, moved=False)), 2)
+    by_hand = compiled(partial(rule, downstream="step"), Network(hard_reset, moved=True))
+    assert_tree_close(found, in_windows(by_hand, 2))
+
+
+@pytest.mark.parametrize("layer", [hard_reset, recurrent_leak])
+def test_a_modulator_meets_what_the_readout_remembers(layer: Any) -> None:
+    m = np.random.default_rng(5).normal(size=STEPS)
+    by_hand = brainstate.nn.init_all_states(Kept(layer), batch_size=BATCH)
+    expected = three_factor_oracle(by_hand, data(), loss_of, m, groups=KEPT).grads
+    make = partial(bt.ThreeFactor, downstream="linear")
+    learner = compiled(make, Network(layer, moved=False))
+    found = learner.etrace_grad(
+        *data(),
+        m,
+        step_fn=lambda x, y, w, m: loss_of(learner(x, modulator=m), y, w),
+        reduction="sum",
+        block_size=4,
+    )
+    assert_tree_close(found, expected)
+
+
+class Chain(Network):
+    """A layer below two leaky ones; ``kept``: their leaks stand in front for what is below."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__(hard_reset, kept)
+        self.middle, self.up = bt.nn.Linear(WIDTH, 5, key=3), bt.nn.Linear(5, OUT, key=4)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        sizes = {"v": WIDTH, "m": 5, "y": OUT}
+        sizes |= {"z": WIDTH, "zz": WIDTH, "n": 5} if self.moved else {}
+        for name, size in sizes.items():
+            setattr(self, name, brainstate.HiddenState(jnp.zeros((batch_size, size))))
+
+    def update(self, x: Any) -> Any:
+        z = hard_reset(self, x)
+        if not self.moved:
+            self.m.value = 0.6 * self.m.value + self.middle(z)
+            self.y.value = LEAK * self.y.value + self.up(self.m.value)
+            return self.y.value
+        self.m.value = 0.6 * self.m.value + self.middle(held(z))
+        self.y.value = LEAK * self.y.value + self.up(held(self.m.value))
+        self.z.value = 0.6 * self.z.value + z
+        self.zz.value = LEAK * self.zz.value + self.z.value
+        self.n.value = LEAK * self.n.value + self.m.value
+        middle, up = (held(one.weight.value["weight"]) for one in (self.middle, self.up))
+        of = bt.matmul(self.n.value + bt.matmul(self.zz.value, middle), up)
+        return self.y.value + of - held(of)
+
+
+def test_pp_prop_below_two_leaky_layers() -> None:
+    make, oracle, _ = RULES["pp_prop"]
+    groups = [[("v",), ("z",), ("zz",)], [("m",), ("n",)], [("y",)]]
+    by_hand = brainstate.nn.init_all_states(Chain(True), batch_size=BATCH)
+    expected = oracle(by_hand, data(), loss_of, groups=groups).grads
+    learner = compiled(make, Chain(False))
+    assert_tree_close(gradient(learner, 4), expected)
+    assert list(learner.graph.executed.coverage().values()) == ["trace"] * 3
 
 
 @pytest.mark.parametrize("layer", [hard_reset, recurrent_leak])
@@ -175,9 +313,8 @@ def test_uoro_draws_the_same_as_for_the_network_with_the_leak_moved_by_hand(laye
     assert_tree_close(found, gradient(by_hand, 3))
 
 
-#: What has no use for credit through the layers above, or does not have it yet.
+#: What keeps credit through the layers above by itself, or runs as it is published.
 AS_PUBLISHED: dict[str, Callable[..., Any]] = {
-    "windows": partial(bt.D_RTRL, vjp_method="multi-step"),
     "three-factor": partial(bt.ThreeFactor, modulator=0.4),
     "dni": bt.DNI,
     "rtrl": bt.RTRL,

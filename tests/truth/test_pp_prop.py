@@ -476,9 +476,8 @@ def test_the_correction_is_accurate_for_long_memories() -> None:
     np.testing.assert_allclose(found[1:], exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("downstream", "expected"), [("step", 6.0), ("linear", 8.5)])
-def test_a_model_without_operations(downstream: str, expected: float) -> None:
-    """It has its direct gradient, and that of the past where its leak is the same everywhere."""
+@pytest.mark.parametrize("downstream", ["step", "linear"])
+def test_a_model_without_operations_has_its_direct_gradient(downstream: str) -> None:
 
     class Plain(zoo.Leaky):
         def update(self, x: Any) -> Any:
@@ -489,7 +488,7 @@ def test_a_model_without_operations(downstream: str, expected: float) -> None:
     learner = bt.compile(Plain(), "pp_prop", jnp.ones((2, IN)), downstream=downstream, **options)
     xs = jnp.ones((3, 2, IN))
     grads = learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), reduction="sum")
-    np.testing.assert_allclose(grads[("w",)], expected)
+    np.testing.assert_allclose(grads[("w",)], 6.0)
 
 
 def test_half_precision() -> None:

@@ -15,6 +15,7 @@ import braintrace as bt
 from braintrace.base import versions
 from braintrace.compiler.filters import check_downstream, move_leaks
 from braintrace.compiler.uniform.find import find_uniform
+from braintrace.compiler.uniform.moving import Moving
 
 
 class Leaky(brainstate.nn.Module):
@@ -35,7 +36,7 @@ def test_the_step_keeps_its_values_and_its_credit_passes_through_filters() -> No
     minfo = bt.extract_module_info(Leaky(), x)
     _, groups = bt.find_hidden_groups_from_minfo(minfo)
     uniform, _ = find_uniform(minfo, groups)
-    moved = move_leaks(minfo, uniform)
+    moved = move_leaks(Moving(minfo, uniform))
     filters = [slot for slot in moved.slots if slot.is_filter]
     states = [leaf for slot in minfo.slots for leaf in jax.tree.leaves(slot.state.value)]
     old = [jnp.full(slot.state.value.shape, 2.0) for slot in filters]

@@ -78,8 +78,8 @@ class ETraceConfig(ConfigViews):
         How far credit goes in the layers above: ``'step'``, as published, or ``'linear'``, through
         later steps, too, where their dynamics are linear; see
         :func:`braintrace.compile_etrace_graph`. SnAp and RTRL then keep the influence on all
-        layers. With a modulator or a bootstrapped signal, which take the place of that credit, both
-        are the same rule.
+        layers. Default: ``'linear'``; with a modulator, which then meets what the layers above
+        remember, too, ``'step'``. Without traces, both are the same rule.
 
     Raises
     ------
@@ -105,7 +105,7 @@ class ETraceConfig(ConfigViews):
     kappa: float | None = None
     sparse_n: int | None = None
     seed: Any = 0
-    downstream: str = field(default="linear", metadata={"saved": False})
+    downstream: str = field(default="", metadata={"saved": False})
 
     def __post_init__(self) -> None:
         for name, legal in COORDINATES.items():
@@ -120,13 +120,16 @@ class ETraceConfig(ConfigViews):
             if given is not None:
                 check(given)
         _check_seed(self.seed)
+        if not self.downstream:
+            modulated = self.learning_signal == "modulatory"
+            self._set(downstream="step" if modulated else "linear")
+        check_downstream(self.downstream)
         if self.trace_filter == "kappa" and self.kappa == 0:
             self._set(trace_filter="none", kappa=None)
         if self.recurrence_scope == "sparse_n" and self.sparse_n == 1 and not self.of_steps:
             self._set(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
-        check_downstream(self.downstream)
         if self.trace_filter == "kappa":
             self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
 
@@ -168,10 +171,19 @@ class ETraceConfig(ConfigViews):
     @property
     def moves_leaks(self) -> bool:
         """Whether the rule runs on the step in which leaks of uniform states are filters."""
-        signals = self.learning_signal in ("symmetric", "random_feedback")
         within = self.recurrence_scope in ("diagonal", "coupled")
         of_groups = within or self.trace_factorization == "random_projection"
-        return self.downstream == "linear" and signals and of_groups
+        traced = self.trace_factorization != "none"
+        return self.downstream == "linear" and traced and of_groups
+
+    @property
+    def keeps_traces(self) -> bool:
+        """Whether uniform states keep their traces, because the rule does not use ``D`` for them.
+
+        Those of pp_prop are filters of its own, and the signal of a modulated rule is no gradient.
+        """
+        of_group = self.trace_factorization == "io_factorized"
+        return of_group or self.learning_signal == "modulatory"
 
     @property
     def jacobians(self) -> str:
@@ -189,6 +201,8 @@ class ETraceConfig(ConfigViews):
         scope = "diagonal" if near else "coupled"
         if self.moves_leaks:
             options = {"downstream": "linear", **options}
+        if self.keeps_traces and options.get("downstream") == "linear":
+            options = {"keeps_traces": True, **options}
         options = {"jacobians": jacobians, "recurrence_scope": scope, **options}
         return ETraceVjpGraphExecutor(model, **options)
 

@@ -30,6 +30,7 @@ from .reach import check_scope
 from .relation import analyse_operations
 from .tracing.extract import extract_module_info
 from .uniform.find import find_uniform
+from .uniform.moving import Moving
 
 
 @without_former_options
@@ -42,6 +43,7 @@ def compile_etrace_graph(
     recurrence_scope: str = "diagonal",
     vmap: bool = False,
     downstream: str = "step",
+    keeps_traces: bool = False,
 ) -> ETraceGraph:
     """Compile one step of a model.
 
@@ -73,6 +75,9 @@ def compile_etrace_graph(
         in the same step. ``'linear'``: through later steps, too, where the dynamics above are
         linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
         <braintrace.ETraceGraph>`.
+    keeps_traces
+        With ``downstream='linear'``: whether these states stay hidden states, with the traces of
+        the operations that drive them, and only pass on the credit of what is below.
 
     Returns
     -------
@@ -115,12 +120,15 @@ def compile_etrace_graph(
     require_coverage(minfo, graph.coverage(), spared)
     if downstream == "linear":
         uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
-        graph = replace(graph, uniform=uniform, not_uniform=why_not)
-    if graph.uniform:
+        moving = Moving(minfo, uniform, keeps_traces)
+        if moving.filters:
+            graph = replace(graph, uniform=uniform, moving=moving)
+        graph = replace(graph, not_uniform=why_not)
+    if graph.moving is not None:
         try:
-            step = move_leaks(minfo, graph.uniform)
+            step = move_leaks(graph.moving)
             run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
-            graph = replace(graph, filtered=run)
+            graph = replace(graph, filtered=replace(run, moving=graph.moving))
         except CompilationError as why:
             graph = as_written(graph, str(why))
     finders = (

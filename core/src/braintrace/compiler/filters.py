@@ -30,7 +30,6 @@ from ..jaxprs.run import run_equations
 from .module_info import CreditFilter, ModuleInfo, StateKind, StateSlot
 from .uniform.moving import Moving
 from .uniform.run import Run
-from .uniform.state import UniformState
 
 #: What ``downstream`` may be.
 DOWNSTREAM = ("step", "linear")
@@ -42,9 +41,12 @@ def check_downstream(downstream: str) -> None:
         raise ValueError(f"downstream must be one of {DOWNSTREAM}, got {downstream!r}")
 
 
-def move_leaks(minfo: ModuleInfo, uniform: Mapping[Path, UniformState]) -> ModuleInfo:
-    """The step with filters in front of the uniform states, which are no hidden states of it."""
-    moving = Moving(minfo, uniform)
+def move_leaks(moving: Moving) -> ModuleInfo:
+    """The step with filters in front of the uniform states.
+
+    These are no hidden states of it, unless they keep traces.
+    """
+    minfo, uniform = moving.minfo, {} if moving.keeps_traces else moving.uniform
     filters = moving.filters
     inputs = minfo.jaxpr.in_avals
 
@@ -74,16 +76,15 @@ def _path(number: int) -> Path:
     return "<filter>", str(number)
 
 
-def credit_of(
-    minfo: ModuleInfo, uniform: Mapping[Path, UniformState], values: Mapping[Path, Any]
-) -> dict[Path, Any]:
+def credit_of(moving: Moving, values: Mapping[Path, Any]) -> dict[Path, Any]:
     """What the values of uniform states have the derivative of, where no step is run.
 
-    ``values`` are those of the states of the step that :func:`move_leaks` gave, by path.
+    Those that keep traces have their own besides. ``values`` are those of the states of the step
+    that :func:`move_leaks` gave, by path.
     """
-    moving = Moving(minfo, uniform)
+    minfo = moving.minfo
     old = {name: values[_path(i)] for i, name in enumerate(moving.filters)}
     states = [leaf for slot in minfo.slots for leaf in jax.tree.leaves(values[slot.path])]
     run = Run(moving, [None] * minfo.num_args + states, old)
     run_equations(run.steady(), run.env)
-    return {path: run.mapped(u, run.values_of(path, old)) for path, u in uniform.items()}
+    return {path: run.mapped(u, run.values_of(path, old)) for path, u in moving.uniform.items()}

@@ -23,6 +23,7 @@ from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
 from .reach import Cone, Reach
 from .relation import HiddenParamOpRelation
+from .uniform.moving import Moving
 from .uniform.state import UniformState
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class ETraceGraph(GraphViews):
     uniform, not_uniform
         With ``downstream='linear'``: the hidden states whose dynamics are linear and the same
         everywhere, and why each other one is not.
+    moving
+        Which filters there are in front of the uniform states; also of the filtered graph.
     filtered
         The graph of the step with filters in front of the uniform states; ``None`` without any.
 
@@ -82,13 +85,15 @@ class ETraceGraph(GraphViews):
     _coverage: Mapping[Path, str] = field(repr=False)
     uniform: Mapping[Path, UniformState] = field(default_factory=dict)
     not_uniform: Mapping[Path, str] = field(default_factory=dict)
+    moving: Moving | None = field(default=None, repr=False)
     filtered: ETraceGraph | None = field(default=None, repr=False)
 
     @property
     def executed(self) -> ETraceGraph:
         """The graph whose step is run: with filters in front of uniform states, if there are any.
 
-        Its hidden groups hold the filters, too, and not the uniform states.
+        Its hidden groups hold the filters, too, and not the uniform states, unless these keep
+        their traces.
         """
         return self if self.filtered is None else self.filtered
 

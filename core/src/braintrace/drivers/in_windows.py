@@ -26,7 +26,7 @@ from .options import (
     scale_of,
     weighted_sum,
 )
-from .running import Running
+from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum
 
 
@@ -65,12 +65,14 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     before = learner.running_index.value
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
+        clear_filters(learner)
         learner.running_index.value = jnp.zeros_like(before)
     values = tuple(state.value for state in weights.values())
     start = jax.tree.map(start_of_sum, values)
     total, (losses, _, seen) = in_parts(one, start, (mask, *sequences), size)
     if not options.carry_trace:
         learner.write_traces(learner.rule.init(), 0)
+        clear_filters(learner)
         learner.running_index.value = before + steps
     return Outcome(
         jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), losses, *seen

@@ -10,7 +10,7 @@ the sum of their online gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,10 @@ from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
 from ..base.errors import NotSupportedError
 from ..base.precision import widened
+from ..base.types import Path
+from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
+from ..compiler.uniform.moving import Moving
 from .first import unless_first, without_past
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
@@ -82,8 +85,10 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``, but where ``h^0`` is the start
     of all and has no finite derivative. ``index`` is as for :func:`online_step`.
     """
-    executor = rule.executor
-    hidden = [slot.path for slot in executor.graph.module_info.slots_of(StateKind.HIDDEN)]
+    executor, moving = rule.executor, rule.executor.graph.moving
+    slots = executor.graph.module_info.slots
+    hidden = [slot.path for slot in slots if slot.kind is StateKind.HIDDEN]
+    filters = [slot.path for slot in slots if slot.is_filter]
 
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
         def program(wide: Any, args: Any, states: Any) -> Any:
@@ -92,6 +97,7 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
                 out, new, values = executor.run_plain(now, {**states, **params})
                 fixed = jax.tree.map(jax.lax.stop_gradient, values)
                 kept = {path: strong(new[path]) for path in states}
+                kept |= {path: jax.lax.stop_gradient(new[path]) for path in filters}
                 return kept, (out, executor.jacobians_at(fixed))
 
             new, (out, jacobians) = jax.lax.scan(one, strong(states), args)
@@ -119,6 +125,12 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             new_bar = {**new_bar, **added}
         params_bar, args_bar, old_bar = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
+        if moving is not None:
+            bars = _arrays(old_bar, moving.uniform)
+            bars = dict(zip(bars, unless_first((*bars.values(),), index == 0), strict=True))
+            of_filters, of_params = credit_at_start(moving, bars, states, params, filters)
+            olds |= {path: bar for path, bar in of_filters.items() if path in olds}
+            params_bar = add_traced(params_bar, of_params)
         signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
         signals = unless_first(signals, index == 0)
         found = rule.solve_at_start(traces, signals, executor.operand_values(params))
@@ -138,6 +150,19 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
 
     step.defvjp(forward, backward)
     return step
+
+
+def credit_at_start(
+    moving: Moving, bars: Mapping[Path, Any], states: Any, params: Any, filters: Sequence[Path]
+) -> tuple[dict[Path, Any], dict[Path, Any]]:
+    """Cotangents of filters and parameters from those of uniform states, where a window starts."""
+
+    def credit(own: Mapping[Path, Any], params: Any) -> dict[Path, Any]:
+        return credit_of(moving, {**states, **own, **params})
+
+    of, pull = jax.vjp(credit, {path: states[path] for path in filters}, params)
+    found: tuple[dict[Path, Any], dict[Path, Any]] = pull(narrowed(bars, of))
+    return found
 
 
 def narrowed(tree: Any, like: Any) -> Any:

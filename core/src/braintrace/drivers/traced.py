@@ -107,15 +107,18 @@ def trace_step(
 
 def _give_credit(learner: Running) -> None:
     """Let ``step_fn`` read old values of uniform states with the derivative of their filters."""
-    graph = learner.graph
-    if graph.filtered is None:
+    moving = learner.graph.moving
+    if moving is None:
         return
     params, states = read_states(learner)
     hidden = learner.states_of(StateKind.HIDDEN)
-    for path, of in credit_of(graph.module_info, graph.uniform, {**states, **params}).items():
-        hidden[path].value = jax.tree.map(
-            lambda value, of=of: with_credit(value, of.astype(value.dtype)), hidden[path].value
-        )
+    for path, of in credit_of(moving, {**states, **params}).items():
+
+        def credited(value: Any, of: Any = of) -> Any:
+            of = of.astype(value.dtype)
+            return with_credit(value, value + of if moving.keeps_traces else of)
+
+        hidden[path].value = jax.tree.map(credited, hidden[path].value)
 
 
 def _is_parameter(state: State) -> bool:

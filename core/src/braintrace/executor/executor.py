@@ -18,6 +18,7 @@ from ..base.versions import Atom, Var
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.reach import Pattern
+from ..jaxprs.credit import run_uncredited
 from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
 from .jacobians import StepJacobians, jacobians_of_group, shift_dtype, takes_forward_mode
@@ -132,10 +133,13 @@ class Executor:
     def run_plain(
         self, args: Sequence[Any], states: Mapping[Path, Any]
     ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
-        """:meth:`run`, as the step was traced: its derivative is the ordinary one of every path."""
+        """:meth:`run`, as the step was traced: its derivative is the ordinary one of every path.
+
+        Filters of credit have no part in it.
+        """
         jaxpr = self.graph.module_info.jaxpr
         env = versions.start_env(jaxpr, self._inputs(args, states))
-        run_equations(jaxpr.eqns, env)
+        run_uncredited(jaxpr.eqns, env)
         outputs = [read(env, atom) for atom in jaxpr.outvars]
         return *self.results(outputs), tuple(read(env, v) for v in self.inputs_of_jacobians)
 

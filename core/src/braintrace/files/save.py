@@ -193,7 +193,7 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
     holders = [] if optimizer is None else [one for one in parts_of(optimizer) if _holds(one[1])]
     return {
         "learner": type(learner).__name__,
-        **_texts("option", {**learner.executor.options, **learner.own_options, **_moved(graph)}),
+        **_texts("option", {**_compiling(learner), **learner.own_options, **_moved(graph)}),
         **_texts("config", _fields(getattr(learner, "config", None))),
         "learning rule": _name(rule),
         **_texts("learning rule", _fields(rule)),
@@ -203,6 +203,11 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
         **{f"link {i}": _link(link) for i, link in enumerate(rule.links)},
         **({} if optimizer is None else _classes("optimizer", [((), optimizer), *holders])),
     }
+
+
+def _compiling(learner: Any) -> dict[str, Any]:
+    """The options of compiling but the one that the learning rule decides about."""
+    return {k: v for k, v in learner.executor.options.items() if k != "keeps_traces"}
 
 
 def _moved(graph: Any) -> dict[str, str]:

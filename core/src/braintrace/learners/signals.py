@@ -206,7 +206,7 @@ def arguments_and_modulator(learner: Any, args: tuple[Any, ...], modulator: Any 
         standing = standing.value
     if standing is None:
         raise NoModulatorError("ThreeFactor needs a modulator: learner(x, modulator=...)")
-    modulator, groups = one_array(standing), learner.graph.hidden_groups
+    modulator, groups = one_array(standing), learner.graph.executed.hidden_groups
     if {modulator.ndim - 1} == {len(group.varshape) for group in groups}:
         given = tuple(_for_states(modulator, group) for group in groups)
     else:

@@ -46,7 +46,7 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     downstream
         In place of that of ``config``: how far credit goes in the layers above, ``'step'`` or
         ``'linear'``; see :func:`braintrace.compile_etrace_graph`. A subclass with a rule of its own
-        has ``'step'`` unless it is asked for more. Windows are the same rule with both.
+        has ``'step'`` unless it is asked for more.
     **options
         Further options of :func:`braintrace.compile_etrace_graph`.
 
@@ -103,10 +103,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
 
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What gives the Jacobians that the configuration asks for."""
-        method = self.vjp_method
-        if method == "multi-step":  # inside a window, credit passes in any case
-            options = {"downstream": "step", **options}
-        return self.config.executor(model, self.jacobians, vjp_method=method, **options)
+        options = {"vjp_method": self.vjp_method, **options}
+        return self.config.executor(model, self.jacobians, **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:
         """The rule of the configuration."""

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from braintrace.compiler.filters import move_leaks
 from braintrace.compiler.module_info import StateKind
+from braintrace.compiler.uniform.moving import Moving
 from tests.unit.compiler.uniform.leaky import analysed
 
 
 def test_the_step_with_filters() -> None:
     minfo, found, _ = analysed(lambda s, x, v: 0.9 * v + 0.1 * s.w(x))
-    step = move_leaks(minfo, found)
+    step = move_leaks(Moving(minfo, found))
     filters = [slot for slot in step.slots if slot.is_filter]
     assert sorted(slot.state.value.shape for slot in filters) == [(), (2, 4)]
     assert step.slots_of(StateKind.HIDDEN) == ()  # the inputs have no derivative

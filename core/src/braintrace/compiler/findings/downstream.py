@@ -41,6 +41,7 @@ def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
     return replace(
         graph,
         filtered=None,
+        moving=None,
         uniform={},
         not_uniform={**graph.not_uniform, **dict.fromkeys(graph.uniform, why)},
         diagnostics=(*kept, stays),
@@ -49,11 +50,14 @@ def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
 
 def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Which states have filters in front of them, and at which layers credit stops all the same."""
+    own = {} if graph.moving is None else graph.moving.filters
     for path, state in graph.uniform.items():
-        shapes = ", ".join(
-            f"a filter {[*source.atom.aval.shape]}" for source in state.sources.values()
-        )
-        yield PASSES(hidden_paths=(path,), filters=shapes)
+        found = {one.key[0]: one.type.shape for one in own.values() if one.of == path}
+        shapes = [shape for atom, shape in found.items() if atom in state.sources]
+        if shapes:
+            yield PASSES(
+                hidden_paths=(path,), filters=", ".join(f"a filter {[*s]}" for s in shapes)
+            )
     if graph.uniform or graph.not_uniform:
         yield from _stops(graph)
     if graph.uniform:
@@ -70,6 +74,10 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     )
     for group in executed.hidden_groups:
         above = _shown(graph, group)
+        if graph.moving and graph.moving.keeps_traces:  # to uniform ones, credit passes through
+            above = tuple(path for path in above if path not in graph.uniform)
+        if not above:
+            continue
         behind = frozenset().union(*(marks.get(v, frozenset()) for v in group.hidden_outvars))
         for index in sorted(behind - {group.index}):
             lower = _shown(graph, executed.hidden_groups[index])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,10 +46,22 @@ class Filter:
 
 @dataclass(frozen=True, eq=False)
 class Moving:
-    """Which filters a step needs."""
+    """Which filters a step needs.
+
+    ``keeps_traces``: uniform states stay hidden states, from which parameters have their credit, so
+    that there are filters of what has a derivative of the layers below alone.
+    """
 
     minfo: ModuleInfo
-    uniform: Mapping[Path, UniformState]
+    found: Mapping[Path, UniformState]
+    keeps_traces: bool = False
+
+    @cached_property
+    def uniform(self) -> Mapping[Path, UniformState]:
+        """The uniform states; those that keep traces, without constants and trained leaks."""
+        if not self.keeps_traces:
+            return self.found
+        return {path: replace(u, affine={}, trained=()) for path, u in self.found.items()}
 
     @cached_property
     def filters(self) -> dict[tuple[Path, Key], Filter]:
@@ -59,10 +71,17 @@ class Moving:
 
     def keys(self, uniform: UniformState) -> list[Key]:
         """What the filters of a state filter."""
+        keys = self.possible_keys(uniform)
+        if self.keeps_traces:
+            return [key for key in keys if self.filter(uniform, key).credit]
+        return keys
+
+    def possible_keys(self, uniform: UniformState) -> list[Key]:
+        """What filters of a state may filter."""
         found: list[Key] = [(var,) for var in uniform.affine]
         for atom, source in uniform.sources.items():
             lower = [] if source.of is None else self.keys(self.uniform[source.of])
-            if source.of is None or source.trained:
+            if source.of is None or source.trained or self.keeps_traces:
                 lower = [(), *lower]
             found += [(atom, *key) for key in lower]
         parts = range(len(uniform.parts))
@@ -80,7 +99,7 @@ class Moving:
             lower = self.filter(self.uniform[source.of], key[1:-1])
             shape, credit = lower.type.shape, lower.credit
         elif source is not None:
-            held = source.cut or source.of is not None
+            held = source.cut or (source.of is not None and not self.keeps_traces)
             shape, credit = key[0].aval.shape, key[0] in self.minfo.with_derivative and not held
         if uniform.by_example and not shape:
             shape = hidden.shape[:1]

@@ -36,6 +36,7 @@ class Run:
         self.old = old
         self.new: dict[tuple[Path, Key], Any] = {}
         self.env = versions.start_env(self.info.jaxpr, inputs)
+        self.own: dict[Atom, Any] = {}  # kept states with the credit of parameters alone
 
     def steady(self) -> list[JaxprEqn]:
         """The equations whose results do not change in time."""
@@ -46,19 +47,25 @@ class Run:
         """The outputs of the step, and the new values of the filters."""
         info, steady = self.info, self.steady()
         run_equations(steady, self.env)
-        for path, uniform in self.uniform.items():
+        moved = {path: u for path, u in self.uniform.items() if self.moving.keys(u)}
+        for path in moved:
             if self.moving.read_elsewhere(path):
-                credit = self.mapped(uniform, self.values_of(path, self.old))
-                self.credit(info.hidden_path_to_invar[path], credit)
-        moved = {info.hidden_path_to_outvar[path]: u for path, u in self.uniform.items()}
+                self.credit_old(path)
+        news = {info.hidden_path_to_outvar[path]: u for path, u in moved.items()}
         known = {*steady}
         for eqn in (e for e in info.eqns if e not in known):
             run_equations([eqn], self.env)
-            for var in moved.keys() & {*eqn.outvars}:
+            for var in news.keys() & {*eqn.outvars}:
                 with versions.at_source(eqn):
-                    self.move(var, moved[var])
+                    self.move(var, news[var])
         outputs = [read(self.env, atom) for atom in info.jaxpr.outvars]
         return [*outputs, *(self.new[name] for name in self.moving.filters)]
+
+    def credit_old(self, path: Path) -> None:
+        """Give the old value of a state the credit of its filters."""
+        uniform, var = self.uniform[path], self.info.hidden_path_to_invar[path]
+        self.own[var] = self.env[var]
+        self.credit(var, self.mapped(uniform, self.values_of(path, self.old)))
 
     def moves(self, atom: Atom) -> bool:
         """Whether a value changes from step to step."""
@@ -77,11 +84,30 @@ class Run:
             kept = _along_first(leaks[key[-1]], old.ndim) * old
             taken = _along_first(self.product(uniform, factors), old.ndim)
             self.take(path, key, kept + taken * self.driving(source, key))
+        if self.moving.keeps_traces:
+            self.own[var] = self.of_parameters(uniform)
         self.credit(var, self.mapped(uniform, self.values_of(path, self.new)))
 
+    def of_parameters(self, uniform: UniformState) -> Any:
+        """The new value of a state, with no derivative of what drives it."""
+        old = self.info.invars_of(uniform.slot)[0]
+        known: dict[Atom, Any] = {old: self.own.get(old, self.env[old])}
+
+        def value(atom: Atom) -> Any:
+            if atom in uniform.sources:
+                return jax.lax.stop_gradient(self.env[atom])
+            if atom not in known:
+                eqn, followed = uniform.region[atom]
+                pairs = enumerate(eqn.invars)
+                operands = [value(a) if k in followed else read(self.env, a) for k, a in pairs]
+                known.update(zip(eqn.outvars, versions.bind_equation(eqn, operands), strict=True))
+            return known[atom]
+
+        return value(self.info.outvars_of(uniform.slot)[0])
+
     def values_of(self, path: Path, values: Mapping[tuple[Path, Key], Any]) -> At:
-        """The values of the filters of a state, by key."""
-        return lambda key: values[path, key]
+        """The values of the filters of a state, by key; ``None`` for those that there are not."""
+        return lambda key: values.get((path, key))
 
     def leak(self, uniform: UniformState, place: tuple[int, ...]) -> Any:
         """``lambda`` at a place: a number, or one per example [B]."""
@@ -119,8 +145,16 @@ class Run:
         like = self.moving.filters[path, key].type
         self.new[path, key] = jnp.copy(jnp.broadcast_to(value, like.shape).astype(like.dtype))
 
+    def held(self, atom: Atom) -> Any:
+        """An operand of a map beside what is mapped; kept states have the credit of parameters."""
+        value = read(self.env, atom)
+        return jax.lax.stop_gradient(value) if self.moving.keeps_traces else value
+
     def credit(self, var: Var, of: Any) -> None:
-        self.env[var] = with_credit(self.env[var], of.astype(var.aval.dtype))
+        of = of.astype(var.aval.dtype)
+        if self.moving.keeps_traces:
+            of = self.own[var] + of
+        self.env[var] = with_credit(self.env[var], of)
 
     def driving(self, source: UniformSource | None, key: Key) -> Any:
         """What a filter takes in: ``z``, or 1 for a constant."""
@@ -130,6 +164,8 @@ class Run:
             news = self.info.outvar_to_hidden_path
             return (self.new if key[0] in news else self.old)[source.of, key[1:-1]]
         value = self.env[key[0]]
+        if source.of and self.moving.keeps_traces:
+            return self.own.get(key[0], value)
         return jax.lax.stop_gradient(value) if source.cut or source.of else value
 
     def product(self, uniform: UniformState, factors: Factors, place: tuple[int, ...] = ()) -> Any:
@@ -170,14 +206,15 @@ class Run:
             return known[atom]
 
         def leaf(atom: Atom) -> Any:
-            source, like = uniform.sources[atom], atom.aval
+            source, like, own = uniform.sources[atom], atom.aval, at((atom,))
+            own = jnp.zeros(like.shape) if own is None else own
             if source.of is not None:
                 found = self.mapped(self.uniform[source.of], lambda key: at((atom, *key)))
                 found = found.astype(like.dtype)
-                return (
-                    with_credit(at((atom,)).astype(like.dtype), found) if source.trained else found
-                )
-            return at((atom,)).astype(like.dtype)
+                if self.moving.keeps_traces:
+                    return own.astype(like.dtype) + found
+                return with_credit(own.astype(like.dtype), found) if source.trained else found
+            return own.astype(like.dtype)
 
         def of_equation(var: Var) -> Any:
             if var not in uniform.region:  # the old value: it is in the filters
@@ -194,7 +231,7 @@ class Run:
             moved = value(eqn.invars[k])
             if any(self.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
                 return jnp.broadcast_to(moved, var.aval.shape)
-            operands = [moved if i == k else read(self.env, a) for i, a in enumerate(eqn.invars)]
+            operands = [moved if i == k else self.held(a) for i, a in enumerate(eqn.invars)]
             (found,) = versions.bind_equation(eqn, operands)
             return found + of_constant(var, operands, k) if var in uniform.affine else found
 
