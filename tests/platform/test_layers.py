@@ -53,20 +53,20 @@ CEILINGS = {
     "base": 820,
     "ops": 2149,
     "show": 1381,
-    "jaxprs": 1474,
+    "jaxprs": 1489,
     "plugins": 1724,
-    "compiler": 6436,
-    "executor": 1699,
-    "files": 883,
+    "compiler": 6514,
+    "executor": 1703,
+    "files": 888,
     "cli": 729,
-    "algorithms": 2432,
-    "drivers": 2457,
-    "learners": 3215,
-    "modules": 810,
+    "algorithms": 2446,
+    "drivers": 2487,
+    "learners": 3213,
+    "modules": 808,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_010, 9_067
-WHOLE_CORE = 26_209
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_121, 9_141
+WHOLE_CORE = 26_351
 
 
 def module_of(file: Path) -> str:

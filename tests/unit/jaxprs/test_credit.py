@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace.jaxprs.credit import with_credit
+from braintrace.base import versions
+from braintrace.jaxprs.credit import run_uncredited, with_credit
 
 
 def step(x: Any) -> Any:
@@ -32,3 +33,14 @@ def test_under_vmap() -> None:
 def test_the_value_itself_has_no_derivative() -> None:
     found = jax.grad(lambda a: with_credit(3.0 * a, jnp.zeros(())))(1.0)
     assert float(found) == 0.0
+
+
+def test_a_run_with_the_derivatives_of_the_values_themselves() -> None:
+    program = versions.make_jaxpr(lambda x: [with_credit(3.0 * x, x**2)], jnp.ones(()))
+
+    def run(x: Any) -> Any:
+        env = versions.start_env(program, [x])
+        run_uncredited(program.eqns, env)
+        return env[program.outvars[0]]
+
+    assert float(run(2.0)) == 6.0 and float(jax.grad(run)(2.0)) == 3.0
