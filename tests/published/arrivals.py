@@ -289,6 +289,28 @@ def dropout_and_normalisation():
 
 
 @program
+def contractions_and_groups():
+    """The layer of groups in a leaky cell, beside both operations."""
+
+    class Groups(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.groups = braintrace.nn.GroupedLinear(2, 3, 2)
+            self.kernel = brainstate.ParamState(wave(2, 3, 2))
+            self.mixed = brainstate.ParamState(wave(2, 2, OUT))
+
+        def init_state(self, batch_size=None, **kwargs):
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, 2, 2)))
+
+        def update(self, x):
+            y = self.groups(x) + braintrace.grouped_matmul(x, self.kernel.value)
+            self.h.value = 0.8 * self.h.value + jnp.tanh(y)
+            return braintrace.einsum("bgn,gno->bo", self.h.value, self.mixed.value)
+
+    return trained(fill(Groups()), "d_rtrl", wave(T, BATCH, 2, 3))
+
+
+@program
 def one_layer_twice_and_calls_in_between():
     """A readout that is applied twice, and a compiled function inside of the step."""
 

@@ -65,7 +65,10 @@ _PROVIDED_BY = {
         "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell",
     ),
     "braintrace-einsum": ("einsum grouped_matmul", "GroupedLinear"),
-    "braintrace-elemwise": ("element_wise", ""),
+    "braintrace-elemwise": (
+        "element_wise",
+        "LayerNorm RMSNorm GroupNorm BatchNorm0d BatchNorm1d BatchNorm2d BatchNorm3d",
+    ),
     "braintrace-lora": ("lora_matmul", "LoRA"),
     "braintrace-sparse": ("sparse_matmul", "SparseLinear"),
 }

@@ -21,6 +21,13 @@ from braintrace_dense.nn import SignedWLinear as SignedWLinear
 from braintrace_dense.nn import URLSTMCell as URLSTMCell
 from braintrace_dense.nn import ValinaRNNCell as ValinaRNNCell
 from braintrace_einsum.nn import GroupedLinear as GroupedLinear
+from braintrace_elemwise.nn import BatchNorm0d as BatchNorm0d
+from braintrace_elemwise.nn import BatchNorm1d as BatchNorm1d
+from braintrace_elemwise.nn import BatchNorm2d as BatchNorm2d
+from braintrace_elemwise.nn import BatchNorm3d as BatchNorm3d
+from braintrace_elemwise.nn import GroupNorm as GroupNorm
+from braintrace_elemwise.nn import LayerNorm as LayerNorm
+from braintrace_elemwise.nn import RMSNorm as RMSNorm
 from braintrace_lora.nn import LoRA as LoRA
 from braintrace_sparse.nn import SparseLinear as SparseLinear
 

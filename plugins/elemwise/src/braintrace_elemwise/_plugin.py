@@ -8,6 +8,16 @@ from braintrace.plugin_api import ETPPrimitiveSpec, PluginInfo, hookimpl
 from . import __version__
 from ._primitives import ETP_ELEMWISE
 
+LAYERS = (
+    "LayerNorm",
+    "RMSNorm",
+    "GroupNorm",
+    "BatchNorm0d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+)
+
 
 class ElemwisePlugin:
     """Element-wise parameters: ``etp_elemwise``."""
@@ -20,7 +30,7 @@ class ElemwisePlugin:
             api=(1, 0),
             distribution="braintrace-elemwise",
             version=__version__,
-            exports={"ops": ("element_wise",), "nn": ()},
+            exports={"ops": ("element_wise",), "nn": LAYERS},
         )
 
     @hookimpl
