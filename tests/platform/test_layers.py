@@ -62,11 +62,11 @@ CEILINGS = {
     "algorithms": 2446,
     "drivers": 2487,
     "learners": 3213,
-    "modules": 808,
+    "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_121, 9_141
-WHOLE_CORE = 26_351
+WHOLE_CORE = 26_354
 
 
 def module_of(file: Path) -> str:
