@@ -49,9 +49,13 @@ def test_frozen_parameters_have_no_entries_and_masks_count() -> None:
 
 
 def test_learners_without_one() -> None:
-    with pytest.raises(bt.NotSupportedError, match="a learner in windows has no credit ledger"):
-        ledger_of(made(vjp_method="multi-step"))
-    with pytest.raises(bt.NotSupportedError, match="SnAp-1 has no credit ledger"):
-        ledger_of(made("snap", n=1))
+    with pytest.raises(bt.NotSupportedError, match="DNI has no credit ledger.*predicts"):
+        ledger_of(made("dni"))
+    with pytest.raises(ValueError, match="chunk_size=2 needs a learner with vjp_method"):
+        ledger_of(made(), chunk_size=2)
+    learner = made("eprop", feedback="random", random_feedback_key=1)
+    with pytest.raises(bt.NotSupportedError, match="error that is fed back.*leave error out"):
+        xs = jnp.ones((T, B, IN))
+        learner.credit_ledger(xs, step_fn=lambda x: learner(x, error=x).sum())
     kinds = {entry.kind for entry in ledger_of(made("rtrl")).entries}
     assert kinds == {"kept by the rule"}

@@ -238,16 +238,32 @@ class InfluenceRule(LearningRule):
         begins: bool = False,
     ) -> Traces:
         """The traces after a step."""
+        new = self._unmasked(traces, kept, params, begins)
+        return tuple(
+            (m if mask is None else jnp.where(mask, m, 0)).astype(self._dtype(s))
+            for m, mask, s in zip(new, self.masks, self.carried, strict=True)
+        )
+
+    def _unmasked(
+        self,
+        traces: Traces,
+        kept: Sequence[Any],
+        params: Mapping[Path, Any],
+        begins: bool = False,
+    ) -> list[jax.Array]:
+        """``J M + P``; ``P`` where nothing is before the step."""
         info = self.executor.graph.module_info
         inputs = all_inputs(info, kept, params)
         olds = () if begins else self.carried
         _, pull = differentiated(info, self.parameters, olds, self.carried, inputs)
         before = () if begins else traces
-        new = moved(self.parameters, olds, self.carried, pull, before, self._singular)
-        return tuple(
-            (m if mask is None else jnp.where(mask, m, 0)).astype(self._dtype(s))
-            for m, mask, s in zip(new, self.masks, self.carried, strict=True)
-        )
+        return moved(self.parameters, olds, self.carried, pull, before, self._singular)
+
+    def left_out(self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any]) -> Traces:
+        """What the masks take from the traces after a step, ``(1 - mask) . J M``."""
+        new = self._unmasked(traces, kept, params)
+        pairs = zip(new, self.masks, strict=True)
+        return tuple(jnp.zeros_like(m) if k is None else jnp.where(k, 0, m) for m, k in pairs)
 
     def credit(
         self,

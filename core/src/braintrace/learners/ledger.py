@@ -4,24 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..algorithms.influence import InfluenceRule
+from ..algorithms.signals import TracelessRule
 from ..base.errors import NotSupportedError
 from ..base.types import Path, show_path
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import CreditFilter
-from ..compiler.requirements import check_states
-from ..drivers.ledger import KEPT, Found, probed
-from ..drivers.options import GradOptions, checked_mask, common_length
+from ..drivers.call_arguments import one_step_of
+from ..drivers.ledger import probed
+from ..drivers.options import checked_mask, common_length
+from ..drivers.probe import KEPT, Found
 from ..drivers.running import Running
 from ..show.draw import Drawing
 from ..show.ledger import Row, picture, table
+from .sequences import grad_options
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class CreditEntry:
         ``'kept by the rule'``; ``"the rule's approximation"``, what the traces themselves miss of
         paths that they follow; ``'recurrent product'``, ``'another layer'`` and ``'a state that is
         not hidden'``, where paths leave a group's trace for good; ``'no trace'``, where they enter
-        a state past all relations.
+        a state past all relations; ``'window border'``, where they do so in front of the border
+        of a window behind which the loss is.
     origin, target
         The states whose trace the paths leave, and the states that they reach; empty if none.
     gradient
@@ -106,19 +109,21 @@ def credit_ledger(
     step_fn: Callable[..., Any],
     mask: Any = None,
     reduction: str = "mean",
+    chunk_size: int | None = None,
 ) -> CreditLedger:
     """How much of the gradient of BPTT each edge carries that the rule drops.
 
     A short probe answers what users ask first: is it the rule? A path from a parameter to a loss is
     booked at the first edge that the rule drops, so that the entries of a parameter add up to its
     gradient of BPTT, and each is computed by itself. States start as they are, traces at zero; no
-    state moves on. It costs a gradient by BPTT, and for each kind of edge one more at most. Prints
-    and callbacks of the model run each time.
+    state moves on. It costs a gradient by BPTT, and for each kind of edge one more at most (for
+    SnAp, one by its own traces). Prints and callbacks of the model run each time.
 
     Parameters
     ----------
-    *sequences, step_fn, mask, reduction
-        As for :meth:`etrace_grad`. States of ``step_fn`` outside of the model carry no credit.
+    *sequences, step_fn, mask, reduction, chunk_size
+        As for :meth:`etrace_grad`; ``step_fn`` is called for windows of one step. States of
+        ``step_fn`` outside of the model carry no credit.
 
     Returns
     -------
@@ -127,7 +132,7 @@ def credit_ledger(
     Raises
     ------
     NotSupportedError
-        For a learner in windows, and for SnAp over all layers.
+        For :class:`DNI`, whose predictions stand for the credit of later windows.
     CompilationError, TypeError, ValueError
         As for :meth:`etrace_grad`.
 
@@ -145,27 +150,38 @@ def credit_ledger(
     """
     steps, rule = common_length(sequences), self.rule
     mask = checked_mask(mask, steps)
-    check_states(self.model, self.graph.module_info)
-    if self.vjp_method == "multi-step":
+    if isinstance(rule, TracelessRule):
         raise NotSupportedError(
-            "a learner in windows has no credit ledger: inside of a window nothing is dropped; "
-            "make one with vjp_method='single-step'"
+            f"{type(self).__name__} has no credit ledger: what it predicts stands for the credit "
+            "of later windows. Compare its etrace_grad with that of braintrace.RTRL"
         )
-    if isinstance(rule, InfluenceRule) and rule.in_single_steps:
-        raise NotSupportedError(
-            f"{rule.name} has no credit ledger, because it drops single entries, and no edges; "
-            "compare its etrace_grad with that of braintrace.RTRL"
-        )
-    options = GradOptions(step_fn, tuple(self.trained_states.items()), reduction)
+    weights = dict(self.trained_states)
+    options = grad_options(
+        self, steps, step_fn, weights, reduction=reduction, chunk_size=chunk_size
+    )
+    if (options.chunk_size or 1) > 1:
+        options = replace(options, step_fn=partial(_of_one_step, self, step_fn))
     driver = self._drivers.get((step_fn, "credit", options), partial(probed, self, options))
     whole, found = driver(sequences, mask)
-    known = [path for path in self.trained_states if path in whole]
+    known = [path for path in weights if path in whole]
     graph = rule.executor.graph
     entries = (_entry(graph, path, whole[path], one) for path in known for one in found)
     return CreditLedger(
         tuple(e for e in entries if e.kind == KEPT or _dot(e.gradient, e.gradient)),
         {path: whole[path] for path in known},
     )
+
+
+def _of_one_step(learner: Running, step_fn: Callable[..., Any], *now: Any) -> Any:
+    """The loss of a step by a function of windows."""
+    by_step = learner.call_stepper
+
+    def by_window(learner: Running, args: Any, given: Any) -> Any:
+        out = by_step(learner, one_step_of(args), given)
+        return jax.tree.map(lambda v: v[None], out)
+
+    with learner.stepping_by(by_window):
+        return step_fn(*jax.tree.map(lambda v: v[None], now))[0]
 
 
 def _entry(graph: ETraceGraph, path: Path, whole: Any, found: Found) -> CreditEntry:

@@ -122,7 +122,7 @@ def etrace_grad(
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
     trained, frozen = trained_and_frozen(self, weights)
-    options = _options(
+    options = grad_options(
         self,
         steps,
         step_fn,
@@ -159,7 +159,7 @@ def _finished(
     return undo.unless_it_raises(driver, args, finish) if check else finish(driver(*args))
 
 
-def _options(
+def grad_options(
     learner: Running, steps: int, step_fn: Any, weights: Mapping[Any, State], **how: Any
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
@@ -229,7 +229,7 @@ def etrace_update(
     mask = checked_mask(mask, steps)
     every = min(check_count("update_every", update_every), steps)
     trained, _ = trained_and_frozen(self, weights)
-    options = _options(
+    options = grad_options(
         self,
         every,
         step_fn,

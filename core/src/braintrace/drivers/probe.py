@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A probe of a learner's credit: a short sequence, by the rule and as its steps were traced.
+
+In windows of ``k`` steps nothing is dropped inside of one. An edge at a step is dropped for the
+losses behind the end of its window, and single steps drop it for the losses of that step, too. So
+a step has two gradients with respect to its new states, ``later``, of the losses for which its
+edges are dropped, and ``border``: at the end of a window, of the losses of the next one, which meet
+the traces there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..algorithms.base import LearningRule
+from ..base import versions
+from ..base.types import Path
+from ..compiler.graph import ETraceGraph
+from ..compiler.module_info import StateKind
+from ..executor.detours import run_with_nodes
+from ..executor.executor import Executor
+from ..executor.tangents import kept_inputs
+from .options import common_length
+from .traced import TracedStep
+
+#: What the entries are.
+KEPT, RULE = "kept by the rule", "the rule's approximation"
+RECURRENT, LAYER, STATE = "recurrent product", "another layer", "a state that is not hidden"
+UNTRACED, BORDER = "no trace", "window border"
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["gradients"],
+    meta_fields=["kind", "origin", "target"],
+)
+@dataclass(frozen=True)
+class Found:
+    """An entry: what it is, from which to which group or path, and gradients by path."""
+
+    kind: str
+    origin: int | Path | None
+    target: int | Path | None
+    gradients: dict[Path, Any]
+
+
+class Row(NamedTuple):
+    """A step: what it reads, ``later`` and ``border``, and ``later`` for each new hidden value."""
+
+    leaves: Any
+    kept: Any
+    inputs: Any
+    later: Any
+    nodes: Any
+    border: Any
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A step as it was traced, with perturbations of what the new hidden values are."""
+
+    executor: Executor
+
+    @cached_property
+    def ends(self) -> list[Any]:
+        """The new hidden values, in the order of the perturbed step."""
+        return [var for group in self.executor.graph.hidden_groups for var in group.hidden_outvars]
+
+    def perturbations(self) -> list[jax.Array]:
+        """Zeros."""
+        return [jnp.zeros(var.aval.shape, var.aval.dtype) for var in self.ends]
+
+    def run(self, args: Sequence[Any], states: Mapping[Path, Any], perturb: Any) -> Any:
+        """The step; what is recorded are its inputs but the parameters."""
+        info = self.executor.graph.module_info
+        flat = [leaf for slot in info.slots for leaf in jax.tree.leaves(states[slot.path])]
+        outputs = run_with_nodes(info, self.ends, [*args, *flat], perturb)
+        return *self.executor.results(outputs), kept_inputs(info, args, states)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A probe that is run by a learner's rule (``cut``) and as it was traced (``whole``).
+
+    ``size``: steps of a window, or ``None``.
+    """
+
+    rule: LearningRule
+    cut: TracedStep
+    whole: TracedStep
+    size: int | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the steps."""
+        return self.rule.executor
+
+    @property
+    def graph(self) -> ETraceGraph:
+        """The compiled step that is run."""
+        return self.executor.graph
+
+    @cached_property
+    def params(self) -> dict[Path, Any]:
+        """The values of the parameters."""
+        slots = self.graph.module_info.slots_of(StateKind.PARAM)
+        return {slot.path: slot.state.value for slot in slots}
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """For each leaf of the step as it was traced, that of the cut one."""
+        pairs = ((self.whole.leaves[s], own) for s, own in self.cut.leaves.items())
+        return {i: k for pair in pairs for i, k in zip(*pair, strict=True)}
+
+    def places(self, *kinds: StateKind) -> dict[Path, list[int]]:
+        """Where the floating-point leaves of states of some kinds are, by path."""
+        leaves = self.cut.read()
+        return {
+            slot.path: [
+                i for i in self.cut.leaves.get(slot.state, ()) if versions.is_float(leaves[i])
+            ]
+            for slot in self.graph.module_info.slots
+            if slot.kind in kinds
+        }
+
+    @cached_property
+    def carried(self) -> dict[Path, list[int]]:
+        """Those of states."""
+        return self.places(StateKind.HIDDEN, StateKind.OTHER)
+
+    @cached_property
+    def smooth(self) -> list[int]:
+        """The same, together."""
+        return [i for own in self.carried.values() for i in own]
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """Those of parameters."""
+        return [i for own in self.places(StateKind.PARAM).values() for i in own]
+
+    @cached_property
+    def targets(self) -> list[int | Path]:
+        """Hidden groups by number and other states by path: where credit can end."""
+        groups = [group.index for group in self.graph.hidden_groups]
+        return [*groups, *(p for p, own in self.places(StateKind.OTHER).items() if own)]
+
+    def paths(self, target: int | Path) -> tuple[Path, ...]:
+        """The states of a target."""
+        hidden = self.graph.hidden_groups
+        return (target,) if isinstance(target, tuple) else hidden[target].hidden_paths
+
+    def of_target(self, target: int | Path, values: Mapping[int, Any]) -> dict[int, Any]:
+        """``values`` of a target, and zeros elsewhere."""
+        own = {i for path in self.paths(target) for i in self.carried[path]}
+        return {i: v if i in own else jnp.zeros_like(v) for i, v in values.items()}
+
+    def pull_back(self, perturb: Any, row: Row, scale: Any) -> tuple[Any, Any]:
+        """Of the cut step: from (of the loss, of new states) to (of ``perturb``, of old states, of
+        parameters), by leaf; and what it records."""
+        start = self.cut.read()
+
+        def step(perturb: Any, olds: Any, weights: Any) -> Any:
+            changed = {**start, **row.leaves, **olds, **weights}
+            loss, _, recorded, new, _ = self.cut.run(perturb, row.inputs, changed, ())
+            return (loss * scale, {i: new[i] for i in self.smooth}), recorded
+
+        of = {i: row.leaves[i] for i in self.smooth}, {i: start[i] for i in self.weights}
+        (loss, _), pull, recorded = jax.vjp(step, perturb, *of, has_aux=True)
+        return lambda of_loss, new: pull((jnp.full_like(loss, of_loss), new)), recorded
+
+    def by_path(self, leaves: Mapping[int, Any]) -> dict[Path, Any]:
+        """Gradients by path of the parameters from those by leaf."""
+        found = {}
+        for slot in self.graph.module_info.slots_of(StateKind.PARAM):
+            values, tree = jax.tree.flatten(slot.state.value)
+            new = [jnp.zeros_like(v) for v in values]
+            for k, i in enumerate(self.cut.leaves.get(slot.state, ())):
+                new[k] = leaves.get(i, new[k])
+            found[slot.path] = jax.tree.unflatten(tree, new)
+        return found
+
+
+def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
+    """BPTT: the steps, and gradients of the parameters by leaf: all, and those inside of windows
+    (``None`` without any)."""
+    start, smooth = probe.cut.read(), probe.smooth
+    number = {k: i for i, k in probe.numbers.items()}
+    weights = {i: start[i] for i in probe.weights}
+    zeros = Nodes(probe.executor).perturbations()
+
+    def run(perturb: Any, inputs: Any, leaves: Mapping[int, Any]) -> Any:
+        given = {number[i]: v for i, v in leaves.items()}
+        loss, _, (kept, _), new, _ = probe.whole.run(perturb, inputs, given, ())
+        return loss * scale, {probe.numbers[i]: v for i, v in new.items()}, kept
+
+    def forward(leaves: Mapping[int, Any], inputs: Any) -> Any:
+        _, new, kept = run(zeros, inputs, leaves)
+        return new, ({i: v for i, v in leaves.items() if i not in weights}, kept, inputs)
+
+    def back(carry: Any, now: Any) -> Any:
+        (chains, totals), ((leaves, kept, inputs), ends) = carry, now
+
+        def step(perturb: Any, olds: Any, weights: Any) -> Any:
+            loss, new, _ = run(perturb, inputs, {**start, **leaves, **olds, **weights})
+            return loss, {i: new[i] for i in smooth}
+
+        border = None
+        if probe.size:  # the gradients of the losses of this window, and of those behind it
+            near, far = chains
+            border = {i: jnp.where(ends, v, 0) for i, v in near.items()}
+            chains = {i: near[i] - v for i, v in border.items()}, jax.tree.map(jnp.add, far, border)
+        (loss, _), pull = jax.vjp(step, zeros, {i: leaves[i] for i in smooth}, weights)
+        own = jnp.ones_like(loss), jnp.zeros_like(loss)
+        found = [pull((of_loss, c)) for of_loss, c in zip(own, chains, strict=False)]
+        row = Row(leaves, kept, inputs, chains[-1], found[-1][0], border)
+        totals = [jax.tree.map(jnp.add, t, f[2]) for t, f in zip(totals, found, strict=True)]
+        return (tuple(f[1] for f in found), tuple(totals)), row
+
+    ends = (jnp.arange(common_length((inputs,))) + 1) % (probe.size or 1) == 0
+    _, rows = jax.lax.scan(forward, dict(start), inputs)
+    nothing = jax.tree.map(jnp.zeros_like, ({i: start[i] for i in smooth}, weights))
+    many = 2 if probe.size else 1
+    carry = tuple((one,) * many for one in nothing)
+    (_, totals), found = jax.lax.scan(back, carry, (rows, ends), reverse=True)
+    return found, jax.tree.map(lambda *v: sum(v), *totals), totals[0] if probe.size else None
