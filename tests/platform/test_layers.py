@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1703,
     "files": 888,
     "cli": 729,
-    "algorithms": 2446,
-    "drivers": 2487,
-    "learners": 3213,
+    "algorithms": 2462,
+    "drivers": 2637,
+    "learners": 3229,
     "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_121, 9_141
-WHOLE_CORE = 26_354
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_137, 9_153
+WHOLE_CORE = 26_536
 
 
 def module_of(file: Path) -> str:
