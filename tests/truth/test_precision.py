@@ -154,3 +154,37 @@ def test_filters_of_credit_are_no_narrower_either() -> None:
     learner.etrace_grad(inputs(), step_fn=lambda x: learner(x).astype("float32").mean())
     filters = [leaf for state in learner.filters for leaf in jax.tree.leaves(state.value)]
     assert filters and {str(leaf.dtype) for leaf in filters} == {"float32"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_states_in_half_precision(rule: str) -> None:
+    """What is summed over steps from states in half precision: derivatives are no values.
+
+    The leak and all numbers are exact in bfloat16, and the step is linear, so that its gradient is
+    the same in every dtype. In bfloat16 the sum of 180 steps is some percent off.
+    """
+
+    class Half(zoo.Model):
+        def __init__(self, dtype: str) -> None:
+            super().__init__()
+            self.dtype = dtype
+            brainstate.random.seed(0)
+            self.w = brainstate.ParamState(zoo.weight(IN, HIDDEN).value.astype("float32"))
+
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((batch_size, HIDDEN), self.dtype)
+
+        def update(self, x: Any) -> Any:
+            current = bt.matmul(x.astype(self.dtype), self.w.value.astype(self.dtype))
+            self.h.value = jnp.asarray(0.984375, self.dtype) * self.h.value + current
+            return self.h.value.astype("float32")
+
+    def grads(dtype: str, block: int) -> Any:
+        xs = jnp.abs(inputs().repeat(3, 0))
+        learner = bt.compile(Half(dtype), rule, xs[0], batch_size=B, **RULES[rule])
+        return learner.etrace_grad(
+            xs, step_fn=lambda x: learner(x).sum(), reduction="sum", block_size=block
+        )
+
+    for block in (1, 60):
+        assert error(grads("bfloat16", block), grads("float32", block)) < 1e-3

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
-from ..base.precision import sum_dtype
+from ..base.precision import sum_dtype, wide_dtype, widened_dtype
 from ..base.types import Path, bytes_of
 from ..compiler.module_info import StateKind
 from ..executor.executor import Executor
@@ -200,11 +200,15 @@ class InfluenceRule(LearningRule):
 
     def _dtype(self, state: StateLeaf) -> Any:
         """That of the state and of sums, or the one that was asked for."""
-        kept = sum_dtype(state.aval.dtype)
         if self.trace_dtype is None:
-            return kept
+            return widened_dtype(state.aval.dtype, self._wide)
         own = jnp.dtype(self.trace_dtype)
         return jnp.promote_types(own, jnp.complex64) if state.is_complex else own
+
+    @cached_property
+    def _wide(self) -> Any:
+        """The dtype that traces have at least: the widest of parameters and states."""
+        return wide_dtype(*(leaf.aval.dtype for leaf in (*self.parameters, *self.carried)))
 
     def after_steps(
         self, traces: Traces | None, kept: Any, params: Mapping[Path, Any], first: Any = False
@@ -254,10 +258,12 @@ class InfluenceRule(LearningRule):
         """``J M + P``; ``P`` where nothing is before the step."""
         info = self.executor.graph.module_info
         inputs = all_inputs(info, kept, params)
-        olds = () if begins else self.carried
-        _, pull = differentiated(info, self.parameters, olds, self.carried, inputs)
-        before = () if begins else traces
-        return moved(self.parameters, olds, self.carried, pull, before, self._singular)
+        parameters, carried = (
+            [leaf.widened(self._wide) for leaf in of] for of in (self.parameters, self.carried)
+        )
+        olds, before = ((), ()) if begins else (carried, traces)
+        _, pull = differentiated(info, parameters, olds, carried, inputs)
+        return moved(parameters, olds, carried, pull, before, self._singular)
 
     def left_out(self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any]) -> Traces:
         """What the masks take from the traces after a step, ``(1 - mask) . J M``."""

@@ -109,19 +109,31 @@ def _differentiated(
 ) -> tuple[Any, ...]:
     """A block: gradients of weights, perturbations and old states; its last leaves and records."""
     own = {i for state in states.values() for i in step.leaves.get(state, ())}
+    least = jnp.dtype(jnp.float32)
     smooth = {i for i in own if versions.is_float(leaves[i])}
     wanted = {
-        i: widened(leaves[i], jnp.dtype(jnp.float32))
+        i: widened(leaves[i], least)
         for state in weights.values()
         for i in step.leaves.get(state, ())
         if versions.is_float(leaves[i])
     }
 
+    given = {i: leaf.dtype for i, leaf in leaves.items()}
+    narrow = any(widened(leaves[i], least).dtype != given[i] for i in smooth)
+    wide = least if narrow else None
+    if narrow:  # so are the sums of signals that go back through the states
+        perturb = widened(perturb, least)
+        leaves = {**leaves, **widened({i: leaves[i] for i in smooth}, least)}
+
     def of_block(perturb: Any, olds: Mapping[int, Any], wanted: Mapping[int, Any]) -> Any:
         def one(moving: Mapping[int, Any], inputs: Any) -> Any:
-            own = {i: v.astype(leaves[i].dtype) for i, v in wanted.items()}
-            loss, aux, (kept, _), new, _ = step.run(perturb, inputs, {**moving, **own}, ())
+            own = {i: v if narrow else v.astype(given[i]) for i, v in wanted.items()}
+            loss, aux, (kept, _), new, _ = step.run(perturb, inputs, {**moving, **own}, (), wide)
             held = jax.lax.stop_gradient({i: v for i, v in new.items() if i not in smooth})
+            if narrow:
+                held = {
+                    i: v if v.dtype == given[i] else v.astype(given[i]) for i, v in held.items()
+                }
             return {**new, **held}, (loss, aux, kept)
 
         end, (losses, aux, kept) = jax.lax.scan(one, {**leaves, **olds}, inputs)
@@ -129,10 +141,11 @@ def _differentiated(
 
     of = perturb, {i: leaves[i] for i in sorted(smooth)}, wanted
     differentiated = jax.value_and_grad(of_block, argnums=(0, 1, 2), has_aux=True)
-    (_, records), (signal, olds, direct) = differentiated(*of)
+    (_, (end, *records)), (signal, olds, direct) = differentiated(*of)
+    end = {i: v.astype(given[i]) if i in smooth else v for i, v in end.items()}
     found = {k: _like(state, step, direct) for k, state in weights.items()}
     by_path = {path: _like(state, step, olds) for path, state in states.items()}
-    return found, signal, by_path, records
+    return found, signal, by_path, (end, *records)
 
 
 def _like(state: Any, step: TracedStep, gradients: Mapping[int, Any]) -> Any:

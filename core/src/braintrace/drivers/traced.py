@@ -12,6 +12,7 @@ import brainstate
 import jax
 
 from ..base import versions
+from ..base.precision import widened
 from ..base.types import State, show_path
 from ..base.versions import Jaxpr
 from ..compiler.filters import credit_of
@@ -19,6 +20,8 @@ from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
 from ..jaxprs.credit import with_credit
 from ..jaxprs.depends import Along, program_influences
+from ..jaxprs.run import read
+from ..jaxprs.wide import run_widened
 from .call_arguments import number_of_steps, one_step_of
 from .direct import DirectProducts, direct_products
 from .running import Running, read_states, write_states
@@ -30,7 +33,9 @@ class TracedStep:
 
     ``run(perturb, inputs, leaves, shifts) -> (loss, aux, recorded, new_leaves, moving)`` takes the
     leaves of states by input of the program, and gives the record of :class:`Tape`; shifts and
-    moving operands are those of ``direct``, its products with parameters. ``leaves`` has every
+    moving operands are those of ``direct``, its products with parameters. With a dtype ``wide``
+    behind them there are no products, and leaves, whose values are as ever, and derivatives are no
+    narrower than that. ``leaves`` has every
     state that the step reads or writes, and which inputs its leaves are; ``live`` are the inputs
     with a differentiable path to the loss.
     """
@@ -97,8 +102,14 @@ def trace_step(
         wanted=frozenset(i for target in targets for i in leaves.get(target, ())),
     )
 
-    def run(perturb: list[Any], inputs: Any, leaves: Mapping[int, Any], shifts: Any) -> Any:
-        flat, moving = direct.run(jax.tree.leaves((perturb, inputs, leaves)), shifts)
+    def run(
+        perturb: list[Any], inputs: Any, leaves: Mapping[int, Any], shifts: Any, wide: Any = None
+    ) -> Any:
+        values = jax.tree.leaves((perturb, inputs, leaves))
+        if wide is None:
+            flat, moving = direct.run(values, shifts)
+        else:
+            flat, moving = _in_wide(jaxpr, values, len(leaves), wide), ()
         (loss, aux, recorded), new = jax.tree.unflatten(tree, flat)
         return loss, aux, recorded, dict(enumerate(jax.tree.leaves(new), first)), moving
 
@@ -119,6 +130,15 @@ def _give_credit(learner: Running) -> None:
             return with_credit(value, value + of if moving.keeps_traces else of)
 
         hidden[path].value = jax.tree.map(credited, hidden[path].value)
+
+
+def _in_wide(jaxpr: Jaxpr, values: Sequence[Any], leaves: int, wide: Any) -> list[Any]:
+    """The results of a step, of which the last are new ``leaves`` in a wider dtype."""
+    env = versions.start_env(jaxpr, values)
+    run_widened(jaxpr.eqns, env, wide)
+    found = [(widened(read(env, atom), wide), atom.aval) for atom in jaxpr.outvars]
+    first = len(found) - leaves
+    return [v.astype(a.dtype) if i < first else v for i, (v, a) in enumerate(found)]
 
 
 def _is_parameter(state: State) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..base.precision import widened_dtype
 from ..base.types import Path
 
 
@@ -29,6 +30,11 @@ class StateLeaf(NamedTuple):
     def is_complex(self) -> bool:
         """Whether the numbers are complex."""
         return bool(jnp.issubdtype(self.aval.dtype, jnp.complexfloating))
+
+    def widened(self, wide: Any) -> StateLeaf:
+        """The same in a dtype that is no narrower."""
+        aval = jax.ShapeDtypeStruct(self.aval.shape, widened_dtype(self.aval.dtype, wide))
+        return self._replace(aval=aval)
 
     def tangent(self, entry: jax.Array) -> jax.Array:
         """One in the place of an entry, by number, and zero elsewhere."""

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.precision import wide_dtype
 from ..base.types import Path
 from ..base.versions import jaxp
 from ..compiler.module_info import ModuleInfo, StateKind
 from ..jaxprs.depends import depends
 from ..jaxprs.run import holds, nested, read, run_equations, run_inlined
+from ..jaxprs.wide import run_widened
 from .leaves import StateLeaf
 
 Leaves = Sequence[StateLeaf]
@@ -43,19 +45,33 @@ def differentiated(
 ) -> tuple[list[Any], Callable[..., Any]]:
     """New values of carried leaves, and the pull-back to (parameters, old values of ``olds``).
 
+    Where leaves are wider than those of the step, derivatives are in the widest of their dtypes.
     The step has run before: its prints and callbacks, which have no results, are left out.
     """
     eqns, first = [eqn for eqn in info.jaxpr.eqns if not eqn.effects], info.num_args
+
+    leaves = [*parameters, *olds, *carried]
+    wider = any(
+        leaf.aval.dtype != info.jaxpr.invars[first + leaf.place].aval.dtype for leaf in leaves
+    )
+    wide = wide_dtype(*(leaf.aval.dtype for leaf in leaves))
 
     def new_values(weights: Sequence[Any], old: Sequence[Any]) -> list[Any]:
         full = list(inputs)
         for leaf, value in zip((*parameters, *olds), (*weights, *old), strict=True):
             full[first + leaf.place] = value
         env = versions.start_env(info.jaxpr, full)
-        run_equations(eqns, env)
-        return [read(env, info.jaxpr.outvars[info.num_out + leaf.place]) for leaf in carried]
+        if wider:
+            run_widened(eqns, env, wide)
+        else:
+            run_equations(eqns, env)
+        ends = ((read(env, info.jaxpr.outvars[info.num_out + s.place]), s) for s in carried)
+        return [jnp.asarray(value, leaf.aval.dtype) for value, leaf in ends]
 
-    own = ([inputs[first + leaf.place] for leaf in of] for of in (parameters, olds))
+    own = (
+        [jnp.asarray(inputs[first + leaf.place], leaf.aval.dtype) for leaf in of]
+        for of in (parameters, olds)
+    )
     news, pull = jax.vjp(new_values, *own)
     return news, pull
 
