@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+import braintrace as bt
 from tests.unit.drivers.net import made, of_windows, summed
 
 LEARNING = {"optimizer": optax.adam(0.1), "update_every": 2, "check": True}
@@ -230,8 +231,9 @@ def test_an_interrupt_at_every_line(learner: Any, data: Any) -> None:
 
 
 @pytest.mark.parametrize("jitted", [True, False])
-def test_steps_that_are_skipped(learner: Any, data: Any, jitted: bool) -> None:
-    """Of three updates of two steps the second is left out, as if its steps had not been there."""
+@pytest.mark.parametrize("at", [[2], [2, 3]])
+def test_steps_that_are_skipped(learner: Any, data: Any, jitted: bool, at: list[int]) -> None:
+    """As if they had not been there; without any of its steps, an update is left out."""
     xs, ys = (v[:6] for v in data)
     plain, learning = summed(learner), {**LEARNING, "check": "skip"}
 
@@ -243,36 +245,78 @@ def test_steps_that_are_skipped(learner: Any, data: Any, jitted: bool) -> None:
         return learner.etrace_update(*sequences, step_fn=step, **learning)
 
     run = brainstate.transform.jit(call) if jitted else call
-    without = [jnp.concatenate([v[:2], v[4:]]) for v in (xs, ys)]
     moved(learner, data)
     states = states_of(learner)
     start = [state.value for state in states]
-    run(*without)
+    for part in (slice(0, 2), slice(3, 4) if at == [2] else slice(0), slice(4, 6)):
+        if len(xs[part]):
+            run(xs[part], ys[part])
     want = everything(learner)
     for state, value in zip(states, start, strict=True):
         state.value = value
-    says = "at step 2, .* NaN or infinite; skipped, .*as it was before: 1 of 3 times 2 steps"
+    says = f"at step 2, .* NaN or infinite; skipped, .*from before: {len(at)} of 6 steps"
     with pytest.warns(UserWarning, match=says):
-        losses = run(xs.at[2].set(jnp.nan), ys)
+        losses = run(xs.at[jnp.array(at)].set(jnp.nan), ys)
         jax.effects_barrier()
-    assert np.isnan(losses).tolist() == [False, False, True, True, False, False]
+    bad = np.isnan(losses)
+    assert bad[at].all() and not bad[[0, 1, 4, 5]].any()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12), everything(learner), want)
 
 
-def test_a_gradient_that_is_skipped(learner: Any, data: Any) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["blocks", "reverse", "windows"])
+def test_a_gradient_without_what_is_skipped(data: Any, kind: str, masked: bool) -> None:
+    """It is the mean over the other steps, in each driver."""
+    xs, ys = data
+    options: dict[str, Any] = {"check": "skip"}
+    if kind == "windows":
+        learner = made(vjp_method="multi-step")
+        step, options["chunk_size"] = of_windows(learner), 2
+    else:
+        learner = made(bt.RTRL) if kind == "reverse" else made()
+        step, options["block_size"] = summed(learner), 2
+    mask = jnp.asarray([1.0, 0.5, 1.0, 1.0, 0.0, 1.0, *[1.0] * (len(xs) - 6)]) if masked else None
+    kept = np.array([k for k in range(len(xs)) if k not in (2, 3)])
+    states = states_of(learner)
+    start = [state.value for state in states]
+    chosen = {"mask": mask[kept]} if masked else {}
+    want = learner.etrace_grad(xs[kept], ys[kept], step_fn=step, **options, **chosen)
+    after = everything(learner)
+    for state, value in zip(states, start, strict=True):
+        state.value = value
+    chosen = {"mask": mask} if masked else {}
+    with pytest.warns(UserWarning, match=r"at steps 2 to 3, .*: 1 of \d+ times 2 steps"):
+        found = learner.etrace_grad(xs.at[2].set(jnp.nan), ys, step_fn=step, **options, **chosen)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12), found, want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-12), everything(learner), after)
+
+
+def test_a_gradient_of_nothing(learner: Any, data: Any) -> None:
     xs, ys = data
     moved(learner, data)
     before = everything(learner)
-    with pytest.warns(UserWarning, match=f"at step 4, .*: 1 of 1 times {len(xs)} steps"):
+    with pytest.warns(UserWarning, match=f"at step 0, .*: {len(xs)} of {len(xs)} steps"):
         grads, losses = learner.etrace_grad(
-            xs.at[4].set(jnp.nan), ys, step_fn=summed(learner), return_value=True, check="skip"
+            jnp.nan * xs, ys, step_fn=summed(learner), return_value=True, check="skip"
         )
-    assert not any(leaf.any() for leaf in jax.tree.leaves(grads)) and np.isnan(losses[4])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grads)) and np.isnan(losses).all()
     jax.tree.map(np.testing.assert_array_equal, before, everything(learner))
-    found = learner.etrace_grad(xs, ys, step_fn=summed(learner), check="skip")
-    assert any(leaf.any() for leaf in jax.tree.leaves(found))
     with pytest.raises(ValueError, match="check must be True, False or 'skip', got 'raise'"):
         learner.etrace_grad(xs, ys, step_fn=summed(learner), check="raise")
+
+
+def test_an_update_to_what_is_not_finite_is_skipped(learner: Any, data: Any) -> None:
+    """States go on; weights and the moments of the optimizer stay."""
+    xs, ys = (v[:4] for v in data)
+    (weight, *_) = learner.param_states.values()
+    before = jax.tree.map(jnp.asarray, weight.value)
+    index = int(learner.running_index.value)
+    with pytest.warns(UserWarning, match=r"at step 0, .* after its update.*: 4 of 4 steps"):
+        learner.etrace_update(
+            xs, ys, step_fn=summed(learner), optimizer=optax.sgd(jnp.inf), check="skip"
+        )
+    jax.tree.map(np.testing.assert_array_equal, before, weight.value)
+    assert int(learner.running_index.value) == index + 4
 
 
 def test_a_check_inside_of_a_jit_leaves_the_states(learner: Any, data: Any) -> None:

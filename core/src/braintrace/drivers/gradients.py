@@ -11,7 +11,6 @@ into cotangents of the operands and, where the trace goes on, into the next trac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -36,29 +35,34 @@ from .traced import TracedStep, trace_step
 
 
 def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
-    """Gradients of a sequence, inside a compiled program."""
+    """Gradients of a sequence, inside a compiled program.
+
+    Where ``check`` skips what is not finite, those of the other steps.
+    """
     weights = [state for _, state in options.weights]
     values = [state.value for state in (*learner.states_of(StateKind.PARAM).values(), *weights)]
     in_steps = _in_blocks if learner.rule.from_blocks else in_reverse
     run = in_steps if options.chunk_size is None else in_windows
     *found, flags = run(learner, options, sequences, mask)
     grads, losses, aux = not_differentiable(tuple(found), (values, sequences, mask))
+    if options.check == SKIP and options.reduction == "mean":
+        grads = _of_kept_steps(grads, options, flags, common_length(sequences), mask)
     return Outcome(grads, losses, aux, flags)
 
 
-def gradient_if_finite(
-    learner: Running, options: GradOptions, sequences: Any, mask: Any
-) -> Outcome:
-    """The same; where ``check`` skips what is not finite: zero, and states as they were."""
-    run = partial(gradient, learner, options, sequences, mask)
-    if options.check != SKIP:
-        return run()
-    outcome, skip = undo.unless(run, lambda outcome: guards.failed(outcome.flags))
+def _of_kept_steps(
+    grads: Any, options: GradOptions, flags: guards.Flags, steps: int, mask: Any
+) -> Any:
+    """Gradients that were divided by all steps, as those of the mean over the kept ones."""
+    kept = guards.kept_steps(flags, options.chunk_size or int(options.block_size), steps)
+    mask = jnp.ones(steps) if mask is None else mask
+    of_kept = mask * kept.reshape(-1, *(1,) * (mask.ndim - 1))
+    factor = scale_of("mean", of_kept, steps) * mask.sum()
 
-    def kept(grad: Any) -> Any:
-        return grad if grad.dtype == jax.dtypes.float0 else jnp.where(skip, 0, grad)
+    def scaled(grad: Any) -> Any:
+        return grad if grad.dtype == jax.dtypes.float0 else grad * factor.astype(grad.dtype)
 
-    return outcome._replace(grads=jax.tree.map(kept, outcome.grads))
+    return jax.tree.map(scaled, grads)
 
 
 def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -104,13 +108,16 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         else:
             found, traces = rule.advance(traces, block, operands)
         progress.advance(number, losses)
-        flags = None
+        flags: Any = None
         if options.check:
             named = [(names[i], value) for i, value in direct.items()]
             flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
             flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
-        total = jax.tree.map(jnp.add, total, found)
-        return (leaves, traces, direct, total), (losses, aux, flags)
+        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found))
+        if options.check == SKIP:
+            before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
+            after = undo.where_finite(guards.failed(flags), before, after)
+        return after, (losses, aux, flags)
 
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
@@ -127,7 +134,10 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     step.write(leaves)
     if not options.carry_trace:
         clear_filters(learner)
-    learner.write_traces(traces if options.carry_trace else rule.init(), steps)
+    done = (
+        guards.kept_steps(flags, size, steps).sum(dtype="int32") if options.check == SKIP else steps
+    )
+    learner.write_traces(traces if options.carry_trace else rule.init(), done)
     return Outcome(grads, losses, aux, flags)
 
 

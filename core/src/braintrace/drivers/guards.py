@@ -76,8 +76,13 @@ def and_at_end(flags: Flags, named: Iterable[tuple[str, Any]]) -> Flags:
 
 
 def failed(flags: Flags) -> jax.Array:
-    """Whether any number was not finite."""
-    return ~jnp.all(jnp.stack([finite.all() for finite in flags.finite.values()]))
+    """Whether any number was not finite, by block if flags are of several."""
+    return ~jnp.all(jnp.stack([*flags.finite.values()]), axis=0)
+
+
+def kept_steps(flags: Flags, size: int, steps: int) -> jax.Array:
+    """Which steps are in blocks without such a number: booleans [T]."""
+    return jnp.repeat(~failed(flags), size, total_repeat_length=size * -(-steps // size))[:steps]
 
 
 def finite_of(values: Iterable[tuple[str, Any]]) -> dict[str, jax.Array]:
@@ -125,10 +130,11 @@ def report(flags: Flags, block_size: int, steps: int, every: int, skip: bool = F
         text = f"at {when}, {', '.join(names)} became NaN or infinite"
         if not skip:
             raise FloatingPointError(text)
-        failed = {k // blocks for values in finite.values() for k in np.flatnonzero(~values)}
+        lost = {int(k) for values in finite.values() for k in np.flatnonzero(~values)}
+        count = next(iter(finite.values())).size
+        parts = "steps" if block_size == 1 else f"times {block_size} steps"
         versions.warn(
-            f"{text}; skipped, so that everything is as it was before: {len(failed)} of "
-            f"{-(-steps // every)} times {every} steps"
+            f"{text}; skipped, and everything goes on from before: {len(lost)} of {count} {parts}"
         )
     for name, values in flags.radius.items():
         lowest = np.asarray(values).min(0)

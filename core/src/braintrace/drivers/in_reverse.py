@@ -21,10 +21,10 @@ from ..base.precision import start_of_sum, widened
 from ..base.types import Path, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
-from . import guards
+from . import guards, undo
 from .block_size import auto_block_size
 from .loops import Progress, in_parts
-from .options import GradOptions, Outcome, common_length, masked_step, scale_of
+from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
 from .steps import add_gradients, add_traced, end_of_sum
 from .traced import TracedStep, trace_step
@@ -79,12 +79,16 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
             if (path := model.get(state)) in by_path:
                 found[i] = add_traced({0: found[i]}, {0: by_path[path]})[0]
         progress.advance(number, losses)
-        flags = None
+        flags: Any = None
         if options.check:
             named = [(f"the gradient of {names[state]}", found[i]) for i, state in weights.items()]
             flags = guards.flags_of(rule, losses, named, after)
             flags = guards.and_at_end(flags, [(hidden[i], end[i]) for i in hidden])
-        return (end, after, jax.tree.map(add_gradients, total, found)), (losses, aux, flags)
+        new = (end, after, jax.tree.map(add_gradients, total, found))
+        if options.check == SKIP:
+            before = carry if traces is not None else (leaves, rule.init(), total)
+            new = undo.where_finite(guards.failed(flags), before, new)
+        return new, (losses, aux, flags)
 
     traces = learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
@@ -95,7 +99,10 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
     scale = scale_of(options.reduction, mask, steps)
     grads = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), total, values)
     step.write(leaves)
-    learner.write_traces(traces if options.carry_trace else rule.init(), steps)
+    done = (
+        guards.kept_steps(flags, size, steps).sum(dtype="int32") if options.check == SKIP else steps
+    )
+    learner.write_traces(traces if options.carry_trace else rule.init(), done)
     return Outcome(tuple(grads[i] for i in weights), losses, aux, flags)
 
 

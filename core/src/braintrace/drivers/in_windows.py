@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from ..base.precision import start_of_sum
 from ..base.types import show_path
 from ..compiler.module_info import StateKind
-from . import guards
+from . import guards, undo
 from .call_arguments import number_of_steps
 from .loops import Progress, in_parts
 from .options import (
+    SKIP,
     GradOptions,
     Outcome,
     checked_losses,
@@ -50,7 +51,23 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
             return total * scale, found
 
         differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
-        grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
+
+        def moved() -> Any:
+            grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
+            return grads, losses, aux, flags_of(losses, grads)
+
+        if options.check == SKIP:
+            (grads, losses, aux, flags), bad = undo.unless(moved, lambda new: guards.failed(new[3]))
+            zeros = jax.tree.map(jnp.zeros_like, grads)
+            grads = undo.where_finite(bad, zeros, grads)
+        else:
+            grads, losses, aux, flags = moved()
+        progress.advance(number, losses)
+        total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
+        return total, ((losses[None] if size == 1 else losses), None, (aux, flags))
+
+    def flags_of(losses: Any, grads: Mapping[int, Any]) -> Any:
+        """What is shown after a window, if it is checked."""
         flags = None
         if options.check:
             named = [(f"the gradient of {names[state]}", grads[i]) for i, state in weights.items()]
@@ -58,9 +75,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
             hidden = learner.states_of(StateKind.HIDDEN).items()
             after = [(f"the state {show_path(path)}", state.value) for path, state in hidden]
             flags = guards.and_at_end(flags, after)
-        progress.advance(number, losses)
-        total = jax.tree.map(add_gradients, total, tuple(grads[i] for i in weights))
-        return total, ((losses[None] if size == 1 else losses), None, (aux, flags))
+        return flags
 
     before = learner.running_index.value
     if not options.carry_trace:

@@ -29,6 +29,11 @@ def unless_it_raises(driver: Any, args: tuple[Any, ...], finish: Callable[[Any],
         raise
 
 
+def where_finite(bad: jax.Array, before: Any, after: Any) -> Any:
+    """What is carried on: ``after``, or ``before`` if the steps in between are ``bad``."""
+    return jax.tree.map(partial(jnp.where, bad), before, after)
+
+
 def unless(run: Callable[[], Any], failed: Callable[[Any], jax.Array]) -> tuple[Any, jax.Array]:
     """What ``run()`` returns and whether it ``failed``, a boolean; if so, states are as before."""
     with brainstate.StateTraceStack() as trace:

@@ -16,7 +16,7 @@ from ..base import versions
 from ..base.types import State
 from ..compiler.requirements import check_states
 from ..drivers import guards, undo
-from ..drivers.gradients import gradient, gradient_if_finite
+from ..drivers.gradients import gradient
 from ..drivers.loops import Progress, in_parts
 from ..drivers.options import (
     SKIP,
@@ -95,9 +95,10 @@ def etrace_grad(
         Look for NaN and infinity in losses, gradients, states and traces, and (outside of windows)
         for a ``D`` that grows. ``block_size='auto'`` is 1 then, to name the step. A call that
         raises, for this reason or another, leaves all states as they were before. ``'skip'``: in
-        place of raising, a call with such a number leaves all states as they were, and its
-        gradients are zero; a warning says so. (In :meth:`etrace_update`, the steps since the last
-        update are skipped.)
+        place of raising, the steps with such a number (a block of ``block_size``, a window) are
+        left out, as if they had not been there: states, traces, gradients and means are those of
+        the other steps. A warning says how many. (:meth:`etrace_update` makes no update without
+        any step that is left, nor one after which weights are not finite.)
     progress
         Show a progress bar on standard error.
 
@@ -135,9 +136,7 @@ def etrace_grad(
         check=check,
         progress=progress,
     )
-    driver = self._drivers.get(
-        (step_fn, "grad", options), partial(gradient_if_finite, self, options)
-    )
+    driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
 
     def finish(outcome: Any) -> Any:
         if check:
@@ -245,21 +244,24 @@ def etrace_update(
 
     def update_after(now: Any, mask: Any) -> Any:
         found = gradient(self, options, now, mask)
-        update(options.by_key(found.grads))
-        if not check:
-            return found
         names = options.names(self.param_states).items()
-        after = [(f"{name} after its update", state.value) for state, name in names]
-        return found._replace(flags=guards.and_at_end(found.flags, after))
+
+        def move() -> list[tuple[str, Any]]:
+            update(options.by_key(found.grads))
+            return [(f"{name} after its update", state.value) for state, name in names]
+
+        def useless(after: list[tuple[str, Any]]) -> jax.Array:
+            finite = guards.Flags(guards.finite_of(after), {})
+            return guards.failed(found.flags).all() | guards.failed(finite)
+
+        after, _ = undo.unless(move, useless) if check == SKIP else (move(), None)
+        flags = guards.and_at_end(found.flags, after) if check else None
+        return found._replace(flags=flags)
 
     def run(sequences: Any, mask: Any) -> Any:
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
             number, (mask, *now) = numbered
-            move = partial(update_after, tuple(now), mask)
-            if check == SKIP:
-                found, _ = undo.unless(move, lambda found: guards.failed(found.flags))
-            else:
-                found = move()
+            found = update_after(tuple(now), mask)
             bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 

@@ -130,7 +130,7 @@ class StatesOfLearner(brainstate.nn.Module):
         """The traces as they are, in the form of the rule."""
         return tuple(trace.value for trace in self.traces)
 
-    def write_traces(self, traces: Any, steps: int) -> None:
+    def write_traces(self, traces: Any, steps: Any) -> None:
         """Take the traces after some more steps."""
         for state, trace in zip(self.traces, traces, strict=True):
             state.value = trace
