@@ -55,9 +55,10 @@ TUTORIALS = [
     "docs/tutorials/rnn.md",
     "docs/tutorials/spiking.md",
     "docs/tutorials/streaming.md",
+    "docs/tutorials/time-constants.md",
 ]
 EXPECTED |= dict.fromkeys(TUTORIALS, r"")
-NEEDED = {"docs/tutorials/spiking.md": "brainpy"}
+NEEDED = dict.fromkeys(("docs/tutorials/spiking.md", "docs/tutorials/time-constants.md"), "brainpy")
 #: Its blocks are files of a plugin, which tests/examples/test_authors_guide.py makes of them.
 FILES = {"docs/writing-a-plugin.md"}
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]

@@ -67,7 +67,8 @@ _PROVIDED_BY = {
     "braintrace-einsum": ("einsum grouped_matmul", "GroupedLinear"),
     "braintrace-elemwise": (
         "element_wise",
-        "LayerNorm RMSNorm GroupNorm BatchNorm0d BatchNorm1d BatchNorm2d BatchNorm3d",
+        "TrainedAttribute LayerNorm RMSNorm GroupNorm BatchNorm0d BatchNorm1d BatchNorm2d "
+        "BatchNorm3d",
     ),
     "braintrace-lora": ("lora_matmul", "LoRA"),
     "braintrace-sparse": ("sparse_matmul", "SparseLinear"),

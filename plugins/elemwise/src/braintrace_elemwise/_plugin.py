@@ -9,6 +9,7 @@ from . import __version__
 from ._primitives import ETP_ELEMWISE
 
 LAYERS = (
+    "TrainedAttribute",
     "LayerNorm",
     "RMSNorm",
     "GroupNorm",

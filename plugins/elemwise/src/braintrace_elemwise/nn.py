@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation layers whose scale and bias have a trace."""
+"""Attributes of modules that are trained, and normalisation with a trace for scale and bias."""
 
 from __future__ import annotations
 
+from ._attributes import TrainedAttribute
 from ._normalizations import (
     BatchNorm0d,
     BatchNorm1d,
@@ -21,4 +22,5 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "RMSNorm",
+    "TrainedAttribute",
 ]
