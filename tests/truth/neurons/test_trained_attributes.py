@@ -12,9 +12,9 @@ import saiunit as u
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt
 
-bp = pytest.importorskip(
-    "brainpy.state", reason="brainpy is installed with braintrace-core[neurons]"
-)
+pytest.importorskip("brainpy.state", reason="brainpy is installed with braintrace-core[neurons]")
+
+import brainpy.state as bp
 
 from . import zoo
 
