@@ -53,20 +53,20 @@ CEILINGS = {
     "base": 820,
     "ops": 2149,
     "show": 1381,
-    "jaxprs": 1489,
+    "jaxprs": 1571,
     "plugins": 1724,
     "compiler": 6514,
-    "executor": 1703,
+    "executor": 1725,
     "files": 888,
     "cli": 729,
-    "algorithms": 2462,
-    "drivers": 2637,
-    "learners": 3229,
+    "algorithms": 2468,
+    "drivers": 2713,
+    "learners": 3231,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_137, 9_153
-WHOLE_CORE = 26_537
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_247, 9_226
+WHOLE_CORE = 26_725
 
 
 def module_of(file: Path) -> str:

@@ -65,7 +65,8 @@ class TrainedAttribute:
         fn: Callable[[Any], Any] = jnp.exp,
         inverse: Callable[[Any], Any] = jnp.log,
     ) -> None:
-        for name, function in {"fn": fn, "inverse": inverse}.items():
+        functions: dict[str, Any] = {"fn": fn, "inverse": inverse}
+        for name, function in functions.items():
             if not callable(function):
                 kind = type(function).__name__
                 raise TypeError(f"TrainedAttribute: {name} must be a function, got {kind}")
@@ -81,15 +82,16 @@ class TrainedAttribute:
         if state is None:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {self.name!r}")
         unit = vars(module)[f"{self.name}_unit"]
-        return with_unit(element_wise(state.value, self.fn), unit)
+        number: Any = element_wise(state.value, self.fn)
+        return with_unit(number, unit)
 
     def __set__(self, module: Any, value: Any) -> None:
         number, unit = real_array(type(module).__name__, self.name, value)
-        state = vars(module).get(f"{self.name}_param")
+        state: Any = vars(module).get(f"{self.name}_param")
         if state is not None:
             unit = vars(module)[f"{self.name}_unit"]
             number = saiunit.get_mantissa(saiunit.Quantity(value).in_unit(unit))
-        parameter = self.inverse(number)
+        parameter: Any = self.inverse(number)
         if not jnp.isfinite(parameter).all():
             raise ValueError(
                 f"{self.name} of {type(module).__name__} cannot start at {value}: inverse of that "

@@ -19,7 +19,7 @@ class AffineParamState(brainstate.ParamState):
 
     def execute(self, x: jax.Array) -> jax.Array:
         """``scale * x + bias``, both marked as parameters."""
-        value = self.value
+        value: Any = self.value
         if "scale" in value:
             x = x * element_wise(value["scale"])
         return x + element_wise(value["bias"]) if "bias" in value else x
