@@ -295,6 +295,103 @@ class Chain(Network):
         return self.y.value + of - held(of)
 
 
+def credited(value: Any, of: Any) -> Any:
+    """A value with the derivative of another one."""
+    return held(value) + of - held(of)
+
+
+class TwoLayers(Network):
+    """Two layers below a plain product; ``moved``: behind each a filter, in its credit alone."""
+
+    def __init__(self, moved: bool, delayed: bool = False) -> None:
+        super().__init__(hard_reset, moved)
+        self.second, self.up = bt.nn.Linear(WIDTH, 5, key=3), bt.nn.Linear(5, OUT, key=4)
+        self.delayed = delayed
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        sizes = {"v": WIDTH, "u": 5} | ({"p": WIDTH, "q": 5} if self.moved else {})
+        for name, size in sizes.items():
+            setattr(self, name, brainstate.HiddenState(jnp.zeros((batch_size, size))))
+
+    def emitted(self, filtered: str, z: Any) -> Any:
+        if not self.moved:
+            return z
+        state = getattr(self, filtered)
+        state.value = KAPPA * state.value + z
+        return credited(z, state.value)
+
+    def update(self, x: Any) -> Any:
+        z, u = self.emitted("p", hard_reset(self, x)), self.u.value
+        self.u.value = 0.8 * u * (1 - spike(u - 0.3)) + self.second(z)
+        read = u if self.delayed else self.u.value
+        return self.up(self.emitted("q", spike(read - 0.3)))
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_e_prop_filters_behind_what_layers_emit_also_without_a_leak_above(delayed: bool) -> None:
+    by_hand = brainstate.nn.init_all_states(TwoLayers(True, delayed), batch_size=BATCH)
+    groups = [[("v",), ("p",)], [("u",), ("q",)]]
+    expected = d_rtrl_oracle(by_hand, data(), loss_of, groups=groups).grads
+    learner = compiled(RULES["e-prop, kappa"][0], TwoLayers(False, delayed))
+    assert not learner.graph.uniform and len(learner.filters) == 2
+    zero = ("low.weight",) if delayed else ()  # what it does is read in the next step
+    for size in (1, 4):
+        assert_tree_close(gradient(learner, size), expected, allow_zero=zero)
+
+
+def test_one_kappa_for_a_chain_of_leaks_and_none_for_the_layers_with_them() -> None:
+    """Their weights have the gradient of BPTT, and what lies below has one filter, not two."""
+
+    class Moved(Chain):
+        """The credit that is filtered, and values that are not."""
+
+        def update(self, x: Any) -> Any:
+            z, up = hard_reset(self, x), self.up.weight.value["weight"]
+            middle = self.middle.weight.value
+            values = 0.6 * self.z.value + z, LEAK * self.zz.value + 0.6 * self.z.value + z
+            olds = self.z.value, self.zz.value
+            of = [KAPPA * old + z for old in olds]
+            self.z.value, self.zz.value = map(credited, values, of)
+            self.m.value = 0.6 * self.m.value + middle["bias"]
+            self.n.value = LEAK * self.n.value + self.m.value
+            self.y.value = LEAK * self.y.value + self.up.weight.value["bias"]
+            return bt.matmul(bt.matmul(self.zz.value, middle["weight"]) + self.n.value, up) + (
+                self.y.value
+            )
+
+    learner = compiled(RULES["e-prop, kappa"][0], Chain(False))
+    found = gradient(learner, 4)
+    chain = brainstate.nn.init_all_states(Chain(False), batch_size=BATCH)
+    _, exact = bptt(chain, data(), loss_of)
+    for name in ("middle", "up"):
+        assert_tree_close(found[name, "weight"], exact[name, "weight"])
+    by_hand = brainstate.nn.init_all_states(Moved(True), batch_size=BATCH)
+    groups = [[("v",), ("z",), ("zz",)]]
+    expected = d_rtrl_oracle(by_hand, data(), loss_of, groups=groups).grads
+    assert_tree_close(found["low", "weight"], expected["low", "weight"])
+
+
+def test_kappa_filters_the_trace_where_what_is_emitted_has_no_positions() -> None:
+    class Pairs(Network):
+        """States in pairs, of which the layer above gets the second."""
+
+        def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+            self.v = brainstate.HiddenGroupState(jnp.zeros((batch_size, WIDTH, 2)))
+
+        def update(self, x: Any) -> Any:
+            first, second = self.v.value[..., 0], self.v.value[..., 1]
+            first = jnp.tanh(0.5 * first + self.low(x))
+            self.v.value = jnp.stack([first, 0.7 * second + first**2], -1)
+            return self.up(self.v.value[..., 1])
+
+    network = brainstate.nn.init_all_states(Pairs(None, moved=False), batch_size=BATCH)
+    expected = e_prop_oracle(network, data(), loss_of, kappa=KAPPA).grads
+    learner = compiled(RULES["e-prop, kappa"][0], network)
+    (record,) = learner.graph.explain(kind="credit_stops")
+    assert "kappa filters the traces" in record.message and "v is read as" in record.message
+    assert_tree_close(gradient(learner, 4), expected)
+
+
 def test_pp_prop_below_two_leaky_layers() -> None:
     make, oracle, _ = RULES["pp_prop"]
     groups = [[("v",), ("z",), ("zz",)], [("m",), ("n",)], [("y",)]]

@@ -427,10 +427,13 @@ def test_full_influence_of_one_group_is_bptt_in_windows() -> None:
 # --- other signals ----------------------------------------------------------------------------
 
 
+PUBLISHED = {"kappa_filter_decay": 0.6, "downstream": "step"}
+
+
 @pytest.mark.parametrize("model", [Layers, Convolved])
 def test_random_feedback_equals_the_oracle(model: Any) -> None:
     here = case(model)
-    learner = compiled(here, OTHERS["random feedback"], kappa_filter_decay=0.6)
+    learner = compiled(here, OTHERS["random feedback"], **PUBLISHED)
     groups = [group.hidden_paths for group in learner.graph.hidden_groups]
     matrices = dict(enumerate(map(np.asarray, learner.rule.source.matrices)))
     oracle = e_prop_oracle(*data(here), 0.6, matrices, groups=groups)
@@ -448,7 +451,7 @@ def test_an_error_is_fed_back_in_place_of_the_gradient() -> None:
     The oracle is linear in it, so it is found by least squares.
     """
     here = case(Layers)
-    learner = compiled(here, OTHERS["random feedback"], kappa_filter_decay=0.6)
+    learner = compiled(here, OTHERS["random feedback"], **PUBLISHED)
     errors = jnp.asarray(np.random.default_rng(4).normal(size=(STEPS, 2, 4)))
 
     def oracle(matrix: Any) -> np.ndarray:

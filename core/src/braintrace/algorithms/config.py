@@ -21,7 +21,7 @@ from ..executor.graph_executor import ETraceVjpGraphExecutor, compiled_step
 from ..published import ConfigViews
 from .base import LearningRule
 from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
-from .e_prop import EPropRule, ReadoutFilterRule, has_readout_filters
+from .e_prop import EPropRule
 from .influence import InfluenceRule
 from .pp_prop import IODimRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
@@ -65,7 +65,8 @@ class ETraceConfig(ConfigViews):
         gradient through a fixed random matrix; ``'modulatory'``, a modulator that the caller gives;
         ``'bootstrapped'``, at a window's end a learned prediction of the future gradient (DNI).
     trace_filter
-        ``'kappa'``: a low-pass filter on the trace (e-prop).
+        ``'kappa'``: a low-pass filter behind what a layer emits, or with ``downstream='step'`` on
+        the trace (e-prop).
     decay
         ``decay_or_rank`` of :class:`braintrace.pp_prop`, which ``'io_factorized'`` needs.
     kappa
@@ -203,6 +204,8 @@ class ETraceConfig(ConfigViews):
             options = {"downstream": "linear", **options}
         if self.keeps_traces and options.get("downstream") == "linear":
             options = {"keeps_traces": True, **options}
+        if self.kappa is not None and options.get("downstream") == "linear":
+            options = {"kappa": float(self.kappa), **options}
         options = {"jacobians": jacobians, "recurrence_scope": scope, **options}
         return ETraceVjpGraphExecutor(model, **options)
 
@@ -227,9 +230,9 @@ class ETraceConfig(ConfigViews):
             return InfluenceRule(executor, dtype, self.sparse_n)
         if self.sparse_n is not None:
             return SnApRule(executor, dtype, self.sparse_n)
-        if self.kappa is not None:
-            rule = ReadoutFilterRule if has_readout_filters(executor) else EPropRule
-            return rule(executor, dtype, float(self.kappa))
+        moving = executor.graph.moving
+        if self.kappa is not None and (moving is None or moving.kappa is None):
+            return EPropRule(executor, dtype, float(self.kappa))
         if may_lag(executor):
             return LaggedDRTRLRule(executor, dtype)
         return ParamDimRule(executor, dtype, of_model=True)

@@ -70,6 +70,9 @@ class ParamDimRule(ParameterTraces):
     def name(self) -> str:
         if self.executor.jacobians == "whole":
             return "RTRL within groups"
+        moving = self.executor.graph.moving
+        if moving is not None and moving.kappa is not None:
+            return f"e-prop, kappa {moving.kappa:.3g} behind what layers emit"
         return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
 
     @property

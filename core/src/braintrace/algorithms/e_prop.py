@@ -10,12 +10,13 @@ the filter moves over to the signal, ``mbar^t = l^t + e^{t+1} + kappa mbar^{t+1}
 backward through ``D`` as in D-RTRL. The filtered trace leaves the block with filtered suffix
 products, ``Q^t = kappa^{K-t} + Q^{t+1} D^{t+1}``.
 
-The filter stands for the leak of a readout. Where the compiler found that leak and put it in front
-of the readout's product, the filter is there, behind the derivative of what the layer emits,
+This is the rule as it was published, ``downstream='step'``. The filter stands for the leak of a
+readout, and belongs behind the derivative of what a layer emits,
 
     ebar^t = kappa ebar^{t-1} + (dz^t / dh^t) eps^t,
 
-and the readout's own weights, whose gradient is that of the filtered input, have no other one.
+which is D-RTRL of a step with a filter there (``compiler.uniform``), as it is done otherwise. The
+readout's own weights have no filter.
 """
 
 from __future__ import annotations
@@ -26,57 +27,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compiler.module_info import CreditFilter
-from ..executor.executor import Executor
 from ..ops.operation import Arrays
-from .base import Block, Cotangents, Entries, OldSignals, Operands, Traces, add
+from .base import Block, Cotangents, OldSignals, Operands, Traces, add
 from .block_algebra import accumulate
 from .d_rtrl import ParamDimRule
-
-
-@dataclass(frozen=True, eq=False)
-class ReadoutFilterRule(ParamDimRule):
-    """D-RTRL in which ``kappa`` is the leak of every filter that credit passes through.
-
-    Parameters
-    ----------
-    executor, trace_dtype, of_model
-        See :class:`ParamDimRule`.
-    kappa
-        Decay of the filters, in [0, 1).
-    """
-
-    kappa: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return f"e-prop, kappa {self.kappa:.3g} in front of the readout"
-
-    def of_block(self, block: Block, operands: Operands) -> tuple[Cotangents, Entries]:
-        return super().of_block(self._filtered(block), operands)
-
-    def moved(
-        self, traces: Traces | None, block: Block, operands: Operands, decays: Any = None
-    ) -> list[Arrays]:
-        return super().moved(traces, self._filtered(block), operands, decays)
-
-    def _filtered(self, block: Block) -> Block:
-        """The block with ``kappa`` for the leaks."""
-        found = list(block.jacobians.transition)
-        for group in self.executor.driven:
-            states = enumerate(group.group.hidden_states)
-            filters = [s for s, state in states if isinstance(state, CreditFilter)]
-            if (moving := found[group.index]) is not None:
-                for s in filters:
-                    moving = jnp.asarray(moving).at[:, s, s].set(self.kappa)
-                found[group.index] = moving
-        return block._replace(jacobians=block.jacobians._replace(transition=tuple(found)))
-
-
-def has_readout_filters(executor: Executor) -> bool:
-    """Whether the leak of a readout is a filter of a group below it."""
-    states = (s for group in executor.driven for s in group.group.hidden_states)
-    return any(isinstance(state, CreditFilter) for state in states)
 
 
 @dataclass(frozen=True, eq=False)

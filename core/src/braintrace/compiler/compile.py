@@ -44,6 +44,7 @@ def compile_etrace_graph(
     vmap: bool = False,
     downstream: str = "step",
     keeps_traces: bool = False,
+    kappa: float | None = None,
 ) -> ETraceGraph:
     """Compile one step of a model.
 
@@ -78,6 +79,9 @@ def compile_etrace_graph(
     keeps_traces
         With ``downstream='linear'``: whether these states stay hidden states, with the traces of
         the operations that drive them, and only pass on the credit of what is below.
+    kappa
+        With ``downstream='linear'``: the leak that credit has in place of those that are found
+        above a layer, and where none is found, of a filter behind what the layer emits (e-prop).
 
     Returns
     -------
@@ -120,15 +124,16 @@ def compile_etrace_graph(
     require_coverage(minfo, graph.coverage(), spared)
     if downstream == "linear":
         uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
-        moving = Moving(minfo, uniform, keeps_traces)
-        if moving.filters:
-            graph = replace(graph, uniform=uniform, moving=moving)
-        graph = replace(graph, not_uniform=why_not)
-    if graph.moving is not None:
+        graph = replace(graph, uniform=uniform, not_uniform=why_not)
         try:
-            step = move_leaks(graph.moving)
-            run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
-            graph = replace(graph, filtered=replace(run, moving=graph.moving))
+            moving = Moving(minfo, uniform, keeps_traces)
+            if kappa is not None:
+                moving = moving.with_kappa(kappa, graph.hid_path_to_group)
+            graph = replace(graph, uniform=uniform if moving.filters else {})
+            if moving.filters:
+                step = move_leaks(moving)
+                run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
+                graph = replace(graph, moving=moving, filtered=replace(run, moving=moving))
         except CompilationError as why:
             graph = as_written(graph, str(why))
     finders = (

@@ -86,16 +86,20 @@ def arguments_and_error(learner: EProp, args: tuple[Any, ...], error: Any = None
 
 
 class EProp(ETraceVjpAlgorithm):
-    """e-prop: D-RTRL with a low-pass filter on the trace and, if wanted, random feedback.
+    """e-prop: D-RTRL with a low-pass filter behind the trace and, if wanted, random feedback.
 
-    ``ebar^t = kappa ebar^{t-1} + eps^t`` with the trace ``eps`` of D-RTRL, and ``dL/dw = sum_t
-    <l^t, ebar^t>`` (Bellec et al., Nature Communications 11:3625, 2020, doi
+    With ``z`` what a layer emits, the last values that follow its states position by position,
+    ``ebar^t = kappa ebar^{t-1} + (dz^t/dh^t) eps^t`` with the trace ``eps`` of D-RTRL, and
+    ``dL/dw = sum_t <dL^t/dz^t, ebar^t>`` (Bellec et al., Nature Communications 11:3625, 2020, doi
     10.1038/s41467-020-17236-y). With ``kappa`` zero and symmetric feedback it is D-RTRL.
 
-    The filter stands for the leak of a readout. Where the compiler finds that leak in the model
-    (``downstream='linear'``), ``kappa`` takes its place in what the layer below is credited with,
-    ``ebar^t = kappa ebar^{t-1} + (dz^t/dh^t) eps^t`` for what it emits, ``z``; the weights of the
-    readout have the gradient that its own leak gives.
+    The filter stands for the leak of a readout. Where the compiler finds leaks above a layer
+    (``downstream='linear'``), ``kappa`` takes the place of all of them in what the layer is
+    credited with, and the weights of the readout have the gradient that its own leak gives. With
+    ``downstream='step'``, in windows, and for a layer that emits no value for each position (a
+    record says so), the filter is in front of the derivative: ``ebar^t = kappa ebar^{t-1} + eps^t``
+    and ``dL/dw = sum_t <l^t, ebar^t>``. What a loss reads of a hidden state itself, past the
+    model's result, is credited without a filter.
 
     Parameters
     ----------

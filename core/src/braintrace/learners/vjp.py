@@ -104,6 +104,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
     def make_executor(self, model: brainstate.nn.Module, **options: Any) -> ETraceGraphExecutor:
         """What gives the Jacobians that the configuration asks for."""
         options = {"vjp_method": self.vjp_method, **options}
+        if self.vjp_method == "multi-step" and self.config.kappa is not None:
+            options = {"downstream": "step", **options}  # a window starts from filtered traces
         return self.config.executor(model, self.jacobians, **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:

@@ -34,10 +34,18 @@ STAYS = info(
 )
 
 
+FILTERED_TRACES = info(
+    Kind.CREDIT_STOPS,
+    "kappa filters the traces, in front of the derivative of what layers emit: {why}",
+    "Nothing to do; downstream='step' asks for this rule",
+)
+
+
 def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
     """The graph with the step as it is written, whose leaks do not move, with a record of why."""
     kept = (r for r in graph.diagnostics if r.kind is not Kind.UNIFORM_DYNAMICS)
-    stays = STAYS(hidden_paths=tuple(graph.uniform), why=why)
+    paths = tuple(graph.uniform)
+    stays = STAYS(hidden_paths=paths, why=why) if paths else FILTERED_TRACES(why=why)
     return replace(
         graph,
         filtered=None,

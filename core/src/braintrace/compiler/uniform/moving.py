@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,11 @@ import jax
 from ...base import versions
 from ...base.precision import sum_dtype
 from ...base.types import Path
+from ...base.versions import Var
 from ...jaxprs.depends import Along, depends
+from ..groups import HiddenGroup
 from ..module_info import ModuleInfo
+from .emitted import Emitted, Place
 from .state import UniformState
 
 Key = tuple[Any, ...]
@@ -50,11 +53,18 @@ class Moving:
 
     ``keeps_traces``: uniform states stay hidden states, from which parameters have their credit, so
     that there are filters of what has a derivative of the layers below alone.
+
+    ``kappa``: the leak that credit has in all filters in place of theirs. Then what layers emit has
+    a filter also where no leak is found above them: ``emitted``, by where it is read, and
+    ``layers``, the first state of the layer that emits it.
     """
 
     minfo: ModuleInfo
     found: Mapping[Path, UniformState]
     keeps_traces: bool = False
+    kappa: float | None = None
+    emitted: Mapping[Place, Var] = field(default_factory=dict)
+    layers: Mapping[Var, Path] = field(default_factory=dict)
 
     @cached_property
     def uniform(self) -> Mapping[Path, UniformState]:
@@ -67,7 +77,25 @@ class Moving:
     def filters(self) -> dict[tuple[Path, Key], Filter]:
         """All filters, lower ones first."""
         found = (self.filter(u, key) for u in self.uniform.values() for key in self.keys(u))
-        return {(one.of, one.key): one for one in found}
+        return {(one.of, one.key): one for one in (*found, *map(self._emitted, self.layers))}
+
+    def _emitted(self, var: Var) -> Filter:
+        kind = jax.ShapeDtypeStruct(var.aval.shape, sum_dtype(var.aval.dtype))
+        return Filter(self.layers[var], (var,), kind, True)
+
+    def with_kappa(self, kappa: float, path_to_group: Mapping[Path, HiddenGroup]) -> Moving:
+        """The same with filters of what layers emit, and with one leak for all credit.
+
+        It raises as :meth:`Emitted.places <braintrace.compiler.uniform.emitted.Emitted.places>`.
+        """
+        counts = {
+            path: sum(self.filter(u, key).credit for key in self.keys(u))
+            for path, u in self.uniform.items()
+        }
+        emitted = Emitted(self.minfo, path_to_group, counts)
+        places = emitted.places()
+        layers = {var: emitted.layer(var) for var in places.values()}
+        return replace(self, kappa=kappa, emitted=places, layers=layers)
 
     def keys(self, uniform: UniformState) -> list[Key]:
         """What the filters of a state filter."""

@@ -19,6 +19,7 @@ from ...jaxprs.linear import is_sum
 from ...jaxprs.run import read, run_equations
 from ..module_info import DYNAMIC
 from ..reach import Leaf
+from .emitted import RESULT, Place
 from .moving import Key, Moving
 from .state import Factors, UniformFactor, UniformSource, UniformState
 
@@ -36,6 +37,7 @@ class Run:
         self.old = old
         self.new: dict[tuple[Path, Key], Any] = {}
         self.env = versions.start_env(self.info.jaxpr, inputs)
+        self.driven: dict[Any, Any] = {}  # what credit takes into filters whose leak is kappa
         self.own: dict[Atom, Any] = {}  # kept states with the credit of parameters alone
 
     def steady(self) -> list[JaxprEqn]:
@@ -53,12 +55,14 @@ class Run:
                 self.credit_old(path)
         news = {info.hidden_path_to_outvar[path]: u for path, u in moved.items()}
         known = {*steady}
-        for eqn in (e for e in info.eqns if e not in known):
-            run_equations([eqn], self.env)
+        for i, eqn in ((i, e) for i, e in enumerate(info.eqns) if e not in known):
+            operands = [self.taken((i, k), atom) for k, atom in enumerate(eqn.invars)]
+            results = versions.bind_equation(eqn, operands)
+            self.env.update(zip(eqn.outvars, results, strict=True))
             for var in news.keys() & {*eqn.outvars}:
                 with versions.at_source(eqn):
                     self.move(var, news[var])
-        outputs = [read(self.env, atom) for atom in info.jaxpr.outvars]
+        outputs = [self.taken((RESULT, k), atom) for k, atom in enumerate(info.jaxpr.outvars)]
         return [*outputs, *(self.new[name] for name in self.moving.filters)]
 
     def credit_old(self, path: Path) -> None:
@@ -66,6 +70,16 @@ class Run:
         uniform, var = self.uniform[path], self.info.hidden_path_to_invar[path]
         self.own[var] = self.env[var]
         self.credit(var, self.mapped(uniform, self.values_of(path, self.old)))
+
+    def taken(self, place: Place, atom: Atom) -> Any:
+        """An operand, or a result, with the credit of the filter that is in front of it."""
+        value = read(self.env, atom)
+        if place not in self.moving.emitted:
+            return value
+        name = self.moving.layers[atom], (atom,)
+        if name not in self.new:
+            self.take(*name, self.moving.kappa * self.old[name] + value)
+        return with_credit(value, self.new[name].astype(value.dtype))
 
     def moves(self, atom: Atom) -> bool:
         """Whether a value changes from step to step."""
@@ -83,7 +97,13 @@ class Run:
             factors = source.factors if source else uniform.affine[key[0]].factors
             kept = _along_first(leaks[key[-1]], old.ndim) * old
             taken = _along_first(self.product(uniform, factors), old.ndim)
-            self.take(path, key, kept + taken * self.driving(source, key))
+            value = kept + taken * self.driving(source, key)
+            if self.moving.kappa is not None and self.moving.filters[path, key].credit:
+                lower = self.driven.get((source.of, key[1:-1])) if source else None
+                own = self.driving(source, key) if lower is None else lower
+                self.driven[path, key] = taken * own
+                value = with_credit(value, self.moving.kappa * old + taken * own)
+            self.take(path, key, value)
         if self.moving.keeps_traces:
             self.own[var] = self.of_parameters(uniform)
         self.credit(var, self.mapped(uniform, self.values_of(path, self.new)))
