@@ -110,7 +110,7 @@ class Emitted:
         found = {(RESULT, k): a for k, a in enumerate(results) if self._follows(a, number)}
         for i in outside:
             eqn = info.eqns[i]
-            stays = all(self._marks.get(v) == {number} for v in eqn.outvars)
+            stays = all(self._marks.get(v) == frozenset({number}) for v in eqn.outvars)
             for k, atom in enumerate(eqn.invars):
                 if self._follows(atom, number) and not (stays and keeps_positions(eqn, k)):
                     found[i, k] = atom
@@ -124,7 +124,7 @@ class Emitted:
         return found
 
     def _follows(self, atom: Atom, number: int) -> bool:
-        return versions.is_var(atom) and self._marks.get(atom) == {number}
+        return versions.is_var(atom) and self._marks.get(atom) == frozenset({number})
 
     def _is_readout(self, group: HiddenGroup, places: Mapping[Place, Var]) -> bool:
         """Whether a group is a leaky sum of what other layers emit, read as it is or as a whole."""
