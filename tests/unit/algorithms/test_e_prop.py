@@ -65,7 +65,7 @@ def test_kappa_takes_the_place_of_the_leak_of_a_readout() -> None:
     (group,) = executor.driven
     filtered = [isinstance(s, CreditFilter) for s in group.group.hidden_states]
     assert sorted(filtered) == [False, True]
-    assert ParamDimRule(executor).name == "e-prop, kappa 0.6 behind what layers emit"
+    assert ParamDimRule(executor).name == "e-prop, kappa 0.6"
     params = {path: s.value for path, s in layers.states(brainstate.ParamState).items()}
     slots = executor.graph.module_info.slots
     states = {slot.path: slot.state.value for slot in slots} | params

@@ -72,7 +72,7 @@ class ParamDimRule(ParameterTraces):
             return "RTRL within groups"
         moving = self.executor.graph.moving
         if moving is not None and moving.kappa is not None:
-            return f"e-prop, kappa {moving.kappa:.3g} behind what layers emit"
+            return f"e-prop, kappa {moving.kappa:.3g}"
         return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
 
     @property
