@@ -146,6 +146,32 @@ def test_nothing_is_said_of_functions_and_modules() -> None:
         assert found(Net(layer)) == ()
 
 
+@pytest.mark.parametrize("names", [("encoder", "params", "Dense_0"), ("encoder", "linear")])
+def test_weights_in_a_dict_are_those_of_a_layer(names: tuple[str, ...]) -> None:
+    """As flax and haiku keep them, beside a function; other dicts of arrays are constants."""
+    held: Any = {"kernel": weight(), "bias": weight()[0]}
+    for name in reversed(names[1:]):
+        held = {name: held}
+
+    class Functional(Net):
+        def encoded(self, x: Any) -> Any:
+            layer = self.encoder
+            for name in names[1:]:
+                layer = layer[name]
+            return x @ layer["kernel"] + layer["bias"]
+
+    (record,) = found(Functional(held))
+    where = "encoder" if "params" in names else "encoder.linear"
+    assert record.context == {"layer": where, "count": 2}
+    assert "(a builtins.dict) holds 2" in record.message
+
+    class Masked(Net):
+        def encoded(self, x: Any) -> Any:
+            return x @ self.encoder["mask"]
+
+    assert found(Masked({"mask": weight()})) == ()
+
+
 def test_a_layer_of_equinox() -> None:
     eqx = pytest.importorskip("equinox")
     (record,) = found(Net(jax.vmap(eqx.nn.Linear(3, 3, key=jax.random.key(0)))))

@@ -26,6 +26,9 @@ CONSTANT = warning(
     "of arrays. If they are meant to stay, filter braintrace.CompilationWarning",
 )
 
+#: What libraries whose layers are functions call the arrays of a layer in a dict of its weights.
+NAMES = frozenset("b bias biases embedding kernel kernels params scale w W weight weights".split())
+
 #: Packages whose objects are no layers with weights of their own, or are known to the compiler.
 KNOWN = frozenset(
     "brainevent brainstate braintrace brainunit builtins functools jax jaxlib ml_dtypes numpy "
@@ -52,12 +55,15 @@ def foreign_findings(model: Any, found: ETraceGraph) -> Iterator[CompilationReco
 def _layers(value: Any, path: Path, met: list[Any]) -> Iterator[tuple[Path, Any]]:
     """The layers among an attribute, what a collection holds and a function has around it.
 
-    Each comes with its path, or that of the function; ``met`` is what was looked at before.
+    A dict with the names of weights, as flax and haiku make them, is a layer, too. Each comes with
+    its path, or that of the function; ``met`` is what was looked at before.
     """
     if any(value is other for other in met):
         return
     met.append(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and NAMES & value.keys():
+        yield path, value
+    elif isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _layers(entry, (*path, key), met)
     elif isinstance(value, list | tuple):
