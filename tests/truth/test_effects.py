@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints and callbacks of a step happen once per step and in order; other effects are refused."""
+"""Effects of a step happen once per step and in order, or are refused with their line."""
 
 from __future__ import annotations
 
@@ -158,12 +158,6 @@ def test_a_branch_without_results_may_print() -> None:
     check(told)
 
 
-def by_reference(h: Any) -> Any:
-    ref = jax.new_ref(h)
-    ref[...] = jnp.tanh(ref[...])
-    return ref[...]
-
-
 @cache
 def kept_outside(dtype: Any) -> Any:
     return jax.new_ref(jnp.zeros((B, HIDDEN), dtype))
@@ -183,11 +177,36 @@ def in_a_loop(h: Any) -> Any:
     return jax.lax.scan(body, h, length=40)[0]
 
 
+def in_a_branch(h: Any) -> None:
+    jax.lax.cond(h[0, 0] > 0, lambda: io_callback(lambda v: None, None, h), lambda: None)
+
+
+def with_a_result(h: Any) -> Any:
+    kind = jax.ShapeDtypeStruct(h.shape, h.dtype)
+    return h + io_callback(lambda v: np.asarray(v), kind, jax.lax.stop_gradient(h))
+
+
+def reference_in_a_loop(h: Any) -> Any:
+    ref = jax.new_ref(h)
+
+    def body(k: Any, _: Any) -> Any:
+        ref[...] = jnp.tanh(ref[...])
+        return k, None
+
+    jax.lax.scan(body, 0.0, length=2)
+    return ref[...]
+
+
+def gathered(h: Any) -> Any:
+    return jax.new_ref(h)[:, jnp.array([0, 1, 1, 0])]
+
+
 EFFECTS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "reference": (by_reference, "'new_ref'"),
     "reference outside": (outside, "'swap'"),
-    "ordered": (lambda h: io_callback(lambda v: None, None, h, ordered=True), "'io_callback'"),
-    "unordered": (lambda h: io_callback(lambda v: None, None, h), "'io_callback'"),
+    "reference in a loop": (reference_in_a_loop, "'(get|scan|swap|new_ref)'"),
+    "reference at several indices": (gathered, "'(get|new_ref)'"),
+    "callback with a result": (with_a_result, "'io_callback'"),
+    "callback in a branch": (in_a_branch, "'io_callback'"),
     "in a loop": (in_a_loop, "'debug_print'"),
 }
 
@@ -197,3 +216,73 @@ def test_what_cannot_be_kept_is_refused_with_its_line(name: str) -> None:
     tell, primitive = EFFECTS[name]
     with pytest.raises(bt.NotSupportedError, match=rf"{primitive} at .*test_effects\.py:\d+"):
         made(Told(tell))
+
+
+# --- callbacks of jax.experimental, and references -----------------------------------------------
+
+
+def io_listening(told: list[Any], ordered: bool = True) -> Callable[[Any], None]:
+    """It is told a part and a number, by position and by keyword."""
+
+    def tell(row: Any, of_all: Any, *, number: Any) -> None:
+        np.testing.assert_allclose(number, np.asarray(of_all).sum(), rtol=1e-5)
+        told.append(np.array(of_all))
+
+    return lambda h: io_callback(tell, None, h[0], h, number=h.sum(), ordered=ordered)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_io_callback_happens_where_jax_would_drop_it(action: str) -> None:
+    told: list[Any] = []
+    learner = made(Told(io_listening(told)))
+    told.clear()
+    ACTIONS[action](learner)
+    check(told)
+
+
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "rtrl", "snap", "uoro"])
+def test_callbacks_of_the_step_function(algorithm: str) -> None:
+    """They are the user's, beside the call of the learner."""
+    told: list[Any] = []
+    learner = made(Told(), algorithm)
+
+    def step(x: Any) -> Any:
+        y = learner(x)
+        now = jax.lax.stop_gradient(y[0, 0])  # demanded by JAX, which has no JVP of the call
+        io_callback(lambda v: told.append(float(v)), None, now, ordered=True)
+        return (y**2).mean()
+
+    learner.etrace_grad(XS, step_fn=step, block_size=2)
+    jax.effects_barrier()
+    model = brainstate.nn.init_all_states(Told(), batch_size=B)
+    want = [float(model(x)[0, 0]) for x in XS]
+    np.testing.assert_allclose(told, want, rtol=1e-5)
+
+
+def by_reference(h: Any) -> Any:
+    """Whole, sliced, indexed, added to, and at a place that depends on values."""
+    ref, k = jax.new_ref(h), (h[0, 0] > 0).astype(int)
+    ref[...] = jnp.tanh(ref[...])
+    ref[:, 1:3] = ref[:, 1:3] * ref[:, :2]
+    ref[0] = ref[1] + h[0]
+    jax.ref.addupdate(ref, (k, 2), h[1, 1])
+    last = ref[k, ::2].sum()
+    return jax.freeze(ref) + last
+
+
+def by_value(h: Any) -> Any:
+    new, k = jnp.tanh(h), (h[0, 0] > 0).astype(int)
+    new = new.at[:, 1:3].multiply(new[:, :2])
+    new = new.at[0].set(new[1] + h[0])
+    new = new.at[k, 2].add(h[1, 1])
+    return new + new[k, ::2].sum()
+
+
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "rtrl"])
+def test_a_reference_of_the_step_is_a_value(algorithm: str) -> None:
+    learners = [made(Told(tell), algorithm) for tell in (by_reference, by_value)]
+    found = [
+        learner.etrace_grad(XS, step_fn=of_step(learner), return_value=True, block_size=2)
+        for learner in learners
+    ]
+    assert_tree_close(*found, rtol=1e-12)

@@ -188,3 +188,19 @@ def test_states_in_half_precision(rule: str) -> None:
 
     for block in (1, 60):
         assert error(grads("bfloat16", block), grads("float32", block)) < 1e-3
+
+
+def test_sums_of_products_are_as_wide_as_states() -> None:
+    """Float32 weights of a readout below a state in float64, in several blocks."""
+
+    class Wide(Mixed):
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((batch_size, HIDDEN))
+
+        def update(self, x: Any) -> Any:
+            self.h.value = 0.9 * self.h.value + bt.matmul(x.astype(float), self.w.value)
+            return bt.matmul(self.h.value, self.out.value)
+
+    assert jnp.zeros(()).dtype == "float64"
+    (a, _), (b, _) = (grads_of(Wide("float32"), "d_rtrl", block) for block in (T, 7))
+    assert {v.dtype for v in b.values()} == {jnp.dtype("float32")} and error(b, a) < 1e-7

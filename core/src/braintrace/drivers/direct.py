@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
+from ..base.precision import pulled_in, start_of_sum, wide_dtype, widened, widened_dtype
 from ..base.types import bytes_of
 from ..base.versions import Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
@@ -100,6 +100,12 @@ class DirectProducts:
         moving = (p.eqn.invars[k] for p in self.products for k in p.moving)
         recorded = {*filter(versions.is_var, moving), *(p.eqn.outvars[0] for p in self.products)}
         return bytes_of([var.aval for var in recorded])
+
+    def start_of_sum(self, leaf: int, value: Any) -> jax.Array:
+        """Zeros to add gradients of a leaf to, as wide as :meth:`gradients` gives them."""
+        start = start_of_sum(value)
+        wide = wide_dtype(*(product.wide for product in self.products))
+        return widened(start, wide) if leaf in self.leaves else start
 
     def shifts(self) -> tuple[jax.Array, ...]:
         """Zeros to add to the results of the products."""

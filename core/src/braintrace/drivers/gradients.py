@@ -124,7 +124,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         traces = rule.init()
     live = {i: leaves[i] for state in weights for i in step.live_leaves(state)}
     like = live, executor.cotangent_types
-    start = (leaves, traces, *jax.tree.map(start_of_sum, like))
+    sums = {i: step.direct.start_of_sum(i, leaf) for i, leaf in live.items()}
+    start = leaves, traces, sums, jax.tree.map(start_of_sum, like[1])
     end, found = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end

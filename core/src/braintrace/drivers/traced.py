@@ -18,6 +18,7 @@ from ..base.versions import Jaxpr
 from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
+from ..compiler.tracing.effects import with_kept_effects
 from ..jaxprs.credit import with_credit
 from ..jaxprs.depends import Along, program_influences
 from ..jaxprs.run import read
@@ -89,7 +90,7 @@ def trace_step(
     perturb = [*own.perturbations()]
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
-    jaxpr = stateful.get_jaxpr(perturb, inputs)
+    jaxpr = with_kept_effects(stateful.get_jaxpr(perturb, inputs))
     states = stateful.get_state_trace(perturb, inputs).states
     tree = jax.tree.structure(stateful.get_out_shapes(perturb, inputs))
     first = len(jax.tree.leaves((perturb, inputs)))

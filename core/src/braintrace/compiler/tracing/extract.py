@@ -28,6 +28,7 @@ from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, OPAQUE, WEIGHT_IN_WHILE, WEIGHT_INSIDE
 from ..keywords import run_with
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
+from .effects import holds_a_reference, with_kept_effects
 from .moving import with_constant_weights
 
 
@@ -62,7 +63,8 @@ def extract_module_info(
     NotSupportedError
         When an ETP operation stands inside a loop that is not written out or a custom
         differentiation rule, a derivative would have to pass through a ``while``, a hidden state
-        is complex, or the step has an effect other than a print or callback of ``jax.debug``.
+        is complex, or the step has an effect that cannot be kept to happen once: writes to a
+        reference of outside, callbacks with results.
     TypeError
         When the model is no module, an argument no array or an option of another type.
     ValueError
@@ -133,6 +135,8 @@ def _trace(
     inputs = [*range(first), *places, *(end + i for i in order)]
     outputs = [*range(num_out), *(num_out + i for i in order)]
     flat = flatten(jaxpr, inputs, outputs, own, lambda eqn: records.append(IN_CALL(eqn)))
+    if (kept := with_kept_effects(flat)) is not flat:
+        flat = flatten(kept, range(len(kept.invars)), range(len(kept.outvars)), own)
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
     opened = Rewriting(policy, records.append).open(flat, fixed)
     if policy.while_hidden != "error":
@@ -285,7 +289,7 @@ def _check(info: ModuleInfo) -> None:
 
 
 def _check_effects(info: ModuleInfo) -> None:
-    """Prints and callbacks of ``jax.debug`` stay; no other effect would happen once per step.
+    """Prints and callbacks stay; no other effect would happen once per step.
 
     One inside of what has results would happen again where these are differentiated.
     """
@@ -293,12 +297,27 @@ def _check_effects(info: ModuleInfo) -> None:
         kinds = {type(effect).__name__ for effect in eqn.effects} - versions.DEBUG_EFFECTS
         if kinds or (eqn.effects and eqn.outvars):
             inside = [sub for sub in nested(eqn) if sub.effects and not [*nested(sub)]]
+            name = (inside or [eqn])[0].primitive.name
+            if holds_a_reference(eqn):
+                remedy = (
+                    "A reference (jax.new_ref) may be made and used within a step, outside of "
+                    "loops and branches and with slices and single indices; keep values that last "
+                    "longer in a brainstate.State"
+                )
+            elif name == "io_callback":
+                remedy = (
+                    "io_callback may stand in a step if it returns nothing, outside of loops and "
+                    "branches; call one that returns something around the learner, and pass its "
+                    "result as an argument of the model"
+                )
+            else:
+                remedy = (
+                    "jax.debug.print and jax.debug.callback may stand in a step, outside of loops "
+                    "and branches with results; put other effects around the learner"
+                )
             raise NotSupportedError(
-                f"the step does more than to compute, by {(inside or [eqn])[0].primitive.name!r} "
-                f"at {versions.source_of(eqn)}, which cannot be kept to happen once per step. Keep "
-                "values in brainstate states in place of a reference (jax.new_ref), and put "
-                "io_callback around the learner; jax.debug.print and jax.debug.callback may stand "
-                "in a step, outside of loops and branches with results"
+                f"the step does more than to compute, by {name!r} at {versions.source_of(eqn)}, "
+                f"which cannot be kept to happen once per step. {remedy}"
             )
 
 
