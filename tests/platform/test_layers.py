@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1381,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 6718,
+    "compiler": 6875,
     "executor": 1725,
     "files": 888,
     "cli": 729,
     "algorithms": 2428,
-    "drivers": 2713,
+    "drivers": 2721,
     "learners": 3237,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_411, 9_347
-WHOLE_CORE = 26_895
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_568, 9_448
+WHOLE_CORE = 27_060
 
 
 def module_of(file: Path) -> str:
