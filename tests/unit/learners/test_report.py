@@ -10,6 +10,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import pytest
+import saiunit as u
 
 import braintrace as bt
 from braintrace.learners.report import shown_bytes
@@ -58,7 +59,8 @@ def test_windows_and_rules_without_traces_are_told() -> None:
     report = compiled("dni", vjp_method="multi-step").report
     assert report.splitlines()[-3::2] == [
         "traces: 0, 0 B",
-        "windows: of chunk_size steps (default: 1), with reverse mode inside",
+        "windows: of chunk_size steps (default: 1), with reverse mode inside; credit stops at "
+        "their borders alone",
     ]
     assert report.counts["excluded_weights"] == 0
 
@@ -69,3 +71,17 @@ def test_the_report_says_what_a_guarded_call_keeps() -> None:
     values = [s.value for s in brainstate.graph.states(learner).values()]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(values)) - learner.running_index.value.nbytes
     assert f"check=True: no copy; values from before a call, {size} B," in learner.report
+
+
+def test_the_report_says_how_far_credit_goes() -> None:
+    def of(algorithm: str, **options: Any) -> str:
+        with brainstate.environ.context(dt=u.ms):
+            layers = (bt.nn.GRUCell(zoo.IN, 3), bt.nn.LeakyRateReadout(3, 2))
+            return compiled(algorithm, brainstate.nn.Sequential(*layers), **options).report
+
+    (line,) = (line for line in of("d_rtrl").splitlines() if "passes: a filter [2, 3]" in line)
+    assert line.split()[:2] == ["layers[0].h", "layers[1].r"]
+    assert "over time: within each hidden group alone" in of("d_rtrl", downstream="step")
+    assert "credit over time: through all that a step carries\n" in of("rtrl")
+    assert "carries, within 1 steps between positions" in of("snap", n=1)
+    assert "credit over time" not in compiled("d_rtrl", downstream="step").report

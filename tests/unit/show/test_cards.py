@@ -7,7 +7,14 @@ from typing import Any
 
 from braintrace.compiler.graph import summarize
 from braintrace.show.cards import ADVANCE, Card, Item, make_cards, text_size
-from braintrace.show.facts import Flow, GroupFacts, OperationFacts, ParameterFacts, Summary
+from braintrace.show.facts import (
+    CreditFacts,
+    Flow,
+    GroupFacts,
+    OperationFacts,
+    ParameterFacts,
+    Summary,
+)
 from tests.unit.show.graphs import GRAPHS, everything, of_zoo
 
 W, H = ("cell", "w"), ("cell", "h")
@@ -52,6 +59,16 @@ def test_transitions_and_units_in_a_box() -> None:
     (card,) = make_cards(summary_of(groups=(zero,)))
     assert texts(card.group) == [".h, .c", "group 0 (4,) S=2", "D = 0", "unit mV"]
     assert card.group is not None and card.group.look == "group zero"
+
+
+def test_a_box_says_where_credit_passes_and_stops() -> None:
+    credit = (
+        CreditFacts((("low", "v"),), (H,), "stops: a gate", "Detach it"),
+        CreditFacts((), (H,), "passes: a filter [3]", ""),
+        CreditFacts((H,), (("else", "v"),), "stops: a gate", "Detach it"),
+    )
+    (card,) = make_cards(summary_of(credit=credit))
+    assert texts(card.group)[3:] == ["credit of low.v stops", "credit of the input passes"]
 
 
 def test_an_operation_without_a_trace_says_why() -> None:

@@ -19,7 +19,8 @@ import saiunit as u
 import braintrace as bt
 from braintrace.base.types import show_path
 from braintrace.compiler.graph import summarize
-from braintrace.show.report import Cell, fold_rows
+from braintrace.show.facts import CreditFacts, to_data
+from braintrace.show.report import Cell, fold_rows, to_html, to_text
 from braintrace.show.text import columns
 from tests import zoo
 from tests.unit.show.graphs import GRAPHS, compiled, everything, stack
@@ -64,6 +65,23 @@ def test_layers_that_are_alike_share_a_row() -> None:
     for text in ("layers[0-19].h", "layers[1-19].Wi.weight", "4, 8, …, 76", "0-19"):
         assert text in report
     assert "layers[7].Wi.weight" in graph.report(width=80, fold=False)
+
+
+def test_where_credit_passes_and_stops_is_a_table() -> None:
+    pairs = [CreditFacts((("l", i, "h"),), (("l", j, "h"),), "stops: a gate", "Detach it")
+             for j in range(6) for i in range(j)]  # fmt: skip
+    passes = CreditFacts((("l", 5, "h"),), (("out",),), "passes: a filter [2]", "")
+    summary = dataclasses.replace(summarize(everything()), credit=(*pairs, passes))
+    text = to_text(summary, 100).split("Credit over time")[1].split("Operations without")[0]
+    rows = [line.split() for line in text.strip().splitlines()]
+    assert rows[2:] == [
+        ["l[0-4].h", "l[1-5].h", "stops:", "a", "gate"],
+        ["l[5].h", "out", "passes:", "a", "filter", "[2]"],
+        ["Detach", "it"],
+    ]
+    assert to_text(summary, 100, fold=False).count("a gate") == len(pairs)
+    assert "<p>Detach it</p>" in to_html(summary, "")
+    assert to_data(summary)["credit"][-1]["above"] == ["out"]
 
 
 def test_warnings_that_are_alike_are_told_once() -> None:

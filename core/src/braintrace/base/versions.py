@@ -181,6 +181,11 @@ def source_of(eqn: JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
+def place_of(eqn: JaxprEqn) -> str:
+    """The name of an equation's primitive, and its place in the user's source if one is known."""
+    return " at ".join(filter(None, (eqn.primitive.name, source_of(eqn))))
+
+
 def written_in(eqn: JaxprEqn, function: str) -> bool:
     """Whether an equation was traced from a line of the user's function of that name.
 

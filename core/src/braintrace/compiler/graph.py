@@ -17,7 +17,15 @@ from ..base.versions import Atom, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..jaxprs.positions.alignment import Alignment
 from ..published import GraphViews
-from ..show.facts import Flow, GroupFacts, Node, OperationFacts, ParameterFacts, Summary
+from ..show.facts import (
+    CreditFacts,
+    Flow,
+    GroupFacts,
+    Node,
+    OperationFacts,
+    ParameterFacts,
+    Summary,
+)
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
@@ -160,8 +168,8 @@ class ETraceGraph(GraphViews):
     def report(self, width: int | None = None, fold: bool = True) -> str:
         """What the compiler found, as text for a terminal.
 
-        Groups, relations, parameters, operations without a trace, warnings, and one line of
-        totals.
+        Groups, relations, parameters, where credit passes through later values of other layers and
+        where it stops, operations without a trace, warnings, and one line of totals.
 
         Parameters
         ----------
@@ -214,7 +222,19 @@ def summarize(graph: ETraceGraph) -> Summary:
         paths={node: slot.path for node, slot in _stores(graph).items()},
         flows=_flows(graph),
         warnings=tuple(r for r in graph.diagnostics if r.level is DiagnosticLevel.WARNING),
+        credit=tuple(_credit(graph)),
     )
+
+
+def _credit(graph: ETraceGraph) -> Iterator[CreditFacts]:
+    """Through which later values credit passes, and where it stops."""
+    for record in graph.diagnostics:
+        told = record.context
+        if record.kind is DiagnosticKind.UNIFORM_DYNAMICS:
+            yield CreditFacts(told["below"], record.hidden_paths, f"passes: {told['filters']}", "")
+        elif record.kind is DiagnosticKind.CREDIT_STOPS:
+            below, why = told.get("below", ()), f"stops: {told['why']}"
+            yield CreditFacts(below, record.hidden_paths, why, record.remedy)
 
 
 def _group(group: HiddenGroup, cone: Cone) -> GroupFacts:

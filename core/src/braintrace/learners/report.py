@@ -120,6 +120,8 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     traces = jax.eval_shape(rule.init)
     size = shown_bytes(bytes_of(traces))
     lines = [f"learning rule: {rule.name}"]
+    if credit := _credit(graph, rule):
+        lines.append(f"credit over time: {credit}")
     if isinstance(rule, InfluenceRule):
         states = ", ".join(f"{show_path(s.path)} {[*s.aval.shape]}" for s in rule.carried)
         lines += [
@@ -147,11 +149,25 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     lines.append(f"check=True: no copy; values from before a call, {size}, stay until it ends")
     if vjp_method == "multi-step":
         return "\n".join(
-            [*lines, "windows: of chunk_size steps (default: 1), with reverse mode inside"]
+            [
+                *lines,
+                "windows: of chunk_size steps (default: 1), with reverse mode inside; credit stops "
+                "at their borders alone",
+            ]
         )
     block = 1 if rule.in_single_steps else auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
+
+
+def _credit(graph: ETraceGraph, rule: LearningRule) -> str:
+    """How far credit goes, if the table of the graph does not say so."""
+    if isinstance(rule, InfluenceRule):
+        within = "" if rule.order is None else f", within {rule.order} steps between positions"
+        return f"through all that a step carries{within}"
+    if graph.uniform or graph.not_uniform or len(graph.hidden_groups) < 2:
+        return ""
+    return "within each hidden group alone (downstream='step')"
 
 
 def _shown_group(graph: ETraceGraph, paths: Sequence[Path]) -> str:

@@ -135,6 +135,10 @@ class _Boxes:
         fine = [f"group {group.index} {group.positions} S={group.num_state}", transition]
         units = sorted({unit for unit in group.units if unit})
         fine += [f"unit {', '.join(units)}"] if units else []
+        for one in self.summary.credit:
+            if {*one.above} & {*group.states}:
+                of = ", ".join(self.relative(path, layer) for path in one.below) or "the input"
+                fine.append(f"credit of {of} {'stops' if one.stops else 'passes'}")
         names = ", ".join(map(show_path, group.states))
         tip = f"hidden group {group.index}: {names}\ntransition D: {group.transition}"
         look = {"zero": "group zero", "not needed": "group idle"}.get(group.transition, "group")

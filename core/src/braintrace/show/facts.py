@@ -62,6 +62,21 @@ class ParameterFacts:
 
 
 @dataclass(frozen=True)
+class CreditFacts:
+    """What becomes of the credit of states ``below`` through later values of those ``above``."""
+
+    below: tuple[Path, ...]
+    above: tuple[Path, ...]
+    how: str
+    remedy: str
+
+    @property
+    def stops(self) -> bool:
+        """Whether it ends there."""
+        return not self.how.startswith("passes")
+
+
+@dataclass(frozen=True)
 class Flow:
     """Values of ``source`` enter ``target`` without passing a further node.
 
@@ -85,6 +100,7 @@ class Summary:
     paths: Mapping[Node, Path]
     flows: tuple[Flow, ...]
     warnings: tuple[CompilationRecord, ...]
+    credit: tuple[CreditFacts, ...] = ()
 
     @property
     def relations(self) -> tuple[OperationFacts, ...]:
@@ -99,7 +115,7 @@ class Summary:
 
 def to_data(summary: Summary) -> dict[str, Any]:
     """The summary as JSON-ready data; paths are written as people write them."""
-    parts = ("groups", "relations", "excluded", "parameters", "flows")
+    parts = ("groups", "relations", "excluded", "parameters", "credit", "flows")
     return {
         "inputs": list(summary.inputs),
         "outputs": list(summary.outputs),
@@ -124,6 +140,6 @@ def record_data(record: CompilationRecord) -> dict[str, Any]:
 
 def _plain(facts: Any) -> dict[str, Any]:
     data = dict(vars(facts))
-    for name in {"states", "parameters"} & data.keys():
+    for name in {"states", "parameters", "below", "above"} & data.keys():
         data[name] = [show_path(path) for path in data[name]]
     return data | ({"path": show_path(data["path"])} if "path" in data else {})

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise, zip_longest
-from operator import sub
+from operator import attrgetter, sub
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
 from ..base.types import Path, show_path
-from .facts import OperationFacts, Summary
+from .facts import CreditFacts, OperationFacts, Summary
 from .text import Names, columns, listed, numbers, short_sources, wrap
 
 #: In light and in dark.
@@ -64,6 +64,10 @@ WHY = {
 }
 
 
+#: The two ends of credit over time.
+ENDS = attrgetter("below"), attrgetter("above")
+
+
 @dataclass(frozen=True)
 class Cell:
     """Words, items, numbers or paths; ``paths`` and ``numbers`` can be folded."""
@@ -79,11 +83,12 @@ Row = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and rows."""
+    """A title, the names of the columns, rows, and what is said under them."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[Row, ...]
+    note: str = ""
 
 
 class Span(int):
@@ -106,7 +111,7 @@ def why(op: OperationFacts, brief: bool = False) -> str:
 
 
 def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
-    """Groups, relations, parameters and operations without a trace.
+    """Groups, relations, parameters, credit between layers, and operations without a trace.
 
     Empty tables are left out, and columns in which nothing stands.
     """
@@ -135,6 +140,11 @@ def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
             "gradient": lambda parameter: Cell(parameter.gradient),
             "relation": lambda parameter: Cell(numbers=parameter.relations),
         }),
+        "Credit over time": (_together(summary.credit) if fold else summary.credit, {
+            "of": lambda one: Cell(paths=_runs(one.below)),
+            "through later": lambda one: Cell(paths=_runs(one.above)),
+            "how": lambda one: Cell(one.how),
+        }),
         "Operations without a trace": (summary.excluded, {
             "operation": lambda op: Cell(op.primitive),
             "parameters": lambda op: Cell(paths=op.parameters),
@@ -148,8 +158,28 @@ def tables(summary: Summary, fold: bool) -> tuple[Table, ...]:
         kept = {name: column for name, column in full.items() if any(c != Cell() for c in column)}
         rows = tuple(zip(*kept.values(), strict=True))
         if rows:
-            found.append(Table(title, tuple(kept), fold_rows(rows) if fold else rows))
+            notes = dict.fromkeys(one.remedy for one in facts if getattr(one, "stops", False))
+            folded = fold_rows(rows) if fold else rows
+            found.append(Table(title, tuple(kept), folded, " ".join(notes)))
     return tuple(found)
+
+
+def _together(credit: Sequence[CreditFacts]) -> list[CreditFacts]:
+    """Many pairs of layers of which the same is said, as one row."""
+    same: dict[tuple[str, str], list[CreditFacts]] = {}
+    for one in credit:
+        same.setdefault((one.how, one.remedy), []).append(one)
+    found: list[CreditFacts] = []
+    for of in same.values():
+        below, above = (dict.fromkeys(p for one in of for p in ends(one)) for ends in ENDS)
+        many = len(of) >= FOLDED
+        found += [replace(of[0], below=(*below,), above=(*above,))] if many else of
+    return found
+
+
+def _runs(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Paths, where those of layers that are alike are one."""
+    return tuple(row[0].paths[0] for row in fold_rows([(Cell(paths=(p,)),) for p in paths]))
 
 
 def totals(summary: Summary) -> str:
@@ -252,6 +282,7 @@ def _as_text(table: Table, width: int, names: Names) -> str:
     for row in table.rows:
         cells = [wrap(_words(cell, w, names), w) for cell, w in zip(row, widths, strict=True)]
         lines += [_line(line, widths) for line in zip_longest(*cells, fillvalue="")]
+    lines += wrap(table.note.split(), width) if table.note else []
     return "\n".join(lines)
 
 
@@ -327,7 +358,8 @@ def _as_html(table: Table) -> str:
     return (
         f"<details><summary>{table.title} ({len(table.rows)})</summary>"
         f'<table class="{table.title.split()[0].lower()}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></details>"
+        f"<tbody>{rows}</tbody></table>{f'<p>{escape(table.note)}</p>' * bool(table.note)}"
+        "</details>"
     )
 
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import brainstate
+import jax
 import jax.numpy as jnp
+import pytest
 
 import braintrace as bt
 from braintrace.compiler.findings.downstream import as_written
@@ -55,6 +58,41 @@ def test_where_credit_stops_is_said_with_the_reason() -> None:
     assert "test_downstream.py" in record.message
 
 
+class Late(Leaky):
+    """Its output is what it held a step before."""
+
+    def update(self, x: Any) -> Any:
+        old = self.v.value
+        super().update(x)
+        return old
+
+
+@pytest.mark.parametrize("frozen", [(), [("layers", 0, "w", "weight")]])
+def test_a_layer_of_which_the_result_hears_by_a_cut_path_alone_is_a_warning(frozen: Any) -> None:
+    model = brainstate.nn.Sequential(Leaky(3, 3, True), Late(3, 3, True))
+    told = nullcontext() if frozen else pytest.warns(bt.CompilationWarning, match="credit_stops")
+    with told:
+        graph = bt.compile_etrace_graph(model, jnp.ones((2, 3)), downstream="linear", frozen=frozen)
+    (record,) = of_credit(graph)
+    assert record.level.value == ("info" if frozen else "warning")
+    assert "vjp_method='multi-step'" in record.remedy
+    if not frozen:
+        assert "the gradient of layers[0].w.weight is zero" in record.message
+        learner = bt.compile(model, "d_rtrl", jnp.ones((2, 3)))
+        grads = learner.etrace_grad(jnp.ones((4, 2, 3)), step_fn=lambda x: learner(x).sum())
+        zero = {path[1]: not any(map(jnp.any, jax.tree.leaves(g))) for path, g in grads.items()}
+        assert zero == {0: True, 1: False}
+
+
+def test_a_place_that_is_not_known_is_left_out() -> None:
+    layers = bt.nn.GRUCell(3, 3), bt.nn.GRUCell(3, 2)
+    model = brainstate.nn.Sequential(*layers)
+    brainstate.nn.init_all_states(model, batch_size=2)
+    graph = bt.compile_etrace_graph(model, jnp.ones((2, 3)), downstream="linear")
+    (record,) = of_credit(graph)
+    assert "its old value passes mul, which is no leak that is the same" in record.message
+
+
 def test_where_credit_stops_between_states_that_are_all_uniform() -> None:
     """A nonlinearity between two leaks ends the credit of what is below the lower one."""
     found = records(True, False, False, downstream="linear")
@@ -83,7 +121,7 @@ def test_credit_between_positions_of_one_group_stops_and_is_said() -> None:
 
     (record,) = of(lambda z: jnp.tanh(jnp.roll(z, 1, axis=1)))
     assert record.hidden_paths == (("r",),)
-    assert "what v does" in record.message and "positions are mixed at" in record.message
+    assert "what v does" in record.message and "positions are mixed by" in record.message
     assert not of(lambda z: jnp.tanh(2.0 * z))
 
 

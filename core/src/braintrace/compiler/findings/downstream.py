@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
 from ..graph import ETraceGraph
 from ..groups import HiddenGroup, member_of
-from ..module_info import CreditFilter
-from .record import Kind, info
+from ..module_info import CreditFilter, Marks
+from .record import Kind, info, warning
 
 PASSES = info(
     Kind.UNIFORM_DYNAMICS,
@@ -25,6 +26,12 @@ STOPS = info(
     "what {lower} does to later values of {states} gets no credit: {why}",
     "Make the leak above the same everywhere and detach its reset, or learn in windows "
     "(vjp_method='multi-step')",
+)
+UNHEARD = warning(
+    Kind.CREDIT_STOPS,
+    "the result of the model hears of {lower} through later values of {states} alone, and credit "
+    "stops there: {why}. At single steps the gradient of {parameters} is zero",
+    STOPS.remedy,
 )
 STAYS = info(
     Kind.CREDIT_STOPS,
@@ -44,8 +51,8 @@ FILTERED_TRACES = info(
 def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
     """The graph with the step as it is written, whose leaks do not move, with a record of why."""
     kept = (r for r in graph.diagnostics if r.kind is not Kind.UNIFORM_DYNAMICS)
-    paths = tuple(graph.uniform)
-    stays = STAYS(hidden_paths=paths, why=why) if paths else FILTERED_TRACES(why=why)
+    paths, told = tuple(graph.uniform), {"why": why}
+    stays = STAYS(hidden_paths=paths, context=told) if paths else FILTERED_TRACES(context=told)
     return replace(
         graph,
         filtered=None,
@@ -58,14 +65,15 @@ def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
 
 def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Which states have filters in front of them, and at which layers credit stops all the same."""
-    own = {} if graph.moving is None else graph.moving.filters
+    moved = {} if graph.moving is None else graph.moving.filters
     for path, state in graph.uniform.items():
-        found = {one.key[0]: one.type.shape for one in own.values() if one.of == path}
+        found = {one.key[0]: one.type.shape for one in moved.values() if one.of == path}
         shapes = [shape for atom, shape in found.items() if atom in state.sources]
         if shapes:
-            yield PASSES(
-                hidden_paths=(path,), filters=", ".join(f"a filter {[*s]}" for s in shapes)
-            )
+            groups = (g for g in graph.executed.hidden_groups if path in _filters(g))
+            below = tuple(own for group in groups for own in _own(graph, group))
+            filters = ", ".join(f"a filter {[*s]}" for s in shapes)
+            yield PASSES(hidden_paths=(path,), context={"filters": filters, "below": below})
     if graph.uniform or graph.not_uniform:
         yield from _stops(graph)
     if graph.uniform:
@@ -75,24 +83,37 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
 def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     executed = graph.executed
     info, member = executed.module_info, member_of(executed.hidden_groups)
-    olds = {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
+    seeds: dict[Any, Marks] = {v: frozenset({p}) for (p, _), v in info.parameter_leaves.items()}
+    seeds |= {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
     marks = info.credit(
-        olds,
+        seeds,
         emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member),
     )
+
+    def behind(atoms: Iterable[Any]) -> Marks:
+        known = (marks.get(v, frozenset()) for v in atoms if versions.is_var(v))
+        return frozenset().union(*known)
+
+    heard = behind(info.jaxpr.outvars[: info.num_out])
+    heard |= {
+        path
+        for relation in executed.hidden_param_op_relations
+        if heard.intersection(relation.group_alignments)
+        for path in relation.parameter_paths
+    }
     for group in executed.hidden_groups:
         above = _shown(graph, group)
-        if graph.moving and graph.moving.keeps_traces:  # to uniform ones, credit passes through
-            above = tuple(path for path in above if path not in graph.uniform)
-        if not above:
-            continue
-        behind = frozenset().union(*(marks.get(v, frozenset()) for v in group.hidden_outvars))
-        for index in sorted(behind - {group.index}):
-            lower = _shown(graph, executed.hidden_groups[index])
-            yield STOPS(
+        for index in sorted(i for i in behind(group.hidden_outvars) if isinstance(i, int)):
+            if index == group.index:
+                continue
+            other = executed.hidden_groups[index]
+            below, silent = _shown(graph, other), behind(other.hidden_outvars) - heard
+            silent = {p for p in silent if isinstance(p, tuple)} - graph.frozen
+            yield (STOPS if index in heard or not silent else UNHEARD)(
                 hidden_paths=above,
-                lower=", ".join(map(show_path, lower)),
-                why=_why(graph, above),
+                context={"below": below, "why": _why(graph, above)},
+                lower=", ".join(map(show_path, below)),
+                parameters=", ".join(sorted(map(show_path, silent))),
             )
 
 
@@ -100,24 +121,30 @@ def _stops_in_groups(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Filters that read the states of their own group at other positions than their own."""
     executed = graph.executed
     for group, cone in zip(executed.hidden_groups, executed.cones, strict=True):
-        own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
-        filters = [s for s in group.hidden_states if isinstance(s, CreditFilter)]
+        own, filters = _own(graph, group), _filters(group)
         if not (own and filters and cone.offence is not None):
             continue
         if all(graph.cones[graph.hid_path_to_group[path].index].offence for path in own):
             continue  # it is so without the filters, and said
-        yield STOPS(
-            hidden_paths=tuple(dict.fromkeys(one.of for one in filters)),
-            lower=", ".join(map(show_path, own)),
-            why=f"positions are mixed at {versions.source_of(cone.offence)}",
-        )
+        why = f"positions are mixed by {versions.place_of(cone.offence)}"
+        lower = ", ".join(map(show_path, own))
+        yield STOPS(hidden_paths=filters, context={"below": own, "why": why}, lower=lower)
+
+
+def _own(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:
+    """The states of a group that are the model's own."""
+    return tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+
+
+def _filters(group: HiddenGroup) -> tuple[Path, ...]:
+    """The uniform states that filters of a group stand for."""
+    filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
+    return tuple(dict.fromkeys(filters))
 
 
 def _shown(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:
     """The states of a group; those that its filters stand for, if it has no other."""
-    own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
-    filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
-    return own or tuple(dict.fromkeys(filters))
+    return _own(graph, group) or _filters(group)
 
 
 def _why(graph: ETraceGraph, paths: tuple[Path, ...]) -> str:

@@ -89,7 +89,7 @@ class Descent:
         if other is not None:
             raise NotUniform(
                 "a factor differs from example to example, and "
-                f"{other.primitive.name} at {versions.source_of(other)} may mix examples"
+                f"{versions.place_of(other)} may mix examples"
             )
         again = Descent(self.step, self.path, self.decide)
         again.ends = set(mixed)
@@ -165,7 +165,7 @@ class Descent:
         steady = (k for k, a in enumerate(eqn.invars) if versions.is_float(a.aval))
         behind = frozenset(k for k in steady if self.is_added(eqn.invars[k], trained))
         if behind and eqn.primitive.name == "select_n" and step.moves(eqn.invars[0]):
-            raise NotUniform(f"a constant is selected at {versions.source_of(eqn)}")
+            raise NotUniform(f"a constant is selected by {versions.place_of(eqn)}")
         return behind
 
     def is_added(self, atom: Atom, trained: bool) -> bool:
@@ -243,7 +243,10 @@ class Descent:
         """What drives the state by a value that is followed no further."""
         recurs = self.step.recurs(atom, self.path)
         if recurs and not barrier:
-            raise NotUniform(f"its old value passes {self.where(atom)}, which is no factor")
+            raise NotUniform(
+                f"its old value passes {self.where(atom)}, which is no leak that is the same "
+                "everywhere and carries no credit"
+            )
         if recurs and not self.step.cuts:
             raise NotUniform(f"its recurrent input by {self.where(atom)} is kept")
         if recurs and self.step.has_further_credit(atom, self.path):
@@ -255,8 +258,7 @@ class Descent:
     def where(self, atom: Atom) -> str:
         """The equation of a value, with its line."""
         eqn = self.step.minfo.producer(atom)
-        name = "another state" if eqn is None else eqn.primitive.name
-        return f"{name} at {versions.source_of(eqn)}" if eqn is not None else name
+        return "another state" if eqn is None else versions.place_of(eqn)
 
     def take(self, source: UniformSource) -> None:
         known = self.sources.get(source.atom, source)
