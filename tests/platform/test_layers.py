@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 820,
+    "base": 825,
     "ops": 2149,
-    "show": 1381,
+    "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 6875,
+    "compiler": 6924,
     "executor": 1725,
     "files": 888,
     "cli": 729,
     "algorithms": 2428,
     "drivers": 2721,
-    "learners": 3237,
+    "learners": 3253,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_568, 9_448
-WHOLE_CORE = 27_060
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_622, 9_488
+WHOLE_CORE = 27_182
 
 
 def module_of(file: Path) -> str:

@@ -232,7 +232,7 @@ def _credit(graph: ETraceGraph) -> Iterator[CreditFacts]:
         told = record.context
         if record.kind is DiagnosticKind.UNIFORM_DYNAMICS:
             yield CreditFacts(told["below"], record.hidden_paths, f"passes: {told['filters']}", "")
-        elif record.kind is DiagnosticKind.CREDIT_STOPS:
+        elif record.kind is DiagnosticKind.CREDIT_STOPS and record.hidden_paths:
             below, why = told.get("below", ()), f"stops: {told['why']}"
             yield CreditFacts(below, record.hidden_paths, why, record.remedy)
 

@@ -107,8 +107,8 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
             if index == group.index:
                 continue
             other = executed.hidden_groups[index]
-            below, silent = _shown(graph, other), behind(other.hidden_outvars) - heard
-            silent = {p for p in silent if isinstance(p, tuple)} - graph.frozen
+            below, unheard = _shown(graph, other), behind(other.hidden_outvars) - heard
+            silent = {p for p in unheard if isinstance(p, tuple)} - graph.frozen
             yield (STOPS if index in heard or not silent else UNHEARD)(
                 hidden_paths=above,
                 context={"below": below, "why": _why(graph, above)},
