@@ -701,6 +701,47 @@ def test_without_a_batch_and_under_vmap(batch: int | None) -> None:
     assert_tree_close(found, reference(started(model, batch), sequences))
 
 
+def held_step(s: Any, x: Any) -> Any:
+    """A step that does not count, by a branch."""
+
+    def held_(v: Any, _: Any) -> Any:
+        return v
+
+    state = s.v.value, s.w(x)
+    s.v.value = jax.lax.cond(x.sum() > 0, lambda v, y: 0.8 * v + y, held_, *state)
+    return s.v.value
+
+
+def either(x: Any) -> Any:
+    return jax.lax.cond(x.sum() > 0, lambda y: y, jnp.tanh, x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "exact"),
+    [
+        (lambda: [above(held_step)], True),
+        (lambda: [Scaled(either), above(leak)], True),
+        (lambda: [bt.nn.Linear(WIDTH, 5), Scaled(either), above(leak, 5)], False),
+    ],
+)
+def test_branches_are_the_same_for_one_example_and_under_vmap(layers: Any, exact: bool) -> None:
+    model = started(stirred(BELOW["hard reset"](), *layers()), None)
+    xs, targets, weights = data(True)
+    singles, expected = [], []
+    for k in range(2):
+        own = xs[:, k], targets[:, k], weights
+        expected.append(reference(model, own))
+        learner = learner_of(model, xs[0, 0])
+        learner.reset_state(model_states=True)
+        singles.append(gradient(learner, own))
+    mapped = bt.compile(model, bt.D_RTRL, xs[0], batch_size=2, vmap=True)
+    assert list(mapped.graph.uniform) == list(learner.graph.uniform)
+    found = gradient(mapped, (xs, targets, weights))
+    assert_tree_close(found, jax.tree.map(jnp.add, *singles))
+    if exact:
+        assert_tree_close(found, jax.tree.map(jnp.add, *expected))
+
+
 def test_a_copy_and_a_file_go_on(network: Any, tmp_path: Any) -> None:
     sequences = data(True)
     learner = learner_of(network, sequences[0][0])

@@ -27,6 +27,7 @@ from ..base.errors import CompilationError, NotSupportedError
 from ..base.types import Path, restore_values, show_path
 from ..jaxprs.depends import Along, program_influences
 from ..jaxprs.run import flatten, run_inlined
+from .control.selects import with_whole_branches
 from .module_info import ModuleInfo, StateKind
 
 #: Tag of a state whose value has a leading axis of examples.
@@ -302,7 +303,8 @@ def in_batch(info: ModuleInfo, args: Sequence[bool], size: int) -> ModuleInfo:
                 "and let braintrace.compile(model, ..., vmap=True) initialise the model"
             )
     results = [0] * num_out + axes[num_args:]
-    run = jax.vmap(lambda *v: run_inlined(info.jaxpr, v), axes, results, axis_size=size)
+    whole = with_whole_branches(info.jaxpr)
+    run = jax.vmap(lambda *v: run_inlined(whole, v), axes, results, axis_size=size)
 
     def step(*inputs: Any) -> list[Any]:
         """A random state is split: one part for each example, and one for the next step."""

@@ -24,6 +24,7 @@ from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_exampl
 from ..control.loops import loops_without_derivative
 from ..control.reverse import with_reverse_mode
 from ..control.rewrite import ControlFlowPolicy, Rewriting
+from ..control.selects import with_selects
 from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, OPAQUE, WEIGHT_IN_WHILE, WEIGHT_INSIDE
 from ..keywords import run_with
@@ -138,7 +139,7 @@ def _trace(
     if (kept := with_kept_effects(flat)) is not flat:
         flat = flatten(kept, range(len(kept.invars)), range(len(kept.outvars)), own)
     fixed = [False] * num_args + [s.kind is StateKind.PARAM for s in slots for _ in s.leaves]
-    opened = Rewriting(policy, records.append).open(flat, fixed)
+    opened = with_selects(Rewriting(policy, records.append).open(flat, fixed))
     if policy.while_hidden != "error":
         opened = with_reverse_mode(opened, lambda eqn: records.append(OPAQUE(eqn)))
     opened = with_constant_weights(opened, fixed)
