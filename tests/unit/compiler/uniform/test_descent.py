@@ -60,6 +60,10 @@ def test_some_different_leaks(different: int) -> None:
         (lambda s, x, v: jnp.tanh(v) + s.w(x), r"its old value passes tanh at .*test_descent"),
         (lambda s, x, v: s.w(x), "does not depend on its old value"),
         (lambda s, x, v: 0.9 * v + x[:, :3], "nothing but factors"),
+        (
+            lambda s, x, v: 0.9 * v + bt.matmul(x, s.w.weight.value["weight"] * (x[0, 0] > 0)),
+            r"the weight of \S+ at .*test_descent.* is chosen or masked by inputs or states",
+        ),
         (lambda s, x, v: 0.9 * v[:, ::-1] + s.w(x), "moved to other positions"),
         (lambda s, x, v: x[:, :3] * v + s.w(x), "its old value passes mul"),
         (lambda s, x, v: v * v.mean() + s.w(x), "its old value passes"),

@@ -13,6 +13,7 @@ from ...base import versions
 from ...base.types import Path
 from ...base.versions import Atom, JaxprEqn, Var
 from ...jaxprs.linear import ITSELF, PRODUCTS, is_elementwise, is_sum
+from ...ops.moving import ExamplesSpec, MovingSpec
 from ...ops.primitive import is_etp_primitive
 from ..module_info import StateKind, is_barrier
 from ..reach import Leaf
@@ -70,7 +71,7 @@ class Descent:
         moved = any(source.of for source in self.sources.values())
         apart = moved or not all(is_elementwise(eqn) for eqn, _ in self.region.values())
         if not apart and all(groups[p] is group for p in lower):
-            raise NotUniform("nothing but factors lies between it and what drives it")
+            raise NotUniform(self.why_not_apart())
         return UniformState(
             self.slot,
             self.type,
@@ -82,6 +83,17 @@ class Descent:
             self.parts(),
             tuple(self.trained),
         )
+
+    def why_not_apart(self) -> str:
+        """Why there is nothing that the leak could pass."""
+        made = filter(None, map(self.step.minfo.producer, self.sources))
+        eqn = next((eqn for eqn in made if is_etp_primitive(eqn.primitive)), None)
+        if eqn is None:
+            return "nothing but factors lies between it and what drives it"
+        what = f"{eqn.primitive.name} at {versions.source_of(eqn)}"
+        if isinstance(eqn.primitive.spec, MovingSpec | ExamplesSpec):
+            return f"the weight of {what} is chosen or masked by inputs or states"
+        return f"{what} is no linear map of one operand that moves"
 
     def ending(self, mixed: Mapping[Var, JaxprEqn]) -> UniformState:
         """The state, driven by what is read from delay lines: their first axis holds steps."""
