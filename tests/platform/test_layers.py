@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 6924,
+    "compiler": 7020,
     "executor": 1725,
     "files": 888,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_622, 9_488
-WHOLE_CORE = 27_182
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_718, 9_550
+WHOLE_CORE = 27_278
 
 
 def module_of(file: Path) -> str:
