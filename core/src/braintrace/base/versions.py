@@ -229,7 +229,7 @@ def install_rules(
     Installing again replaces the rules.
     """
 
-    def whole(params: Any) -> Callable[..., Array]:
+    def whole(params: Any) -> Any:
         def one_array(*operands: Any) -> Any:
             out = impl(*operands, **dict(params))
             if not hasattr(out, "shape"):
