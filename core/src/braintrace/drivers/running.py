@@ -23,6 +23,7 @@ from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states, check_states, checked_args
 from .call_arguments import number_of_steps, one_step_of, steps_of
+from .explicit import Like, automatic, automatic_with_states
 
 Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
 """What a call of a learner does: the model moves on, and so do traces, or a record.
@@ -30,6 +31,11 @@ Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
 ``stepper(learner, arguments, given)`` returns the model's result; ``given`` is what the algorithm
 gets besides the arguments.
 """
+
+
+def nothing(result: Any) -> None:
+    """Results lie where the arguments do."""
+
 
 #: How many compiled drivers are kept.
 MOST = 16
@@ -48,8 +54,13 @@ class Drivers:
         """Forget all."""
         self._kept.clear()
 
-    def get(self, key: tuple[Any, ...], run: Callable[..., Any]) -> Callable[..., Any]:
-        """The driver for a function and options, which is ``run`` if there is none yet."""
+    def get(
+        self, key: tuple[Any, ...], run: Callable[..., Any], like: Like = nothing
+    ) -> Callable[..., Any]:
+        """The driver for a function and options, which is ``run`` if there is none yet.
+
+        ``like`` says where its results lie on a mesh with explicit axes.
+        """
         found = next((d for d in self._kept if d[0] == key and changed_setting(d[1]) is None), None)
         if found is None:
             self._warn_of_new_functions(*key)
@@ -57,7 +68,7 @@ class Drivers:
 
             def recorded(*args: Any) -> Any:
                 with recorded_settings() as read:
-                    result = run(*args)
+                    result = automatic_with_states(run, args, like)
                 settings.update(read)
                 return result
 
@@ -132,6 +143,20 @@ def write_states(learner: Running, old: Mapping[Path, Any], new: Mapping[Path, A
 
 
 # --- the steppers of learners --------------------------------------------------------------------
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step or a window as a whole: outside of jit, the loops in it would be compiled each time.
+
+    It is a function of parameters, arguments, states, traces, and more; what it returns are the
+    model's result, the states and the traces.
+    """
+
+    def run(params: Any, leaves: Any, states: Any, traces: Any, *more: Any) -> Any:
+        args = params, leaves, states, traces, *more
+        return automatic(step, args, lambda result: (None, states, traces))
+
+    return jax.jit(run)
 
 
 def steps_by_call(run: Callable[..., Any]) -> Stepper:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,8 @@ def encoded(value: Any) -> np.ndarray:
     """An array or a number as a numpy array of a dtype that every numpy knows."""
     if _is_key(value):
         value = jax.random.key_data(value)
+    if is_shared(value) and not value.is_fully_replicated:
+        value = _processes().process_allgather(value, tiled=True)
     array = np.asarray(value)
     return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
 
@@ -105,6 +108,8 @@ def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
 
 def _on_device(raw: np.ndarray, weak_type: bool, like: Any) -> jax.Array:
     """An array of JAX, where ``like`` is if that was put somewhere on purpose."""
+    if is_shared(like):
+        return jax.make_array_from_callback(raw.shape, like.sharding, lambda part: raw[part])
     if _is_key(like):
         array = jax.random.wrap_key_data(jnp.array(raw), impl=jax.random.key_impl(like))
     else:
@@ -126,6 +131,16 @@ def _weakly_typed(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.jit(jnp.copy).lower(weak).compile()
 
 
+def is_shared(value: Any) -> bool:
+    """Whether an array is one of several processes together."""
+    return isinstance(value, jax.Array) and not value.is_fully_addressable
+
+
+def _processes() -> Any:
+    """What JAX has for several processes, which is imported where there are some."""
+    return import_module("jax.experimental.multihost_utils")
+
+
 def _is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
@@ -142,7 +157,29 @@ def write(
 
     ``manifest`` is of strings, numbers, lists and dicts. It raises ``OSError`` when there is no
     such folder, it cannot be written to, or something else than a file has the name.
+
+    If processes share an array, all of them call this, the first one writes, and none goes on
+    before it is done.
     """
+    arrays = list(arrays)
+    if not any(is_shared(value) for _, _, value in arrays):
+        _write(path, manifest, arrays)
+        return
+    try:
+        if jax.process_index() == 0:
+            _write(path, manifest, arrays)
+        else:
+            for _, _, value in arrays:
+                encoded(value)
+    finally:
+        _processes().sync_global_devices(f"braintrace: {file_name(path)} is saved")
+
+
+def _write(
+    path: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    arrays: Iterable[tuple[str, ArrayType, Any]],
+) -> None:
     with replacing(file_name(path)) as file, zipfile.ZipFile(file, "w", _PLAIN) as archive:
         types = {}
         for name, stored, value in arrays:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import brainstate
-import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule, check_jacobians
@@ -22,8 +21,9 @@ from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import state_lookup
 from ..drivers.call_arguments import one_step_of
+from ..drivers.explicit import traced_without_place
 from ..drivers.of_influence import influence_step, influence_window
-from ..drivers.running import Drivers, Stepper, steps_by_call, window_by_call
+from ..drivers.running import Drivers, Stepper, compiled, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceGraphExecutor
@@ -34,6 +34,7 @@ from .options import Signature, checked_options
 from .report import CompilationReport, report_of
 from .reset_model import reset_state
 from .restarts import Watch, begin_call
+from .sharding import shard
 from .states import EligibilityTrace, StatesOfLearner
 
 #: Methods of learners that were hooks, here or in version 0.2.
@@ -158,7 +159,7 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
         """
         args = in_order(self.model, args, named) if named else args
         executor = self._executor.for_model(self.model, compiled=False)
-        executor.compile_graph(*one_step_of(args))
+        traced_without_place(executor.compile_graph, one_step_of(args))
         self.filters = ()
         self.adopt(executor)
         self.traces = tuple(EligibilityTrace(trace) for trace in self.rule.init())
@@ -179,16 +180,15 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
                 "that drives a hidden state. Use layers of braintrace.nn, or operations such as "
                 "braintrace.matmul; with require_trace=False, gradients are of the current step"
             )
-        # Steps as a whole: outside of jit, the loops in them would be compiled anew at each call.
         if isinstance(rule, InfluenceRule) and self.vjp_method == "multi-step":
-            self._stepper = window_by_call(jax.jit(influence_window(rule)))
+            self._stepper = window_by_call(compiled(influence_window(rule)))
         elif isinstance(rule, InfluenceRule):
-            self._stepper = steps_by_call(jax.jit(influence_step(rule)))
+            self._stepper = steps_by_call(compiled(influence_step(rule)))
         elif self.vjp_method != "multi-step":
-            self._stepper = steps_by_call(jax.jit(online_step(rule)))
+            self._stepper = steps_by_call(compiled(online_step(rule)))
         else:
             predict = getattr(self.synthesizer_of, "predict", None)
-            self._stepper = window_by_call(jax.jit(window_step(rule, predict)))
+            self._stepper = window_by_call(compiled(window_step(rule, predict)))
         self._own_stepper = self._stepper
         self._executor, self._rule = executor, rule
         before = self.filters
@@ -363,5 +363,6 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
     etrace_evolve = sequences.etrace_evolve
     credit_ledger = credit_ledger
     optimizer = optimizer
+    shard = shard
     save = saving.save
     restore = saving.restore

@@ -17,6 +17,7 @@ from ..compiler.batch_states import reset_batched_states
 from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.requirements import check_same_states, state_lookup
 from ..executor.graph_executor import ETraceGraphExecutor
+from .kept_places import as_before
 from .restarts import follow_states, start_anew
 
 
@@ -165,7 +166,9 @@ def reset_state(
     follow_states(self)
     check_same_states(self.model, self.graph.module_info)
     with self._watch.paused():
-        before = self.executor
+        before, values = self.executor, {}
+        if model_states:
+            values = {path: state.value for path, state in brainstate.graph.states(self).items()}
         executor = reset_model(before, batch_size, **kwargs) if model_states else before
         if executor is not before:
             self.filters = ()
@@ -173,4 +176,6 @@ def reset_state(
             for trace, zero in zip(self.traces, self.rule.init(), strict=True):
                 trace.value = zero
         follow_states(self)
+        if model_states:
+            as_before(values, brainstate.graph.states(self))
         start_anew(self)

@@ -26,6 +26,7 @@ from ..compiler.batch_states import repeated_like
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import states_made_anew
 from ..drivers.running import clear_filters
+from .kept_places import started
 from .putback import PutBack, reference
 
 #: Methods of modules that set their states to a start.
@@ -197,7 +198,8 @@ def follow_states(learner: Any) -> None:
 
 def start_anew(learner: Any) -> None:
     """Set the traces to zero."""
-    for trace, zero in zip(learner.traces, learner.rule.init(), strict=True):
+    zeros = started(learner.rule.init, tuple(trace.value for trace in learner.traces))
+    for trace, zero in zip(learner.traces, zeros, strict=True):
         # the traces of a learner that was compiled under vmap have an axis of examples
         trace.value = repeated_like(zero, trace.value)
     clear_filters(learner)

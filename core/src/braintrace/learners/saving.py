@@ -22,7 +22,8 @@ def save(self: Any, path: Any, optimizer: Any = None) -> None:
     ----------
     path
         Of the file, a zip archive that ``numpy.load`` opens. One that is there is replaced, and
-        stays as it is when saving fails or the process ends in the middle of it.
+        stays as it is when saving fails or the process ends in the middle of it. Where states lie
+        in several processes, all of them save, and the first one writes the file.
     optimizer
         What was passed to :meth:`etrace_update`, or anything with brainstate states: a module,
         an optimizer of ``braintools``, a state, or a dict, list or tuple of these. What optax
@@ -69,7 +70,8 @@ def restore(
     Parameters
     ----------
     path
-        Of a file of :meth:`save`.
+        Of a file of :meth:`save`. Values are put onto the devices where those before them lay,
+        whatever devices the file was written from.
     optimizer
         As it was when the file was written. If an optax transformation changed some of the
         weights only, call :meth:`optimizer` with these first.

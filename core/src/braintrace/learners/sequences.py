@@ -136,7 +136,13 @@ def etrace_grad(
         check=check,
         progress=progress,
     )
-    driver = self._drivers.get((step_fn, "grad", options), partial(gradient, self, options))
+
+    def like(outcome: Any) -> Any:
+        grads = tuple(state.value for _, state in options.weights)
+        return outcome._replace(grads=grads, losses=None, aux=None, flags=None)
+
+    run = partial(gradient, self, options)
+    driver = self._drivers.get((step_fn, "grad", options), run, like)
 
     def finish(outcome: Any) -> Any:
         if check:

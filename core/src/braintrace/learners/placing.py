@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where states, traces and parameters lie on the devices of a mesh, by what they mean.
+
+What is known of a model are the axes of its hidden groups: one of examples, and the last one, of
+units. A program that makes traces and gradients from arrays in that form is compiled for inputs
+that lie so, and XLA says where its results lie. Nothing is run for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ..algorithms.base import Block
+from ..base.types import State, show_path
+from ..compiler.module_info import StateKind
+from ..executor.jacobians import StepJacobians
+from ..executor.layout import Link, Positions
+
+Names = tuple[str, ...]
+
+
+def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
+    """``learner.shard(mesh, batch, units)``."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    axes = {"batch": _names(mesh, "batch", batch), "units": _names(mesh, "units", units)}
+    if twice := {*axes["batch"]} & {*axes["units"]}:
+        raise ValueError(f"batch and units are both {sorted(twice)}; give each an axis of its own")
+    if not any(axes.values()):
+        raise ValueError("give the axis of the mesh for batch, for units, or for both")
+    found = _found(learner, mesh, **axes)
+    for state in brainstate.graph.states(learner).values():
+        spec = found.get(state, PartitionSpec())
+        specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(state.value))
+        state.value = _put(state.value, [NamedSharding(mesh, one) for one in specs])
+
+
+def _found(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[State, Any]:
+    """The places of the states that are divided.
+
+    Units are along the last axis that parameters have, too, in contrast to positions in space: a
+    kernel is the same at all of these.
+    """
+    refused: list[ValueError] = []
+    most = max(group.ndim for group in learner.rule.executor.groups)
+    undivided = math.prod(mesh.shape[name] for name in units) == 1  # of which XLA says nothing
+    for behind in range(most if units else 1):
+        places = Places(learner, mesh, batch, units, behind)
+        try:
+            found = places.of_parameters_and_traces()
+            states = places.of_states()
+        except ValueError as error:
+            refused.append(error)
+            continue
+        params = [state for state in found if isinstance(state, brainstate.ParamState)]
+        if undivided or any(any(spec) for state in params for spec in found[state]):
+            return {**places.of_parameters(), **found, **states}
+    if refused:
+        raise refused[0]
+    raise ValueError(
+        f"units={'+'.join(units)!r}: no trace of {learner.rule.name} has an axis of units, because "
+        "it mixes them. Divide the batch alone, or choose another algorithm"
+    )
+
+
+def _names(mesh: Mesh, what: str, given: Any) -> Names:
+    """Axes of the mesh; raises ``ValueError`` for one that it does not have."""
+    names = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if name not in mesh.axis_names:
+            raise ValueError(
+                f"{what}={given!r}: the mesh has no axis {name!r}; its axes are {_shown(mesh)}. "
+                f"Name one of them, or make the mesh with that axis"
+            )
+    return names
+
+
+def _shown(mesh: Mesh) -> str:
+    return ", ".join(f"{name!r} ({size} devices)" for name, size in mesh.shape.items())
+
+
+def _put(value: Any, shardings: list[NamedSharding]) -> Any:
+    leaves, tree = jax.tree.flatten(value)
+    pairs = zip(leaves, shardings, strict=True)
+    return jax.tree.unflatten(tree, [jax.device_put(leaf, where) for leaf, where in pairs])
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The places of a learner's arrays: axes of the mesh for the batch, and for the units.
+
+    ``behind`` is how many axes of a group stand behind that of its units.
+    """
+
+    learner: Any
+    mesh: Mesh
+    batch: Names
+    units: Names
+    behind: int = 0
+
+    @property
+    def executor(self) -> Any:
+        """What runs the step that the learning rule sees."""
+        return self.learner.rule.executor
+
+    @cached_property
+    def examples(self) -> dict[Positions, int]:
+        """The axis of examples of the groups that have one."""
+        found: dict[Positions, int] = {}
+        for link in self.executor.links:
+            if link.relation.spec.batched and link.alignment.axes[0] is not None:
+                found.setdefault(link.group, link.alignment.axes[0])
+        sizes = {group.varshape[k] for group, k in found.items()}
+        for group in self.executor.groups:  # with nothing but operations of one example for all
+            if group not in found and group.ndim > 1 and {group.varshape[0]} == sizes:
+                found[group] = 0
+        return found
+
+    def spec(self, group: Positions) -> list[Names | None]:
+        """Where positions [*V] of a group lie."""
+        own: list[Names | None] = [None] * group.ndim
+        k = self.examples.get(group)
+        if self.batch and k is not None:
+            own[k] = self._divided(group, k, "batch", self.batch)
+        others = [axis for axis in range(group.ndim) if axis != k]
+        if self.units and len(others) > self.behind:
+            axis = others[-1 - self.behind]
+            own[axis] = self._divided(group, axis, "units", self.units)
+        return own
+
+    def _divided(self, group: Positions, axis: int, what: str, names: Names) -> Names:
+        size, parts = group.varshape[axis], math.prod(self.mesh.shape[name] for name in names)
+        if size % parts:
+            paths = ", ".join(map(show_path, group.group.hidden_paths))
+            meant = {"batch": "examples", "units": "units"}[what]
+            raise ValueError(
+                f"{what}={'+'.join(names)!r} divides {size} {meant} (axis {axis} of {paths}, "
+                f"shape {group.varshape}) among {parts} devices, which leaves a rest; the mesh has "
+                f"{_shown(self.mesh)}. Take a multiple of {parts} {meant}, or another mesh"
+            )
+        return names
+
+    def of_parameters(self) -> dict[State, Any]:
+        """Where parameters lie that no trace tells of: with units, if their last axis is as long.
+
+        Where a parameter lies changes no number; the gates of a cell lie beside one another so.
+        """
+        pairs = (
+            (group, [*map(self.units.__eq__, self.spec(group))]) for group in self.executor.groups
+        )
+        sizes = {group.varshape[own.index(True)] for group, own in pairs if True in own}
+
+        def spec(leaf: Any) -> PartitionSpec:
+            shape = jnp.shape(leaf)
+            divided = shape and shape[-1] in sizes
+            return (
+                PartitionSpec(*[None] * (len(shape) - 1), self.units)
+                if divided
+                else PartitionSpec()
+            )
+
+        params = self.learner.states_of(StateKind.PARAM).values()
+        return {state: [*map(spec, jax.tree.leaves(state.value))] for state in params}
+
+    def of_states(self) -> dict[State, PartitionSpec]:
+        """Where the states of the model lie that are no parameters."""
+        found: dict[State, PartitionSpec] = {}
+        if self.batch and not self.examples:
+            raise ValueError(
+                f"batch={'+'.join(self.batch)!r}: the model has no axis of examples. Compile it "
+                "with batch_size=..., or give units alone"
+            )
+        sizes = {group.varshape[k] for group, k in self.examples.items()}
+        for slot in self.learner.graph.executed.module_info.slots:
+            shape = jnp.shape(jax.tree.leaves(slot.state.value)[0])
+            if slot.kind is not StateKind.PARAM and self.batch and {*shape[:1]} == sizes:
+                found[slot.state] = PartitionSpec(self.batch)
+        for group in self.executor.groups:
+            if group.mixed:
+                continue
+            spec, own = self.spec(group), group.group
+            for state, axis in zip(own.hidden_states, own.state_axes, strict=True):
+                shape = jnp.shape(jax.tree.leaves(state.value)[0])
+                single = shape == group.varshape
+                k = axis % len(shape)
+                whole = spec if single else [*spec[:k], None, *spec[k:]]
+                if len(whole) == len(shape):
+                    found[state] = PartitionSpec(*whole)
+        return found
+
+    # --- parameters and traces -----------------------------------------------------------------
+
+    def of_parameters_and_traces(self) -> dict[State, Any]:
+        """Where parameters lie, as their gradients do, and traces, after a step."""
+        rule, states = self.learner.rule, self.learner.states_of(StateKind.PARAM)
+        types = {
+            path: jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), state.value)
+            for path, state in states.items()
+        }
+        inputs = [*self._inputs()]
+        given = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v, _ in inputs]
+        mesh = Mesh(self.mesh.devices, self.mesh.axis_names)  # on which XLA chooses
+        places = [NamedSharding(mesh, spec) for _, spec in inputs]
+
+        def one_step(values: Any, params: Any) -> Any:
+            block, operands = self._block(values), self.executor.operand_values(params)
+            found = [self._contracted(link, block, operands) for link in self.executor.links]
+            traces: Any = ()
+            if rule.from_blocks:  # some rules hold the last step back
+                traces = rule.update(rule.update(rule.init(), block, operands), block, operands)
+            return self.executor.param_gradients(params, rule.summed(found, operands)), traces
+
+        step = jax.jit(one_step, in_shardings=(places, NamedSharding(mesh, PartitionSpec())))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            gradients, traces = step.lower(given, types).compile().output_shardings
+        found: dict[State, Any] = {}
+        for path, where in gradients.items():
+            leaves = jax.tree.leaves(states[path].value)
+            pairs = zip(jax.tree.leaves(where), leaves, strict=True)
+            found[states[path]] = [self._spec_of(one, leaf, self.units) for one, leaf in pairs]
+        if not rule.from_blocks:
+            return {**found, **self._of_influence(rule)}
+        for state, where in zip(self.learner.traces, traces, strict=True):
+            pairs = zip(jax.tree.leaves(where), jax.tree.leaves(state.value), strict=True)
+            both = (*self.batch, *self.units)
+            found[state] = [self._spec_of(one, leaf, both) for one, leaf in pairs]
+        return found
+
+    def _contracted(self, link: Link, block: Block, operands: Any) -> Any:
+        """Cotangents from a signal at the output of an operation."""
+        dy = link.sum_to_y(link.to_y(block.signal[link.group.index], 2).sum(1), 1)
+        x, held = block.jacobians.x[link.relation.index], operands[link.relation.index]
+        return link.operation.contract(x, dy, held)
+
+    def _spec_of(self, found: Any, leaf: Any, names: Names) -> PartitionSpec:
+        """What XLA chose for an array, as far as it is along these axes of the mesh."""
+        spec = getattr(found, "spec", ())
+        own = [(p,) if isinstance(p, str) else tuple(p or ()) for p in spec]
+        if not all({*part} <= {*names} for part in own):
+            return PartitionSpec()
+        return PartitionSpec(*(part or None for part in own))
+
+    def _inputs(self) -> Iterator[tuple[Any, PartitionSpec]]:
+        """Types of inputs of one step, and of an array [S, *V] per group, and where they lie."""
+        types = self.executor.jacobian_types
+        for relation, x in zip(self.executor.graph.hidden_param_op_relations, types.x, strict=True):
+            if x is not None:
+                lead = self.batch if relation.spec.batched and self.batch else None
+                yield x, PartitionSpec(lead)
+        for group in self.executor.groups:
+            shape = (group.num_state, *group.varshape)
+            yield jax.ShapeDtypeStruct(shape, group.wide), PartitionSpec(None, *self.spec(group))
+
+    def _block(self, values: list[Any]) -> Block:
+        """A block of one step that is made of these."""
+        given, types = iter(values), self.executor.jacobian_types
+        x = tuple(None if own is None else next(given) for own in types.x)
+        groups = {group: next(given) for group in self.executor.groups}
+        pairs = zip(self.executor.links, types.f, strict=True)
+        f = tuple(k.to_y(groups[k.group], 1).astype(own.dtype) for k, own in pairs)
+        rows = zip(self.executor.groups, types.transition, strict=True)
+        transition = tuple(
+            own and jnp.broadcast_to(groups[g], own.shape).astype(own.dtype) for g, own in rows
+        )
+        jacobians = jax.tree.map(lambda v: v[None], StepJacobians(x, f, transition))
+        signal = tuple(value[None] for value in groups.values())
+        return Block(jacobians, signal, (None,) * len(signal))
+
+    def _of_influence(self, rule: Any) -> dict[State, PartitionSpec]:
+        """Traces [entries, *state] lie as the states do."""
+        places: Mapping[Any, PartitionSpec] = {
+            jnp.shape(jax.tree.leaves(state.value)[0]): spec
+            for state, spec in self.of_states().items()
+        }
+        shapes = [leaf.aval.shape for leaf in rule.carried]
+        pairs = zip(self.learner.traces, shapes, strict=True)
+        return {s: PartitionSpec(None, *places[shape]) for s, shape in pairs if shape in places}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes, learners on them, and what is communicated in a compiled program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import numpy as np
+from jax.sharding import AxisType
+
+from tests.truth import table
+
+BATCH = 8
+
+
+def mesh(kind: str, *shape: int) -> Any:
+    """A mesh of ``shape``: axes ``data`` and, if there is a second one, ``model``."""
+    axes = ("data", "model")[: len(shape)]
+    types = (getattr(AxisType, kind),) * len(shape)
+    devices = jax.devices()[: prod(shape)]
+    return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
+
+
+@contextmanager
+def prepared(case: table.Case, on: Any = None, units: bool = True) -> Iterator[table.Job]:
+    """A job of the table with eight examples, on one device or divided among those of a mesh."""
+    before, table.BATCH = table.BATCH, BATCH
+    try:
+        job = table.prepared(case)
+    finally:
+        table.BATCH = before
+    if on is None:
+        yield job
+        return
+    both = units and "model" in on.axis_names
+    job.learner.shard(on, batch="data", units="model" if both else None)
+    with jax.set_mesh(on):
+        place = jax.NamedSharding(on, jax.P(None, "data"))
+        xs, ys = (jax.device_put(v, place) for v in (job.xs, job.ys))
+        yield replace(job, xs=xs, ys=ys)
+
+
+def run(case: table.Case, on: Any = None, units: bool = True) -> Any:
+    """What a case computes, as arrays of numpy."""
+    with prepared(case, on, units) as job:
+        return jax.tree.map(np.asarray, table.DRIVERS[case.driver](job)())
+
+
+class Collective(NamedTuple):
+    """An operation in which devices communicate: its kind, numbers of bytes, whether in a loop."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    loop: str
+
+
+_KINDS = "all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter"
+_BYTES = {"f64": 8, "f32": 4, "s64": 8, "s32": 4, "u64": 8, "u32": 4, "pred": 1}
+
+
+def collectives(compiled: Any) -> list[Collective]:
+    """Those of a compiled program; ``loop`` is the body of the ``while`` that they are in."""
+    text, found, inside = compiled.as_text(), [], ""
+    bodies = {*re.findall(r"body=%?([\w.\-]+)", text)}
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{\s*$", line):
+            inside = head[1]
+        if one := re.search(rf"= (\(.*?\)|\S+) ({_KINDS})(?:-start)?\(", line):
+            arrays = re.findall(r"(\w+)\[([\d,]*)\]", one[1])
+            sizes = (_BYTES[t] * prod(int(n) for n in dims.split(",") if n) for t, dims in arrays)
+            found.append(Collective(one[2], tuple(sizes), inside if inside in bodies else ""))
+    return found
+
+
+def compiled(function: Any, *args: Any) -> Any:
+    """A function of arguments and states, compiled for where these lie."""
+    return brainstate.transform.jit(function).lower(*args).compile()

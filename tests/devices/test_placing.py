@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places by meaning, kept over resets, files and calls; and what cannot be divided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.testing import assert_tree_close
+
+from . import meshes
+
+BATCH, IN, HIDDEN, STEPS = 8, 3, 4, 3
+XS = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, BATCH, IN)))
+
+
+def learner(cell: Any = bt.nn.LSTMCell, algorithm: str = "d_rtrl", on: Any = None) -> Any:
+    brainstate.random.seed(0)
+    found = bt.compile(cell(IN, HIDDEN), algorithm, XS[0], batch_size=BATCH)
+    if on is not None:
+        found.shard(on, batch="data", units="model" if "model" in on.axis_names else None)
+    return found
+
+
+def gradient(own: Any) -> Any:
+    found = own.etrace_grad(XS, step_fn=lambda x: (own(x) ** 2).sum(), block_size=2)
+    return jax.tree.map(np.asarray, found)
+
+
+def places(own: Any) -> list[Any]:
+    """Of all arrays but scalars."""
+    leaves = jax.tree.leaves([s.value for s in brainstate.graph.states(own).values()])
+    return [tuple(leaf.sharding.spec) for leaf in leaves if leaf.ndim]
+
+
+def test_every_trace_is_divided_and_stays_so() -> None:
+    own = learner(on=meshes.mesh("Auto", 2, 2))
+    cell = own.model
+    assert cell.Wf.weight.value["weight"].sharding.spec == jax.P(None, "model")
+    assert cell.c.value.sharding.spec == cell.h.value.sharding.spec == jax.P("data", "model")
+    kept = own.traces[0].value["weight"]  # [R, B, in, out]
+    assert kept.sharding.spec == jax.P(None, "data", None, "model")
+    before = places(own)
+    gradient(own)
+    assert own.traces[0].value["weight"].sharding.is_equivalent_to(kept.sharding, kept.ndim)
+    own.reset_state(BATCH, model_states=True)
+    assert places(own) == before
+
+
+def test_a_file_does_not_tell_how_many_devices_wrote_it(tmp_path: Path) -> None:
+    on = meshes.mesh("Auto", 8)
+    alone, divided = learner(), learner(on=on)
+    for own in (alone, divided):
+        gradient(own)
+    divided.save(tmp_path / "of_eight.npz")
+    alone.save(tmp_path / "of_one.npz")
+    expected = gradient(alone)
+    other, eight = learner(), learner(on=on)
+    other.restore(tmp_path / "of_eight.npz")
+    eight.restore(tmp_path / "of_one.npz")
+    assert eight.model.h.value.sharding.spec == jax.P("data", None)
+    assert len(other.model.h.value.sharding.device_set) == 1
+    for own in (other, eight):
+        assert_tree_close(gradient(own), expected, 1e-12)
+
+
+def test_states_that_users_place() -> None:
+    expected, own = gradient(learner()), learner()
+    place = jax.NamedSharding(meshes.mesh("Auto", 8), jax.P("data"))
+    for state in own.hidden_states.values():
+        state.value = jax.device_put(state.value, place)
+    assert_tree_close(gradient(own), expected, 1e-12)
+
+
+def test_a_learner_that_is_made_inside_of_an_explicit_mesh() -> None:
+    expected, on = gradient(learner(bt.nn.GRUCell)), meshes.mesh("Explicit", 4)
+    brainstate.random.seed(0)
+    cell = bt.nn.GRUCell(IN, HIDDEN)
+    with jax.set_mesh(on):
+        xs = jax.device_put(XS, jax.NamedSharding(on, jax.P(None, "data")))
+        own = bt.compile(cell, "d_rtrl", xs[0], batch_size=BATCH)
+        own.shard(on, batch="data")
+
+        def loss(x: Any) -> Any:
+            y = own(x)
+            return (y**2).sum(), y
+
+        found, ys = own.etrace_grad(xs, step_fn=loss, has_aux=True, block_size=2)
+        assert jax.typeof(ys).sharding.spec == jax.P(None, "data", None)
+        assert jax.typeof(own(xs[0])).sharding.spec == jax.P("data", None)
+        own.reset_state(BATCH, model_states=True)
+        assert jax.typeof(cell.h.value).sharding.spec == jax.P("data", None)
+    assert_tree_close(jax.tree.map(np.asarray, found), expected, 1e-12)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    own = learner()
+    wide = jax.make_mesh((8,), ("data",), devices=jax.devices())
+    with pytest.raises(ValueError, match=r"units='data' divides 4 units .* among 8 devices"):
+        own.shard(wide, units="data")
+    with pytest.raises(ValueError, match="no trace of UORO has an axis of units"):
+        learner(algorithm="uoro").shard(wide, units="data")
+    with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
+        own.shard(wide, units="model")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes with explicit axes; an axis of one device already has a type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+
+from braintrace.drivers import explicit
+
+MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+X, W = jnp.ones((4, 3)), jnp.ones((3, 2))
+
+
+def placed(value: Any, *spec: Any) -> Any:
+    return jax.device_put(value, jax.NamedSharding(MESH, jax.P(*spec)))
+
+
+def spec_of(value: Any) -> Any:
+    return jax.typeof(value).sharding.spec
+
+
+def gradient(x: Any, w: Any) -> Any:
+    """A sum over examples, which JAX refuses on an explicit axis that these are along."""
+    return x.T @ jnp.tanh(x @ w), jnp.tanh(x @ w)
+
+
+def test_an_explicit_mesh_is_set_or_that_of_an_array() -> None:
+    assert explicit.explicit_mesh((X, None, 1.0)) is None
+    assert explicit.explicit_mesh([placed(X, "data")]).axis_names == ("data",)
+    with jax.set_mesh(MESH):
+        assert explicit.explicit_mesh().explicit_axes == ("data",)
+
+
+def test_inside_no_axis_is_explicit_and_outside_results_lie_where_they_should() -> None:
+    args = placed(X, "data"), placed(W)
+    with pytest.raises(Exception, match="ambiguous|out_sharding"):
+        jax.jit(gradient)(*args)
+    run = jax.jit(lambda *args: explicit.automatic(gradient, args, lambda found: (args[1], None)))
+    dw, y = run(*args)
+    assert spec_of(dw) == jax.P(None, None) and spec_of(y) == jax.P("data", None)
+    assert explicit.automatic(gradient, (X, W), None)[0].shape == (3, 2)  # type: ignore[arg-type]
+
+
+def test_states_lie_where_they_lay() -> None:
+    state, only_read = (
+        brainstate.ShortTermState(placed(v, *s)) for v, s in ((X, ["data"]), (W, []))
+    )
+
+    def step(x: Any) -> Any:
+        state.value = state.value + x
+        return gradient(state.value, only_read.value)[0]
+
+    @brainstate.transform.jit
+    def run(x: Any) -> Any:
+        return explicit.automatic_with_states(step, (x,), lambda found: only_read.value)
+
+    assert float(run(placed(X, "data"))[0, 0]) == pytest.approx(8 * float(jnp.tanh(6.0)))
+    assert spec_of(state.value) == jax.P("data", None) and state.value[0, 0] == 2.0
+    assert only_read.value[0, 0] == 1.0
+
+
+def test_what_is_traced_sees_types_without_places() -> None:
+    state, seen = brainstate.ShortTermState(placed(X, "data")), []
+    for args in ((X,), (placed(X, "data"),)):
+        explicit.traced_without_place(lambda x: seen.append((x, state.value)), args)
+    assert seen[0][0] is X and isinstance(seen[1][1], jax.ShapeDtypeStruct)
+    assert spec_of(state.value) == jax.P("data", None)
