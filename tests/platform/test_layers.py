@@ -57,16 +57,16 @@ CEILINGS = {
     "plugins": 1724,
     "compiler": 7020,
     "executor": 1725,
-    "files": 888,
+    "files": 925,
     "cli": 729,
     "algorithms": 2428,
-    "drivers": 2721,
-    "learners": 3253,
+    "drivers": 2876,
+    "learners": 3660,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_718, 9_550
-WHOLE_CORE = 27_278
+WHOLE_CORE = 27_877
 
 
 def module_of(file: Path) -> str:
