@@ -18,6 +18,7 @@ PACKAGES = (
     "braintrace_dense",
     "braintrace_einsum",
     "braintrace_elemwise",
+    "braintrace_embedding",
     "braintrace_lora",
     "braintrace_sparse",
     "braintrace_testing",

@@ -311,6 +311,28 @@ def contractions_and_groups():
 
 
 @program
+def tables():
+    """A layer and an operation that read a row for each token, below a cell."""
+
+    class Tokens(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = braintrace.nn.Embedding(5, HIDDEN)
+            self.table = brainstate.ParamState(wave(5, HIDDEN))
+
+        def init_state(self, batch_size=None, **kwargs):
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, HIDDEN)))
+
+        def update(self, x):
+            y = self.layer(x) + braintrace.embedding(x, self.table.value)
+            self.h.value = 0.8 * self.h.value + jnp.tanh(y)
+            return self.h.value
+
+    tokens = jnp.arange(T * BATCH).reshape(T, BATCH) ** 2 % 5
+    return trained(fill(Tokens()), "d_rtrl", tokens, wave(T, BATCH, HIDDEN))
+
+
+@program
 def one_layer_twice_and_calls_in_between():
     """A readout that is applied twice, and a compiled function inside of the step."""
 

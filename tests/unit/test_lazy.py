@@ -13,12 +13,12 @@ from braintrace import lazy
 
 
 def test_a_plugin_may_provide_a_name_that_is_refused(site, host_of, plugin_source):
-    assert not hasattr(braintrace.nn, "Embedding")
-    text = plugin_source("embeds", "embeds_p")
-    site.add("embeds", "embeds_module", text, family="embeds", nn=["Embedding"])
+    assert not hasattr(braintrace.nn, "ALIF")
+    text = plugin_source("neurons", "neurons_p")
+    site.add("neurons", "neurons_module", text, family="neurons", nn=["ALIF"])
     host_of(site)
-    embedding = braintrace.nn.Embedding
-    assert embedding.__module__ == "embeds_module" and "Embedding" in dir(braintrace.nn)
+    layer = braintrace.nn.ALIF
+    assert layer.__module__ == "neurons_module" and "ALIF" in dir(braintrace.nn)
 
 
 def test_core_names_win(site, host_of, plugin_source):

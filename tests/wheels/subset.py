@@ -84,6 +84,15 @@ def einsum() -> Any:
     return Leaky(Weighted(0.1 * jnp.eye(INPUTS, UNITS), partial(braintrace.einsum, "bi,io->bo")))
 
 
+def embedding() -> Any:
+    """An operation of the family, of the signs of an input."""
+
+    def read(x: Any, table: Any) -> Any:
+        return braintrace.embedding((x[:, 0] > 0).astype(int), table)
+
+    return Leaky(Weighted(0.1 * jnp.ones((2, UNITS)), read))
+
+
 def lora() -> Any:
     """A layer of the family."""
     return Leaky(braintrace.nn.LoRA(INPUTS, 2, UNITS))
@@ -101,6 +110,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "dense": dense,
     "einsum": einsum,
     "elemwise": elemwise,
+    "embedding": embedding,
     "lora": lora,
     "sparse": sparse,
 }

@@ -6,6 +6,7 @@ from braintrace_dense import matmul as matmul
 from braintrace_einsum import einsum as einsum
 from braintrace_einsum import grouped_matmul as grouped_matmul
 from braintrace_elemwise import element_wise as element_wise
+from braintrace_embedding import embedding as embedding
 from braintrace_lora import lora_matmul as lora_matmul
 from braintrace_sparse import sparse_matmul as sparse_matmul
 import braintrace_testing as testing

@@ -65,6 +65,7 @@ _PROVIDED_BY = {
         "LSTMCell URLSTMCell MinimalRNNCell MiniGRU MiniLSTM CFNCell LRUCell",
     ),
     "braintrace-einsum": ("einsum grouped_matmul", "GroupedLinear"),
+    "braintrace-embedding": ("embedding", "Embedding"),
     "braintrace-elemwise": (
         "element_wise",
         "TrainedAttribute LayerNorm RMSNorm GroupNorm BatchNorm0d BatchNorm1d BatchNorm2d "
@@ -106,12 +107,9 @@ INSTEAD = {
         "SpMatMulOp": "braintrace.sparse_matmul",
         "SyntheticGradient": "braintrace.DNI, which makes its predictions itself",
         **dict.fromkeys(_PRIVATE_MODULES.split(), _PRIVATE),
-        "embedding": "braintrace.matmul(jax.nn.one_hot(indices, len(weight)), weight)",
         "train_synthetic_gradient": "braintrace.DNI, which trains its predictions with the weights",
     },
     "nn": {
-        "Embedding": "braintrace.nn.Linear of jax.nn.one_hot(indices, size), which has a trace; "
-        "brainstate.nn.Embedding has none",
         **{name: f"brainpy.state.{name}" for name in _NEURONS.split()},
     },
 }

@@ -29,6 +29,7 @@ from braintrace_elemwise.nn import GroupNorm as GroupNorm
 from braintrace_elemwise.nn import LayerNorm as LayerNorm
 from braintrace_elemwise.nn import RMSNorm as RMSNorm
 from braintrace_elemwise.nn import TrainedAttribute as TrainedAttribute
+from braintrace_embedding.nn import Embedding as Embedding
 from braintrace_lora.nn import LoRA as LoRA
 from braintrace_sparse.nn import SparseLinear as SparseLinear
 

@@ -51,7 +51,7 @@ from .ops.arguments import (
     seeded,
     with_unit,
 )
-from .ops.spec import ETPPrimitiveSpec
+from .ops.spec import ETPPrimitiveSpec, Rows
 from .plugins.errors import PluginError
 from .plugins.hooks import hookimpl
 from .plugins.process import host
@@ -84,6 +84,7 @@ __all__ = [
     "NotSupportedError",
     "ParameterFn",
     "PluginInfo",
+    "Rows",
     "Size",
     "as_count",
     "as_size",

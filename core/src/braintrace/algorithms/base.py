@@ -298,5 +298,10 @@ class ParameterTraces(LearningRule):
 
     def stored(self, link: Link, trace: Arrays) -> Arrays:
         """The trace of a link in the dtypes in which it is kept."""
-        own, rules = self.trace_dtype, self.rules[link.index]
-        return {key: leaf.astype(own or rules.types[key].dtype) for key, leaf in trace.items()}
+        own, types = self.trace_dtype, self.rules[link.index].types
+        if own is not None:  # of what is no number of the trace, the dtype stays
+            types = {
+                key: v.update(dtype=own) if jnp.issubdtype(v.dtype, jnp.inexact) else v
+                for key, v in types.items()
+            }
+        return {key: leaf.astype(types[key].dtype) for key, leaf in trace.items()}

@@ -159,10 +159,11 @@ class ParamDimRule(ParameterTraces):
                 passing = (driving,) * len(driving) if len(driving) == rules.num_state else None
                 driven = jax.vmap(partial(apply, passing=passing))
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
-            new.append(rules.increments(x, f, held))
+            kept = None
             if g in products and traces is not None:
                 whole = link.to_y(products[g][1], 2)
-                new[-1] = add(new[-1], rules.propagate(whole, traces[link.index], held))
+                kept = rules.propagate(whole, traces[link.index], held)
+            new.append(rules.joined(kept, rules.increments(x, f, held)))
         return new
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
@@ -327,7 +328,7 @@ class LaggedDRTRLRule(ParamDimRule):
         params = {weight.path: state.value for state, weight in self.executor.weights.items()}
         held = self.executor.operand_values(params)[link.relation.index]
         rules = self.rules[index].of_states(states)
-        trace = rules.increments(x, f, held)
+        trace, kept = rules.increments(x, f, held), None
         if traces[index]:
             places = jnp.array(self._states(link))
             spread = {  # the kept trace among zeros for the other states
@@ -335,7 +336,8 @@ class LaggedDRTRLRule(ParamDimRule):
                 for key, v in traces[index].items()
             }
             moved = link.to_y(jnp.asarray(transition)[0], 2)
-            trace = add(trace, rules.propagate(moved, spread, held))
+            kept = rules.propagate(moved, spread, held)
+        trace = rules.joined(kept, trace)
         return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in trace.items()}
 
     def held_by(self, traces: Traces, index: int) -> Arrays:

@@ -136,12 +136,12 @@ class SnApRule(ParamDimRule):
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
             x, f, transition = now
-            new = rules.increments(x, f, held)
+            moved = None
             if transition is not None:
                 moved = rules.propagate(link.to_y(transition, 2), trace, held)
                 if self.masks[link.index] is not None:  # each state scaled by its row of the mask
                     moved = rules.scaled(self._masked(link, ones), moved, held)
-                new = add(new, moved)
+            new = rules.joined(moved, rules.increments(x, f, held))
             return self.stored(link, new), None
 
         x, f, transition = block.jacobians.of(link)

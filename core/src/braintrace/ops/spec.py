@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 RULES = (
     "yw_to_w",
@@ -15,7 +15,30 @@ RULES = (
     "instant_drtrl",
     "increments_drtrl",
     "solve_drtrl",
+    "rows_drtrl",
 )
+
+
+class Rows(NamedTuple):
+    """What the rule ``rows_drtrl`` of an operation says of its input.
+
+    Attributes
+    ----------
+    indices
+        The row that each example reads: integers, [B] or a number, from 0 to below ``V``.
+    forget
+        Whether the row that was read longest ago makes room when there is none.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from braintrace.plugin_api import Rows
+    >>> Rows(jnp.array([3, 0])).forget
+    False
+    """
+
+    indices: Any
+    forget: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +85,12 @@ class ETPPrimitiveSpec:
         increments of ``K`` steps, with ``x`` and ``f`` of all of them along a leading axis. It is
         called for one example of a batch after the other, as a batch of one. ``None``: increments
         are added up step by step, or by ``xy_to_dw`` where the trace is shaped like the weights.
+    rows_drtrl
+        Optional, for an operation whose examples read one row each of its weight [V, *W], the only
+        trainable operand, and give it [*W] back as it is: ``(x, **params) -> Rows``. The trace then
+        has the rows that were read, and ``init_drtrl`` says how many of them at most, ``R``: zeros
+        [*B, R, *W, S]. ``yw_to_w`` scales that; ``instant_drtrl``, ``increments_drtrl`` and
+        ``solve_drtrl`` are not asked.
 
     Notes
     -----
@@ -101,6 +130,7 @@ class ETPPrimitiveSpec:
     instant_drtrl: Callable[..., Any] | None = None
     increments_drtrl: Callable[..., Any] | None = None
     solve_drtrl: Callable[..., Any] | None = None
+    rows_drtrl: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():

@@ -128,7 +128,7 @@ def _checked_specs(given: object) -> tuple[ETPPrimitiveSpec, ...]:
 #: How many positional arguments core passes to each function of a specification.
 _ARGUMENTS = {
     "yw_to_w": 2, "xy_to_dw": 3, "init_drtrl": 4, "init_pp": 4, "trainable_invars_fn": 1,
-    "instant_drtrl": 3, "increments_drtrl": 3, "solve_drtrl": 3,
+    "instant_drtrl": 3, "increments_drtrl": 3, "solve_drtrl": 3, "rows_drtrl": 1,
 }  # fmt: skip
 
 

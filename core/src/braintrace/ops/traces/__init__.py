@@ -14,6 +14,7 @@ from .by_rules import StructuredTrace
 from .dense import DenseTrace
 from .moving import ExamplesTrace, MovingTrace
 from .repeated import RepeatedTrace
+from .rows import RowsTrace
 
 
 def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) -> TraceRules:
@@ -29,8 +30,9 @@ def trace_rules(operation: Operation, extra: tuple[int, ...], num_state: int) ->
         form = forms.get(type(operation.spec), RepeatedTrace)
         return form(operation, extra, num_state, rules)
     spec = operation.spec
-    kind = DenseTrace if spec.yw_to_w is None or spec.init_drtrl is None else StructuredTrace
-    return kind(operation, extra, num_state)
+    if spec.yw_to_w is None or spec.init_drtrl is None or (spec.rows_drtrl and extra):
+        return DenseTrace(operation, extra, num_state)
+    return (RowsTrace if spec.rows_drtrl else StructuredTrace)(operation, extra, num_state)
 
 
 def output_trace(operation: Operation, num_state: int) -> jax.ShapeDtypeStruct:

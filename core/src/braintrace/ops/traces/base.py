@@ -76,6 +76,10 @@ class TraceRules(ABC):
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """``sum_k f^k (x) x^k`` for ``f`` [K, S, *E, *Y], in the structure of the trace."""
 
+    def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
+        """The trace ``kept``, moved on already, and the increments ``new``; ``None`` is zero."""
+        return new if kept is None else jax.tree.map(jnp.add, new, kept)
+
     @abstractmethod
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``< signal, eps >``: cotangents of the traced operands."""

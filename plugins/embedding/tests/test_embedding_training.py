@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of tables: exact within the rows that are kept, and honest beyond."""
+
+from __future__ import annotations
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace
+from braintrace.testing import assert_tree_close, bptt
+from braintrace_embedding import embedding
+from braintrace_embedding.nn import Embedding
+
+COUNT, SIZE, BATCH, STEPS = 7, 3, 2, 9
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape))
+
+
+def tokens(*shape, seed=0, count=COUNT):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).integers(0, count, size=shape))
+
+
+class Leaky(brainstate.nn.Module):
+    """Two leaky states that drive each other position by position, behind a table."""
+
+    def __init__(self, *head, **options):
+        super().__init__()
+        self.shape, self.options = (*head, SIZE), options
+        self.table = brainstate.ParamState(draw(COUNT, SIZE, seed=1))
+
+    def init_state(self, **_):
+        self.v = brainstate.HiddenState(jnp.full(self.shape, 0.1))
+        self.h = brainstate.HiddenState(jnp.full(self.shape, -0.2))
+
+    def reset_state(self, **_):
+        self.v.value, self.h.value = jnp.full(self.shape, 0.1), jnp.full(self.shape, -0.2)
+
+    def read(self, x):
+        return embedding(x, self.table.value, **self.options)
+
+    def update(self, x):
+        v, h, y = self.v.value, self.h.value, self.read(x)
+        self.v.value = 0.6 * v * jnp.cos(0.3 * y) + y + 0.2 * h
+        self.h.value = 0.7 * h + jnp.sin(self.v.value)
+        return self.h.value
+
+
+class Words(Leaky):
+    """Several words of a step, added up."""
+
+    def read(self, x):
+        return super().read(x).sum(-2)
+
+
+class Twice(Leaky):
+    """A table that is read in two places, through a function."""
+
+    def read(self, x):
+        return super().read(x) * super().read((x + 1) % COUNT)
+
+
+class Layered(Leaky):
+    def __init__(self, *head, **options):
+        super().__init__(*head)
+        self.table = Embedding(COUNT, SIZE, draw(COUNT, SIZE, seed=1), **options)
+
+    def read(self, x):
+        return self.table(x)
+
+
+MODELS = {
+    "batch": (lambda: Leaky(BATCH), (BATCH,)),
+    "one_example": (lambda: Leaky(), ()),
+    "processed": (lambda: Leaky(BATCH, weight_fn=jnp.tanh), (BATCH,)),
+    "positions": (lambda: Leaky(BATCH, 4), (BATCH, 4)),
+    "words": (lambda: Words(BATCH), (BATCH, 4)),
+    "twice": (lambda: Twice(BATCH), (BATCH,)),
+    "layer": (lambda: Layered(BATCH, padding_idx=2, max_norm=1.0), (BATCH,)),
+}
+
+
+def loss(h, target):
+    return jnp.sum((h - target) ** 2)
+
+
+def gradient(learner, data, **options):
+    learner.reset_state(model_states=True)
+    return learner.etrace_grad(
+        *data, step_fn=lambda x, y: loss(learner(x), y), reduction="sum", **options
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_those_of_backpropagation(name):
+    make, shape = MODELS[name]
+    model = make()
+    data = tokens(STEPS, *shape), draw(STEPS, *model.shape, seed=4)
+    learner = braintrace.compile(model, "d_rtrl", data[0][0])
+    assert set(learner.graph.coverage().values()) == {"trace"}
+    exact = bptt(model, data, loss)[1]
+    for block in (1, 4, STEPS, "auto"):
+        assert_tree_close(gradient(learner, data, block_size=block), exact, 1e-9)
+
+
+def test_two_calls_and_a_mask_and_other_rules():
+    model = Leaky(BATCH)
+    data = tokens(STEPS, BATCH), draw(STEPS, *model.shape, seed=4)
+    for rule in ("d_rtrl", "ostl_feedforward"):
+        learner = braintrace.compile(model, rule, data[0][0])
+        whole = gradient(learner, data)
+        learner.reset_state(model_states=True)
+        parts = [
+            learner.etrace_grad(
+                *(v[cut] for v in data),
+                step_fn=lambda x, y: loss(learner(x), y),  # noqa: B023
+                reduction="sum",
+            )
+            for cut in (slice(0, 4), slice(4, None))
+        ]
+        assert_tree_close(jax.tree.map(jnp.add, *parts), whole, 1e-9)
+
+
+def test_a_trace_has_the_size_of_the_rows_and_not_of_the_table():
+    for count in (300, 65_000):
+        model = Leaky(BATCH, rows=16)
+        model.table.value = jnp.zeros((count, SIZE))
+        learner = braintrace.compile(model, "d_rtrl", tokens(BATCH))
+        sizes = [leaf.size for leaf in jax.tree.leaves(learner.read_traces())]
+        assert max(sizes) == 2 * BATCH * 16 * SIZE
+
+
+@pytest.mark.parametrize("block", [1, 3, "auto"])
+def test_rows_without_room_are_an_error_or_forgotten(block):
+    data = jnp.array([[0], [1], [2], [1], [2]]), jnp.zeros((5, 1, SIZE))
+    model = Leaky(1, rows=2)
+    learner = braintrace.compile(model, "d_rtrl", data[0][0])
+    found = gradient(learner, data, block_size=block)["table",]
+    after = gradient_after(learner, data)
+    assert jnp.isnan(after).any() and (jnp.isnan(found).any() or block == "auto")
+    with pytest.raises(FloatingPointError):
+        gradient(learner, data, block_size=1, check=True)
+    model.options["overflow"] = "forget"
+    learner = braintrace.compile(model, "d_rtrl", data[0][0])
+    gradient(learner, data, block_size=block)
+    (trace,) = learner.get_etrace_of(("table",))
+    assert trace["rows"][0, :, 0].tolist() == [3, 2] and trace["lost"].tolist() == [[1, 1]]
+    kept = gradient_after(learner, data)
+    assert jnp.isfinite(kept).all() and not kept[0].any() and kept[1:3].all()
+
+
+def gradient_after(learner, data):
+    """The gradient of one more step."""
+    step = learner.etrace_grad(
+        data[0][-1:], data[1][-1:], step_fn=lambda x, y: loss(learner(x), y), block_size=1
+    )
+    return step["table",]
+
+
+def test_pp_prop_says_what_it_can_do():
+    model = Leaky(BATCH)
+    with pytest.raises(braintrace.NotSupportedError, match="etp_embedding_batched"):
+        braintrace.compile(model, "pp_prop", tokens(BATCH), decay_or_rank=0.9)
+    learner = braintrace.compile(model, "pp_prop", tokens(BATCH), decay_or_rank=(0.0, 0.9))
+    data = tokens(STEPS, BATCH), draw(STEPS, *model.shape)
+    assert jnp.isfinite(gradient(learner, data)["table",]).all()
