@@ -85,7 +85,8 @@ class RowsTrace(TraceRules):
 
     @property
     def _no_input(self) -> Any:
-        return jnp.zeros_like(self.operation.x_aval)
+        x: Any = self.operation.x_aval
+        return jnp.zeros_like(x)
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         own = {self.key: trace[self.key]}
