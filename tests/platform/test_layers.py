@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 825,
-    "ops": 2149,
+    "ops": 2314,
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1725,
     "files": 925,
     "cli": 729,
-    "algorithms": 2428,
+    "algorithms": 2435,
     "drivers": 2876,
     "learners": 3660,
-    "modules": 812,
+    "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_718, 9_550
-WHOLE_CORE = 27_877
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_890, 9_654
+WHOLE_CORE = 28_048
 
 
 def module_of(file: Path) -> str:
