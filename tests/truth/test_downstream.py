@@ -742,6 +742,73 @@ def test_branches_are_the_same_for_one_example_and_under_vmap(layers: Any, exact
         assert_tree_close(found, jax.tree.map(jnp.add, *expected))
 
 
+class Feedback(brainstate.nn.Module):
+    """A layer that reads the old value of the leaky readout above it; ``cut``: without credit."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        brainstate.random.seed(0)
+        self.cut, self.w, self.up = cut, bt.nn.Linear(IN + OUT, WIDTH), bt.nn.Linear(WIDTH, OUT)
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
+        self.y = brainstate.HiddenState(jnp.zeros((batch_size, OUT)))
+
+    def update(self, x: Any) -> Any:
+        y = self.y.value
+        z = hard_reset(self, jnp.concatenate([x, held(y) if self.cut else y], -1))
+        self.y.value = 0.8 * y + self.up(z)
+        return self.y.value
+
+
+def test_feedback_from_a_readout_is_cut_and_reported() -> None:
+    sequences = data(False)
+    learner = learner_of(started(Feedback(cut=False)), sequences[0][0])
+    expected = reference(started(Feedback(cut=True)), sequences)
+    assert_tree_close(gradient(learner, sequences)["w", "weight"], expected["w", "weight"])
+    (record,) = learner.graph.explain(kind="credit_stops")
+    assert "what y does to later values of v" in record.message and "recur" in record.message
+
+
+def trail(s: Any, x: Any) -> Any:
+    s.v.value = jnp.tanh(0.8 * s.v.value + x)
+    return s.v.value
+
+
+def with_trail(s: Any, x: Any) -> Any:
+    s.t.value = jnp.tanh(0.8 * s.t.value + potential(s, x))
+    return s.t.value
+
+
+def potential(s: Any, x: Any) -> Any:
+    v = s.v.value
+    s.v.value = 0.9 * v * (1 - spike(v - 0.5)) + s.w(x)
+    return s.v.value
+
+
+def emitting(s: Any, x: Any) -> Any:
+    s.v.value = jnp.tanh(s.w(x))
+    return s.v.value
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [Layer(with_trail, states="v t")],
+        lambda: [Layer(potential), Layer(trail, product=Scaled(lambda x: x))],
+        lambda: [Layer(emitting), Layer(trail, product=Scaled(lambda x: x))],
+    ],
+)
+def test_a_state_of_another_module_belongs_to_what_it_follows(layers: Any) -> None:
+    """Nonlinear, and position by position: the same function has the same gradient."""
+    model, sequences = started(stirred(*layers())), data(False, outputs=WIDTH)
+    expected = reference(model, sequences)
+    learner = learner_of(model, sequences[0][0])
+    assert_tree_close(gradient(learner, sequences), expected)
+    assert len(learner.graph.executed.hidden_groups) == 1
+    assert not learner.graph.explain(level="warning")
+
+
 def test_a_copy_and_a_file_go_on(network: Any, tmp_path: Any) -> None:
     sequences = data(True)
     learner = learner_of(network, sequences[0][0])

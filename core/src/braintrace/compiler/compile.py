@@ -23,7 +23,7 @@ from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
 from .findings.record import EXACT
 from .graph import ETraceGraph
-from .groups import find_hidden_groups_from_minfo
+from .groups import HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import ModuleInfo, StateKind
 from .perturbation import perturb_hidden
 from .reach import check_scope
@@ -75,7 +75,7 @@ def compile_etrace_graph(
         How far credit goes in the layers above that of a weight. ``'step'``: through what happens
         in the same step. ``'linear'``: through later steps, too, where the dynamics above are
         linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
-        <braintrace.ETraceGraph>`.
+        <braintrace.ETraceGraph>`. And where a state above follows the layer position by position.
     keeps_traces
         With ``downstream='linear'``: whether these states stay hidden states, with the traces of
         the operations that drive them, and only pass on the credit of what is below.
@@ -120,7 +120,8 @@ def compile_etrace_graph(
     if not minfo.slots_of(StateKind.PARAM):
         raise CompilationError("the model uses no brainstate.ParamState, so nothing is trainable")
     spared = resolve_frozen(minfo.model_parameters, frozen)
-    graph = _analysed(minfo, recurrence_scope, spared, include_hidden_perturb)
+    own = find_hidden_groups_from_minfo(minfo)
+    graph = _analysed(minfo, own, recurrence_scope, spared, include_hidden_perturb)
     require_coverage(minfo, graph.coverage(), spared)
     if downstream == "linear":
         uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
@@ -130,9 +131,11 @@ def compile_etrace_graph(
             if kappa is not None:
                 moving = moving.with_kappa(kappa, graph.hid_path_to_group)
             graph = replace(graph, uniform=uniform if moving.filters else {})
-            if moving.filters:
-                step = move_leaks(moving)
-                run = _analysed(step, recurrence_scope, spared, include_hidden_perturb)
+            step = move_leaks(moving) if moving.filters else minfo
+            groups = find_hidden_groups_from_minfo(step, across_layers=True)
+            if moving.filters or len(groups[0]) < len(graph.hidden_groups):
+                run = _analysed(step, groups, recurrence_scope, spared, include_hidden_perturb)
+                moving = moving if moving.filters else None
                 graph = replace(graph, moving=moving, filtered=replace(run, moving=moving))
         except CompilationError as why:
             graph = as_written(graph, str(why))
@@ -152,10 +155,14 @@ def compile_etrace_graph(
 
 
 def _analysed(
-    minfo: ModuleInfo, scope: str, spared: frozenset[Path], with_perturbation: bool
+    minfo: ModuleInfo,
+    found: tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]],
+    scope: str,
+    spared: frozenset[Path],
+    with_perturbation: bool,
 ) -> ETraceGraph:
-    """The graph of a traced step, without findings."""
-    groups, path_to_group = find_hidden_groups_from_minfo(minfo)
+    """The graph of a traced step and its groups, without findings."""
+    groups, path_to_group = found
     reach, cones, relations = analyse_operations(minfo, groups, scope)
     perturbed = perturb_hidden(minfo, groups, relations)
     return ETraceGraph(

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from ..base.former import without_former_options
 from ..base.types import Path
 from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..jaxprs.depends import Along
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.run import Slice, between
 from ..published import GroupViews
-from .module_info import ModuleInfo, StateKind, is_barrier
+from .module_info import ModuleInfo, StateKind, StateSlot, is_barrier
 from .tracing.extract import extract_module_info
 
 LAST = -1
@@ -228,7 +229,7 @@ Groups = Sequence[HiddenGroup]
 
 @without_former_options
 def find_hidden_groups_from_minfo(
-    minfo: ModuleInfo,
+    minfo: ModuleInfo, *, across_layers: bool = False
 ) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
     """The hidden groups of a traced model, and the group of each hidden state.
 
@@ -240,6 +241,9 @@ def find_hidden_groups_from_minfo(
     ----------
     minfo
         A traced model.
+    across_layers
+        Whether states of different layers are in one group, too, where one reaches the other
+        position by position.
 
     Returns
     -------
@@ -258,7 +262,8 @@ def find_hidden_groups_from_minfo(
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
     marks = minfo.credit(seeds, minfo.near)
-    if filters := [minfo.outvars_of(slot)[0] for slot in slots if slot.is_filter]:
+    filters = [minfo.outvars_of(slot)[0] for slot in slots if slot.is_filter or across_layers]
+    if filters:
         number = {minfo.outvars_of(slot)[0]: i for i, slot in enumerate(slots)}
 
         def emits(i: int, eqn: JaxprEqn) -> frozenset[int]:
@@ -269,7 +274,9 @@ def find_hidden_groups_from_minfo(
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):
-            if _compatible(slots[i], target):
+            if _compatible(slots[i], target) or (
+                across_layers and _by_position(minfo, slots[i], target)
+            ):
                 a, b = sorted((leader[i], leader[j]))
                 leader = [a if k == b else k for k in leader]
     groups = []
@@ -344,6 +351,20 @@ def _compatible(a: Any, b: Any) -> bool:
         return True
     pair = next((pair for pair in zip(a.path, b.path, strict=False) if pair[0] != pair[1]), ())
     return not pair or not all(isinstance(part, int) for part in pair)
+
+
+def _by_position(minfo: ModuleInfo, a: StateSlot, b: StateSlot) -> bool:
+    """Whether one state reaches the new value of another position by position."""
+    if a.varshape != b.varshape or a.num_state != 1 or b.num_state != 1:
+        return False
+    starts, (end,) = [*minfo.invars_of(a), *minfo.outvars_of(a)], minfo.outvars_of(b)
+    ndim = len(a.varshape)
+    for start in starts:
+        eqns = between(minfo.eqns, [start], [end], follows=minfo.near, along=Along.DERIVATIVES).eqns
+        found = align(eqns, start, [end], ndim, ndim) if eqns else None
+        if found is not None and not found.is_identity:
+            return False
+    return True
 
 
 def member_of(groups: Groups) -> dict[Var, int]:

@@ -41,9 +41,9 @@ STAYS = info(
 )
 
 
-FILTERED_TRACES = info(
+AS_WRITTEN = info(
     Kind.CREDIT_STOPS,
-    "kappa filters the traces, in front of the derivative of what layers emit: {why}",
+    "credit is as with downstream='step', and kappa, if there is one, filters the traces: {why}",
     "Nothing to do; downstream='step' asks for this rule",
 )
 
@@ -52,7 +52,7 @@ def as_written(graph: ETraceGraph, why: str) -> ETraceGraph:
     """The graph with the step as it is written, whose leaks do not move, with a record of why."""
     kept = (r for r in graph.diagnostics if r.kind is not Kind.UNIFORM_DYNAMICS)
     paths, told = tuple(graph.uniform), {"why": why}
-    stays = STAYS(hidden_paths=paths, context=told) if paths else FILTERED_TRACES(context=told)
+    stays = STAYS(hidden_paths=paths, context=told) if paths else AS_WRITTEN(context=told)
     return replace(
         graph,
         filtered=None,
@@ -78,6 +78,7 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         yield from _stops(graph)
     if graph.uniform:
         yield from _stops_in_groups(graph)
+        yield from _loops(graph)
 
 
 def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
@@ -103,8 +104,10 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     }
     for group in executed.hidden_groups:
         above = _shown(graph, group)
+        if graph.moving and graph.moving.keeps_traces:  # to uniform ones, credit passes through
+            above = tuple(path for path in above if path not in graph.uniform)
         for index in sorted(i for i in behind(group.hidden_outvars) if isinstance(i, int)):
-            if index == group.index:
+            if index == group.index or not above:
                 continue
             other = executed.hidden_groups[index]
             below, unheard = _shown(graph, other), behind(other.hidden_outvars) - heard
@@ -140,6 +143,21 @@ def _filters(group: HiddenGroup) -> tuple[Path, ...]:
     """The uniform states that filters of a group stand for."""
     filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
     return tuple(dict.fromkeys(filters))
+
+
+def _loops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    """Uniform states that the layer below them reads: that is a recurrent product of its group."""
+    info = graph.module_info
+    for group in graph.executed.hidden_groups:
+        own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
+        filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
+        for path in sorted({*filters} & {*graph.uniform} - {*own}):
+            marks = info.credit({info.hidden_path_to_invar[path]: frozenset({0})})
+            read = [p for p in own if marks.get(info.hidden_path_to_outvar[p])]
+            if read:
+                why = "the layers recur together by that, and recurrent products are cut"
+                told = {"below": (path,), "why": why}
+                yield STOPS(hidden_paths=tuple(read), context=told, lower=show_path(path))
 
 
 def _shown(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:

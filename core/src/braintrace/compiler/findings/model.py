@@ -147,8 +147,11 @@ def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
 
     marks = info.credit(olds, info.near, emits)
     pairs = {(g, to) for var, to in member.items() for g in marks.get(var, ()) if g in driven}
+    run = found.executed.hid_path_to_group
     for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
         read, reader = groups[g].hidden_paths, groups[to].hidden_paths
+        if all(path in found.uniform or run[path] is run.get(read[0]) for path in reader):
+            continue  # credit passes
         place = info.producer(groups[to].hidden_outvars[0])
         told = {"reader": show_path(reader[0]), "read": show_path(read[0])}
         yield CROSSES(place, None, (*reader, *read), {"from": g, "to": to}, **told)
