@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7020,
+    "compiler": 7069,
     "executor": 1725,
     "files": 925,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_890, 9_654
-WHOLE_CORE = 28_048
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_939, 9_694
+WHOLE_CORE = 28_097
 
 
 def module_of(file: Path) -> str:
