@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 
+from braintrace.base import versions
 from tests.truth import table
 
 BATCH = 8
@@ -43,14 +45,22 @@ def prepared(case: table.Case, on: Any = None, units: bool = True) -> Iterator[t
     job.learner.shard(on, batch="data", units="model" if both else None)
     with jax.set_mesh(on):
         place = jax.NamedSharding(on, jax.P(None, "data"))
-        xs, ys = (jax.device_put(v, place) for v in (job.xs, job.ys))
+        xs, ys = (versions.put(v, place) for v in (job.xs, job.ys))
         yield replace(job, xs=xs, ys=ys)
 
 
 def run(case: table.Case, on: Any = None, units: bool = True) -> Any:
     """What a case computes, as arrays of numpy."""
     with prepared(case, on, units) as job:
-        return jax.tree.map(np.asarray, table.DRIVERS[case.driver](job)())
+        return jax.tree.map(whole, table.DRIVERS[case.driver](job)())
+
+
+def whole(array: Any) -> Any:
+    """An array of numpy with all parts, also those in other processes."""
+    shared = isinstance(array, jax.Array) and not array.is_fully_replicated
+    if shared and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 class Collective(NamedTuple):

@@ -206,6 +206,14 @@ def several_devices() -> bool:
     return jax.device_count() > 1
 
 
+def put(value: Any, sharding: Any) -> Any:
+    """An array on other devices, of which some may be those of other processes."""
+    if sharding.is_fully_addressable or not getattr(value, "is_fully_addressable", True):
+        return jax.device_put(value, sharding)
+    own = np.asarray(value)  # which every process has
+    return jax.make_array_from_callback(own.shape, sharding, lambda part: own[part])
+
+
 def is_float(aval: Any) -> bool:
     """Whether values of this type carry derivatives."""
     return _is_float_dtype(aval.dtype)

@@ -109,7 +109,7 @@ def decoded(raw: np.ndarray, stored: ArrayType, like: Any) -> Any:
 def _on_device(raw: np.ndarray, weak_type: bool, like: Any) -> jax.Array:
     """An array of JAX, where ``like`` is if that was put somewhere on purpose."""
     if is_shared(like):
-        return jax.make_array_from_callback(raw.shape, like.sharding, lambda part: raw[part])
+        return versions.put(raw, like.sharding)
     if _is_key(like):
         array = jax.random.wrap_key_data(jnp.array(raw), impl=jax.random.key_impl(like))
     else:

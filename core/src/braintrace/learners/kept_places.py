@@ -39,7 +39,7 @@ def as_before(before: Mapping[Path, Any], states: Mapping[Path, State]) -> None:
         if len({*map(len, pair)}) > 1 or not any(map(_lies, pair[0])):
             continue
         moved = [
-            jax.device_put(new, was.sharding) if _lies(was) and new.ndim == was.ndim else new
+            versions.put(new, was.sharding) if _lies(was) and new.ndim == was.ndim else new
             for was, new in zip(*pair, strict=True)
         ]
         if any(a is not b for a, b in zip(moved, pair[1], strict=True)):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..algorithms.base import Block
+from ..base import versions
 from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
 from ..executor.jacobians import StepJacobians
@@ -91,7 +92,7 @@ def _shown(mesh: Mesh) -> str:
 def _put(value: Any, shardings: list[NamedSharding]) -> Any:
     leaves, tree = jax.tree.flatten(value)
     pairs = zip(leaves, shardings, strict=True)
-    return jax.tree.unflatten(tree, [jax.device_put(leaf, where) for leaf, where in pairs])
+    return jax.tree.unflatten(tree, [versions.put(leaf, where) for leaf, where in pairs])
 
 
 @dataclass(frozen=True, eq=False)
