@@ -50,7 +50,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 825,
+    "base": 833,
     "ops": 2314,
     "show": 1433,
     "jaxprs": 1571,
@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 2435,
     "drivers": 2876,
-    "learners": 3660,
+    "learners": 3661,
     "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_939, 9_694
-WHOLE_CORE = 28_097
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_947, 9_699
+WHOLE_CORE = 28_106
 
 
 def module_of(file: Path) -> str:
