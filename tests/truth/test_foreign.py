@@ -107,3 +107,54 @@ def test_what_cannot_be_mapped_over_examples_is_said_at_compile_time() -> None:
     model = Mixed(lambda h: matrix.T @ h)
     with pytest.raises(bt.NotSupportedError, match="maps the step over examples.*'csr_matvec'"):
         bt.compile(model, "d_rtrl", jnp.ones((BATCH, 3)), batch_size=BATCH, vmap=True)
+
+
+def _primitive(name: str, jvp: bool) -> Callable[[Any], Any]:
+    """A doubling of another library, without a JVP or without a transpose."""
+    primitive = Primitive(name)
+    primitive.def_abstract_eval(lambda aval: aval)
+    primitive.def_impl(lambda x: 2 * x)
+    mlir.register_lowering(primitive, mlir.lower_fun(lambda x: 2 * x, multiple_results=False))
+    if jvp:
+        ad.primitive_jvps[primitive] = lambda x, dots: (primitive.bind(*x), primitive.bind(*dots))
+    return primitive.bind
+
+
+def on_the_host(v: Any) -> Any:
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(v.shape, v.dtype), v)
+
+
+@jax.custom_jvp
+def with_a_rule(v: Any) -> Any:
+    return on_the_host(v)
+
+
+with_a_rule.defjvp(lambda v, dots: (with_a_rule(*v), jnp.cos(v[0]) * dots[0]))
+
+WITHOUT_DERIVATIVE: dict[str, Callable[[Any], Any]] = {
+    "test_without_jvp": _primitive("test_without_jvp", jvp=False),
+    "test_without_transpose": _primitive("test_without_transpose", jvp=True),
+    "pure_callback": on_the_host,
+    "scan": lambda v: jax.lax.scan(lambda v, _: (on_the_host(v), None), v, length=2)[0],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_DERIVATIVE)
+def test_what_has_no_derivative_is_said_at_compile_time(name: str) -> None:
+    model = Mixed(WITHOUT_DERIVATIVE[name])
+    with pytest.raises(
+        bt.NotSupportedError, match=rf"through '{name}' at .*test_foreign\.py:\d+.*stop_gradient"
+    ):
+        bt.compile(model, "d_rtrl", jnp.ones((BATCH, 3)), batch_size=BATCH)
+
+
+@pytest.mark.parametrize(
+    "function", [with_a_rule, lambda v: v + on_the_host(jax.lax.stop_gradient(v))]
+)
+def test_a_rule_of_its_own_or_no_derivative_is_enough(function: Any) -> None:
+    model, xs = Mixed(function), jnp.ones((3, BATCH, 3))
+    learner = bt.compile(model, bt.RTRL, xs[0], batch_size=BATCH)
+    found = learner.etrace_grad(xs, step_fn=lambda x: (learner(x) ** 2).sum(), reduction="sum")
+    model.reset_state(BATCH)
+    _, exact = bptt(model, (xs,), lambda y: (y**2).sum())
+    assert_tree_close(found, exact)

@@ -29,6 +29,7 @@ from ..environment import moving_values, recorded_settings
 from ..findings.record import IN_CALL, OPAQUE, WEIGHT_IN_WHILE, WEIGHT_INSIDE
 from ..keywords import run_with
 from ..module_info import DYNAMIC, ModuleInfo, StateKind, StateSlot
+from .derivatives import operations_without_derivative
 from .effects import holds_a_reference, with_kept_effects
 from .moving import with_constant_weights
 
@@ -286,6 +287,13 @@ def _check(info: ModuleInfo) -> None:
             "bounds; leave ControlFlowPolicy(while_hidden='opaque-fwd'), which is the default; or, "
             "if no derivative is wanted, put jax.lax.stop_gradient around what enters the loop or "
             "leaves it"
+        )
+    for eqn, said in operations_without_derivative(info):
+        raise NotSupportedError(
+            f"a derivative would have to pass through {eqn.primitive.name!r} at "
+            f"{versions.source_of(eqn)}, and JAX cannot take it in reverse mode: {said}. Put it "
+            "into a function with a rule of its own (jax.custom_vjp); or, if no derivative is "
+            "wanted, put jax.lax.stop_gradient around what enters it"
         )
 
 
