@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7069,
+    "compiler": 7138,
     "executor": 1725,
     "files": 925,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 15_947, 9_699
-WHOLE_CORE = 28_106
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 16_016, 9_748
+WHOLE_CORE = 28_175
 
 
 def module_of(file: Path) -> str:
