@@ -51,22 +51,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 833,
-    "ops": 2314,
+    "ops": 2665,
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7138,
-    "executor": 1725,
+    "compiler": 7225,
+    "executor": 1979,
     "files": 925,
     "cli": 729,
-    "algorithms": 2435,
-    "drivers": 2876,
+    "algorithms": 2859,
+    "drivers": 2912,
     "learners": 3661,
     "modules": 811,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 16_016, 9_748
-WHOLE_CORE = 28_175
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_132, 10_509
+WHOLE_CORE = 29_327
 
 
 def module_of(file: Path) -> str:

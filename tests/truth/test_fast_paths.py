@@ -16,7 +16,8 @@ from jax.experimental import io_callback
 import braintrace as bt
 from braintrace import algorithms
 from braintrace.algorithms import config
-from braintrace.algorithms.d_rtrl import LaggedDRTRLRule, ParamDimRule
+from braintrace.algorithms.d_rtrl import ParamDimRule
+from braintrace.algorithms.lagged import LaggedDRTRLRule
 from braintrace.base.types import bytes_of
 from braintrace.drivers import direct, gradients
 from braintrace.drivers.block_size import (

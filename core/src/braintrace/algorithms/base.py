@@ -89,6 +89,8 @@ def accept_old_name(cls: type, old: str, new: str) -> None:
     """
     defining = (vars(base) for base in cls.__mro__ if {old, new} & vars(base).keys())
     own: Mapping[str, Any] = next(defining, {})
+    if {old, new} <= own.keys():
+        return
     if new in own:
         method = own[new]
 

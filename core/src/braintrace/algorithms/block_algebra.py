@@ -30,11 +30,13 @@ import jax.numpy as jnp
 
 from ..base.precision import sum_dtype
 from ..compiler.reach import Pattern
+from ..executor.pulled import Pulled
+from ..ops.traces.bands import Bands, bands_of_products, identity, product
 from ..ops.traces.base import UNROLL_STATES
 
 
 def accumulate(
-    transition: jax.Array | None,
+    transition: jax.Array | Bands | None,
     signal: jax.Array,
     old_signal: jax.Array | None,
     passing: Pattern | None = None,
@@ -54,7 +56,25 @@ def accumulate(
     return signal + shifted, old_signal[0]
 
 
+def accumulate_pulled(
+    pulled: Pulled, signal: jax.Array, old_signal: jax.Array | None
+) -> tuple[dict[int, jax.Array], jax.Array]:
+    """``sum_s f^t a^t`` of each link [K, *Y], and ``c^0`` [S, *V], without looking at ``D``."""
+    rows = pulled, signal, old_signal
+    start = jnp.zeros_like(signal[0])
+    entry, found = jax.lax.scan(_pull_backward, start, rows, reverse=True)
+    return found, entry
+
+
 # Bodies of scans are made once: outside of jit, a new function is compiled at each call.
+
+
+def _pull_backward(
+    carried: jax.Array, now: tuple[Pulled, jax.Array, Any]
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    pulled, signal, old_signal = now
+    carried, found = pulled(signal + carried)
+    return (carried if old_signal is None else carried + old_signal), found
 
 
 @lru_cache
@@ -64,7 +84,7 @@ def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Arr
     def step(carried: jax.Array, now: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         transition, signal, old_signal = now
         total = signal + carried
-        carried = apply(jnp.swapaxes(transition, 0, 1), total, backward)
+        carried = apply(turned(transition), total, backward)
         return (carried if old_signal is None else carried + old_signal), total
 
     return step
@@ -85,6 +105,25 @@ def suffix_products(
     return products, whole
 
 
+def products_by_bands(transition: Bands, factors: jax.Array) -> tuple[jax.Array, Bands] | None:
+    """``P^t f^t`` [K, S, ..], and ``P^0``, of ``D`` [K, ..] by its bands, laid out as ``f`` is.
+
+    ``None`` where a product would have too many entries.
+    """
+    like = jax.tree.map(lambda v: v[0], transition)
+    if (bands := bands_of_products(like.bands, like.num_state)) is None:
+        return None
+    start = identity(bands, like, sum_dtype(jnp.result_type(*like.values)))
+    whole, driven = jax.lax.scan(_multiplied_bands, start, (transition, factors), reverse=True)
+    return driven, whole
+
+
+def _multiplied_bands(total: Bands, now: tuple[Bands, jax.Array]) -> tuple[Bands, jax.Array]:
+    moving, f = now
+    new = product(total, moving, total.bands)
+    return jax.tree.map(lambda v, like: v.astype(like.dtype), new, total), total.times(f)
+
+
 def _multiplied(product: jax.Array, now: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
     transition, decay = now
     if decay is not None:
@@ -98,11 +137,20 @@ def _identity(like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(eye.reshape(*eye.shape, *(1,) * (like.ndim - 2)), like.shape)
 
 
-def apply(matrix: jax.Array, vector: jax.Array, passing: Pattern | None = None) -> jax.Array:
+def turned(matrix: jax.Array | Bands) -> jax.Array | Bands:
+    """The transposed matrices [S, S, ..]."""
+    return matrix.turned if isinstance(matrix, Bands) else jnp.swapaxes(matrix, 0, 1)
+
+
+def apply(
+    matrix: jax.Array | Bands, vector: jax.Array, passing: Pattern | None = None
+) -> jax.Array:
     """``matrix`` [S, S', ..] times ``vector`` [S', ..], position by position.
 
     ``passing`` says which entries are not structurally zero.
     """
+    if isinstance(matrix, Bands):
+        return matrix.times(vector)
     if matrix.shape[1] > UNROLL_STATES:
         return jnp.einsum("ij...,j...->i...", matrix, vector)
     columns = [*enumerate(vector)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,11 @@ from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceVjpGraphExecutor, compiled_step
 from ..published import ConfigViews
 from .base import LearningRule
-from .d_rtrl import LaggedDRTRLRule, ParamDimRule, may_lag
+from .d_rtrl import ParamDimRule
+from .delayed import DelayedDRTRLRule, lag_of
 from .e_prop import EPropRule
 from .influence import InfluenceRule
+from .lagged import LaggedDRTRLRule, may_lag
 from .pp_prop import IODimRule
 from .signals import Modulated, RandomFeedback, Resignalled, TracelessRule
 from .snap import SnApRule
@@ -233,6 +235,10 @@ class ETraceConfig(ConfigViews):
         moving = executor.graph.moving
         if self.kappa is not None and (moving is None or moving.kappa is None):
             return EPropRule(executor, dtype, float(self.kappa))
+        banded = replace(executor, banded=True)
+        executor = banded if banded.bands else executor
+        if (lag := lag_of(executor, dtype)) > 1:
+            return DelayedDRTRLRule(executor, dtype, lag=lag)
         if may_lag(executor):
             return LaggedDRTRLRule(executor, dtype)
         return ParamDimRule(executor, dtype, of_model=True)

@@ -28,6 +28,7 @@ from ..jaxprs.run import etp_equations
 from .contexts import Read, plan_backward, run_in_contexts
 from .groups import Groups, HiddenGroup, member_of, mixing
 from .module_info import DYNAMIC, Marks, ModuleInfo, is_barrier
+from .patterns import driven_by_step, has_lines, passing_by_step
 
 SCOPES = ("diagonal", "coupled")
 Pattern = tuple[tuple[bool, ...], ...]
@@ -289,7 +290,20 @@ def _cone(groups: Groups, group: HiddenGroup, reach: Sequence[Reach], scope: str
         behind_new = list(program_influences(transition.program, Along.DERIVATIVES))
     rows = [_by_state(group, [old in behind for old in old_ones]) for behind in behind_new]
     passing = _by_state(group, rows)
+    if has_lines(group):
+        between = [program[i] for i in eqns]
+        driving = driven_by_step(group, between, ys)
+        passing = _passing_by_step(group, between, transition)
     return Cone(group.index, eqns, tuple(free), old_reaches, offence, transition, passing, driving)
+
+
+def _passing_by_step(
+    group: HiddenGroup, between: Sequence[JaxprEqn], transition: Transition | None
+) -> Pattern:
+    if transition is None or transition.program is None:
+        return passing_by_step(group, between, group.hidden_invars, group.hidden_outvars)
+    program, free = transition.program, len(transition.free)
+    return passing_by_step(group, program.eqns, program.invars[free:], program.outvars)
 
 
 def _by_state(group: HiddenGroup, members: Sequence[Any]) -> tuple[Any, ...]:

@@ -73,5 +73,7 @@ def record_bytes(rule: LearningRule) -> int:
     for link in rule.links:
         total += link.group.num_state * math.prod(link.extra) * bytes_of(link.relation.y_var.aval)
     for group in {link.group.index: link.group for link in rule.links}.values():
-        total += group.num_state**2 * math.prod(group.varshape) * width
+        bands = executor.bands.get(group.index)
+        entries = sum(band.length for band in bands) if bands else group.num_state**2
+        total += entries * math.prod(group.varshape) * width
     return total

@@ -8,6 +8,7 @@ zero times infinity would be NaN from then on. There they are zero, which change
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from ..algorithms.base import Block, OldSignals
 from ..executor.jacobians import StepJacobians
+from ..ops.traces.bands import Bands
 
 
 def without_past(jacobians: StepJacobians, first: Any, moves: Any = None) -> StepJacobians:
@@ -22,10 +24,18 @@ def without_past(jacobians: StepJacobians, first: Any, moves: Any = None) -> Ste
 
     ``moves`` are marks of the Jacobians: a ``D`` that is the same at every step stays as it is.
     """
-    marks = (True,) * len(jacobians.transition) if moves is None else moves.transition
-    pairs = zip(jacobians.transition, marks, strict=True)
-    cut = (D if D is None or not mark else _cut(D, first) for D, mark in pairs)
-    return jacobians._replace(transition=tuple(cut))
+    found = jacobians.transition
+    marks = jax.tree.map(lambda _: True, found) if moves is None else moves.transition
+
+    def cut(D: Any, moves: Any) -> Any:
+        if not isinstance(D, Bands):
+            return _cut(D, first) if moves else D
+        values = (cut(*pair) for pair in zip(D.values, moves.values, strict=True))
+        pulled = D.pulled and replace(D.pulled, past=_cut(D.pulled.past, first))
+        return replace(D, values=tuple(values), pulled=pulled)
+
+    pairs = zip(found, marks, strict=True)
+    return jacobians._replace(transition=tuple(None if D is None else cut(D, m) for D, m in pairs))
 
 
 def block_without_past(block: Block, first: Any, moves: Block) -> Block:

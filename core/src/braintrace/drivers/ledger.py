@@ -25,8 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import Block, LearningRule
-from ..algorithms.block_algebra import apply
-from ..algorithms.d_rtrl import LaggedDRTRLRule, ParamDimRule
+from ..algorithms.block_algebra import apply, turned
+from ..algorithms.d_rtrl import ParamDimRule
+from ..algorithms.delayed import DelayedDRTRLRule
+from ..algorithms.lagged import LaggedDRTRLRule
 from ..algorithms.signals import RandomFeedback
 from ..base.errors import NotSupportedError
 from ..base.types import Path
@@ -137,7 +139,7 @@ def _detour(
     if near and (transition is None or not transition.mixed):
         return past  # all that is near is in D
     past = past + laid((zeros, own))
-    return past if matrix is None else past - apply(jnp.swapaxes(matrix, 0, 1), whole[g])
+    return past if matrix is None else past - apply(turned(matrix), whole[g])
 
 
 def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
@@ -165,7 +167,7 @@ def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
     by_rule = solved(rule, signal, old, given)
     direct = summed(direct) if inside is None else probe.by_path(inside)
     entries = [Found(KEPT, None, None, add_traced(by_rule, direct))]
-    if type(rule) not in (ParamDimRule, LaggedDRTRLRule):
+    if type(rule) not in (ParamDimRule, LaggedDRTRLRule, DelayedDRTRLRule):
         missed = jax.tree.map(jnp.subtract, solved(exact, signal, old), by_rule)
         entries.append(Found(RULE, None, None, missed))
     for n, g in enumerate(group.index for group in executor.driven):

@@ -17,12 +17,22 @@ from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
+from ..compiler.patterns import has_lines
 from ..compiler.reach import Pattern
 from ..jaxprs.credit import run_uncredited
 from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
-from .jacobians import StepJacobians, jacobians_of_group, shift_dtype, takes_forward_mode
+from ..ops.traces.bands import Band, Bands, bands_of
+from ..ops.traces.base import UNROLL_STATES
+from .jacobians import (
+    StepJacobians,
+    has_forward_mode,
+    jacobians_of_group,
+    shift_dtype,
+    takes_forward_mode,
+)
 from .layout import Link, Positions
+from .sweeps import sweeps_for
 
 
 class WeightAddress(NamedTuple):
@@ -48,10 +58,14 @@ class Executor:
     jacobians
         What ``D`` and ``f`` hold: ``'near'``, the entries between equal positions; ``'whole'``,
         every entry within a hidden group.
+    banded
+        Whether ``D`` of a group with many states, most of which do not depend on one another, is
+        given by its bands, as :class:`Bands`. Those of a delay line do not.
     """
 
     graph: ETraceGraph
     jacobians: str = "near"
+    banded: bool = False
 
     @cached_property
     def groups(self) -> tuple[Positions, ...]:
@@ -115,6 +129,25 @@ class Executor:
         every = (True,) * group.num_state
         return every if self.jacobians == "whole" else self.graph.cones[group.index].driving[y]
 
+    @cached_property
+    def bands(self) -> dict[int, tuple[Band, ...]]:
+        """By group, the bands of ``D`` where it is given by these."""
+        found: dict[int, tuple[Band, ...]] = {}
+        if not self.banded or self.jacobians != "near":
+            return found
+        for cone in self.graph.cones:
+            group, moving = self.graph.hidden_groups[cone.group], cone.transition
+            many = has_lines(group) and group.num_state > UNROLL_STATES
+            if moving is None or moving.mixed or not many:
+                continue
+            eqns = [self.graph.module_info.eqns[i] for i in cone.eqns]
+            own = bands_of(cone.passing, group.state_counts)
+            if own is None or not sweeps_for(cone.passing, own):
+                continue
+            if has_forward_mode(moving.program.eqns if moving.program else eqns):
+                found[cone.group] = own
+        return found
+
     def run(
         self, args: Sequence[Any], states: Mapping[Path, Any], perturb: Sequence[Any] | None = None
     ) -> tuple[Any, dict[Path, Any], tuple[Any, ...]]:
@@ -162,10 +195,11 @@ class Executor:
         info, env = self.graph.module_info, versions.constants(self.graph.module_info.jaxpr)
         env.update(zip(self.inputs_of_jacobians, values, strict=True))
         f: dict[int, jax.Array] = {}
-        transitions: list[jax.Array | None] = []
+        transitions: list[Any] = []
         for group, cone in zip(self.groups, self.graph.cones, strict=True):
             links = [link for link in self.links if link.group is group]
-            transition, found = jacobians_of_group(info.eqns, cone, group, links, env)
+            banded = self.bands.get(group.index, ())
+            transition, found = jacobians_of_group(info.eqns, cone, group, links, env, banded)
             transitions.append(transition)
             f |= found
         return self._step(lambda x: read(env, x), lambda link: f[link.index], transitions)
@@ -188,15 +222,18 @@ class Executor:
         def factor(link: Link) -> Any:
             group, y = link.group, link.relation.y_var
             shape = (group.num_state, *link.extra, *y.aval.shape)
-            if takes_forward_mode(eqns, cones[group.index], link):
+            if takes_forward_mode(eqns, cones[group.index], link, group.index in self.bands):
                 return array(shape, *group.group.hidden_outvars)
             return jax.ShapeDtypeStruct(shape, shift_dtype(eqns, cones[group.index], link))
 
         def transition(group: Positions) -> Any:
             if group not in self.driven or cones[group.index].transition is None:
                 return None
-            states = group.num_state
-            return array((states, states, *group.varshape), *group.group.hidden_invars)
+            states, olds = group.num_state, group.group.hidden_invars
+            if bands := self.bands.get(group.index):
+                types = (array((band.length, *group.varshape), *olds) for band in bands)
+                return Bands(tuple(types), bands, states)
+            return array((states, states, *group.varshape), *olds)
 
         return self._step(lambda x: array(x.aval.shape, x), factor, map(transition, self.groups))
 

@@ -10,8 +10,8 @@ time are pulled back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,8 +25,11 @@ from ..compiler.groups import HiddenGroup
 from ..compiler.reach import Cone
 from ..jaxprs.pull import converts
 from ..jaxprs.run import holds, read, run_equations
+from ..ops.traces.bands import Band, Bands
 from ..ops.traces.base import UNROLL_STATES
 from .layout import Link, Positions, numbers_along
+from .pulled import Pulled
+from .sweeps import BandedTransition
 
 #: What ``D`` and ``f`` may hold, and a learning rule may need.
 JACOBIANS = {
@@ -48,14 +51,16 @@ class StepJacobians(NamedTuple):
     f
         Per link (relation and group), ``d h_g / d y`` laid out as ``y``: [S, *E, *Y].
     transition
-        Per group, ``D[i, j] = d h_i / d h_j`` [S, S, *V]; ``None`` where structurally zero.
+        Per group, ``D[i, j] = d h_i / d h_j`` [S, S, *V]; ``None`` where structurally zero. An
+        executor with ``banded`` gives ``D`` of a group with a delay line by its bands, together
+        with a function of signals.
     """
 
     x: tuple[Any, ...]
     f: tuple[jax.Array, ...]
-    transition: tuple[jax.Array | None, ...]
+    transition: tuple[Any, ...]
 
-    def of(self, link: Link) -> tuple[Any, jax.Array, jax.Array | None]:
+    def of(self, link: Link) -> tuple[Any, jax.Array, Any]:
         """``x``, ``f`` and ``D`` of a link."""
         return self.x[link.relation.index], self.f[link.index], self.transition[link.group.index]
 
@@ -155,14 +160,22 @@ class Pullback:
         return found.reshape(positions.num_state, *link.extra, *found.shape[2:])
 
 
-def takes_forward_mode(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> bool:
-    """Whether forward mode gives ``f`` at once: ``y`` is broadcast, and nothing forbids it.
+def takes_forward_mode(
+    eqns: Sequence[JaxprEqn], cone: Cone, link: Link, banded: bool = False
+) -> bool:
+    """Whether forward mode gives ``f`` at once, and nothing forbids it.
 
-    ``jax.custom_vjp`` functions have no forward mode.
+    It does where ``y`` is broadcast, and where the ``D`` of the group is kept by its bands: then
+    there are many states to pull back from.
     """
-    if not link.extra or link.alignment.mixed or link.group.mixed:
+    if not (link.extra or banded) or link.alignment.mixed or link.group.mixed:
         return False
-    return not any(holds(eqns[i], versions.jaxp.custom_vjp_call_p) for i in cone.eqns)
+    return has_forward_mode(eqns[i] for i in cone.eqns)
+
+
+def has_forward_mode(eqns: Iterable[JaxprEqn]) -> bool:
+    """Whether no equation forbids forward mode, as ``jax.custom_vjp`` functions do."""
+    return not any(holds(eqn, versions.jaxp.custom_vjp_call_p) for eqn in eqns)
 
 
 def shift_dtype(eqns: Sequence[JaxprEqn], cone: Cone, link: Link) -> Any:
@@ -189,8 +202,12 @@ def jacobians_of_group(
     positions: Positions,
     links: Sequence[Link],
     values: dict[Var, Any],
-) -> tuple[jax.Array | None, dict[int, jax.Array]]:
+    banded: tuple[Band, ...] = (),
+) -> tuple[jax.Array | Bands | None, dict[int, jax.Array]]:
     """``D`` of a group, and ``f`` of the links that lead to it, by number.
+
+    Where it is ``banded``, ``D`` is given by these bands, from as many derivatives as
+    :mod:`.sweeps` needs.
 
     They are computed from the ``values`` of variables, by the part of the step's equations that
     leads to the group, as a function of its old values and of each ``y``.
@@ -238,7 +255,18 @@ def jacobians_of_group(
         _, moved = jax.jvp(lambda y: new_values(olds, {i: y}), *along)
         return link.to_y(positions.stacked(moved), 1)
 
-    forward = {link.index for link in links if takes_forward_mode(eqns, cone, link)}
+    def pulled() -> Pulled | None:
+        """Where signals have the dtype of the states."""
+        members = (*group.hidden_invars, *group.hidden_outvars)
+        if any(var.aval.dtype != positions.wide for var in members):
+            return None
+        of_olds = None
+        if transition is not None and transition.program is not None:
+            _, of_olds = jax.vjp(step, own)
+        _, pull = jax.vjp(new_values, olds, zeros)
+        return Pulled(pull, of_olds, jnp.ones((), bool), positions)
+
+    forward = {link.index for link in links if takes_forward_mode(eqns, cone, link, bool(banded))}
     reverse = {i: zero for i, zero in zeros.items() if i not in forward}
     pullback = Pullback(group, *jax.lax.optimization_barrier(jax.vjp(new_values, olds, reverse)))
     factors = {
@@ -247,7 +275,15 @@ def jacobians_of_group(
     }
     if transition is None:
         return None, factors
+    held = [read(values, var) for var in transition.free]
+    if banded:
+        call = transition.program and versions.jaxpr_as_fun(transition.program)
+
+        def step(olds: list[Any]) -> list[Any]:
+            return call(*held, *olds) if call else new_values(olds, {})
+
+        matrix = BandedTransition(positions, cone.passing, banded, step, own).matrix()
+        return replace(matrix, pulled=pulled()), factors
     if transition.program is not None:
-        held = [read(values, var) for var in transition.free]
         pullback = Pullback.of_program(group, transition.program, held, own)
     return pullback.transition(transition.mixed, bool(positions.mixed)), factors

@@ -88,6 +88,18 @@ class Positions:
         rows = (v[None] if v.shape == shape else jnp.moveaxis(v, k, 0) for v, k in pairs)
         return self.joined(jnp.concatenate([*rows]))
 
+    def members(self, array: jax.Array) -> list[jax.Array]:
+        """One array per member, in their dtypes, from [S, *V] where no positions are mixed."""
+        found, first, group = [], 0, self.group
+        pairs = zip(group.hidden_outvars, group.state_counts, group.state_axes, strict=True)
+        for var, count, axis in pairs:
+            own = array[first : first + count]
+            single = var.aval.shape == group.varshape
+            value = own[0] if single else jnp.moveaxis(own, 0, axis)
+            found.append(value.astype(var.aval.dtype))
+            first += count
+        return found
+
     def joined(self, array: jax.Array, lead: int = 0) -> jax.Array:
         """States and positions of the group, after ``lead`` other axes, as [*lead, S, *V]."""
         array = array.transpose(*_after(lead + 1, (*self.mixed, *self.kept)))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..operation import Arrays, Operation
+from .bands import Bands
 
 #: Up to how many states loops over them are written out.
 UNROLL_STATES = 4
@@ -46,6 +47,45 @@ class TraceRules(ABC):
     @abstractmethod
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         """``(factor, trace)``: one state of a trace times a factor by position [*E, *Y]."""
+
+    def propagate_by_bands(
+        self, transition: Bands, trace: Arrays, x: Any, f: Any, operands: Sequence[Any]
+    ) -> Arrays:
+        """``D . eps + f (x) x`` of one step, with ``D`` by its bands: one state after the other.
+
+        Without ``f``, it is ``D . eps``.
+
+        A shift of a whole array with many states, which is not vectorised, would be the slower way.
+        """
+        scale, transition = self.scale(operands), self.operation.widened(transition)
+        rules, x = self.of_states(1), None if x is None else x[None]
+        several = [k for k, band in enumerate(transition.bands) if band.is_row]
+        columns, factors = transition.by_row()
+
+        def one(state: Any) -> Arrays:
+            f_now, now, entries = state
+            types = {key: rules.types[key] for key in trace}
+            total = jax.tree.map(lambda v: jnp.zeros(v.shape[1:], v.dtype), types)
+            if f is not None:
+                new = rules.increments(x, f_now[None, None], operands)
+                total = jax.tree.map(lambda v: v[0], new)
+            for column, factor in zip(now, entries, strict=True):
+                part = scale(factor, jax.tree.map(lambda v, column=column: v[column], trace))
+                total = jax.tree.map(jnp.add, total, part)
+            return total
+
+        new = jax.lax.map(one, (f, columns, factors))
+        for k in several:
+            band, values = transition.bands[k], transition.values[k]
+            part = jax.tree.map(lambda v, band=band: v[band.columns], trace)
+            zero = jax.tree.map(lambda v: jnp.zeros(v.shape[1:], v.dtype), new)
+
+            def add(total: Arrays, entry: Any) -> tuple[Arrays, None]:
+                return jax.tree.map(jnp.add, total, scale(*entry)), None
+
+            found, _ = jax.lax.scan(add, zero, (values, part))
+            new = jax.tree.map(lambda v, own, band=band: v.at[band.row].add(own), new, found)
+        return new
 
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``D . eps``."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...base import versions
 from ...base.precision import start_of_sum, widened_dtype
@@ -181,18 +182,26 @@ class StructuredTrace(TraceRules):
             one = rule(at(signal), {key: at(leaf) for key, leaf in trace.items()})
             return {key: one[key][0] for key in keys}
 
-        def add(total: Arrays, example: Any) -> tuple[Arrays, None]:
-            for s, b in product(range(self.num_state), range(EXAMPLES_AT_ONCE)):
-                total = jax.tree.map(jnp.add, total, term(s, example + b))
+        def add(total: Arrays, at: Any) -> tuple[Arrays, None]:
+            state, example = at if many else (0, at)
+            for s, b in product(own, range(EXAMPLES_AT_ONCE)):
+                total = jax.tree.map(jnp.add, total, term(state + s, example + b))
             return total, None
 
-        examples = signal.shape[1]
+        def add_first(total: Arrays, state: Any) -> tuple[Arrays, None]:
+            for s, b in product(own, range(rest)):
+                total = jax.tree.map(jnp.add, total, term(state + s, b))
+            return total, None
+
+        many = self.num_state > UNROLL_STATES  # a program for each of them would be long
+        own, examples = range(1 if many else self.num_state), signal.shape[1]
         rest = examples % EXAMPLES_AT_ONCE
-        first = [term(s, b) for s, b in product(range(self.num_state), range(rest))]
+        groups, states = np.arange(rest, examples, EXAMPLES_AT_ONCE), np.arange(self.num_state)
         like = jax.eval_shape(term, 0, 0)
-        zeros = jax.tree.map(start_of_sum, like)
-        total = jax.tree.map(lambda *terms: sum(terms), zeros, *first)
-        total, _ = jax.lax.scan(add, total, jnp.arange(rest, examples, EXAMPLES_AT_ONCE))
+        total = jax.tree.map(start_of_sum, like)
+        total, _ = jax.lax.scan(add_first, total, states) if many else add_first(total, 0)
+        pairs = np.repeat(states, len(groups)), np.tile(groups, len(states))
+        total, _ = jax.lax.scan(add, total, pairs if many else groups)
         return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from ...base.precision import widened_dtype
 from ..operation import Arrays
+from .bands import Bands
 from .base import TraceRules
 
 #: Leaves besides the values: places in the table from 1 on (0: free), steps since a row was read,
@@ -59,6 +60,13 @@ class RowsTrace(TraceRules):
     def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         values = {self.key: trace[self.key]}
         return {**trace, **super().propagate(transition, values, operands)}
+
+    def propagate_by_bands(
+        self, transition: Bands, trace: Arrays, x: Any, f: Any, operands: Sequence[Any]
+    ) -> Arrays:
+        values = {self.key: trace[self.key]}
+        kept = {**trace, **super().propagate_by_bands(transition, values, None, None, operands)}
+        return kept if f is None else self.joined(kept, self.increments(x[None], f[None], operands))
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """Of ``K`` steps: one row for each step, in their order."""
