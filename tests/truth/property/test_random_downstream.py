@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random layers of leaks above one nonlinear layer, against backpropagation.
+"""Random networks of several layers, some of them uniform and some not, against the oracle.
 
-``BRAINTRACE_PROPERTY_RUNS`` as for random cells.
+Which layers are uniform follows from how they are written here. ``BRAINTRACE_PROPERTY_RUNS`` as for
+random cells.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import brainstate
@@ -16,13 +19,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 import braintrace as bt
-from braintrace.testing import bptt
+from braintrace.testing import bptt, d_rtrl_oracle, e_prop_oracle
 from tests.zoo import spike
 
-from .models import loss_fn
-from .test_random_cells import compare, explore
+from .test_random_cells import RUNS, compare, explore
 
-WIDTH, BATCH, STEPS = 3, 2, 4
+WIDTH, BATCH, STEPS, KAPPA = 3, 2, 5, 0.4
 held = jax.lax.stop_gradient
 
 #: New value from the old one, what drives it, what a step gives per example, and a parameter.
@@ -44,6 +46,17 @@ LEAKS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "two leaks": lambda v, y, e, p: jnp.asarray([0.5, 0.8, 0.8]) * v + y,
     "trained": lambda v, y, e, p: jax.nn.sigmoid(p) * v + (1 - jax.nn.sigmoid(p)) * y,
 }
+#: The same of layers that are not uniform.
+OTHERS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
+    "hard reset": lambda v, y, e, p: 0.9 * v * (1 - spike(v - 0.3)) + y,
+    "attached reset": lambda v, y, e, p: 0.9 * v + y - spike(v - 0.3),
+    "gated": lambda v, y, e, p: jax.nn.sigmoid(y) * v + jnp.tanh(y),
+    "tanh": lambda v, y, e, p: jnp.tanh(0.8 * v + y),
+    "held hard reset": lambda v, y, e, p: 0.9 * v * (1 - held(spike(v - 0.3))) + y,
+    "many leaks": lambda v, y, e, p: jax.nn.sigmoid(p * jnp.arange(1.0, 4.0) + held(v)) * v + y,
+    "recurrent": lambda v, y, e, p: jnp.tanh(y + bt.matmul(v, p * ROTATION)),
+}
+ROTATION = np.asarray([[0.0, 0.9, 0.2], [-0.7, 0.0, 0.4], [0.1, 0.6, 0.3]])
 #: What drives it, from what is below and a matrix and a vector.
 MAPS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "operation": lambda x, w, b: bt.matmul(x, w, b),
@@ -54,91 +67,185 @@ MAPS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "centred": lambda x, w, b: bt.matmul(x - x.mean(-1, keepdims=True), w, b),
     "turned round": lambda x, w, b: jnp.flip(bt.matmul(jnp.flip(x, -1), w, b), -1),
     "parts": lambda x, w, b: jnp.split(bt.matmul(x, jnp.concatenate([w, 2 * w], 1)), 2, -1)[1] + b,
-    "padded": lambda x, w, b: (
-        jnp.pad(bt.matmul(x, w), [(0, 0), (1, 0)], constant_values=0.4)[:, :WIDTH] + b
-    ),
-    "mapped": lambda x, w, b: jax.vmap(lambda x: bt.matmul(x, w, b))(x),
     "two products": lambda x, w, b: bt.matmul(bt.matmul(x, w, b), w),
+    "residual": lambda x, w, b: bt.matmul(x, w, b) + 0.5 * x,
+    "no state between": lambda x, w, b: bt.matmul(jnp.tanh(bt.matmul(x, w)), w, b),
+    "largest": lambda x, w, b: bt.matmul(jnp.maximum(x, jnp.flip(x, -1)), w, b),
 }
-#: What is above reads.
+#: What is above reads, of the old and the new value.
 READS: dict[str, Callable[[Any, Any], Any]] = {
     "new": lambda old, new: new,
     "old": lambda old, new: old,
     "both": lambda old, new: new - 0.5 * old,
     "scaled": lambda old, new: 0.7 * new + 0.1,
+    "spikes": lambda old, new: spike(new - 0.2),
+    "late spikes": lambda old, new: spike(old - 0.2) + jnp.tanh(new),
+    "normalised": lambda old, new: new / jnp.sqrt(1 + (new**2).sum(-1, keepdims=True)),
 }
-#: New value of the layer below, and what it gives.
-BELOW: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
-    "hard reset": lambda v, y: (0.9 * v * (1 - spike(v - 0.3)) + y, spike(v - 0.3)),
-    "soft reset": lambda v, y: (0.9 * v + y - held(spike(v - 0.3)), jnp.tanh(v)),
-    "tanh": lambda v, y: (jnp.tanh(0.8 * v + y), v),
-}
-#: These mix positions, and a factor per example does not pass through all of that.
+NONLINEAR = "spikes", "late spikes", "normalised"
+#: A factor per example passes these only where the compiler sees that examples stay apart.
 REFUSED = "may mix examples"
 
-Choice = tuple[str, tuple[tuple[str, str, str], ...], bool]
+Layer = tuple[str, str, str]
 
 
-class Layers(brainstate.nn.Module):
+@dataclass(frozen=True)
+class Choice:
+    """A network, a rule, and how it is run."""
+
+    layers: tuple[Layer, ...]
+    loop: bool
+    shifted: bool
+    rule: str
+    block: int | str
+    calls: int
+    last: bool
+    vmap: bool
+
+    @property
+    def uniform(self) -> set[Any]:
+        """The states that are uniform, as they are written."""
+        return {("v", k) for k, (name, _, _) in enumerate(self.layers) if name in LEAKS}
+
+    @property
+    def of_examples(self) -> bool:
+        """Whether the model is that of one example; no layer looks at the whole batch."""
+        return self.vmap and all(name != "selected" for name, _, _ in self.layers)
+
+    @property
+    def chained(self) -> bool:
+        """Whether credit passes two leaks on one way."""
+        pairs = zip(self.layers, self.layers[1:], strict=False)
+        return any(a[0] in LEAKS and b[0] in LEAKS and a[2] not in NONLINEAR for a, b in pairs)
+
+    @property
+    def moves(self) -> bool:
+        """Whether credit of a layer passes the leak of the one above it."""
+        pairs = zip(self.layers, self.layers[1:], strict=False)
+        return any(a[0] in OTHERS and b[0] in LEAKS for a, b in pairs)
+
+
+class Network(brainstate.nn.Module):
     """The model of a choice."""
 
     def __init__(self, choice: Choice) -> None:
         super().__init__()
-        self.below, self.above, shifted = choice
+        self.choice = choice
         rng = np.random.default_rng(0)
-        count = range(len(self.above) + 1)
-        matrices = [rng.normal(size=(WIDTH, WIDTH)) for _ in count]
+        count = range(len(choice.layers))
+        matrices = [rng.normal(scale=0.6, size=(WIDTH, WIDTH)) for _ in count]
         self.w = [brainstate.ParamState(jnp.asarray(matrix)) for matrix in matrices]
         self.b = [brainstate.ParamState(jnp.asarray(rng.normal(size=WIDTH))) for _ in count]
-        trained = [leak == "trained" for leak, _, _ in self.above]
+        trained = ("trained", "many leaks", "recurrent")
         self.p = {
-            str(k): brainstate.ParamState(jnp.asarray(0.8)) for k, own in enumerate(trained) if own
+            str(k): brainstate.ParamState(jnp.asarray(0.8))
+            for k in count
+            if choice.layers[k][0] in trained
         }
-        start = jnp.full((BATCH, WIDTH), 0.5 if shifted else 0.0)
-        self.v = [brainstate.HiddenState(start) for _ in count]
+        if choice.loop:
+            self.back = brainstate.ParamState(jnp.asarray(0.3 * rng.normal(size=(WIDTH, WIDTH))))
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        lead = () if batch_size is None else (batch_size,)
+        start = jnp.full((*lead, WIDTH), 0.5 if self.choice.shifted else 0.0)
+        self.v = [brainstate.HiddenState(start) for _ in self.choice.layers]
 
     def update(self, x: Any) -> Any:
-        x, example = x[:, :WIDTH], x[:, WIDTH:]
-        old = self.v[0].value
-        driving = bt.matmul(x, self.w[0].value, self.b[0].value)
-        self.v[0].value, _ = BELOW[self.below](old, driving)
-        value = BELOW[self.below](self.v[0].value, driving)[1]
-        for k, (leak, linear, reads) in enumerate(self.above):
-            w, b, v = self.w[k + 1].value, self.b[k + 1].value, self.v[k + 1]
-            old, p = v.value, self.p[str(k)].value if str(k) in self.p else None
-            v.value = LEAKS[leak](old, MAPS[linear](value, w, b), example, p)
-            value = READS[reads](old, v.value)
+        value, example = x[..., :WIDTH], x[..., WIDTH:]
+        olds = [v.value for v in self.v]
+        for k, (name, linear, reads) in enumerate(self.choice.layers):
+            p = self.p[str(k)].value if str(k) in self.p else None
+            y = MAPS[linear](value, self.w[k].value, self.b[k].value)
+            if k == 0 and self.choice.loop:
+                y = y + bt.matmul(olds[-1], self.back.value)
+            self.v[k].value = (LEAKS | OTHERS)[name](olds[k], y, example, p)
+            value = READS[reads](olds[k], self.v[k].value)
         return value
 
 
-def check(choice: Choice, moved: list[bool]) -> None:
-    model = Layers(choice)
+def loss_of(out: Any, target: Any, weight: Any) -> Any:
+    return weight * jnp.sum(jnp.sin(out) * target + 0.5 * out**2)
+
+
+def data(last: bool) -> Any:
     rng = np.random.default_rng(1)
     xs, ys = rng.normal(size=(STEPS, BATCH, WIDTH + 1)), rng.normal(size=(STEPS, BATCH, WIDTH))
-    starts = [state.value for state in model.v]
-    _, reference = bptt(model, (xs, ys), loss_fn)
-    for state, start in zip(model.v, starts, strict=True):
-        state.value = start
-    dead = [p for p, g in reference.items() if not any(np.any(v) for v in jax.tree.leaves(g))]
-    learner = bt.D_RTRL(model, downstream="linear", frozen=dead)
-    learner.compile_graph(xs[0])
-    why = [why for path, why in learner.graph.not_uniform.items() if path != ("v", 0)]
-    assert all(REFUSED in text for text in why), why
-    moved.append(not why)
-    if not why and not dead:
-        grads = learner.etrace_grad(
-            xs, ys, step_fn=lambda x, y: loss_fn(learner(x), y), reduction="sum", block_size=3
+    return xs, ys, np.arange(STEPS) == STEPS - 1 if last else np.ones(STEPS)
+
+
+def started(choice: Choice) -> Network:
+    model = Network(choice)
+    brainstate.nn.init_all_states(model, batch_size=BATCH)
+    return model
+
+
+def check(choice: Choice, met: Counter[str]) -> None:
+    model, sequences = started(choice), data(choice.last)
+    scope = {"recurrence_scope": "coupled" if choice.rule == "coupled" else "diagonal"}
+    learner_of: Any = bt.D_RTRL
+    options: dict[str, Any] = {**scope, "require_trace": False}
+    if choice.rule == "kappa":
+        learner_of, options = bt.EProp, {"kappa_filter_decay": KAPPA, "require_trace": False}
+    _, exact = bptt(model, sequences, loss_of)
+    dead = [p for p, g in exact.items() if not any(np.any(v) for v in jax.tree.leaves(g))]
+    learner = learner_of(model, downstream="linear", frozen=dead, **options)
+    learner.compile_graph(sequences[0][0])
+    found, refused = learner.graph.uniform.keys(), learner.graph.not_uniform
+    missed = {path: refused[path] for path in choice.uniform - found}
+    assert all(REFUSED in why for why in missed.values()), missed
+    assert found == choice.uniform - missed.keys()
+    uniform = [*found]
+    if choice.rule == "kappa":
+        oracle = e_prop_oracle(started(choice), sequences, loss_of, KAPPA, uniform=uniform)
+    else:
+        oracle = d_rtrl_oracle(started(choice), sequences, loss_of, uniform=uniform, **scope)
+    met.update(networks=1, uniform=bool(uniform), moves=choice.moves and not missed)
+    met.update({choice.rule: 1})
+    if choice.of_examples:
+        learner = bt.compile(
+            Network(choice),
+            learner_of,
+            sequences[0][0],
+            batch_size=BATCH,
+            vmap=True,
+            frozen=dead,
+            downstream="linear",
+            **options,
         )
-        compare(grads, reference)
+
+    def step(x: Any, *rest: Any) -> Any:
+        return loss_of(learner(x), *rest)
+
+    part = -(-STEPS // choice.calls)
+    total = None
+    for k in range(0, STEPS, part):
+        own = [v[k : k + part] for v in sequences]
+        grads = learner.etrace_grad(*own, step_fn=step, reduction="sum", block_size=choice.block)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    live = {path: grad for path, grad in oracle.grads.items() if path not in dead}
+    compare({path: total[path] for path in live}, live)
 
 
 def choices() -> st.SearchStrategy[Choice]:
-    layer = st.tuples(*(st.sampled_from([*table]) for table in (LEAKS, MAPS, READS)))
-    above = st.lists(layer, min_size=1, max_size=3).map(tuple)
-    return st.tuples(st.sampled_from([*BELOW]), above, st.booleans())
+    layer = st.tuples(
+        st.one_of(st.sampled_from([*OTHERS]), st.sampled_from([*LEAKS])),
+        st.sampled_from([*MAPS]),
+        st.sampled_from([*READS]),
+    )
+    return st.builds(
+        Choice,
+        layers=st.lists(layer, min_size=2, max_size=4).map(tuple),
+        loop=st.sampled_from([False, False, False, True]),
+        shifted=st.booleans(),
+        rule=st.sampled_from(["d_rtrl", "d_rtrl", "coupled", "kappa"]),
+        block=st.sampled_from([1, 3, STEPS, "auto"]),
+        calls=st.sampled_from([1, 2]),
+        last=st.booleans(),
+        vmap=st.booleans(),
+    ).filter(lambda choice: not (choice.rule == "kappa" and choice.chained))
 
 
-def test_random_layers_of_leaks() -> None:
-    moved: list[bool] = []
-    explore(12, choices(), lambda choice: check(choice, moved))
-    assert sum(moved) > 0.5 * len(moved)
+def test_random_networks() -> None:
+    met: Counter[str] = Counter()
+    explore(12, choices(), lambda choice: check(choice, met))
+    assert RUNS < 1 or 3 * met["moves"] >= met["networks"], met

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from .downstream import learn_downstream
 from .graph import Graph
 from .learn import OracleResult, carried, learn, masked, of_products
 from .records import StepRecord, positions_of, record
@@ -23,6 +24,7 @@ def d_rtrl_oracle(
     *,
     groups: Sequence[Sequence[Path]] | None = None,
     recurrence_scope: RecurrenceScope = "diagonal",
+    uniform: Iterable[Path] = (),
 ) -> OracleResult:
     r"""D-RTRL with the parameter-dimension trace, by path sums over dense local Jacobians.
 
@@ -47,17 +49,26 @@ def d_rtrl_oracle(
         equations on the way to the first new value of the group that they meet; from there they may
         go on to other members of the group without crossing one (what leaves a new value through
         an ETP equation is in ``l``). Nothing else depends on the scope.
+    uniform
+        Paths of hidden states whose dynamics are linear and the same everywhere, such as the
+        ``uniform`` of a compiled graph: the rule with ``downstream='linear'``. Kept from step to
+        step is, besides, the influence on these states, of what drives them position by position
+        and of every parameter on that way. Which paths these are follows from the numbers of the
+        run: the equations that are affine in what varies, and the same at all steps but for factors
+        that are the same everywhere. Nothing of the compiler is used, and no leak is moved.
 
     Returns
     -------
     OracleResult
+        With ``uniform``, ``influences`` hold what the rule keeps of each operation on each group,
+        on whatever way, those of number -1 of parameters outside of operations; ``steps`` is empty.
 
     Raises
     ------
     ValueError
         When the sequences have no common length, the loss is not a scalar, ``groups`` names
-        something else than hidden states, ``recurrence_scope`` is none of the above, or an ETP
-        operation stands inside control flow.
+        something else than hidden states, ``recurrence_scope`` is none of the above, an ETP
+        operation stands inside control flow, or a state that is named as uniform is not.
 
     Examples
     --------
@@ -72,8 +83,28 @@ def d_rtrl_oracle(
     ...     return (h**2).sum()
     >>> result = d_rtrl_oracle(cell, (xs,), loss)
     >>> assert_tree_close(result.grads, bptt(cell, (xs,), loss)[1], rtol=1e-5)
+
+    A layer below a leaky readout, whose credit passes through the leak:
+
+    >>> class Leaky(brainstate.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.product = braintrace.nn.Linear(2, 1, key=1)
+    ...         self.v = brainstate.HiddenState(jax.numpy.zeros(1))
+    ...     def update(self, x):
+    ...         self.v.value = 0.9 * self.v.value + self.product(x)
+    ...         return self.v.value
+    >>> network = brainstate.nn.Sequential(cell, Leaky())
+    >>> above = [("layers", 1, "v")]
+    >>> result = d_rtrl_oracle(network, (xs,), loss, uniform=above)
+    >>> assert_tree_close(result.grads, bptt(network, (xs,), loss)[1], rtol=1e-5)
     """
-    return learn(record(model, sequences, loss_fn, groups, checked(recurrence_scope)), carried)
+    scope, uniform = checked(recurrence_scope), tuple(uniform)
+    if uniform:
+        return learn_downstream(
+            model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope
+        )
+    return learn(record(model, sequences, loss_fn, groups, scope), carried)
 
 
 def pp_prop_oracle(

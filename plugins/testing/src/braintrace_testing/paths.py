@@ -19,16 +19,22 @@ from .program import Edge, Program
 Mode = Any
 NEAR, FAR = "near", "far"
 Rule = Callable[[Edge, Mode], Mode | None]
+Change = Callable[[Edge, Mode, Mode, np.ndarray], np.ndarray]
 Reached = dict[int, dict[Mode, np.ndarray]]
 
 
 def path_sums(
-    edges: Sequence[Edge], jacobians: Sequence[np.ndarray], sources: Reached, rule: Rule
+    edges: Sequence[Edge],
+    jacobians: Sequence[np.ndarray],
+    sources: Reached,
+    rule: Rule,
+    change: Change | None = None,
 ) -> Reached:
     """For every variable and mode, the sum over the paths that arrive there in that mode.
 
     ``sources`` maps the variables where paths start to ``{mode: matrix}``, usually a block of rows
-    of the identity: the columns of all matrices are the entries of the sources.
+    of the identity: the columns of all matrices are the entries of the sources. ``change``, of an
+    edge, the modes before and behind it, and the matrix in front of it, is what goes on from there.
     """
     reached = {variable: dict(modes) for variable, modes in sources.items()}
     for edge, jacobian in zip(edges, jacobians, strict=True):
@@ -37,7 +43,8 @@ def path_sums(
             if after is not None:
                 there = reached.setdefault(edge.target, {})
                 with np.errstate(invalid="ignore"):  # infinities that cancel
-                    there[after] = there.get(after, 0.0) + product(jacobian, matrix)
+                    given = matrix if change is None else change(edge, mode, after, matrix)
+                    there[after] = there.get(after, 0.0) + product(jacobian, given)
     return reached
 
 

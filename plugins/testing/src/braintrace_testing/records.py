@@ -6,7 +6,7 @@ Nothing here is taken from the compiler, the executor or the algorithms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -104,6 +104,27 @@ class Recorded:
     steps: tuple[StepRecord, ...]
 
 
+@dataclass(frozen=True)
+class Run:
+    """A step that was run: the values of all variables, a Jacobian for each edge."""
+
+    values: list[Any]
+    jacobians: list[np.ndarray]
+    out: Any
+    loss: Any
+
+
+def run_steps(step: Step, graph: Graph, sequences: tuple[Any, ...]) -> Iterator[Run]:
+    """Every step of sequences, from the present values of the states."""
+    program, num_out = graph.program, step.out_tree.num_leaves
+    states = jax.tree.leaves(step.values)
+    for t in range(num_steps(sequences)):
+        values, jacobians = program.linearise([*jax.tree.leaves(entry(sequences, t)), *states])
+        results = [values[v] for v in program.outputs]
+        states = results[num_out:]
+        yield Run(values, jacobians, *jax.tree.unflatten(step.out_tree, results[:num_out]))
+
+
 def record(
     model: Any,
     sequences: tuple[Any, ...],
@@ -114,19 +135,14 @@ def record(
     """Run a model from its present states, which are left as they are."""
     step = trace_step(model, sequences, loss_fn)
     graph = build_graph(step, groups)
-    program, num_out = graph.program, step.out_tree.num_leaves
-    states = jax.tree.leaves(step.values)
-    outs, losses, records = [], [], []
-    for t in range(num_steps(sequences)):
-        values, jacobians = program.linearise([*jax.tree.leaves(entry(sequences, t)), *states])
-        results = [values[v] for v in program.outputs]
-        states = results[num_out:]
-        out, loss = jax.tree.unflatten(step.out_tree, results[:num_out])
-        outs.append(out)
-        losses.append(loss)
-        records.append(_record(graph, values, jacobians, scope))
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *outs)
-    return Recorded(step, graph, stacked, np.stack(losses), tuple(records))
+    runs = list(run_steps(step, graph, sequences))
+    return Recorded(
+        step,
+        graph,
+        jax.tree.map(lambda *leaves: np.stack(leaves), *(now.out for now in runs)),
+        np.stack([now.loss for now in runs]),
+        tuple(_record(graph, now.values, now.jacobians, scope) for now in runs),
+    )
 
 
 def positions_of(graph: Graph, g: int) -> np.ndarray:

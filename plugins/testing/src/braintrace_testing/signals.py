@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from .downstream import learn_downstream
 from .graph import Graph
 from .learn import OracleResult, carried, filtered, learn
 from .oracle import RecurrenceScope, checked
@@ -25,6 +26,7 @@ def e_prop_oracle(
     *,
     groups: Sequence[Sequence[Path]] | None = None,
     recurrence_scope: RecurrenceScope = "diagonal",
+    uniform: Iterable[Path] = (),
 ) -> OracleResult:
     r"""e-prop (Bellec et al., 2020, doi 10.1038/s41467-020-17236-y): a filtered influence.
 
@@ -46,13 +48,17 @@ def e_prop_oracle(
         of the group's positions. ``l`` and ``e`` are then replaced by
         :math:`l'[\ldots, j, s] = \sum_i l[\ldots, i, s] B[i, j]`: the same ``B`` for every state
         and every leading position. Groups that are not named keep theirs.
+    uniform
+        As in :func:`d_rtrl_oracle`. Where credit passes such a state ``u``, ``kappa`` takes the
+        place of its leak for what is below, :math:`\bar M_u^t = \kappa \bar M_u^{t-1} + C_u^t M^t`,
+        behind the derivative of what drives it, and nothing else is filtered.
     model, sequences, loss_fn, groups, recurrence_scope
         As in :func:`d_rtrl_oracle`.
 
     Raises
     ------
     ValueError
-        Also when a matrix has another shape.
+        Also when a matrix has another shape, or there is feedback and ``uniform``.
 
     Examples
     --------
@@ -66,7 +72,14 @@ def e_prop_oracle(
     >>> sorted(e_prop_oracle(cell, (xs,), loss, kappa=0.5).grads)
     [('W_x', 'weight'), ('W_z', 'weight')]
     """
-    run = record(model, sequences, loss_fn, groups, checked(recurrence_scope))
+    scope, uniform = checked(recurrence_scope), tuple(uniform)
+    if uniform and feedback:
+        raise ValueError("feedback is defined for the rule without uniform states alone")
+    if uniform:
+        return learn_downstream(
+            model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope, kappa=kappa
+        )
+    run = record(model, sequences, loss_fn, groups, scope)
     return learn(_fed_back(run, feedback or {}), filtered(carried, kappa))
 
 

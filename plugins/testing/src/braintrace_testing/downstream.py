@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""D-RTRL and e-prop with credit that passes uniform states, as equations of influences.
+
+With ``s`` the states and ``u`` the uniform ones among them, the influence of an operation on a home
+``a`` (the states that recur together, and the uniform ones that they drive) is
+
+    M_a^t = K_a^t M_a^{t-1} + F_a^t dY^t + G_a^t U^t + G'_a^t U^{t-1},
+    U^t   = K_u^t U^{t-1} + F_u^t dY^t,
+
+where ``K``, ``F`` and ``G`` are sums over the paths that a rule keeps from step to step: those that
+cross no ETP equation, and those through the region of a uniform state. ``U`` is the influence of
+what lies in the region itself, which is the whole one. Every other path is zero from step to step,
+and counted in the step in which it is, in the signals that ``M`` and ``U`` are multiplied with.
+Nothing here knows of filters, or moves a leak.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from .graph import Graph, Hidden, build_graph
+from .lasting import HELD, KEPT, NOWHERE, OPEN, PLAIN, START, Lasting, Mode
+from .learn import OracleResult, by_path
+from .paths import NEAR, Change, Reached, path_sums, product
+from .program import Edge
+from .records import Scope, run_steps
+from .regions import Home, Layers, find_layers
+from .step import Path, trace_step
+
+#: The number that stands for parameters outside of operations.
+PLAIN_USE = -1
+
+
+# --- one step --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the paths of one step."""
+
+    layers: Layers
+    jacobians: Sequence[np.ndarray]
+
+    @property
+    def graph(self) -> Graph:
+        return self.layers.graph
+
+    def size(self, variable: int) -> int:
+        return self.graph.program.size(variable)
+
+    def sums(
+        self, sources: Sequence[tuple[int, Mode]], rule: Any, change: Change | None = None
+    ) -> Reached:
+        """With a column for each entry of the sources."""
+        sizes = [self.size(v) for v, _ in sources]
+        blocks = np.split(np.eye(sum(sizes)), np.cumsum(sizes)[:-1]) if sizes else []
+        reached: Reached = {}
+        for (v, mode), block in zip(sources, blocks, strict=True):
+            reached.setdefault(v, {})[mode] = block
+        return path_sums(self.graph.program.edges, self.jacobians, reached, rule, change)
+
+    def between(
+        self, sources: Sequence[tuple[int, Mode]], rule: Any, targets: Sequence[tuple[int, Any]]
+    ) -> np.ndarray:
+        """``[targets, sources]``: targets in one mode or (``None``) in any."""
+        n = sum(self.size(v) for v, _ in sources)
+        return self.arrived(self.sums(sources, rule), n, targets)
+
+    def arrived(self, reached: Reached, n: int, targets: Sequence[tuple[int, Any]]) -> np.ndarray:
+        found = [np.zeros((0, n))]
+        for v, wanted in targets:
+            own = reached.get(v, {}).items()
+            terms = (m for (base, _), m in own if wanted is None or base == wanted)
+            found.append(sum(terms, np.zeros((self.size(v), n))))
+        return np.concatenate(found)
+
+    def at_positions(
+        self,
+        home: Home,
+        sources: Sequence[tuple[int, Mode]],
+        rule: Any,
+        targets: Sequence[tuple[int, Any]],
+    ) -> np.ndarray:
+        """The same at equal positions: of the members, and of what drives a region."""
+        places = _places(self.layers, home)
+
+        def entering(edge: Edge, before: Mode, after: Mode, matrix: np.ndarray) -> np.ndarray:
+            if before[1] or not after[1] or edge.source in self.layers.number_of:
+                return matrix
+            position = np.arange(math.prod(self.graph.program.avals[edge.source].shape))
+            return matrix * _equal(np.resize(position, len(matrix)), places)
+
+        own = len(home.members)
+        members = self.between(sources, rule, targets[:own]) * _equal(
+            places[: sum(h.positions.size for h in home.members)], places
+        )
+        reached = self.sums(sources, rule, entering)
+        return np.concatenate([members, self.arrived(reached, len(places), targets[own:])])
+
+    def to_loss(self, sources: Sequence[tuple[int, Mode]], rule: Any) -> np.ndarray:
+        return np.asarray(self.between(sources, rule, [(self.graph.loss, None)])[0])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A step: the matrices of the equations above, and what they are multiplied with.
+
+    The rows of a home are its members, then the uniform states twice, those that were reached
+    across no ETP equation first; the rows of ``U`` are the latter. ``plain``: the increment of
+    ``U`` of parameters outside of operations.
+    """
+
+    K: list[np.ndarray]
+    F: dict[tuple[int, int], np.ndarray]
+    G: list[np.ndarray]
+    G_old: list[np.ndarray]
+    l: list[np.ndarray]  # noqa: E741
+    e: list[np.ndarray]
+    K_u: np.ndarray
+    F_u: dict[int, np.ndarray]
+    l_u: np.ndarray
+    e_u: np.ndarray
+    dY: dict[int, np.ndarray]
+    plain: np.ndarray
+    direct: np.ndarray
+
+
+def _record(layers: Layers, jacobians: list[np.ndarray], scope: str) -> _Record:
+    sums, rules, graph = _Sums(layers, jacobians), Lasting(layers), layers.graph
+    regions, n = layers.uniform, sum(map(graph.program.size, graph.leaves))
+
+    def of_regions(name: str, near: Any = NEAR) -> list[tuple[int, Mode]]:
+        values = [getattr(u.hidden, name) for u in regions]
+        return [(v, (base, NOWHERE)) for base in (near, HELD) for v in values]
+
+    def of(home: Home, name: str, base: Any = NEAR) -> list[tuple[int, Mode]]:
+        own = [(getattr(h, name), (base, NOWHERE)) for h in home.members]
+        return own + of_regions(name)
+
+    arrivals = [(v, mode[0]) for v, mode in of_regions("new")]
+    starts = [(u.hidden.new, (START, NOWHERE)) for u in regions]
+    old_starts = [(u.hidden.old, (START, NOWHERE)) for u in regions]
+    K, F, G, G_old, signals, olds = [], {}, [], [], [], []
+    for a, home in enumerate(layers.homes):
+        rule, to = rules.kept(home), [*((h.new, None) for h in home.members), *arrivals]
+        sources = of(home, "old", OPEN if scope == "coupled" else NEAR)
+        K.append(sums.at_positions(home, sources, rule, to))
+        for r in layers.operations:
+            F[r, a] = sums.between([(graph.y(r), (NEAR, NOWHERE))], rule, to)
+        G.append(sums.between(starts, rule, to))
+        G_old.append(sums.between(old_starts, rule, to))
+        signals.append(sums.to_loss(of(home, "new"), rules.signal(home)))
+        olds.append(sums.to_loss(of(home, "old"), rules.around(home)))
+    whole = rules.kept(None)
+    F_u = {
+        r: sums.between([(graph.y(r), (NEAR, layers.regions_of(graph.y(r))))], whole, arrivals)
+        for r in layers.operations
+    }
+    reached = sums.sums([(v, (PLAIN, NOWHERE)) for v in graph.leaves], rules.outside)
+    total = sums.arrived(reached, n, [(graph.loss, None)])
+    kept = sums.arrived(reached, n, [(u.hidden.new, KEPT) for u in regions])
+    return _Record(
+        K=K,
+        F=F,
+        G=G,
+        G_old=G_old,
+        l=signals,
+        e=olds,
+        K_u=sums.between(of_regions("old"), whole, arrivals),
+        F_u=F_u,
+        l_u=sums.to_loss(of_regions("new", (NEAR, -1)), rules.outside),
+        e_u=sums.to_loss(of_regions("old", (NEAR, -1)), rules.outside),
+        dY={r: sums.arrived(reached, n, [(graph.y(r), (NEAR, r))]) for r in layers.operations},
+        plain=product(
+            sums.between(of_regions("new"), whole, arrivals),
+            np.concatenate([np.zeros_like(kept), kept]),
+        ),
+        direct=total[0],
+    )
+
+
+#: The place of what has none among the positions of a home.
+ANYWHERE = -1
+
+
+def _places(layers: Layers, home: Home) -> np.ndarray:
+    """The positions of the members of a home, then of uniform states of its shape, twice."""
+    shape = home.members[0].varshape if home.members else None
+    near = [
+        u.hidden.positions
+        if u.hidden.varshape == shape
+        else np.full(u.hidden.positions.size, ANYWHERE)
+        for u in layers.uniform
+    ]
+    far = [np.full(one.size, ANYWHERE) for one in near]
+    return np.concatenate([*(h.positions for h in home.members), *near, *far])
+
+
+def _equal(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return (columns == ANYWHERE) | (rows[:, None] == columns)
+
+
+# --- a sequence ------------------------------------------------------------------------------
+
+
+def learn_downstream(
+    model: Any,
+    sequences: tuple[Any, ...],
+    loss_fn: Callable[..., Any],
+    *,
+    uniform: Iterable[Path],
+    groups: Sequence[Sequence[Path]] | None,
+    scope: Scope,
+    kappa: float | None = None,
+) -> OracleResult:
+    """The gradient, with credit that passes uniform states; ``kappa``: in place of their leaks."""
+    step = trace_step(model, sequences, loss_fn)
+    graph = build_graph(step, groups)
+    runs = list(run_steps(step, graph, sequences))
+    layers = find_layers(graph, uniform, [now.values for now in runs])
+    steps = [_record(layers, now.jacobians, scope) for now in runs]
+    grad = np.sum([now.direct for now in steps], axis=0)
+    every: list[dict[tuple[int, int], np.ndarray]] = []
+    filtered = kappa is not None and not _passes(layers, steps)
+    influences = _influences(layers, steps, None if filtered else kappa)
+    for now, (U, M), (U_old, M_old) in _smoothed(influences, kappa) if filtered else influences:
+        for r in U:
+            grad = grad + product(now.l_u, U[r]) + product(now.e_u, U_old[r])
+        for r, a in M:
+            grad = grad + product(now.l[a], M[r, a]) + product(now.e[a], M_old[r, a])
+        every.append(_by_group(layers, U, M))
+    names = {r: graph.program.equations[r].primitive.name for r in layers.operations}
+    return OracleResult(
+        loss=np.stack([now.loss for now in runs]),
+        outputs=jax.tree.map(lambda *leaves: np.stack(leaves), *(now.out for now in runs)),
+        grads=by_path(step, graph, grad),
+        influences={
+            key: by_path(step, graph, np.stack([now[key] for now in every])) for key in every[0]
+        },
+        groups=tuple(tuple(h.path for h in members) for members in graph.groups),
+        relations=tuple(every[0]),
+        names={**names, PLAIN_USE: ""},
+        steps=(),
+    )
+
+
+Influences = tuple[dict[int, np.ndarray], dict[tuple[int, int], np.ndarray]]
+"""``U`` by operation, and ``M`` by operation and home."""
+
+
+def _influences(
+    layers: Layers, steps: Sequence[_Record], kappa: float | None
+) -> Iterator[tuple[_Record, Influences, Influences]]:
+    """Each step with the influences after and before it."""
+    first, n = steps[0], steps[0].direct.size
+    rows = len(first.K_u)
+    U = {r: np.zeros((rows, n)) for r in (*layers.operations, PLAIN_USE)}
+    M = {(r, a): np.zeros((len(first.K[a]), n)) for r, a in first.F}
+    for now in steps:
+        U_old, M_old = U, M
+        U = {r: product(now.K_u, before) for r, before in U_old.items()}
+        U[PLAIN_USE] = U[PLAIN_USE] + now.plain
+        K = [_with_leaks(layers, matrix, kappa) for matrix in now.K]
+        M = {}
+        for r, dY in now.dY.items():
+            U[r] = U[r] + product(now.F_u[r], dY)
+            near, near_old = U[r][: rows // 2], U_old[r][: rows // 2]
+            for a in range(len(layers.homes)):
+                M[r, a] = product(K[a], M_old[r, a]) + product(now.F[r, a], dY)
+                M[r, a] += product(now.G[a], near) + product(now.G_old[a], near_old)
+        yield now, (U, M), (U_old, M_old)
+
+
+def _passes(layers: Layers, steps: Sequence[_Record]) -> bool:
+    """Whether any credit passes an end of a region."""
+    rows = len(steps[0].K_u)
+    if not rows:
+        return False
+    first = [(a, F) for now in steps for (_, a), F in now.F.items()]
+    first += [(a, G) for now in steps for of in (now.G, now.G_old) for a, G in enumerate(of)]
+    driven = {a for a, matrix in first if np.any(matrix)}
+    later = [now.K[a][-rows:, :-rows] for now in steps for a in driven]
+    return any(map(np.any, [*later, *(matrix[-rows:] for _, matrix in first)]))
+
+
+def _smoothed(
+    influences: Iterator[tuple[_Record, Influences, Influences]], kappa: float | None
+) -> Iterator[tuple[_Record, Influences, Influences]]:
+    """``Mbar^t = kappa Mbar^{t-1} + M^t``."""
+    mean: dict[tuple[int, int], np.ndarray] = {}
+    for now, (U, M), (U_old, M_old) in influences:
+        before = mean or M_old
+        mean = {key: kappa * before[key] + M[key] for key in M}
+        yield now, (U, mean), (U_old, before)
+
+
+def _with_leaks(layers: Layers, matrix: np.ndarray, kappa: float | None) -> np.ndarray:
+    """``K`` with another leak of the uniform states, which are its last rows, twice."""
+    if kappa is None:
+        return matrix
+    sizes = [u.hidden.positions.size for u in layers.uniform] * 2
+    start, matrix = len(matrix) - sum(sizes), matrix.copy()
+    for size in sizes:
+        own = slice(start, start + size)
+        matrix[own, own] = kappa * np.eye(size)
+        start += size
+    return matrix
+
+
+def _by_group(
+    layers: Layers, U: dict[int, np.ndarray], M: dict[tuple[int, int], np.ndarray]
+) -> dict[tuple[int, int], np.ndarray]:
+    """The whole influence of each operation on each group."""
+    found = {}
+    for r, region in U.items():
+        total: dict[Path, Any] = {}
+
+        def book(members: Iterable[Hidden], rows: np.ndarray, total: Any = total) -> None:
+            for h in members:
+                own, rows = np.split(rows, [h.positions.size])
+                total[h.path] = total.get(h.path, 0.0) + own
+
+        twice = [u.hidden for u in layers.uniform] * 2
+        book(twice, region)
+        for a, home in enumerate(layers.homes):
+            if (r, a) in M:
+                book([*home.members, *twice], M[r, a])
+        for g, members in enumerate(layers.graph.groups):
+            rest = [
+                total.get(h.path, np.zeros((h.positions.size, region.shape[1]))) for h in members
+            ]
+            found[r, g] = np.concatenate(rest)
+    return found

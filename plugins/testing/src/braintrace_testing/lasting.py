@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which paths of a step with uniform states last, and which count in the step alone.
+
+A path has a mode: ``NEAR`` until it crosses an ETP equation, ``HELD`` where it did so inside of
+the region of a uniform state, ``FAR`` behind that; and the regions that it has been in ever since
+it passed an end of theirs. It lasts where it arrives at a uniform state by its region, or,
+``NEAR``, at a state of its home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .paths import FAR, NEAR
+from .program import Edge
+from .regions import Home, Layers
+
+HELD, OPEN, START, PLAIN, STEADY, KEPT = "held", "open", "start", "plain", "steady", "kept"
+Inside = frozenset[int]
+Mode = tuple[Any, Inside]
+NOWHERE: Inside = frozenset()
+"""A path in no region."""
+Enters = Callable[[Any, int, int], bool]
+"""Whether a path of a mode enters the region of a uniform state at an end."""
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """The rules of paths in a step with uniform states."""
+
+    layers: Layers
+
+    def moved(self, edge: Edge, mode: Mode, enters: Enters, steady: bool = False) -> Mode:
+        """The mode behind an edge, before it is asked what the edge leads to."""
+        base, inside = mode
+        found = {
+            k
+            for k, u in enumerate(self.layers.uniform)
+            if (edge in u.edges and (k in inside or self.entered(edge, base, k, enters)))
+            or (steady and edge.source not in self.layers.varying and edge.target in u.inside)
+        }
+        if base in (NEAR, START):
+            base = HELD if edge.crosses else NEAR
+        if base in (HELD, STEADY) and not found:
+            base = FAR
+        return base, frozenset(found)
+
+    def entered(self, edge: Edge, base: Any, k: int, enters: Enters) -> bool:
+        return edge.source in self.layers.uniform[k].ends and enters(base, k, edge.source)
+
+    def arrives(self, edge: Edge, inside: Inside) -> bool:
+        """Whether an edge leads to a uniform state by its region."""
+        return self.layers.number_of.get(edge.target) in inside
+
+    def kept(self, home: Home | None) -> Any:
+        """What lasts: to the members of a home and uniform states; ``None``: to the latter alone.
+
+        ``OPEN``: a path that may cross anything until it arrives.
+        """
+        layers = self.layers
+
+        def enters(base: Any, k: int, z: int) -> bool:
+            if (k, z) in layers.held:
+                return False
+            own = home is not None and (k, z) in home.filters
+            return base != START if z in layers.number_of else base != HELD and own
+
+        def rule(edge: Edge, mode: Mode) -> Mode | None:
+            base, inside = self.moved(edge, mode, enters, steady=home is None)
+            if base == FAR or edge.trainable:
+                return None
+            if base == OPEN and inside:
+                base = HELD if edge.crosses else NEAR
+            if edge.target in layers.number_of:
+                return (base, NOWHERE) if self.arrives(edge, inside) else None
+            if edge.target in layers.others:
+                met = home is not None and edge.target in home.news
+                return (NEAR, NOWHERE) if met and base in (NEAR, OPEN) else None
+            if home is None and not inside and edge.target in layers.varying:
+                return None
+            return base, inside
+
+        return rule
+
+    def signal(self, home: Home) -> Any:
+        """What is left, from new values of a home: direct within it, total otherwise."""
+        layers = self.layers
+
+        def enters(base: Any, k: int, z: int) -> bool:
+            if base == FAR or (k, z) in layers.held:
+                return (k, z) in layers.held
+            return z in layers.number_of or (base == NEAR and (k, z) in home.filters)
+
+        def rule(edge: Edge, mode: Mode) -> Mode | None:
+            base, inside = self.moved(edge, mode, enters)
+            if edge.target in layers.number_of:
+                return None if self.arrives(edge, inside) else (FAR, NOWHERE)
+            if edge.target in layers.others:
+                return None if base == NEAR and edge.target in home.news else (FAR, NOWHERE)
+            return base, inside
+
+        return rule
+
+    def around(self, home: Home) -> Any:
+        """From old values of a home, through none of its new ones."""
+        layers = self.layers
+
+        def enters(base: Any, k: int, z: int) -> bool:
+            own = (k, z) in layers.held or (k, z) in home.filters
+            return own or (
+                z in layers.number_of and z == layers.uniform[layers.number_of[z]].hidden.old
+            )
+
+        def rule(edge: Edge, mode: Mode) -> Mode | None:
+            _, inside = self.moved(edge, (FAR, mode[1]), enters)
+            if self.arrives(edge, inside) or edge.target in home.news:
+                return None
+            return FAR, NOWHERE if edge.target in layers.number_of else inside
+
+        return rule
+
+    def outside(self, edge: Edge, mode: Mode) -> Mode | None:
+        """The ordinary derivative in the parameters, less what lasts.
+
+        A path that enters an ETP equation through a trainable operand starts anew, with the number
+        of the equation in its mode. What arrives at a uniform state by its region is ``KEPT``.
+        """
+        layers, base = self.layers, mode[0]
+        if base == KEPT:
+            return None
+        if edge.trainable:
+            return (NEAR, edge.equation), layers.regions_of(edge.target)
+        if base == PLAIN and not edge.crosses and edge.target not in layers.varying:
+            return PLAIN, NOWHERE
+
+        def enters(base: Any, k: int, z: int) -> bool:
+            if base == FAR or (k, z) in layers.held:
+                return (k, z) in layers.held
+            return z in layers.number_of or base == NEAR
+
+        before = {PLAIN: STEADY}.get(base, NEAR if isinstance(base, tuple) else base)
+        after, inside = self.moved(edge, (before, mode[1]), enters, steady=before != FAR)
+        if edge.target in layers.number_of and self.arrives(edge, inside):
+            return (KEPT, NOWHERE) if after == STEADY else None
+        if edge.target in layers.number_of or edge.target in layers.others:
+            return None if after == NEAR else (FAR, NOWHERE)
+        return (base if after == NEAR else after), inside

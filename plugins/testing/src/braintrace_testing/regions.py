@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What drives a uniform state, found from the numbers of a run.
+
+Behind the new value of a uniform state lie equations that are affine in what varies, the same at
+all steps but for factors that are the same everywhere: its *region*. It ends at the values that
+drive the state, its *ends*: hidden values, and results of any other equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .graph import Graph, Hidden
+from .paths import connected, everywhere, uncrossed
+from .program import Edge, Equation, Program, evaluate, is_float, matrix_of
+from .step import Path
+
+Filter = tuple[int, int]
+"""A number of a uniform state, and one of its ends."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A uniform state: the edges and variables of its region, and where this ends."""
+
+    hidden: Hidden
+    edges: frozenset[Edge]
+    inside: frozenset[int]
+    ends: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Home:
+    """States that recur together: hidden ones of no uniform dynamics, and filters."""
+
+    members: tuple[Hidden, ...]
+    filters: frozenset[Filter]
+
+    @cached_property
+    def news(self) -> frozenset[int]:
+        """The variables of the new values of the members."""
+        return frozenset(h.new for h in self.members)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The step with its uniform states, by number, and everything else that recurs.
+
+    ``held``: filters whose end is the recurrent input of the state itself.
+    """
+
+    graph: Graph
+    uniform: tuple[Uniform, ...]
+    homes: tuple[Home, ...]
+    held: frozenset[Filter]
+    varying: frozenset[int]
+
+    @cached_property
+    def number_of(self) -> dict[int, int]:
+        """Of the old and new values of uniform states, which these are."""
+        pairs = [(u.hidden, k) for k, u in enumerate(self.uniform)]
+        return {v: k for h, k in pairs for v in (h.old, h.new)}
+
+    @cached_property
+    def operations(self) -> tuple[int, ...]:
+        """The ETP equations with a parameter."""
+        program = self.graph.program
+        behind = set().union(*(connected(program, v, everywhere) for v in self.graph.leaves))
+        found = (e.equation for e in program.edges if e.trainable and e.source in behind)
+        return tuple(dict.fromkeys(found))
+
+    def regions_of(self, variable: int) -> frozenset[int]:
+        """The uniform states in whose region a variable is."""
+        return frozenset(k for k, u in enumerate(self.uniform) if variable in u.inside)
+
+    @cached_property
+    def others(self) -> frozenset[int]:
+        """The new values of all other states."""
+        return frozenset().union(*(home.news for home in self.homes))
+
+
+def find_layers(graph: Graph, uniform: Iterable[Path], runs: Sequence[list[Any]]) -> Layers:
+    """The layers of a step, of which some states are known to be uniform.
+
+    ``runs``: the values of all variables, step by step.
+
+    Raises
+    ------
+    ValueError
+        When a path is not that of a hidden state, or its state is not uniform in these runs.
+    """
+    program = graph.program
+    named = {tuple(path) for path in uniform}
+    hidden = {h.path: h for members in graph.groups for h in members}
+    if not named <= hidden.keys():
+        raise ValueError(f"uniform must name hidden states out of {list(hidden)}; got {named}")
+    varying = _varying(graph)
+    affine = _Affine(program, varying, [*runs, *_elsewhere(graph, varying, runs)])
+    states = {v for h in hidden.values() for v in (h.old, h.new)}
+    found = tuple(_region(program, h, states, affine) for p, h in hidden.items() if p in named)
+    near = _Near(graph)
+    held = frozenset(
+        (k, z) for k, u in enumerate(found) for z in u.ends if near.recurs(u.hidden, z)
+    )
+    rest = [tuple(h for h in members if h.path not in named) for members in graph.groups]
+    homes = _homes(near, [members for members in rest if members], found, held)
+    return Layers(graph, found, homes, held, varying)
+
+
+def _varying(graph: Graph) -> frozenset[int]:
+    """The variables that depend on more than parameters."""
+    program = graph.program
+    found = {*program.inputs} - {*graph.leaves}
+    for equation in program.equations:
+        if found.intersection(equation.operands):
+            found.update(equation.results)
+    return frozenset(found)
+
+
+def _elsewhere(
+    graph: Graph, varying: frozenset[int], runs: Sequence[list[Any]]
+) -> Iterator[list[Any]]:
+    """The values of two steps at other inputs and states: what is the same there, too, is so."""
+    program, random = graph.program, np.random.default_rng(1)
+    for run in (runs[0], runs[-1]):
+        values = [run[v] for v in program.inputs]
+        yield program.linearise(
+            [
+                x + _random(random, x) if v in varying and is_float(program.avals[v]) else x
+                for v, x in zip(program.inputs, values, strict=True)
+            ]
+        )[0]
+
+
+# --- affine equations ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Which equations are affine in what varies, in the same way at all steps."""
+
+    program: Program
+    varying: frozenset[int]
+    runs: Sequence[list[Any]]
+
+    @cached_property
+    def into(self) -> dict[int, list[Edge]]:
+        """The edges to each variable."""
+        found: dict[int, list[Edge]] = {}
+        for edge in self.program.edges:
+            found.setdefault(edge.target, []).append(edge)
+        return found
+
+    def edges(self, target: int) -> list[Edge] | None:
+        """The edges from what varies to a variable, if it is made by such an equation.
+
+        There are none where parameters meet inputs alone.
+        """
+        if target not in self.into:
+            return None
+        edges = [edge for edge in self.into[target] if edge.source in self.varying]
+        equation = self.program.equations[self.into[target][0].equation]
+        result = equation.results.index(target)
+        operands = [edge.operand for edge in edges] or [
+            i
+            for i, v in enumerate(equation.operands)
+            if v in self.varying and is_float(self.program.avals[v])
+        ]
+        steady = all(self.is_steady(target, matrices) for matrices in self.jacobians(edges))
+        affine = all(self.is_affine(equation, result, operands, run) for run in self.runs)
+        return edges if operands and steady and affine else None
+
+    def jacobians(self, edges: list[Edge]) -> list[list[np.ndarray]]:
+        """Of each edge to a variable, at all steps."""
+        if not edges:
+            return []
+        equation = self.program.equations[edges[0].equation]
+        pairs = tuple((edge.operand, edge.result) for edge in edges)
+        runs = ([run[v] for v in equation.operands] for run in self.runs)
+        found = (evaluate(equation.run, pairs, operands)[1] for operands in runs)
+        return [list(map(matrix_of, rows)) for rows in zip(*found, strict=True)]
+
+    def is_affine(
+        self, equation: Equation, result: int, operands: Sequence[int], run: list[Any]
+    ) -> bool:
+        """Whether large steps of some operands, one and two of them, go on as they begin."""
+        random = np.random.default_rng(0)
+        for _ in range(3):
+            values = [run[v] for v in equation.operands]
+            steps = {i: _random(random, values[i]) for i in operands}
+            points = (
+                [v + n * steps[i] if i in steps else v for i, v in enumerate(values)]
+                for n in range(3)
+            )
+            at = [np.asarray(evaluate(equation.run, (), point)[0][result]) for point in points]
+            if not np.allclose(at[2] - at[1], at[1] - at[0], rtol=1e-4, atol=1e-4):
+                return False
+        return True
+
+    def is_steady(self, target: int, matrices: list[np.ndarray]) -> bool:
+        """Whether a Jacobian is the same at all steps, but for a factor (of each example)."""
+        if all(np.array_equal(matrix, matrices[0]) for matrix in matrices):
+            return True
+        shape = self.program.avals[target].shape
+        examples = shape[0] if len(shape) > 1 else 1
+        pattern = np.any([matrix != 0 for matrix in matrices], axis=0)
+        rows = [np.array_split(part, examples) for part in (pattern, *matrices)]
+        return all(
+            np.ptp(part[of]) == 0
+            for own in rows[1:]
+            for of, part in zip(rows[0], own, strict=True)
+            if of.any()
+        )
+
+
+def _random(random: np.random.Generator, like: Any) -> np.ndarray:
+    """A large step of a value."""
+    real, imaginary = 10 * random.standard_normal((2, *np.shape(like)))
+    complex_ = np.iscomplexobj(like)
+    return np.asarray(real + 1j * imaginary if complex_ else real).astype(np.asarray(like).dtype)
+
+
+def _region(program: Program, hidden: Hidden, states: set[int], affine: _Affine) -> Uniform:
+    edges: set[Edge] = set()
+    inside: set[int] = set()
+    ends: set[int] = set()
+    todo = [hidden.new]
+    while todo:
+        variable = todo.pop()
+        if variable in inside or variable in ends:
+            continue
+        is_end = variable in states and variable != hidden.new
+        found = None if is_end else affine.edges(variable)
+        if found is None:
+            ends.add(variable)
+            continue
+        inside.add(variable)
+        edges.update(found)
+        todo += [edge.source for edge in found]
+    if hidden.new in ends or hidden.old not in ends:
+        raise ValueError(
+            f"{hidden.path} is not uniform: it does not depend on its old value, or "
+            "in a way that changes with what carries a derivative"
+        )
+    return Uniform(hidden, frozenset(edges), frozenset(inside), frozenset(ends))
+
+
+# --- what recurs together --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What leads where without crossing an ETP equation."""
+
+    graph: Graph
+
+    @cached_property
+    def hidden(self) -> list[Hidden]:
+        return [h for members in self.graph.groups for h in members]
+
+    @cached_property
+    def reached(self) -> dict[int, set[int]]:
+        """From the old and the new value of each state, the variables; passing others' values."""
+        values = [v for h in self.hidden for v in (h.old, h.new)]
+        return {v: connected(self.graph.program, v, uncrossed) for v in values}
+
+    def leads(self, hidden: Hidden, variable: int) -> bool:
+        return any(variable in self.reached[v] for v in (hidden.old, hidden.new))
+
+    @cached_property
+    def ever(self) -> dict[Path, set[Path]]:
+        """The states that each leads to, over any number of steps."""
+        found = {h.path: {j.path for j in self.hidden if self.leads(h, j.new)} for h in self.hidden}
+        while True:
+            wider = {p: to.union({p}, *(found[q] for q in to)) for p, to in found.items()}
+            if wider == found:
+                return found
+            found = wider
+
+    def recurs(self, hidden: Hidden, end: int) -> bool:
+        """Whether a state leads to what drives it, over any number of steps."""
+        if end == hidden.old:
+            return False
+        return any(self.leads(h, end) for h in self.hidden if h.path in self.ever[hidden.path])
+
+    def directly(self, sources: Iterable[int], stops: frozenset[int]) -> set[int]:
+        """The variables that lead from some others past no new value of a state."""
+        found: set[int] = set()
+
+        def rule(edge: Edge, mode: Any) -> Any:
+            return None if edge.crosses or edge.source in stops - {*sources} else mode
+
+        for v in sources:
+            found |= connected(self.graph.program, v, rule)
+        return found
+
+
+def _homes(
+    near: _Near,
+    groups: Sequence[tuple[Hidden, ...]],
+    uniform: Sequence[Uniform],
+    held: frozenset[Filter],
+) -> tuple[Home, ...]:
+    """Groups, joined with the filters of what is of their shape and lies near them."""
+    program = near.graph.program
+    own = {v for u in uniform for v in (u.hidden.old, u.hidden.new)}
+    news = frozenset(h.new for members in groups for h in members)
+    filters = [(k, z) for k, u in enumerate(uniform) for z in sorted(u.ends - own)]
+    filters = [one for one in filters if one not in held]
+    parts: list[set[Any]] = [{k} for k in range(len(groups))] + [{one} for one in filters]
+
+    def join(a: Any, b: Any) -> None:
+        first, second = (next(part for part in parts if x in part) for x in (a, b))
+        if first is not second:
+            parts.remove(second)
+            first |= second
+
+    def shape(z: int) -> tuple[int, ...]:
+        return tuple(program.avals[z].shape)
+
+    for k, members in enumerate(groups):
+        for h in members:
+            reached = near.directly([h.old, h.new], news)
+            for one in filters:
+                if one[1] in reached | {h.old, h.new} and shape(one[1]) == h.varshape:
+                    join(k, one)
+    for one in filters:
+        u = uniform[one[0]]
+        if not _is_near(program, u, one[1]):
+            continue
+        reached = near.directly([u.hidden.old, u.hidden.new], news)
+        for k, members in enumerate(groups):
+            if any(h.new in reached and h.varshape == shape(one[1]) for h in members):
+                join(k, one)
+        for other in filters:
+            if other[1] in reached and shape(other[1]) == shape(one[1]):
+                join(one, other)
+    return tuple(
+        Home(
+            tuple(h for k in sorted(x for x in part if isinstance(x, int)) for h in groups[k]),
+            frozenset(x for x in part if not isinstance(x, int)),
+        )
+        for part in parts
+    )
+
+
+def _is_near(program: Program, uniform: Uniform, end: int) -> bool:
+    """Whether an end leads to the state across no ETP equation."""
+
+    def rule(edge: Edge, mode: Any) -> Any:
+        return None if edge.crosses or edge not in uniform.edges else mode
+
+    return uniform.hidden.new in connected(program, end, rule)

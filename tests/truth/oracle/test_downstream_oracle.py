@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle with uniform states, without any learner, against backpropagation through time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, e_prop_oracle, window_oracle
+
+from . import cells
+from .cells import data, loss_fn, mm
+
+RTOL = 1e-10
+STEPS = 5
+
+
+class Above(cells.Cell):
+    """A leaky layer, or two of them one after the other."""
+
+    n_in, n_hidden = 3, 2
+    chain = False
+
+    def build(self) -> None:
+        self.w, self.b, self.v = self.weight(0, 3, 2), self.weight(1, 2), self.state(0)
+        if self.chain:
+            self.u, self.a = self.weight(2, 2, 2), self.state(1)
+
+    def update(self, x: Any) -> Any:
+        y = mm(x, self.w.value) + self.b.value
+        if self.chain:
+            self.a.value = 0.5 * self.a.value + y
+            y = mm(self.a.value, self.u.value)
+        self.v.value = 0.9 * self.v.value + 0.2 * y
+        return self.v.value
+
+
+class Chained(Above):
+    chain = True
+
+
+ABOVE = {Above: [("layers", 1, "v")], Chained: [("layers", 1, "a"), ("layers", 1, "v")]}
+
+
+class Below(cells.Cell):
+    """One state with a gate, read after a nonlinearity; ``cut`` holds its recurrent input."""
+
+    recurs = False
+
+    def build(self) -> None:
+        self.w = self.weight(0, self.n_in + self.n_hidden, self.n_hidden)
+        self.h = self.state(0)
+
+    def update(self, x: Any) -> Any:
+        h = self.recurrent(self.h.value) if self.recurs else jnp.zeros_like(self.h.value)
+        y = mm(jnp.concatenate([x, jnp.tanh(h)], -1), self.w.value)
+        self.h.value = jax.nn.sigmoid(y) * self.h.value + y
+        return jnp.tanh(self.h.value)
+
+
+class Recurrent(Below):
+    recurs = True
+
+
+def network(below: Any, above: Any, cut: bool = False) -> Any:
+    return brainstate.nn.Sequential(below(cut=cut), above(seed=1))
+
+
+@pytest.mark.parametrize("above", ABOVE)
+@pytest.mark.parametrize("below", [Below, Recurrent])
+def test_below_leaks_it_is_bptt_without_recurrent_input(below: Any, above: Any) -> None:
+    sequences = data(STEPS, out=2)
+    found = d_rtrl_oracle(network(below, above), sequences, loss_fn, uniform=ABOVE[above])
+    losses, exact = bptt(network(below, above, cut=True), sequences, loss_fn)
+    assert_tree_close(found.grads, exact, RTOL)
+    assert_tree_close(found.loss, losses, RTOL)
+    published = d_rtrl_oracle(network(below, above), sequences, loss_fn)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_tree_close(published.grads, exact, 1e-2)
+
+
+def test_windows_take_the_whole_influence() -> None:
+    sequences = data(STEPS, out=2)
+    rule = partial(d_rtrl_oracle, uniform=ABOVE[Chained])
+    found = window_oracle(rule, network(Below, Chained), sequences, loss_fn, 2)
+    assert_tree_close(found.grads, bptt(network(Below, Chained), sequences, loss_fn)[1], RTOL)
+    assert not found.steps and found.names[-1] == ""
+
+
+def test_one_step_is_the_ordinary_gradient() -> None:
+    sequences = data(1, out=2)
+    model = network(Recurrent, Chained)
+    found = d_rtrl_oracle(model, sequences, loss_fn, uniform=ABOVE[Chained])
+    assert_tree_close(found.grads, bptt(model, sequences, loss_fn)[1], RTOL)
+
+
+def test_kappa_takes_the_place_of_the_leak() -> None:
+    """For what is below; the readout's own weights keep the leak that they have."""
+    model, sequences = network(Below, Above), data(STEPS, out=2)
+    rule = partial(e_prop_oracle, model, sequences, loss_fn, uniform=ABOVE[Above])
+    exact = bptt(model, sequences, loss_fn)[1]
+    assert_tree_close(rule(0.9).grads, exact, RTOL)
+    other = rule(0.3).grads
+    top = {path: grad for path, grad in exact.items() if path[1] == 1}
+    assert_tree_close({path: other[path] for path in top}, top, RTOL)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_tree_close(other, exact, 1e-2)
+
+
+def test_where_no_credit_passes_kappa_filters_the_trace() -> None:
+    """The uniform state is below, and nothing is below it."""
+
+    class First(Above):
+        n_in = 2
+
+        def build(self) -> None:
+            super().build()
+            self.w = self.weight(0, 2, 2)
+
+    class Gated(Below):
+        n_in, n_hidden = 2, 2
+
+    def made() -> Any:
+        return brainstate.nn.Sequential(First(), Gated(seed=1))
+
+    sequences, uniform = data(STEPS, out=2), [("layers", 0, "v")]
+    found = e_prop_oracle(made(), sequences, loss_fn, 0.4, uniform=uniform).grads
+    published = e_prop_oracle(made(), sequences, loss_fn, 0.4).grads
+    path = ("layers", 1, "w")
+    assert_tree_close(found[path], published[path], RTOL)
+
+
+def test_what_is_not_uniform_is_refused() -> None:
+    model, sequences = network(Below, Above), data(STEPS, out=2)
+    for path, why in ((("layers", 0, "h"), "is not uniform"), (("q",), "must name hidden states")):
+        with pytest.raises(ValueError, match=why):
+            d_rtrl_oracle(model, sequences, loss_fn, uniform=[path])
+    with pytest.raises(ValueError, match="feedback is defined"):
+        e_prop_oracle(model, sequences, loss_fn, 0.2, {0: np.eye(3)}, uniform=ABOVE[Above])
