@@ -113,29 +113,6 @@ def test_kappa_takes_the_place_of_the_leak() -> None:
         assert_tree_close(other, exact, 1e-2)
 
 
-def test_where_no_credit_passes_kappa_filters_the_trace() -> None:
-    """The uniform state is below, and nothing is below it."""
-
-    class First(Above):
-        n_in = 2
-
-        def build(self) -> None:
-            super().build()
-            self.w = self.weight(0, 2, 2)
-
-    class Gated(Below):
-        n_in, n_hidden = 2, 2
-
-    def made() -> Any:
-        return brainstate.nn.Sequential(First(), Gated(seed=1))
-
-    sequences, uniform = data(STEPS, out=2), [("layers", 0, "v")]
-    found = e_prop_oracle(made(), sequences, loss_fn, 0.4, uniform=uniform).grads
-    published = e_prop_oracle(made(), sequences, loss_fn, 0.4).grads
-    path = ("layers", 1, "w")
-    assert_tree_close(found[path], published[path], RTOL)
-
-
 def test_what_is_not_uniform_is_refused() -> None:
     model, sequences = network(Below, Above), data(STEPS, out=2)
     for path, why in ((("layers", 0, "h"), "is not uniform"), (("q",), "must name hidden states")):

@@ -227,9 +227,7 @@ def learn_downstream(
     steps = [_record(layers, now.jacobians, scope) for now in runs]
     grad = np.sum([now.direct for now in steps], axis=0)
     every: list[dict[tuple[int, int], np.ndarray]] = []
-    filtered = kappa is not None and not _passes(layers, steps)
-    influences = _influences(layers, steps, None if filtered else kappa)
-    for now, (U, M), (U_old, M_old) in _smoothed(influences, kappa) if filtered else influences:
+    for now, (U, M), (U_old, M_old) in _influences(layers, steps, kappa):
         for r in U:
             grad = grad + product(now.l_u, U[r]) + product(now.e_u, U_old[r])
         for r, a in M:
@@ -275,29 +273,6 @@ def _influences(
                 M[r, a] = product(K[a], M_old[r, a]) + product(now.F[r, a], dY)
                 M[r, a] += product(now.G[a], near) + product(now.G_old[a], near_old)
         yield now, (U, M), (U_old, M_old)
-
-
-def _passes(layers: Layers, steps: Sequence[_Record]) -> bool:
-    """Whether any credit passes an end of a region."""
-    rows = len(steps[0].K_u)
-    if not rows:
-        return False
-    first = [(a, F) for now in steps for (_, a), F in now.F.items()]
-    first += [(a, G) for now in steps for of in (now.G, now.G_old) for a, G in enumerate(of)]
-    driven = {a for a, matrix in first if np.any(matrix)}
-    later = [now.K[a][-rows:, :-rows] for now in steps for a in driven]
-    return any(map(np.any, [*later, *(matrix[-rows:] for _, matrix in first)]))
-
-
-def _smoothed(
-    influences: Iterator[tuple[_Record, Influences, Influences]], kappa: float | None
-) -> Iterator[tuple[_Record, Influences, Influences]]:
-    """``Mbar^t = kappa Mbar^{t-1} + M^t``."""
-    mean: dict[tuple[int, int], np.ndarray] = {}
-    for now, (U, M), (U_old, M_old) in influences:
-        before = mean or M_old
-        mean = {key: kappa * before[key] + M[key] for key in M}
-        yield now, (U, mean), (U_old, before)
 
 
 def _with_leaks(layers: Layers, matrix: np.ndarray, kappa: float | None) -> np.ndarray:

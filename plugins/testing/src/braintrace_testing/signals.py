@@ -51,7 +51,8 @@ def e_prop_oracle(
     uniform
         As in :func:`d_rtrl_oracle`. Where credit passes such a state ``u``, ``kappa`` takes the
         place of its leak for what is below, :math:`\bar M_u^t = \kappa \bar M_u^{t-1} + C_u^t M^t`,
-        behind the derivative of what drives it, and nothing else is filtered.
+        behind the derivative of what drives it, and nothing else is filtered. That is for networks
+        with one such state on every way to the loss: what has none above it has no filter here.
     model, sequences, loss_fn, groups, recurrence_scope
         As in :func:`d_rtrl_oracle`.
 
