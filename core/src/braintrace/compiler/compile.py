@@ -135,8 +135,8 @@ def compile_etrace_graph(
             groups = find_hidden_groups_from_minfo(step, across_layers=True)
             if moving.filters or len(groups[0]) < len(graph.hidden_groups):
                 run = _analysed(step, groups, recurrence_scope, spared, include_hidden_perturb)
-                moving = moving if moving.filters else None
-                graph = replace(graph, moving=moving, filtered=replace(run, moving=moving))
+                used = moving if moving.filters else None
+                graph = replace(graph, moving=used, filtered=replace(run, moving=used))
         except CompilationError as why:
             graph = as_written(graph, str(why))
     finders = (
