@@ -23,6 +23,7 @@ EXPECTED = {
         r"step (1e\+00|[89]e-01)\nlinear exact\n"
         r"[\s\S]*another layer +layers\[0\]\.v +layers\[1\]\.v"
     ),
+    "docs/devices.md": r"P(artitionSpec)?\('data', 'model'\)\nthe same gradients: True",
     "docs/diagnostics.md": r"",
     "docs/from-0.2.md": (
         r"the same gradients: True\nhidden states are zero: False, now they are: True\n"

@@ -47,8 +47,8 @@ def shard(self: Any, mesh: Any, batch: Any = None, units: Any = None) -> None:
     >>> learner = braintrace.compile(cell, "d_rtrl", x, batch_size=2)
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> learner.shard(mesh, batch="data", units="model")
-    >>> str(cell.h.value.sharding.spec)
-    "PartitionSpec('data', 'model')"
+    >>> tuple(cell.h.value.sharding.spec)
+    ('data', 'model')
     """
     from .placing import place  # which nothing else needs
     from .restarts import follow_states
