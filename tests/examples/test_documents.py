@@ -22,6 +22,7 @@ EXPECTED = {
     "docs/credit.md": (
         r"step (1e\+00|[89]e-01)\nlinear exact\n"
         r"[\s\S]*another layer +layers\[0\]\.v +layers\[1\]\.v"
+        r"[\s\S]*linear 0\.\d\nexact exact\nwhat layers\[0\]\.v does to later values"
     ),
     "docs/devices.md": r"P(artitionSpec)?\('data', 'model'\)\nthe same gradients: True",
     "docs/diagnostics.md": r"",

@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 833,
+    "base": 834,
     "ops": 2665,
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7225,
+    "compiler": 7895,
     "executor": 1979,
-    "files": 925,
+    "files": 926,
     "cli": 729,
-    "algorithms": 2859,
-    "drivers": 2912,
-    "learners": 3661,
-    "modules": 811,
+    "algorithms": 2882,
+    "drivers": 2940,
+    "learners": 3672,
+    "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_132, 10_509
-WHOLE_CORE = 29_327
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_826, 10_980
+WHOLE_CORE = 30_062
 
 
 def module_of(file: Path) -> str:

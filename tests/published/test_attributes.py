@@ -30,7 +30,7 @@ OTHERWISE = {
 }
 #: Kinds of records that only one of the two has.
 OWN_KINDS = {"transition_structurally_zero", "transition_tail_bounded", "output_bypasses_hidden"}
-OWN_KINDS |= {"parameter_outside_operation", "credit_stops"}
+OWN_KINDS |= {"parameter_outside_operation", "credit_stops", "exact_credit"}
 
 
 @pytest.fixture(scope="module")

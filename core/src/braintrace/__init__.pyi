@@ -20,6 +20,7 @@ from .base.errors import CompilationWarning as CompilationWarning
 from .base.errors import NotSupportedError as NotSupportedError
 from .compiler.compile import compile_etrace_graph as compile_etrace_graph
 from .compiler.control.rewrite import ControlFlowPolicy as ControlFlowPolicy
+from .compiler.exact.record import ExactCredit as ExactCredit
 from .compiler.graph import ETraceGraph as ETraceGraph
 from .compiler.groups import HiddenGroup as HiddenGroup
 from .compiler.groups import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo

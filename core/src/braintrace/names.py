@@ -11,6 +11,7 @@ _DEFINED_IN = {
     "base.errors": "CompilationError CompilationWarning NotSupportedError",
     "compiler.compile": "compile_etrace_graph",
     "compiler.control.rewrite": "ControlFlowPolicy",
+    "compiler.exact.record": "ExactCredit",
     "compiler.graph": "ETraceGraph",
     "compiler.groups": "HiddenGroup find_hidden_groups_from_minfo find_hidden_groups_from_module",
     "compiler.module_info": "ModuleInfo",

@@ -47,6 +47,18 @@ COORDINATES = {
     "trace_filter": ("none", "kappa"),
 }
 
+#: Which rules do not go with ``downstream='exact'``, and why.
+EXACT = {
+    ("trace_factorization", "io_factorized"): "pp_prop's own filters approximate the trace",
+    ("trace_factorization", "random_projection"): "UORO's trace is a random one",
+    ("trace_factorization", "none"): "there is no trace",
+    ("recurrence_scope", "sparse_n"): "SnAp keeps the influence on all layers by itself",
+    ("recurrence_scope", "full"): "RTRL keeps the influence on all layers by itself, exactly",
+    ("learning_signal", "random_feedback"): "random feedback takes the place of that gradient",
+    ("learning_signal", "modulatory"): "a modulator takes the place of that gradient",
+    ("trace_filter", "kappa"): "kappa filters the trace",
+}
+
 
 @dataclass(frozen=True)
 class ETraceConfig(ConfigViews):
@@ -78,11 +90,12 @@ class ETraceConfig(ConfigViews):
     seed
         An integer or a JAX key, for ``'random_projection'`` and ``'random_feedback'``.
     downstream
-        How far credit goes in the layers above: ``'step'``, as published, or ``'linear'``, through
-        later steps, too, where their dynamics are linear; see
-        :func:`braintrace.compile_etrace_graph`. SnAp and RTRL then keep the influence on all
-        layers. Default: ``'linear'``; with a modulator, which then meets what the layers above
-        remember, too, ``'step'``. Without traces, both are the same rule.
+        How far credit goes in the layers above: ``'step'``, as published; ``'linear'``, through
+        later steps, too, where their dynamics are linear; ``'exact'``, also where they are not, of
+        groups of few values (of D-RTRL and OSTL); see :func:`braintrace.compile_etrace_graph`.
+        SnAp and RTRL keep the influence on all layers, but for ``'step'``. Default: ``'linear'``;
+        with a modulator, which then meets what the layers above remember, too, ``'step'``. Without
+        traces, both are the same rule.
 
     Raises
     ------
@@ -133,6 +146,7 @@ class ETraceConfig(ConfigViews):
             self._set(recurrence_scope="coupled", sparse_n=None)
         for name, legal in zip([*COORDINATES][1:], LEGAL[self.trace_factorization], strict=True):
             self._check("trace_factorization", name, legal)
+        self._check_exact()
         if self.trace_filter == "kappa":
             self._check("trace_filter", "recurrence_scope", ("diagonal", "coupled", "full"))
 
@@ -146,6 +160,15 @@ class ETraceConfig(ConfigViews):
             raise ValueError(
                 f"{coordinate}={getattr(self, coordinate)!r} goes with {other} in "
                 f"{legal}, not with {getattr(self, other)!r}"
+            )
+
+    def _check_exact(self) -> None:
+        """Whether the traces of the rule are exact where each value above is a state."""
+        why = next((EXACT[n, v] for n, v in EXACT if getattr(self, n) == v), None)
+        if self.downstream == "exact" and why:
+            raise ValueError(
+                "downstream='exact' is of D-RTRL and OSTL, with the gradient of the loss as the "
+                f"learning signal: {why}. Use downstream='linear', or one of these rules"
             )
 
     @property
@@ -177,7 +200,7 @@ class ETraceConfig(ConfigViews):
         within = self.recurrence_scope in ("diagonal", "coupled")
         of_groups = within or self.trace_factorization == "random_projection"
         traced = self.trace_factorization != "none"
-        return self.downstream == "linear" and traced and of_groups
+        return self.downstream != "step" and traced and of_groups
 
     @property
     def keeps_traces(self) -> bool:
@@ -203,7 +226,7 @@ class ETraceConfig(ConfigViews):
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
         if self.moves_leaks:
-            options = {"downstream": "linear", **options}
+            options = {"downstream": self.downstream, **options}
         if self.keeps_traces and options.get("downstream") == "linear":
             options = {"keeps_traces": True, **options}
         if self.kappa is not None and options.get("downstream") == "linear":

@@ -67,6 +67,7 @@ class DiagnosticKind(str, enum.Enum):  # noqa: UP042  str() of it is its name
     SCAN_DESCENT_APPLIED = "scan_descent_applied"
     CONTROL_FLOW_OPAQUE_FWD = "control_flow_opaque_fwd"
     UNIFORM_DYNAMICS = "uniform_dynamics"
+    EXACT_CREDIT = "exact_credit"
     CREDIT_STOPS = "credit_stops"
 
     # of braintrace 0.2, for code that compares with them; no record has one

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import brainstate
@@ -16,6 +19,8 @@ from ..base.types import Path
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
 from .delay_lines import with_delay_lines
+from .exact.find import find_above, states_that_stay
+from .exact.step import exact_step
 from .filters import check_downstream, move_leaks
 from .findings.downstream import as_written, downstream_findings
 from .findings.foreign import foreign_findings
@@ -76,6 +81,8 @@ def compile_etrace_graph(
         in the same step. ``'linear'``: through later steps, too, where the dynamics above are
         linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
         <braintrace.ETraceGraph>`. And where a state above follows the layer position by position.
+        ``'exact'``: so it is, and through all later steps of groups of few values above, whatever
+        their dynamics: each of these values is one more state of each position below.
     keeps_traces
         With ``downstream='linear'``: whether these states stay hidden states, with the traces of
         the operations that drive them, and only pass on the credit of what is below.
@@ -123,6 +130,7 @@ def compile_etrace_graph(
     own = find_hidden_groups_from_minfo(minfo)
     graph = _analysed(minfo, own, recurrence_scope, spared, include_hidden_perturb)
     require_coverage(minfo, graph.coverage(), spared)
+<<<<<<< HEAD
     if downstream == "linear":
         uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
         graph = replace(graph, uniform=uniform, not_uniform=why_not)
@@ -139,6 +147,16 @@ def compile_etrace_graph(
                 graph = replace(graph, moving=used, filtered=replace(run, moving=used))
         except CompilationError as why:
             graph = as_written(graph, str(why))
+=======
+    analysed = partial(
+        _analysed, scope=recurrence_scope, spared=spared, with_perturbation=include_hidden_perturb
+    )
+    filtered = partial(_with_filters, analysed=analysed, keeps_traces=keeps_traces, kappa=kappa)
+    if downstream != "step":
+        graph = filtered(graph)
+    if downstream == "exact":
+        graph = _with_exact_credit(graph, analysed, filtered)
+>>>>>>> 3aabf76 (downstream='exact': values of small layers above as states of what is below them)
     finders = (
         operation_findings,
         group_findings,
@@ -152,6 +170,47 @@ def compile_etrace_graph(
         if record.kind not in EXACT:
             versions.warn(str(record), CompilationWarning)
     return graph
+
+
+def _with_filters(
+    graph: ETraceGraph,
+    analysed: Callable[..., ETraceGraph],
+    keeps_traces: bool,
+    kappa: float | None,
+    stay: Mapping[Path, str] = MappingProxyType({}),
+) -> ETraceGraph:
+    """The graph with filters in front of uniform states, but for those that ``stay``."""
+    info, groups = graph.module_info, graph.hid_path_to_group
+    uniform, why_not = find_uniform(info, groups, graph.recurrence_scope, stay)
+    graph = replace(graph, uniform=uniform, not_uniform=why_not, moving=None, filtered=None)
+    try:
+        moving = Moving(info, uniform, keeps_traces)
+        if kappa is not None:
+            moving = moving.with_kappa(kappa, groups)
+        graph = replace(graph, uniform=uniform if moving.filters else {})
+        step = move_leaks(moving) if moving.filters else info
+        found = find_hidden_groups_from_minfo(step, across_layers=True)
+        if moving.filters or len(found[0]) < len(graph.hidden_groups):
+            run, own = analysed(step, found), moving if moving.filters else None
+            graph = replace(graph, moving=own, filtered=replace(run, moving=own))
+    except CompilationError as why:
+        graph = as_written(graph, str(why))
+    return graph
+
+
+def _with_exact_credit(
+    graph: ETraceGraph, analysed: Callable[..., ETraceGraph], filtered: Callable[..., ETraceGraph]
+) -> ETraceGraph:
+    """The graph with values of small groups as states of what is below them."""
+    below = graph.executed
+    if stay := states_that_stay(below.module_info, below.hidden_groups, below.reach, graph.uniform):
+        below = (graph := filtered(graph, stay=stay)).executed
+    exact = find_above(below.module_info, below.hidden_groups, below.reach)
+    if exact.above:
+        step = exact_step(exact)
+        run = analysed(step, find_hidden_groups_from_minfo(step, across_layers=True))
+        graph = replace(graph, filtered=replace(run, moving=graph.moving, exact=exact))
+    return replace(graph, exact=exact)
 
 
 def _analysed(

@@ -22,17 +22,16 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..base import versions
 from ..base.types import Path
 from ..jaxprs.run import run_equations
-from .module_info import CreditFilter, ModuleInfo, StateKind, StateSlot
+from .module_info import ModuleInfo, StateKind, filter_slot
 from .uniform.moving import Moving
 from .uniform.run import Run
 
 #: What ``downstream`` may be.
-DOWNSTREAM = ("step", "linear")
+DOWNSTREAM = ("step", "linear", "exact")
 
 
 def check_downstream(downstream: str) -> None:
@@ -61,13 +60,9 @@ def move_leaks(moving: Moving) -> ModuleInfo:
     first = sum(len(slot.leaves) for slot in slots)
     lines = [slot for slot in slots if slot.steps_along is not None]  # what is of one is one
     for i, one in enumerate(filters.values()):
-        state = CreditFilter(jnp.zeros(one.type.shape, one.type.dtype))
-        state.of = one.of
         kind = StateKind.HIDDEN if one.credit else StateKind.OTHER
-        where = range(first + i, first + i + 1)
         axis = next((s.steps_along for s in lines if s.shape == one.type.shape), None)
-        one_leaf = jax.tree.structure(0)
-        slots.append(StateSlot(_path(i), state, kind, one_leaf, where, axis))
+        slots.append(filter_slot(_path(i), one.of, one.type, first + i, kind, axis))
     return replace(minfo, jaxpr=jaxpr, slots=tuple(slots))
 
 

@@ -26,6 +26,7 @@ from ..show.facts import (
     ParameterFacts,
     Summary,
 )
+from .exact.record import ExactCredit
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
@@ -68,7 +69,10 @@ class ETraceGraph(GraphViews):
     moving
         Which filters there are in front of the uniform states; also of the filtered graph.
     filtered
-        The graph of the step with filters in front of the uniform states; ``None`` without any.
+        The graph of the step with filters in front of the uniform states, and with values of small
+        groups as states of others; ``None`` without any.
+    exact
+        With ``downstream='exact'``: which small groups are above which.
 
     Examples
     --------
@@ -95,6 +99,7 @@ class ETraceGraph(GraphViews):
     not_uniform: Mapping[Path, str] = field(default_factory=dict)
     moving: Moving | None = field(default=None, repr=False)
     filtered: ETraceGraph | None = field(default=None, repr=False)
+    exact: ExactCredit | None = field(default=None, repr=False)
 
     @property
     def executed(self) -> ETraceGraph:
@@ -232,6 +237,9 @@ def _credit(graph: ETraceGraph) -> Iterator[CreditFacts]:
         told = record.context
         if record.kind is DiagnosticKind.UNIFORM_DYNAMICS:
             yield CreditFacts(told["below"], record.hidden_paths, f"passes: {told['filters']}", "")
+        elif record.kind is DiagnosticKind.EXACT_CREDIT:
+            how = f"passes: {told['count']} values as states, {told['now']} for {told['before']}"
+            yield CreditFacts(told["below"], record.hidden_paths, how, "")
         elif record.kind is DiagnosticKind.CREDIT_STOPS and record.hidden_paths:
             below, why = told.get("below", ()), f"stops: {told['why']}"
             yield CreditFacts(below, record.hidden_paths, why, record.remedy)

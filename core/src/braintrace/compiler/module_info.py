@@ -12,6 +12,7 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..base import versions
@@ -41,7 +42,7 @@ class StateKind(enum.Enum):
 class CreditFilter(brainstate.HiddenState):
     """A state of the credit of a model, and none of the model (see ``filters``)."""
 
-    of: Path = ()  # the uniform state that it stands for
+    of: Path = ()  # the state that it stands for
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,21 @@ class StateSlot:
     def is_filter(self) -> bool:
         """Whether it is no state of the model."""
         return isinstance(self.state, CreditFilter)
+
+
+def filter_slot(
+    path: Path,
+    of: Path,
+    like: jax.ShapeDtypeStruct,
+    place: int,
+    kind: StateKind = StateKind.HIDDEN,
+    steps_along: int | None = None,
+) -> StateSlot:
+    """A filter of the type ``like``, which starts at zero, for a place among the leaves."""
+    state = CreditFilter(jnp.zeros(like.shape, like.dtype))
+    state.of = of
+    one_leaf = jax.tree.structure(0)
+    return StateSlot(path, state, kind, one_leaf, range(place, place + 1), steps_along)
 
 
 def is_barrier(eqn: JaxprEqn) -> bool:

@@ -36,11 +36,14 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
     ``index`` is the number of steps since the traces were zero.
     """
     executor, plan = rule.executor, rule.executor.graph.perturbed
+    exact = executor.graph.exact
     hidden = set(plan.perturb_hidden_paths)
 
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
         def program(params: Any, args: Any, states: Any, perturb: Any) -> Any:
             out, new, values = executor.run(args, {**states, **params}, perturb)
+            if exact is not None:
+                new |= exact.credited(new)
             return (out, {path: new[path] for path in states}), values
 
         perturb = plan.init_perturb_data()

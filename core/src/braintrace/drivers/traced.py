@@ -13,7 +13,7 @@ import jax
 
 from ..base import versions
 from ..base.precision import widened
-from ..base.types import State, show_path
+from ..base.types import Path, State, show_path
 from ..base.versions import Jaxpr
 from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
@@ -80,13 +80,17 @@ def trace_step(
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
-        _give_credit(learner)
-        tape = Tape(learner, own, perturb, jax.tree.leaves((perturb, inputs))[0])
+        plain = _give_credit(learner)
+        tape = Tape(learner, own, perturb, jax.tree.leaves((perturb, inputs))[0], plain)
         with learner.stepping_by(tape):
             loss, aux = step_fn(*inputs)
-        return loss, aux, tape.step()
+        recorded = tape.step()
+        for path, value in tape.after.items():  # the next step reads it so
+            hidden[path].value = value
+        return loss, aux, recorded
 
     own = learner.rule if rule is None else rule
+    hidden = learner.states_of(StateKind.HIDDEN)
     perturb = [*own.perturbations()]
     stateful = brainstate.transform.StatefulFunction(step, return_only_write=False)
     stateful.make_jaxpr(perturb, inputs)
@@ -117,20 +121,30 @@ def trace_step(
     return TracedStep(run, direct, leaves, program_influences(jaxpr, Along.DERIVATIVES)[0])
 
 
-def _give_credit(learner: Running) -> None:
-    """Let ``step_fn`` read old values of uniform states with the derivative of their filters."""
-    moving = learner.graph.moving
-    if moving is None:
-        return
+def _give_credit(learner: Running) -> dict[Path, Any]:
+    """Let ``step_fn`` read values with the derivative of the filters that they have.
+
+    The values without it, by path, are what a step reads.
+    """
+    moving, exact = learner.graph.moving, learner.graph.exact
+    if moving is None and exact is None:
+        return {}
     params, states = read_states(learner)
-    hidden = learner.states_of(StateKind.HIDDEN)
-    for path, of in credit_of(moving, {**states, **params}).items():
+    hidden, values = learner.states_of(StateKind.HIDDEN), {**states, **params}
+    found = {} if exact is None else exact.credited(values)
+    values |= found
+    keeps = moving is not None and moving.keeps_traces
+    for path, of in {} if moving is None else credit_of(moving, values).items():
 
         def credited(value: Any, of: Any = of) -> Any:
             of = of.astype(value.dtype)
-            return with_credit(value, value + of if moving.keeps_traces else of)
+            return with_credit(value, value + of if keeps else of)
 
-        hidden[path].value = jax.tree.map(credited, hidden[path].value)
+        found[path] = jax.tree.map(credited, values[path])
+    plain = {path: hidden[path].value for path in found if path in hidden}
+    for path in plain:
+        hidden[path].value = found[path]
+    return plain
 
 
 def _in_wide(jaxpr: Jaxpr, values: Sequence[Any], leaves: int, wide: Any) -> list[Any]:
@@ -172,12 +186,20 @@ class Tape:
     Nothing but the model may write hidden states of the learner meanwhile.
     """
 
-    def __init__(self, learner: Running, rule: Any, perturb: Sequence[Any], traced: Any) -> None:
-        self.rule, self.perturb, self.traced = rule, perturb, traced
+    def __init__(
+        self,
+        learner: Running,
+        rule: Any,
+        perturb: Sequence[Any],
+        traced: Any,
+        plain: Mapping[Path, Any],
+    ) -> None:
+        self.rule, self.perturb, self.traced, self.plain = rule, perturb, traced, plain
         self.recorded: list[tuple[tuple[Any, ...], Any]] = []
         self.hidden = learner.states_of(StateKind.HIDDEN)
         self.values = self._hidden_now()
         self.written: list[Any] = []
+        self.after: dict[Path, Any] = {}
 
     def __call__(self, learner: Running, args: tuple[Any, ...], given: Any) -> Any:
         """Run a step and record the inputs of its Jacobians, and ``given``."""
@@ -189,10 +211,13 @@ class Tape:
         leaves = checked_args(learner.graph.module_info, one_step_of(args))
         params, states = read_states(learner)
         self._check_hidden()
-        out, new, values = self.rule.run(leaves, {**states, **params}, self.perturb)
+        own = {**states, **params, **self.plain}
+        out, new, values = self.rule.run(leaves, own, self.perturb)
         self.recorded.append((values, given))
         self.written = jax.tree.leaves(new)
         write_states(learner, states, new)
+        if learner.graph.exact is not None:
+            self.after = _give_credit(learner)
         self.values = self._hidden_now()
         return out
 

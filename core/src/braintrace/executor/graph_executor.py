@@ -128,7 +128,7 @@ class ETraceGraphExecutor(FormerAttributes):
         try:
             return Executor(graph.executed, self.jacobians)
         except CompilationError as why:
-            if graph.filtered is None:
+            if graph.filtered is None or graph.exact is not None:
                 raise
             self._graph = as_written(graph, str(why))
         return self._of(self._graph)

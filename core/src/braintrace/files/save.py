@@ -212,7 +212,8 @@ def _compiling(learner: Any) -> dict[str, Any]:
 
 def _moved(graph: Any) -> dict[str, str]:
     """How far credit goes, where that is farther than in files that do not say it."""
-    return {"downstream": "step" if graph.filtered is None else "linear"}
+    far = "exact" if graph.exact is not None else "linear"
+    return {"downstream": "step" if graph.filtered is None else far}
 
 
 def _texts(what: str, values: Mapping[str, Any]) -> dict[str, str]:

@@ -212,7 +212,7 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
         try:
             return self.make_rule(executor.compiled)
         except CompilationError as why:
-            if executor.graph.filtered is None:
+            if executor.graph.filtered is None or executor.graph.exact is not None:
                 raise
             executor.run_as_written(str(why))
         return self.make_rule(executor.compiled)

@@ -140,10 +140,16 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
             lines.append(f"  {names} -> {group}: {size} ({shapes})")
     if graph.uniform:
         slots = (s for s in graph.executed.module_info.slots if s.is_filter)
-        filters = [slot.state.value for slot in slots]
+        filters = [s.state.value for s in slots if s.state.of in graph.uniform]  # type: ignore[attr-defined]
         names = ", ".join(map(show_path, graph.uniform))
         size = shown_bytes(bytes_of(filters))
         lines.append(f"filters: {len(filters)}, {size}, in front of {names}")
+    for below, above, count, before in () if graph.exact is None else graph.exact.costs():
+        lower, upper = (", ".join(map(show_path, paths)) for paths in (below, above))
+        lines.append(
+            f"exact credit: {count} values of {upper} as states of {lower}, whose traces have "
+            f"{before + count} in place of {before}"
+        )
     held = [slot.state.value for slot in graph.executed.module_info.slots]
     size = shown_bytes(bytes_of(held) + bytes_of(traces))
     lines.append(f"check=True: no copy; values from before a call, {size}, stay until it ends")

@@ -349,7 +349,7 @@ def test_every_kind_is_triggered(trigger: Trigger) -> None:
 
 #: Kinds with tests of their own, in test_downstream.py, test_rolled.py and test_rewrite.py; all are
 #: informations.
-ELSEWHERE = {Kind.UNIFORM_DYNAMICS, Kind.CREDIT_STOPS, Kind.SCAN_DESCENT_APPLIED}
+ELSEWHERE = {Kind.UNIFORM_DYNAMICS, Kind.EXACT_CREDIT, Kind.CREDIT_STOPS, Kind.SCAN_DESCENT_APPLIED}
 ELSEWHERE |= {Kind.CONTROL_FLOW_OPAQUE_FWD, Kind.WEIGHT_IN_WHILE}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
+from ..exact.find import MOST_VALUES
 from ..graph import ETraceGraph
 from ..groups import HiddenGroup, member_of
 from ..module_info import CreditFilter, Marks
@@ -21,11 +22,17 @@ PASSES = info(
     "drives it ({filters})",
     "Nothing to do",
 )
+EXACT = info(
+    Kind.EXACT_CREDIT,
+    "what {lower} does to later values of {states} gets exact credit: each of {count} values is "
+    "one more state of {lower}, whose traces have {now} states in place of {before}",
+    "Nothing to do; downstream='linear' leaves that credit out, and costs less",
+)
 STOPS = info(
     Kind.CREDIT_STOPS,
     "what {lower} does to later values of {states} gets no credit: {why}",
-    "Make the leak above the same everywhere and detach its reset, or learn in windows "
-    "(vjp_method='multi-step')",
+    "Make the leak above the same everywhere and detach its reset, ask for downstream='exact' if "
+    "it has few values, or learn in windows (vjp_method='multi-step')",
 )
 UNHEARD = warning(
     Kind.CREDIT_STOPS,
@@ -74,6 +81,10 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
             below = tuple(own for group in groups for own in _own(graph, group))
             filters = ", ".join(f"a filter {[*s]}" for s in shapes)
             yield PASSES(hidden_paths=(path,), context={"filters": filters, "below": below})
+    for below, above, count, before in () if graph.exact is None else graph.exact.costs():
+        lower, told = ", ".join(map(show_path, below)), {"below": below, "count": count}
+        told |= {"before": before, "now": before + count}
+        yield EXACT(hidden_paths=above, context=told, lower=lower)
     if graph.uniform or graph.not_uniform:
         yield from _stops(graph)
     if graph.uniform:
@@ -114,7 +125,7 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
             silent = {p for p in unheard if isinstance(p, tuple)} - graph.frozen
             yield (STOPS if index in heard or not silent else UNHEARD)(
                 hidden_paths=above,
-                context={"below": below, "why": _why(graph, above)},
+                context={"below": below, "why": _why(graph, group, above)},
                 lower=", ".join(map(show_path, below)),
                 parameters=", ".join(sorted(map(show_path, silent))),
             )
@@ -165,7 +176,11 @@ def _shown(graph: ETraceGraph, group: HiddenGroup) -> tuple[Path, ...]:
     return _own(graph, group) or _filters(group)
 
 
-def _why(graph: ETraceGraph, paths: tuple[Path, ...]) -> str:
-    """Why the states of a group are not uniform: the first reason."""
+def _why(graph: ETraceGraph, group: HiddenGroup, paths: tuple[Path, ...]) -> str:
+    """Why credit to a group stops: it has too many values, or its states are not uniform."""
+    large = {} if graph.exact is None else graph.exact.too_large
+    sizes = (n for path, n in large.items() if path in group.hidden_paths)
+    if count := next(sizes, None):
+        return f"it has {count} values, and downstream='exact' takes {MOST_VALUES} at most"
     reasons = (graph.not_uniform[path] for path in paths if path in graph.not_uniform)
     return next(reasons, "what lies between is no linear map")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from ...base.types import Path
 from ..groups import HiddenGroup
@@ -14,16 +15,20 @@ from .step import Step
 
 
 def find_uniform(
-    minfo: ModuleInfo, path_to_group: Mapping[Path, HiddenGroup], scope: str = "diagonal"
+    minfo: ModuleInfo,
+    path_to_group: Mapping[Path, HiddenGroup],
+    scope: str = "diagonal",
+    stay: Mapping[Path, str] = MappingProxyType({}),
 ) -> tuple[dict[Path, UniformState], dict[Path, str]]:
     """The uniform hidden states of a step, lower ones first, and why each other one is not.
 
     Recurrent input of a state is held where the recurrence ``scope`` cuts it; where the scope keeps
-    it, such a state is not uniform.
+    it, such a state is not uniform. States that ``stay`` where they are, each for a reason, are not
+    taken for uniform ones.
     """
     step = Step(minfo, path_to_group, scope == "diagonal")
     found: dict[Path, UniformState] = {}
-    refused: dict[Path, str] = {}
+    refused = dict(stay)
     undecided: set[Path] = set()
 
     def decide(path: Path) -> bool:
