@@ -32,6 +32,8 @@ PRINTED = {
     "dense_cells": r"minGRU +[01]\.\d{3} of the bits are right",
     "digit_pixels": r"differ by \d\.\de-0[678]\nheld-out accuracy 0\.[3-9]",
     "digit_rows": r"held-out accuracy 0\.[4-9]",
+    "einsum_branches": r"four paces: 0\.\d{3} of the signs on new sequences are wrong",
+    "embedding_words": r"trace \(16, 512, 48\) of a table \(1001, 48\); words forgotten: 0",
     "elemwise_time_constants": r"time constants: median error \d+\.\d%, largest \d+\.\d%\ngains",
     "lora_adapter": r"\nby columns with adapters 0\.\d{3} \(1632 weights beside 14016 constant",
     "match_to_sample": r"accuracy on 64 new trials [01]\.\d{3} after 4 batches",
