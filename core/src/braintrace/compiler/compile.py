@@ -130,24 +130,6 @@ def compile_etrace_graph(
     own = find_hidden_groups_from_minfo(minfo)
     graph = _analysed(minfo, own, recurrence_scope, spared, include_hidden_perturb)
     require_coverage(minfo, graph.coverage(), spared)
-<<<<<<< HEAD
-    if downstream == "linear":
-        uniform, why_not = find_uniform(minfo, graph.hid_path_to_group, recurrence_scope)
-        graph = replace(graph, uniform=uniform, not_uniform=why_not)
-        try:
-            moving = Moving(minfo, uniform, keeps_traces)
-            if kappa is not None:
-                moving = moving.with_kappa(kappa, graph.hid_path_to_group)
-            graph = replace(graph, uniform=uniform if moving.filters else {})
-            step = move_leaks(moving) if moving.filters else minfo
-            groups = find_hidden_groups_from_minfo(step, across_layers=True)
-            if moving.filters or len(groups[0]) < len(graph.hidden_groups):
-                run = _analysed(step, groups, recurrence_scope, spared, include_hidden_perturb)
-                used = moving if moving.filters else None
-                graph = replace(graph, moving=used, filtered=replace(run, moving=used))
-        except CompilationError as why:
-            graph = as_written(graph, str(why))
-=======
     analysed = partial(
         _analysed, scope=recurrence_scope, spared=spared, with_perturbation=include_hidden_perturb
     )
@@ -156,7 +138,6 @@ def compile_etrace_graph(
         graph = filtered(graph)
     if downstream == "exact":
         graph = _with_exact_credit(graph, analysed, filtered)
->>>>>>> 3aabf76 (downstream='exact': values of small layers above as states of what is below them)
     finders = (
         operation_findings,
         group_findings,
