@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 834,
-    "ops": 2665,
+    "ops": 2697,
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1979,
     "files": 926,
     "cli": 729,
-    "algorithms": 2882,
-    "drivers": 2940,
-    "learners": 3672,
+    "algorithms": 3022,
+    "drivers": 2950,
+    "learners": 3692,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_826, 10_980
-WHOLE_CORE = 30_062
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_998, 11_091
+WHOLE_CORE = 30_264
 
 
 def module_of(file: Path) -> str:

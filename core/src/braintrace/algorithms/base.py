@@ -20,7 +20,7 @@ from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
-from ..ops.traces.base import TraceRules
+from ..ops.traces.base import TraceRules, add
 
 Traces = tuple[Any, ...]
 """A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
@@ -56,6 +56,9 @@ class Block(_Fields):
         ``None`` where structurally zero.
     given
         What the caller passed to the learner besides the model's arguments, such as a modulator.
+    heard
+        By group, which states the loss depends on [S]; the others have a signal of zero. ``None``
+        where that is not known: a block that is made of another one does not know it.
 
     Examples
     --------
@@ -63,6 +66,14 @@ class Block(_Fields):
     >>> Block._fields
     ('jacobians', 'signal', 'old_signal', 'given')
     """
+
+    heard: tuple[tuple[bool, ...], ...] | None = None
+
+    def heard_by(self, states: tuple[tuple[bool, ...], ...]) -> Block:
+        """The block, with what is known of which states are heard."""
+        known = Block(*self)
+        known.heard = states
+        return known
 
     @property
     def late(self) -> OldSignals:
@@ -224,6 +235,14 @@ class LearningRule(ABC):
         """Zeros that :meth:`run` adds to new values; gradients with respect to them are signals."""
         return self.executor.graph.perturbed.init_perturb_data()
 
+    def parted(self, traces: Traces) -> Traces:
+        """Traces in a form in which a loop of single steps is fast; see :meth:`joined`."""
+        return traces
+
+    def joined(self, traces: Traces) -> Traces:
+        """Traces as :meth:`init` makes them, from either form."""
+        return traces
+
     @property
     def traced_paths(self) -> tuple[Path, ...]:
         """The parameters with a trace."""
@@ -233,6 +252,7 @@ class LearningRule(ABC):
     def of_parameter(self, traces: Traces, path: Path) -> list[dict[str, Any]]:
         """What the traces hold for a parameter: a dict for each of its links."""
         links = (w.links for w in self.executor.weights.values() if w.path == path)
+        traces = self.joined(traces)
         return [self.of_link(traces, i) for own in links for i in own]
 
     @property
@@ -250,11 +270,6 @@ def check_jacobians(rule: LearningRule) -> None:
             f"and the executor gives {given} ones ({JACOBIANS[given]}). Write jacobians = "
             f"{needed!r} in the class of the learner, or pass jacobians={needed!r} to its executor"
         )
-
-
-def add(a: Arrays, b: Arrays) -> Arrays:
-    """The sum of two dicts of arrays; an empty one is zero."""
-    return jax.tree.map(jnp.add, a, b) if a and b else a or b
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,4 +321,8 @@ class ParameterTraces(LearningRule):
                 key: v.update(dtype=own) if jnp.issubdtype(v.dtype, jnp.inexact) else v
                 for key, v in types.items()
             }
-        return {key: leaf.astype(types[key].dtype) for key, leaf in trace.items()}
+
+        def kept(key: str, leaf: Any) -> Any:
+            return jax.tree.map(lambda v: v.astype(types[key].dtype), leaf)
+
+        return {key: kept(key, leaf) for key, leaf in trace.items()}

@@ -20,6 +20,7 @@ from ..base.precision import sum_dtype
 from ..executor.layout import Link
 from ..ops.operation import Arrays
 from ..ops.traces.bands import Bands
+from ..ops.traces.base import is_parted
 from .base import Block, Cotangents, Entries, OldSignals, Operands, ParameterTraces, Traces
 from .block_algebra import (
     accumulate,
@@ -29,6 +30,7 @@ from .block_algebra import (
     products_by_bands,
     suffix_products,
 )
+from .in_place import step_of_trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +148,60 @@ class ParamDimRule(ParameterTraces):
         found = self.with_entries(found, new, now, operands)
         return self.summed(self.with_entries(found, traces, old, operands), operands)
 
+    def parted(self, traces: Traces) -> Traces:
+        if type(self) is not ParamDimRule or not self.of_model:
+            return traces
+        moving = self.executor.jacobian_types.transition
+        by_bands = [isinstance(moving[link.group.index], Bands) for link in self.links]
+        rows = zip(self.rules, traces, by_bands, strict=True)
+        return tuple(trace if bands else rules.parted(trace) for rules, trace, bands in rows)
+
+    def joined(self, traces: Traces) -> Traces:
+        if not self._are_parted(traces):
+            return traces
+        return tuple(rules.whole(trace) for rules, trace in zip(self.rules, traces, strict=True))
+
+    def advance(
+        self, traces: Traces | None, block: Block, operands: Operands
+    ) -> tuple[Cotangents, Traces]:
+        """:meth:`solve` and :meth:`update`; a single step of parted traces writes over them."""
+        moving, of_old = block.jacobians.transition, any(e is not None for e in block.old_signal)
+        by_bands = any(isinstance(one, Bands) for one in moving)
+        if not self._are_parted(traces) or of_old or by_bands or not self.reads_new(block):
+            return super().advance(traces, block, operands)
+        steps = [self._one_step(link, traces, block, operands) for link in self.links]
+        return self.summed([found for _, found in steps], operands), tuple(new for new, _ in steps)
+
+    def _are_parted(self, traces: Traces | None) -> bool:
+        return type(self) is ParamDimRule and any(map(is_parted, traces or ()))
+
+    def _one_step(
+        self, link: Link, traces: Any, block: Block, operands: Operands
+    ) -> tuple[Arrays, Arrays]:
+        """The trace of a link after a single step, and what the signal finds in it."""
+        g, trace, rules = link.group.index, traces[link.index], self.rules[link.index]
+        (x, f, transition), held = block.jacobians.of(link), operands[link.relation.index]
+        if transition is None:
+            found = self.contracted(link, block, {g: block.signal[g]}, operands)
+            new = rules.increments(x, f, held)
+            return self.stored(link, rules.parted(new) if is_parted(trace) else new), found
+        moving, signal = link.to_y(transition[0], 2), link.to_y(block.signal[g][0], 1)
+        if is_parted(trace):
+            heard = block.heard[g] if block.heard else (True,) * rules.num_state
+            how = self.executor.passing(g), signal, heard
+            return step_of_trace(rules, (x, f, moving), *how, trace, held)
+        kept = rules.propagate(moving, trace, held)
+        new = self.stored(link, rules.joined(kept, rules.increments(x, f, held)))
+        return new, rules.solve(signal, new, held)
+
     def reads_new(self, block: Block) -> bool:
         """Whether a block is a single step, or without operations, with exact traces after it."""
         one_step = all(len(f) == 1 for f in block.jacobians.f)
         return self.of_model and self.trace_dtype is None and one_step
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        return tuple(map(self.stored, self.links, self.moved(traces, block, operands)))
+        new = tuple(map(self.stored, self.links, self.moved(traces, block, operands)))
+        return self.parted(new) if self._are_parted(traces) else new
 
     def moved(
         self, traces: Traces | None, block: Block, operands: Operands, decays: Any = None

@@ -99,6 +99,8 @@ class Resignalled(LearningRule):
     advance = _of_rule(LearningRule.advance)
     of_link = _of_rule(LearningRule.of_link)
     held_by = _of_rule(LearningRule.held_by)
+    parted = _of_rule(LearningRule.parted)
+    joined = _of_rule(LearningRule.joined)
     executor = property(lambda self: self.rule.executor)  # type: ignore[assignment]
     jacobians = property(lambda self: self.rule.jacobians)  # type: ignore[assignment]
     bytes_per_step = property(lambda self: self.rule.bytes_per_step)  # type: ignore[assignment]

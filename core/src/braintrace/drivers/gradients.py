@@ -85,7 +85,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     hidden = {i: name for s, name in states.items() for i in step.leaves.get(s, ())}
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
-    operands = executor.operand_values(params)
+    operands, heard = executor.operand_values(params), _heard(executor, step)
 
     since_reset = learner.running_index.value
 
@@ -101,7 +101,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
         record = _record(executor, step, leaves, direct, inputs)
         leaves, direct, recorded, moves, losses, aux = record
-        block = block_without_past(recorded, is_first(number), moves)
+        block = block_without_past(recorded, is_first(number), moves).heard_by(heard)
         last = isinstance(number, int) and number == (steps - 1) // size
         if last and not (options.carry_trace or options.check):
             found, traces = rule.solve(traces, block, operands), None
@@ -185,6 +185,15 @@ def _record(
     for i, value in step.direct.gradients(leaves, moving, dys).items():
         total[i] = total[i] + value
     return new, total, block, marks[0], losses, aux
+
+
+def _heard(executor: Executor, step: TracedStep) -> tuple[tuple[bool, ...], ...]:
+    """Which states the loss of a step depends on."""
+    paths = executor.graph.perturbed.perturb_hidden_paths  # the first inputs of the step
+    live = {path for i, path in enumerate(paths) if i in step.live}
+    groups = executor.graph.hidden_groups
+    pairs = (zip(g.hidden_paths, g.state_counts, strict=True) for g in groups)
+    return tuple(tuple(p in live for p, n in own for _ in range(n)) for own in pairs)
 
 
 def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:

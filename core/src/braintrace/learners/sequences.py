@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -271,7 +272,8 @@ def etrace_update(
             bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 
-        _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
+        with self.traces_in_parts() if steps > every else nullcontext():
+            _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
         return losses, aux, flags
 
     def finish(result: Any) -> Any:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import brainstate
@@ -129,6 +131,22 @@ class StatesOfLearner(brainstate.nn.Module):
     def read_traces(self) -> tuple[Any, ...]:
         """The traces as they are, in the form of the rule."""
         return tuple(trace.value for trace in self.traces)
+
+    @contextmanager
+    def traces_in_parts(self) -> Iterator[None]:
+        """Hold the traces as :meth:`LearningRule.parted` has them, for a loop."""
+        kept, traces = self.traces, self.read_traces()
+        parted = self.rule.parted(traces)
+        if all(a is b for a, b in zip(parted, traces, strict=True)):
+            yield
+            return
+        self.traces = tuple(map(EligibilityTrace, parted))
+        try:
+            yield
+            joined = self.rule.joined(self.read_traces())
+        finally:
+            self.traces = kept
+        self.write_traces(joined, 0)
 
     def write_traces(self, traces: Any, steps: Any) -> None:
         """Take the traces after some more steps."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -43,6 +43,14 @@ class TraceRules(ABC):
     def init(self) -> Arrays:
         """A trace of zeros."""
         return jax.tree.map(jnp.zeros_like, self.types)
+
+    def parted(self, trace: Arrays) -> dict[str, Any]:
+        """A trace whose leaves are tuples of an array for each of several states, if it may be."""
+        return trace
+
+    def whole(self, trace: Mapping[str, Any]) -> Arrays:
+        """A trace as :meth:`init` makes it."""
+        return {k: jnp.stack(v) if isinstance(v, tuple) else v for k, v in trace.items()}
 
     @abstractmethod
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
@@ -94,9 +102,8 @@ class TraceRules(ABC):
             return jax.vmap(scale)(transition[0], trace)
         if self.num_state > UNROLL_STATES:
             return jax.lax.map(lambda row: self.sum_over_states(scale, row, trace), transition)
-        return stacked(
-            [self.sum_over_states(scale, transition[s], trace) for s in range(self.num_state)]
-        )
+        rows = [self.sum_over_states(scale, row, trace) for row in transition]
+        return by_state(rows) if is_parted(trace) else stacked(rows)
 
     def sum_over_states(
         self, rule: Callable[..., Arrays], factor: jax.Array, trace: Arrays
@@ -118,6 +125,7 @@ class TraceRules(ABC):
 
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The trace ``kept``, moved on already, and the increments ``new``; ``None`` is zero."""
+        new = self.parted(new) if kept and is_parted(kept) else new
         return new if kept is None else jax.tree.map(jnp.add, new, kept)
 
     @abstractmethod
@@ -127,6 +135,21 @@ class TraceRules(ABC):
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def by_state(rows: Sequence[Arrays]) -> dict[str, Any]:
+    """The parted trace of several states."""
+    return {key: tuple(row[key] for row in rows) for key in rows[0]}
+
+
+def is_parted(trace: Mapping[str, Any]) -> bool:
+    """Whether a trace is in the form of :meth:`TraceRules.parted`."""
+    return any(isinstance(leaf, tuple) for leaf in trace.values())
+
+
+def add(a: Arrays, b: Arrays) -> Arrays:
+    """The sum of two dicts of arrays; an empty one is zero."""
+    return jax.tree.map(jnp.add, a, b) if a and b else a or b
 
 
 def sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array) -> Arrays:

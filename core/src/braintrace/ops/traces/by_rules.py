@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import product
@@ -36,6 +37,11 @@ class StructuredTrace(TraceRules):
             )
             for key in self.operation.traced
         }
+
+    def parted(self, trace: Arrays) -> dict[str, Any]:
+        if not 1 < self.num_state <= UNROLL_STATES:
+            return trace
+        return {key: tuple(leaf) for key, leaf in trace.items()}
 
     def _each(self, rule: Callable[..., Arrays], axis: int = 0) -> Callable[..., Arrays]:
         """``rule`` for every index of the axes ``E``, which start at ``axis`` of the arguments."""
@@ -148,7 +154,8 @@ class StructuredTrace(TraceRules):
         large: list[str] = []
         alone = not versions.several_devices()  # else each device adds up its own examples
         if op.spec.batched and not extra and alone:  # the second axis of a leaf is of the examples
-            large = [key for key, leaf in trace.items() if leaf[0, 0].size >= LARGE_EXAMPLE]
+            sizes = {key: math.prod(v.shape[2:]) for key, v in self.types.items()}
+            large = [key for key in trace if sizes[key] >= LARGE_EXAMPLE]
         if not large:
             return whole(signal, trace)
 
@@ -175,7 +182,9 @@ class StructuredTrace(TraceRules):
         """
 
         def term(state: int, example: Any) -> Arrays:
-            def at(array: jax.Array) -> jax.Array:
+            def at(array: Any) -> jax.Array:
+                if isinstance(array, tuple):
+                    return jax.lax.dynamic_slice_in_dim(array[state], example, 1)
                 start = (state, example, *(0,) * (array.ndim - 2))
                 return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0]
 
@@ -197,7 +206,7 @@ class StructuredTrace(TraceRules):
         own, examples = range(1 if many else self.num_state), signal.shape[1]
         rest = examples % EXAMPLES_AT_ONCE
         groups, states = np.arange(rest, examples, EXAMPLES_AT_ONCE), np.arange(self.num_state)
-        like = jax.eval_shape(term, 0, 0)
+        like = jax.eval_shape(partial(term, 0), 0)
         total = jax.tree.map(start_of_sum, like)
         total, _ = jax.lax.scan(add_first, total, states) if many else add_first(total, 0)
         pairs = np.repeat(states, len(groups)), np.tile(groups, len(states))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A single step of a trace of several states, each of which is written over itself.
+
+In a loop, XLA writes a new array over the old one where the old one is not read any more. A trace
+that holds all its states in one array is read by each of them, and is copied; as an array for each
+state, the last state that reads the others goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..compiler.reach import Pattern
+from ..ops.operation import Arrays
+from ..ops.traces.base import TraceRules, add, by_state
+
+
+def step_of_trace(
+    rules: TraceRules,
+    step: tuple[Any, jax.Array, jax.Array],
+    passing: Pattern,
+    signal: jax.Array,
+    heard: Sequence[bool],
+    trace: Arrays,
+    operands: Sequence[Any],
+) -> tuple[Arrays, Arrays]:
+    """The trace after a step, an array for each state, and what the signal finds in it.
+
+    Parameters
+    ----------
+    step
+        ``x`` [1, ..], ``f`` [1, S, ..] and ``D`` [S, S, ..].
+    passing
+        Which entries of ``D`` are not structurally zero.
+    heard
+        Which states have a signal.
+    """
+    x, f, transition = step
+    transition = rules.operation.widened(transition)
+    scale, one = rules.scale(operands), rules.of_states(1)
+    rows: list[Arrays] = []
+    found: Arrays = {}
+    for s in reversed(range(rules.num_state)):
+        if found:
+            f, transition = after((f, transition), found)
+        row = {key: leaf[0] for key, leaf in one.increments(x, f[:, s : s + 1], operands).items()}
+        for j in (j for j in range(rules.num_state) if passing[s][j]):
+            row = add(row, scale(transition[s, j], {key: leaf[j] for key, leaf in trace.items()}))
+        row = {key: leaf.astype(rules.types[key].dtype) for key, leaf in row.items()}
+        if heard[s]:
+            alone = {key: (leaf,) for key, leaf in row.items()}
+            found = add(found, one.solve(signal[s : s + 1], alone, operands))
+        rows.insert(0, row)
+    return by_state(rows), found
+
+
+def after(values: Any, first: Any) -> Any:
+    """``values``, which nothing uses before ``first`` is there.
+
+    XLA orders what reads an array and what is written over it by what depends on what alone, and
+    copies the array where that leaves the order open. It cannot know that the sum is a number.
+    """
+    known = jnp.ravel(jax.tree.leaves(first)[0])[0]
+    return jax.tree.map(
+        lambda v: jnp.where(jnp.isnan(known), v * (1 + jnp.finfo(v.dtype).eps), v), values
+    )
