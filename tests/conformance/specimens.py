@@ -249,6 +249,27 @@ def other_numbers_for_mapped_weights() -> ConformanceCase:
     return case_of(broken(impl=lambda x, w, b: affine(x, not_mapped(w), b)))
 
 
+def without_a_place() -> ConformanceCase:
+    """A primitive with an abstract value that its author wrote, as one finds them everywhere."""
+    spec = broken(batched=True)
+    primitive = register_primitive_spec(spec)
+
+    def abstract(x: Any, w: Any, b: Any) -> Any:
+        return jax.core.ShapedArray((*x.shape[:-1], w.shape[-1]), x.dtype)
+
+    primitive.def_abstract_eval(abstract)
+    return case_of(spec)
+
+
+def other_numbers_on_a_mesh() -> ConformanceCase:
+    spec = broken(batched=True)
+
+    def op(x: Any, w: Any, b: Any) -> Any:
+        return bind(spec, x, w, b) * (1 + len(jax.sharding.get_abstract_mesh().axis_names))
+
+    return case_of(spec, op)
+
+
 def forgets_the_bias() -> ConformanceCase:
     return case_of(broken(trainable_invars_fn=lambda params: {"w": 1}))
 
@@ -552,6 +573,9 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     "jax.vmap": (other_numbers_in_a_batch, "relative error"),
     "jax.vmap_keeps_the_primitive": (lost_under_vmap, "other than x"),
     "jax.vmap_over_weights": (other_numbers_for_mapped_weights, "relative error"),
+    "devices.numbers": (other_numbers_on_a_mesh, "relative error"),
+    "devices.explicit_axes": (without_a_place, r"the result lies at \(\), expected"),
+    "devices.shard_map": (without_a_place, "varying|same on every device"),
     "rules.weights_are_trainable_operands": (forgets_the_bias, "weight 1 reaches the result"),
     "rules.batch_examples_are_apart": (mixes_examples, "relative error"),
     "rules.xy_to_dw_is_the_vjp": (xy_to_dw_of_something_else, "w: relative error"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from . import case_checks as case_checks
+from . import device_checks as device_checks
 from . import jax_checks as jax_checks
 from . import number_checks as number_checks
 from . import rule_checks as rule_checks
