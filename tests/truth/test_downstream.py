@@ -121,31 +121,14 @@ def leak(s: Any, x: Any) -> Any:
     return s.v.value
 
 
-def leak_of_time_constant(s: Any, x: Any) -> Any:
-    decay = jnp.exp(-1.0 / jnp.asarray(4.0))
-    s.v.value = decay * s.v.value + (1 - decay) * s.w(x)
-    return s.v.value
-
-
 def relaxation(s: Any, x: Any) -> Any:
     s.v.value = s.v.value + (s.w(x) - s.v.value) / 5.0
-    return s.v.value
-
-
-def called(s: Any, x: Any) -> Any:
-    s.v.value = jax.jit(lambda v, y: 0.8 * v + 0.2 * y)(s.v.value, s.w(x))
     return s.v.value
 
 
 def double_exponential(s: Any, x: Any) -> Any:
     s.i.value = 0.6 * s.i.value + s.w(x)
     s.v.value = s.v.value + (s.i.value - s.v.value) / 5.0
-    return s.v.value
-
-
-def two_constants(s: Any, x: Any) -> Any:
-    decay = jnp.asarray([0.5, 0.9])
-    s.v.value = decay * s.v.value + (1 - decay) * s.w(x)
     return s.v.value
 
 
@@ -231,17 +214,12 @@ class ThirdParty(brainstate.nn.Module):
 
 ABOVE: dict[str, Callable[[], list[Any]]] = {
     "leak": lambda: [above(leak)],
-    "time constant": lambda: [above(leak_of_time_constant)],
-    "relaxation": lambda: [above(relaxation)],
-    "inside jit": lambda: [above(called)],
     "double exponential": lambda: [above(double_exponential, states="i v")],
-    "two constants": lambda: [above(two_constants)],
     "trained constant": lambda: [with_trained(above(trained_constant))],
     "old value": lambda: [above(read_old)],
     "two leaks": lambda: [above(leak, WIDTH, 5), above(relaxation, 5)],
     "two products": lambda: [bt.nn.Linear(WIDTH, 5), above(leak, 5)],
     "plain product": lambda: [Layer(leak, 0, OUT, product=brainstate.nn.Linear(WIDTH, OUT))],
-    "third party": lambda: [Layer(leak, 0, OUT, product=ThirdParty(WIDTH, OUT))],
     "leak by two ways": lambda: [above(by_two_ways)],
     "halves": lambda: [Layer(of_halves, WIDTH, 2, "i v", shape=(1,))],
     "constant in front": lambda: [Scaled(lambda x: 2 * x - 1), above(leak)],
@@ -254,10 +232,6 @@ ABOVE: dict[str, Callable[[], list[Any]]] = {
     "filter, then product": lambda: [
         Layer(leak, 0, WIDTH, product=Scaled(lambda x: 0.5 * x)),
         bt.nn.Linear(WIDTH, OUT),
-    ],
-    "pooling": lambda: [
-        Scaled(lambda x: x.reshape(*x.shape[:-1], 2, 2).mean(-1)),
-        above(leak, 2),
     ],
 }
 
