@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
 
 import braintrace as bt
 from braintrace.testing import (
@@ -61,7 +62,7 @@ class Network(brainstate.nn.Module):
 
     def reset_state(self, batch_size: int | None = None, **_: Any) -> None:
         for state in self.states(brainstate.ShortTermState).values():
-            state.value = jnp.zeros_like(state.value)
+            state.value = jax.tree.map(jnp.zeros_like, state.value)
 
     def update(self, x: Any) -> Any:
         z = self.layer(self, x)
@@ -443,3 +444,125 @@ def test_a_rule_that_refuses_the_filters_runs_the_step_as_it_is_written() -> Non
     (record,) = learner.graph.explain(kind="credit_stops")
     assert record.message.endswith("get no credit: one state alone")
     assert not learner.graph.explain(kind="uniform_dynamics")
+
+
+# --- updates at every step, files, units ----------------------------------------------------------
+
+
+def online_by_hand(rate: float) -> Any:
+    """Parameters of a :class:`Network` after an update by SGD at each step, from equations.
+
+    ``E`` is the influence of the lower layer on the state ``(v, q)``, which is exact, since the
+    layer has no recurrent product; values are those of the network as it is written.
+    """
+    network = Network(hard_reset, moved=False)
+    low, up = network.low.weight.value, network.up.weight.value
+
+    def states(old: Any, low: Any, x: Any) -> Any:
+        v, q = old
+        v = 0.9 * v * (1 - spike(v - 0.5)) + x @ low["weight"] + low["bias"]
+        return v, LEAK * q + spike(v - 0.5)
+
+    zero = jnp.zeros((BATCH, WIDTH))
+    old, E, one, y = (zero, zero), None, 0.0, jnp.zeros((BATCH, OUT))
+    for x, target, weight in zip(*data(), strict=True):
+        of_old, of_low = zip(*jax.jacobian(states, (0, 1))(old, low, x), strict=True)
+        new = states(old, low, x)
+        if E is not None:
+
+            def carried(row: Any, E: Any = E) -> Any:
+                past = [
+                    jax.tree.map(lambda e, d=d: jnp.tensordot(d, e, 2), own)
+                    for d, own in zip(row, E, strict=True)
+                ]
+                return jax.tree.map(jnp.add, *past)
+
+            rows = [carried(row) for row in of_old]
+            of_low = jax.tree.map(jnp.add, tuple(rows), of_low)
+        E, one = of_low, LEAK * one + 1
+        y = LEAK * y + 0.3 * (spike(new[0] - 0.5) @ up["weight"] + up["bias"])
+        of_y = 0.3 * 2 * weight * (y - target)
+        of_q = of_y @ up["weight"].T
+        low_bar = jax.tree.map(partial(jnp.tensordot, of_q, axes=2), E[1])
+        up_bar = {"weight": new[1].T @ of_y, "bias": one * of_y.sum(0)}
+        low, up = (
+            jax.tree.map(lambda w, bar: w - rate * bar, *pair)
+            for pair in ((low, low_bar), (up, up_bar))
+        )
+        old = new
+    return {("low", "weight"): low, ("up", "weight"): up}
+
+
+class Descent:
+    """Plain gradient descent."""
+
+    def __init__(self, weights: Any, rate: float) -> None:
+        self.weights, self.rate = weights, rate
+
+    def update(self, grads: Any) -> None:
+        for path, grad in grads.items():
+            state = self.weights[path]
+            state.value = jax.tree.map(lambda w, bar: w - self.rate * bar, state.value, grad)
+
+
+def test_an_update_at_every_step_equals_the_equations() -> None:
+    learner = compiled(bt.D_RTRL, Network(hard_reset, moved=False))
+    learner.etrace_update(
+        *data(),
+        step_fn=lambda x, *rest: loss_of(learner(x), *rest),
+        optimizer=Descent(learner.param_states, 0.05),
+        reduction="sum",
+    )
+    found = {path: state.value for path, state in learner.param_states.items()}
+    assert_tree_close(found, online_by_hand(0.05))
+
+
+class WithUnits(Network):
+    """Potentials in millivolts."""
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)) * u.mV)
+        self.y = brainstate.HiddenState(jnp.zeros((batch_size, OUT)) * u.mV)
+
+    def update(self, x: Any) -> Any:
+        v = self.v.value
+        self.v.value = 0.9 * v * (1 - spike(v / u.mV - 0.5)) + self.low(x) * u.mV
+        z = spike(self.v.value / u.mV - 0.5)
+        self.y.value = LEAK * self.y.value + 0.3 * self.up(z) * u.mV
+        return self.y.value / u.mV
+
+
+@pytest.mark.parametrize("make", [bt.pp_prop, bt.EProp, bt.D_RTRL])
+def test_units_change_no_number(make: Any) -> None:
+    options: dict[Any, dict[str, Any]] = {
+        bt.pp_prop: {"decay_or_rank": 0.7},
+        bt.EProp: {"kappa_filter_decay": KAPPA},
+        bt.D_RTRL: {"vjp_method": "multi-step"},
+    }
+    found = []
+    for kind in (WithUnits, Network):
+        learner = compiled(partial(make, **options[make]), kind(hard_reset, moved=False))
+        assert list(learner.graph.uniform) == [("y",)]
+        windows = make is bt.D_RTRL
+        found.append(in_windows(learner, 2) if windows else gradient(learner, 4))
+    assert_tree_close(*found)
+
+
+@pytest.mark.parametrize("rule", ["pp_prop", "e-prop, kappa"])
+def test_a_file_goes_on(rule: str, tmp_path: Any) -> None:
+    make = RULES[rule][0]
+    halves = [jax.tree.map(lambda v, half=half: v[half], data()) for half in HALVES]
+    found = []
+    for saved in (False, True):
+        learner = compiled(make, Network(hard_reset, moved=False))
+        for half in halves:
+            step = lambda x, *rest, of=learner: loss_of(of(x), *rest)  # noqa: E731
+            found.append(learner.etrace_grad(*half, step_fn=step, reduction="sum"))
+            if saved:
+                learner.save(tmp_path / "a.npz")
+                learner = compiled(make, Network(hard_reset, moved=False))
+                learner.restore(tmp_path / "a.npz")
+    assert_tree_close(found[1], found[3])
+    total = jax.tree.map(jnp.add, *found[:2])
+    whole = gradient(compiled(make, Network(hard_reset, moved=False)), 4)
+    assert_tree_close(total, whole)

@@ -48,6 +48,7 @@ def reset(y: Any, x: Any) -> Any:
     [
         (leak, lambda y: y, []),  # the leak of a readout is known, and nothing is above it
         (leak, jax.nn.softmax, []),
+        (leak, lambda y: 1e3 * y - 1, []),
         (leak, lambda y: jnp.tanh(y + 1), ["y"]),  # a layer, as spikes without a hard reset are
         (reset, lambda y: y, ["v", "y"]),
         (reset, lambda y: spike(y) @ jnp.ones((5, 2)), ["v", "y"]),

@@ -15,7 +15,7 @@ from ...base.errors import NotSupportedError
 from ...base.types import Path, show_path
 from ...base.versions import Atom, JaxprEqn, Var
 from ...jaxprs.depends import Along, depends, differentiable, slice_to
-from ...jaxprs.linear import PRODUCTS, is_elementwise
+from ...jaxprs.linear import PRODUCTS, is_elementwise, is_sum
 from ...jaxprs.positions.alignment import align
 from ...ops.primitive import is_etp_primitive
 from ..groups import HiddenGroup
@@ -127,14 +127,23 @@ class Emitted:
         return versions.is_var(atom) and self._marks.get(atom) == frozenset({number})
 
     def _is_readout(self, group: HiddenGroup, places: Mapping[Place, Var]) -> bool:
-        """Whether a group is a leaky sum of what other layers emit, read as it is or as a whole."""
+        """Whether a group is a leaky sum of what other layers emit, read as it is or as a whole.
+
+        As it is: scaled, moved, in another unit. As a whole: by a softmax.
+        """
         info = self.minfo
         if not any(self.uniform.get(path) for path in group.hidden_paths):
             return False
-        values = {info.hidden_path_to_invar[p] for p in group.hidden_paths}
-        values |= {info.hidden_path_to_outvar[p] for p in group.hidden_paths}
+        values = {info.hidden_path_to_invar[p]: frozenset({0}) for p in group.hidden_paths}
+        values |= {info.hidden_path_to_outvar[p]: frozenset({0}) for p in group.hidden_paths}
+        scaled = depends(info.eqns, values, lambda i, eqn, k: _is_scaled(eqn, k))
         whole = (info.eqns[i] for i, _ in places if i != RESULT)
-        return not values.isdisjoint(places.values()) or any(map(_sums_up, whole))
+        return not scaled.keys().isdisjoint(places.values()) or any(map(_sums_up, whole))
+
+
+def _is_scaled(eqn: JaxprEqn, operand: int) -> bool:
+    """Whether an equation is linear in one of its operands."""
+    return is_sum(eqn) or operand in PRODUCTS.get(eqn.primitive.name, ())
 
 
 def _sums_up(eqn: JaxprEqn) -> bool:
