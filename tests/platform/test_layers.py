@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7895,
+    "compiler": 7904,
     "executor": 1979,
     "files": 926,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 17_998, 11_091
-WHOLE_CORE = 30_264
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_007, 11_094
+WHOLE_CORE = 30_273
 
 
 def module_of(file: Path) -> str:
