@@ -20,7 +20,8 @@ from tests.unit.drivers.net import IN, B, made, summed
 
 def probe_of(learner: Any, step_fn: Any) -> Probe:
     rule, x = learner.rule, jnp.zeros((B, IN))
-    trace = partial(trace_step, learner, masked_step(step_fn, False), (None, x, x), ())
+    step, weights = masked_step(step_fn, False), [*learner.param_states.values()]
+    trace = partial(trace_step, learner, step, (None, x, x), weights, carried=True)
     return Probe(rule, trace(), trace(rule=Nodes(rule.executor)))
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.precision import pulled_in, start_of_sum, wide_dtype, widened, widened_dtype
 from ..base.types import bytes_of
-from ..base.versions import Jaxpr, JaxprEqn, Var
+from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
 from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
@@ -87,12 +87,14 @@ class DirectProducts:
 
     ``jaxpr`` is the step; its first result is the loss. ``chains`` are the equations that compute
     the operands of the products from parameters alone, and ``leaves`` the inputs behind them.
+    ``ends`` are the results whose gradients are taken: the loss, and others that are asked for.
     """
 
     jaxpr: Jaxpr
     products: tuple[DirectProduct, ...]
     chains: tuple[int, ...]
     leaves: tuple[int, ...]
+    ends: tuple[Atom, ...]
 
     @property
     def bytes_per_step(self) -> int:
@@ -114,7 +116,7 @@ class DirectProducts:
 
     @cached_property
     def elsewhere(self) -> frozenset[int]:
-        """Inputs with a differentiable path to the loss that is not cut at a product."""
+        """Inputs with a differentiable path to an end that is not cut at a product."""
         cut = {p.index: p.trained for p in self.products}
         marks = depends(
             self.jaxpr.eqns,
@@ -122,8 +124,8 @@ class DirectProducts:
             lambda i, eqn, operand: operand not in cut.get(i, ()),
             along=Along.DERIVATIVES,
         )
-        loss = self.jaxpr.outvars[0]
-        return marks.get(loss, frozenset()) if versions.is_var(loss) else frozenset()
+        known = (marks.get(end, frozenset()) for end in self.ends if versions.is_var(end))
+        return frozenset[int]().union(*known)
 
     def run(
         self, values: Sequence[Any], shifts: Sequence[jax.Array]
@@ -170,22 +172,24 @@ class DirectProducts:
 
 
 def direct_products(
-    jaxpr: Jaxpr, parameters: frozenset[int], wanted: frozenset[int]
+    jaxpr: Jaxpr, parameters: frozenset[int], wanted: frozenset[int], more: Sequence[Atom] = ()
 ) -> DirectProducts:
     """Find the products of a step, whose first result is the loss, with wanted parameters.
 
-    These are some of ``parameters``, the inputs that do not change during the step.
+    These are some of ``parameters``, the inputs that do not change during the step. ``more`` are
+    results whose gradients are taken, too.
     """
+    ends = (*jaxpr.outvars[:1], *more)
     eqns, invars = jaxpr.eqns, jaxpr.invars
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
     led = depends(eqns, {invars[i]: frozenset({i}) for i in wanted}, along=Along.DERIVATIVES)
-    useful = slice_to(eqns, jaxpr.outvars[:1], along=Along.DERIVATIVES)
+    useful = slice_to(eqns, ends, along=Along.DERIVATIVES)
     candidates = (_product(i, eqns[i], moves, led, invars) for i in useful if _is_product(eqns[i]))
     found = tuple(product for product in candidates if product is not None)
     behind = [a for p in found for k, a in enumerate(p.eqn.invars) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
     chains = slice_to(eqns, behind, along=Along.EQUATIONS)
-    return DirectProducts(jaxpr, found, tuple(chains), tuple(sorted(leaves)))
+    return DirectProducts(jaxpr, found, tuple(chains), tuple(sorted(leaves)), ends)
 
 
 def _is_product(eqn: JaxprEqn) -> bool:

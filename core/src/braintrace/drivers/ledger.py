@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.base import Block, LearningRule
+from ..algorithms.base import Block
 from ..algorithms.block_algebra import apply, turned
 from ..algorithms.d_rtrl import ParamDimRule
 from ..algorithms.delayed import DelayedDRTRLRule
@@ -59,12 +59,12 @@ def probed(learner: Running, options: GradOptions, sequences: Any, mask: Any) ->
     """The gradient of BPTT by path, and all entries; no state moves on."""
     rule, inputs = learner.rule, (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
-    trace = partial(trace_step, learner, masked_step(options.step_fn, False), first, ())
+    step, weights = masked_step(options.step_fn, False), [state for _, state in options.weights]
+    trace = partial(trace_step, learner, step, first, weights, carried=True)
     whole, drops = trace(rule=Nodes(rule.executor)), rule.from_blocks or rule.in_single_steps
     probe = Probe(rule, trace() if drops else whole, whole, options.chunk_size)
     scale = scale_of(options.reduction, mask, common_length(sequences))
-    rows, total, inside = backward(probe, inputs, scale)
-    bptt = probe.by_path(total)
+    rows, bptt, inside = backward(probe, inputs, scale)
     if not drops:
         return bptt, [Found(KEPT, None, None, bptt)]
     if not rule.from_blocks:
@@ -77,7 +77,8 @@ def _signals(probe: Probe, scale: Any, row: Row) -> Any:
     """Of a step: its Jacobians; ``l``, ``e`` and direct gradients of the loss and of each target;
     and what comes back to each group past ``D``."""
     executor, graph = probe.executor, probe.graph
-    pull, (values, given) = probe.pull_back(graph.perturbed.init_perturb_data(), row, scale)
+    perturb = graph.perturbed.init_perturb_data()
+    pull, (values, given), moving = probe.pull_back(perturb, row, scale)
     if given is not None and isinstance(getattr(probe.rule, "source", None), RandomFeedback):
         raise NotSupportedError(
             "there is no credit ledger with an error that is fed back, because it takes the place "
@@ -98,12 +99,12 @@ def _signals(probe: Probe, scale: Any, row: Row) -> Any:
     if row.border is None:
         kept = pulled(1.0, jax.tree.map(jnp.zeros_like, row.later))
     else:
-        kept = executor.old_signals(hidden(row.border), groups), (None,) * len(groups), {}
+        kept = executor.old_signals(hidden(row.border), groups), (None,) * len(groups), None
     targets = [pulled(0.0, probe.of_target(c, row.later)) for c in probe.targets]
     whole = pulled(float(row.border is None), row.later, itself=True)[0]
     full = all_inputs(graph.module_info, row.kept, probe.params)
     detours = [_detour(probe, g.index, full, row.nodes, whole, jacobians) for g in executor.driven]
-    return jacobians, given, kept, targets, detours
+    return jacobians, given, moving, kept, targets, detours
 
 
 def _detour(
@@ -144,41 +145,38 @@ def _detour(
 
 def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
     """The entries of a probe, from the signals of all its steps."""
-    jacobians, given, (signal, old, direct), targets, detours = signals
+    jacobians, given, moving, (signal, old, direct), targets, detours = signals
     executor, rule, params = probe.executor, probe.rule, probe.params
     operands = executor.operand_values(params)
     exact = ParamDimRule(executor)
 
-    def solved(rule: LearningRule, signal: Any, old: Any, given: Any = None) -> dict[Path, Any]:
-        block = Block(jacobians, tuple(signal), tuple(old), given)
-        found = executor.param_gradients(params, rule.solve(None, block, operands))
+    def to_parameters(cotangents: Any) -> dict[Path, Any]:
         zeros = {p: jax.tree.map(jnp.zeros_like, v) for p, v in params.items()}
-        return add_traced(zeros, found)
+        return add_traced(zeros, executor.param_gradients(params, cotangents))
 
-    def summed(direct: Any) -> dict[Path, Any]:
-        return probe.by_path(jax.tree.map(lambda v: v.sum(0), direct))
+    def block(signal: Any, old: Any, given: Any = None) -> Block:
+        return Block(jacobians, tuple(signal), tuple(old), given)
 
-    def only(g: int, signal: Any, old: Any) -> tuple[list[Any], list[Any]]:
-        return (
-            [v if k == g else jnp.zeros_like(v) for k, v in enumerate(signal)],
-            [v if k == g else None for k, v in enumerate(old)],
-        )
-
-    by_rule = solved(rule, signal, old, given)
-    direct = summed(direct) if inside is None else probe.by_path(inside)
+    kept, _ = exact.of_block(block(signal, old), operands)
+    by_rule = to_parameters(rule.solve(None, block(signal, old, given), operands))
+    direct = probe.direct(direct, moving) if inside is None else inside
     entries = [Found(KEPT, None, None, add_traced(by_rule, direct))]
     if type(rule) not in (ParamDimRule, LaggedDRTRLRule, DelayedDRTRLRule):
-        missed = jax.tree.map(jnp.subtract, solved(exact, signal, old), by_rule)
-        entries.append(Found(RULE, None, None, missed))
-    for n, g in enumerate(group.index for group in executor.driven):
-        for c, (signal, old, _) in zip(probe.targets, targets, strict=True):
-            own, past = only(g, signal, old)
-            if c == g:
-                past[g] = past[g] + detours[n]
+        exactly = to_parameters(exact.summed(kept, operands))
+        entries.append(Found(RULE, None, None, jax.tree.map(jnp.subtract, exactly, by_rule)))
+    for c, (signal, old, _) in zip(probe.targets, targets, strict=True):
+        past = list(old)
+        for group, detour in zip(executor.driven, detours, strict=True):
+            if group.index == c:
+                past[c] = past[c] + detour
+        found, _ = exact.of_block(block(signal, past), operands)
+        for group in executor.driven:
+            g = group.index
+            own = [v if k.group is group else {} for k, v in zip(exact.links, found, strict=True)]
             kind = STATE if isinstance(c, tuple) else RECURRENT if c == g else LAYER
-            found = solved(exact, own, past)
-            entries.append(Found(kind if inside is None else BORDER, g, c, found))
+            gradients = to_parameters(exact.summed(own, operands))
+            entries.append(Found(kind if inside is None else BORDER, g, c, gradients))
     for c, (_, _, direct) in zip(probe.targets, targets, strict=True):
         kind = UNTRACED if inside is None else BORDER
-        entries.append(Found(kind, None, c, summed(direct)))
+        entries.append(Found(kind, None, c, probe.direct(direct, moving)))
     return entries

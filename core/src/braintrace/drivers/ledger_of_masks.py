@@ -38,7 +38,7 @@ def entries_of_masks(probe: Probe, rows: Row, inside: Any, scale: Any) -> list[F
 
     def one(traces: Any, row: Row) -> Any:
         found = {}
-        pull, (values, _) = probe.pull_back(rule.perturbations(), row, scale)
+        pull, (values, _), moving = probe.pull_back(rule.perturbations(), row, scale)
         lost = pull(float(inside is None), row.later)[0]
         for g in range(len(ends)):
             left = rule.left_out(only(g, traces), values, probe.params)
@@ -50,14 +50,14 @@ def entries_of_masks(probe: Probe, rows: Row, inside: Any, scale: Any) -> list[F
             of_old = {p: [olds.get(i, 0.0) for i in own] for p, own in places.items()}
             kept = rule.credit(traces, of_old, probe.params, after=new, signals=met)
         else:
-            met, direct = [row.border[i] for i in at], {}
+            met, direct = [row.border[i] for i in at], None
             kept = rule.credit(None, {}, probe.params, after=new, signals=met)
-        return new, (found, kept, direct)
+        return new, ((found, kept), (direct, moving))
 
-    _, of_steps = jax.lax.scan(one, rule.init(), rows)
-    found, kept, direct = jax.tree.map(lambda v: v.sum(0), of_steps)
+    _, (of_steps, direct) = jax.lax.scan(one, rule.init(), rows)
+    found, kept = jax.tree.map(lambda v: v.sum(0), of_steps)
     nothing = jax.tree.map(jnp.zeros_like, probe.params)
-    direct = probe.by_path(direct if inside is None else inside)
+    direct = probe.direct(*direct) if inside is None else inside
     entries = [Found(KEPT, None, None, add_traced(direct, kept))]
     for (g, c), gradients in found.items():
         hidden = not isinstance(ends[g], tuple) and not isinstance(ends[c], tuple)

@@ -160,72 +160,93 @@ class Probe:
         own = {i for path in self.paths(target) for i in self.carried[path]}
         return {i: v if i in own else jnp.zeros_like(v) for i, v in values.items()}
 
-    def pull_back(self, perturb: Any, row: Row, scale: Any) -> tuple[Any, Any]:
-        """Of the cut step: from (of the loss, of new states) to (of ``perturb``, of old states, of
-        parameters), by leaf; and what it records."""
-        start = self.cut.read()
+    def pull_back(self, perturb: Any, row: Row, scale: Any) -> tuple[Any, Any, Any]:
+        """Of the cut step: from (of the loss, of new states) to (of ``perturb``, of old states by
+        leaf, what :meth:`direct` takes); what it records; and the operands of its products."""
+        start, products = self.cut.read(), self.cut.direct
 
-        def step(perturb: Any, olds: Any, weights: Any) -> Any:
+        def step(perturb: Any, olds: Any, weights: Any, shifts: Any) -> Any:
             changed = {**start, **row.leaves, **olds, **weights}
-            loss, _, recorded, new, _ = self.cut.run(perturb, row.inputs, changed, ())
-            return (loss * scale, {i: new[i] for i in self.smooth}), recorded
+            loss, _, recorded, new, moving = self.cut.run(perturb, row.inputs, changed, shifts)
+            return (loss * scale, {i: new[i] for i in self.smooth}), (recorded, moving)
 
-        of = {i: row.leaves[i] for i in self.smooth}, {i: start[i] for i in self.weights}
-        (loss, _), pull, recorded = jax.vjp(step, perturb, *of, has_aux=True)
-        return lambda of_loss, new: pull((jnp.full_like(loss, of_loss), new)), recorded
+        olds = {i: row.leaves[i] for i in self.smooth}
+        weights = {i: start[i] for i in self.weights if i in products.elsewhere}
+        (loss, _), pull, (recorded, moving) = jax.vjp(
+            step, perturb, olds, weights, products.shifts(), has_aux=True
+        )
+
+        def pulled(of_loss: float, of_new: Any) -> Any:
+            signal, olds, *direct = pull((jnp.full_like(loss, of_loss), of_new))
+            return signal, olds, direct
+
+        return pulled, recorded, moving
+
+    def direct(self, found: Any, moving: Any) -> dict[Path, Any]:
+        """Gradients by path past all traces, from those of all steps."""
+        return self.by_path(_summed(self.cut, found, moving))
 
     def by_path(self, leaves: Mapping[int, Any]) -> dict[Path, Any]:
-        """Gradients by path of the parameters from those by leaf."""
+        """Gradients by path of the parameters from those by leaf of the cut step."""
         found = {}
         for slot in self.graph.module_info.slots_of(StateKind.PARAM):
             values, tree = jax.tree.flatten(slot.state.value)
             new = [jnp.zeros_like(v) for v in values]
             for k, i in enumerate(self.cut.leaves.get(slot.state, ())):
-                new[k] = leaves.get(i, new[k])
+                new[k] = leaves.get(i, new[k]).astype(new[k].dtype)
             found[slot.path] = jax.tree.unflatten(tree, new)
         return found
 
 
-def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
-    """BPTT: the steps, and gradients of the parameters by leaf: all, and those inside of windows
-    (``None`` without any)."""
-    start, smooth = probe.cut.read(), probe.smooth
-    number = {k: i for i, k in probe.numbers.items()}
-    weights = {i: start[i] for i in probe.weights}
-    zeros = Nodes(probe.executor).perturbations()
+def _summed(step: TracedStep, found: Any, moving: Any) -> dict[int, Any]:
+    """Gradients of parameters by leaf, of all steps: those of single steps, and of products."""
+    stepwise, dys = found
+    total = {i: v.sum(0) for i, v in stepwise.items()}
+    for i, v in step.direct.gradients(step.read(), moving, dys).items():
+        total[i] = total[i] + v if i in total else v
+    return total
 
-    def run(perturb: Any, inputs: Any, leaves: Mapping[int, Any]) -> Any:
-        given = {number[i]: v for i, v in leaves.items()}
-        loss, _, (kept, _), new, _ = probe.whole.run(perturb, inputs, given, ())
-        return loss * scale, {probe.numbers[i]: v for i, v in new.items()}, kept
+
+def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
+    """BPTT: the steps, and gradients of the parameters by path: all, and those inside of windows
+    (``None`` without any)."""
+    whole, start, numbers = probe.whole, probe.whole.read(), probe.numbers
+    number = {k: i for i, k in numbers.items()}
+    smooth, weights = [number[i] for i in probe.smooth], {number[i] for i in probe.weights}
+    stepwise = {i: start[i] for i in weights & whole.direct.elsewhere}
+    zeros, shifts = Nodes(probe.executor).perturbations(), whole.direct.shifts()
 
     def forward(leaves: Mapping[int, Any], inputs: Any) -> Any:
-        _, new, kept = run(zeros, inputs, leaves)
-        return new, ({i: v for i, v in leaves.items() if i not in weights}, kept, inputs)
+        _, _, (kept, _), new, moving = whole.run(zeros, inputs, leaves, shifts)
+        moved = {i: v for i, v in leaves.items() if i not in weights}
+        return new, (moved, kept, inputs, moving)
 
-    def back(carry: Any, now: Any) -> Any:
-        (chains, totals), ((leaves, kept, inputs), ends) = carry, now
+    def back(chains: Any, now: Any) -> Any:
+        (leaves, kept, inputs, _), ends = now
 
-        def step(perturb: Any, olds: Any, weights: Any) -> Any:
-            loss, new, _ = run(perturb, inputs, {**start, **leaves, **olds, **weights})
-            return loss, {i: new[i] for i in smooth}
+        def step(perturb: Any, olds: Any, weights: Any, shifts: Any) -> Any:
+            changed = {**start, **leaves, **olds, **weights}
+            loss, _, _, new, _ = whole.run(perturb, inputs, changed, shifts)
+            return loss * scale, {i: new[i] for i in smooth}
 
         border = None
         if probe.size:  # the gradients of the losses of this window, and of those behind it
             near, far = chains
             border = {i: jnp.where(ends, v, 0) for i, v in near.items()}
             chains = {i: near[i] - v for i, v in border.items()}, jax.tree.map(jnp.add, far, border)
-        (loss, _), pull = jax.vjp(step, zeros, {i: leaves[i] for i in smooth}, weights)
+        (loss, _), pull = jax.vjp(step, zeros, {i: leaves[i] for i in smooth}, stepwise, shifts)
         own = jnp.ones_like(loss), jnp.zeros_like(loss)
         found = [pull((of_loss, c)) for of_loss, c in zip(own, chains, strict=False)]
-        row = Row(leaves, kept, inputs, chains[-1], found[-1][0], border)
-        totals = [jax.tree.map(jnp.add, t, f[2]) for t, f in zip(totals, found, strict=True)]
-        return (tuple(f[1] for f in found), tuple(totals)), row
+        read, later = ({numbers[i]: v for i, v in of.items()} for of in (leaves, chains[-1]))
+        border = None if border is None else {numbers[i]: v for i, v in border.items()}
+        row = Row(read, kept, inputs, later, found[-1][0], border)
+        return tuple(f[1] for f in found), (row, [f[2:] for f in found])
 
     ends = (jnp.arange(common_length((inputs,))) + 1) % (probe.size or 1) == 0
     _, rows = jax.lax.scan(forward, dict(start), inputs)
-    nothing = jax.tree.map(jnp.zeros_like, ({i: start[i] for i in smooth}, weights))
-    many = 2 if probe.size else 1
-    carry = tuple((one,) * many for one in nothing)
-    (_, totals), found = jax.lax.scan(back, carry, (rows, ends), reverse=True)
+    none = {i: jnp.zeros_like(start[i]) for i in smooth}
+    chains = (none,) * (2 if probe.size else 1)
+    _, (found, direct) = jax.lax.scan(back, chains, (rows, ends), reverse=True)
+    of_leaves = [_summed(whole, one, rows[3]) for one in direct]
+    totals = [probe.by_path({numbers[i]: v for i, v in one.items()}) for one in of_leaves]
     return found, jax.tree.map(lambda *v: sum(v), *totals), totals[0] if probe.size else None

@@ -69,11 +69,13 @@ def trace_step(
     inputs: Any,
     targets: Sequence[State],
     rule: Any = None,
+    carried: bool = False,
 ) -> TracedStep:
     """Trace ``step_fn(*inputs) -> (loss, aux)`` with a tape that takes the learner's call.
 
     The step is run by the learner's rule, or by another ``rule`` with ``run`` and
-    ``perturbations``.
+    ``perturbations``. ``carried``: products with the parameters ``targets`` are those on the way to
+    new states, too.
 
     It raises ``ValueError`` when ``step_fn`` does not call the learner directly and exactly once,
     changes the type of a state, or writes a parameter or a hidden state.
@@ -105,6 +107,7 @@ def trace_step(
         jaxpr,
         parameters=frozenset(i for s, where in leaves.items() if _is_parameter(s) for i in where),
         wanted=frozenset(i for target in targets for i in leaves.get(target, ())),
+        more=jaxpr.outvars[first - len(jaxpr.invars) :] if carried else (),
     )
 
     def run(

@@ -116,8 +116,9 @@ def credit_ledger(
     A short probe answers what users ask first: is it the rule? A path from a parameter to a loss is
     booked at the first edge that the rule drops, so that the entries of a parameter add up to its
     gradient of BPTT, and each is computed by itself. States start as they are, traces at zero; no
-    state moves on. It costs a gradient by BPTT, and for each kind of edge one more at most (for
-    SnAp, one by its own traces). Prints and callbacks of the model run each time.
+    state moves on. It costs two gradients by BPTT, and one to two more for each kind of edge and
+    pair of states (for SnAp, one by its own traces). Prints and callbacks of the model run each
+    time.
 
     Parameters
     ----------
@@ -208,5 +209,5 @@ def _shown(graph: ETraceGraph, end: int | Path | None) -> str:
 def _dot(a: Any, b: Any) -> float:
     """The product of two gradients, in double precision; of complex ones, its real part."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    wide = ((np.asarray(x, complex), np.asarray(y, complex)) for x, y in pairs)
-    return float(sum(np.vdot(y, x).real for x, y in wide))
+    wide = ((np.asarray(x), np.asarray(y)) for x, y in pairs)
+    return float(sum(np.sum(y.conj() * x, dtype=complex).real for x, y in wide))
