@@ -143,7 +143,9 @@ def test_every_entry_is_what_its_edge_carries(size: int | None) -> None:
     def cut(*edges: str) -> Any:
         return exact(*edges) if size is None else exact_in_windows(size, *edges)
 
-    how = {} if size is None else {"vjp_method": "multi-step", "size": size}
+    how: dict[str, Any] = {"downstream": "step"}  # what follows another stays a layer of its own
+    if size is not None:
+        how |= {"vjp_method": "multi-step", "size": size}
     ledger, kept = ledger_of(Layers(), *sequences(), loss, "d_rtrl", **how)
     adds_up(ledger, exact())
     found = by_name(ledger)
@@ -176,13 +178,13 @@ def test_every_entry_is_what_its_edge_carries(size: int | None) -> None:
     ("name", "how"),
     [
         ("pp_prop", {"decay_or_rank": 0.8}),
-        ("eprop", {"kappa_filter_decay": 0.6, "downstream": "step"}),
+        ("eprop", {"kappa_filter_decay": 0.6}),
         ("ostl_feedforward", {}),
         ("three_factor", {}),
     ],
 )
 def test_what_a_rule_misses_of_the_paths_that_it_keeps(name: str, how: dict[str, Any]) -> None:
-    ledger, kept = ledger_of(Layers(), *sequences(), loss, name, **how)
+    ledger, kept = ledger_of(Layers(), *sequences(), loss, name, downstream="step", **how)
     adds_up(ledger, exact())
     found, none = by_name(ledger), exact(*EDGES)
     for own in ("w", "r"):

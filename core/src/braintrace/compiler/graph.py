@@ -240,6 +240,8 @@ def _credit(graph: ETraceGraph) -> Iterator[CreditFacts]:
         elif record.kind is DiagnosticKind.EXACT_CREDIT:
             how = f"passes: {told['count']} values as states, {told['now']} for {told['before']}"
             yield CreditFacts(told["below"], record.hidden_paths, how, "")
+        elif record.kind is DiagnosticKind.HIDDEN_GROUP_MERGED and "below" in told:
+            yield CreditFacts(told["below"], record.hidden_paths, "passes: one group", "")
         elif record.kind is DiagnosticKind.CREDIT_STOPS and record.hidden_paths:
             below, why = told.get("below", ()), f"stops: {told['why']}"
             yield CreditFacts(below, record.hidden_paths, why, record.remedy)

@@ -84,6 +84,29 @@ def test_a_layer_of_which_the_result_hears_by_a_cut_path_alone_is_a_warning(froz
         assert zero == {0: True, 1: False}
 
 
+class Followed(Leaky):
+    """A state of another module that follows the first one, and hears a product of it."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, gated=True)
+        self.above, self.up = brainstate.nn.Module(), bt.nn.Linear(3, 3)
+        self.above.h = brainstate.HiddenState(jnp.zeros((2, 3)))
+
+    def update(self, x: Any) -> Any:
+        super().update(x)
+        v, h = self.v.value, self.above.h.value
+        self.above.h.value = jax.nn.sigmoid(v) * h + self.up(v)
+        return self.above.h.value
+
+
+def test_states_that_are_one_group_of_the_rule_are_named() -> None:
+    graph = bt.compile_etrace_graph(Followed(), jnp.ones((2, 3)), downstream="linear")
+    assert len(graph.hidden_groups) == 2
+    (record,) = graph.explain(kind=Kind.HIDDEN_GROUP_MERGED)
+    assert "they are one group of the rule" in record.message
+    assert "passes: one group" in graph.report()
+
+
 def test_a_place_that_is_not_known_is_left_out() -> None:
     layers = bt.nn.GRUCell(3, 3), bt.nn.GRUCell(3, 2)
     model = brainstate.nn.Sequential(*layers)

@@ -28,6 +28,12 @@ EXACT = info(
     "one more state of {lower}, whose traces have {now} states in place of {before}",
     "Nothing to do; downstream='linear' leaves that credit out, and costs less",
 )
+JOINED = info(
+    Kind.HIDDEN_GROUP_MERGED,
+    "{lower} and {states} depend on one another position by position: they are one group of the "
+    "rule, and credit passes between them",
+    "Nothing to do; downstream='step' keeps them apart",
+)
 STOPS = info(
     Kind.CREDIT_STOPS,
     "what {lower} does to later values of {states} gets no credit: {why}",
@@ -85,11 +91,22 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         lower, told = ", ".join(map(show_path, below)), {"below": below, "count": count}
         told |= {"before": before, "now": before + count}
         yield EXACT(hidden_paths=above, context=told, lower=lower)
+    yield from _joined(graph)
     if graph.uniform or graph.not_uniform:
         yield from _stops(graph)
     if graph.uniform:
         yield from _stops_in_groups(graph)
         yield from _loops(graph)
+
+
+def _joined(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    """Groups of the model that are one group of the rule."""
+    for group in () if graph.filtered is None else graph.executed.hidden_groups:
+        members = [(path, graph.hid_path_to_group[path].index) for path in _own(graph, group)]
+        first = tuple(path for path, index in members if index == members[0][1])
+        if rest := tuple(path for path, index in members if index != members[0][1]):
+            lower = ", ".join(map(show_path, first))
+            yield JOINED(hidden_paths=rest, context={"below": first}, lower=lower)
 
 
 def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
