@@ -273,16 +273,19 @@ def test_what_a_mask_leaves_out() -> None:
     )
 
 
-@pytest.mark.parametrize("algorithm", ["d_rtrl", "coupled", "linear", "rtrl", "uoro", "snap"])
+@pytest.mark.parametrize(
+    "algorithm", ["d_rtrl", "coupled", "linear", "exact", "rtrl", "uoro", "snap"]
+)
 def test_the_entries_add_up(algorithm: str) -> None:
     xs, ys = data()
     options: dict[str, dict[str, Any]] = {
         "coupled": {"recurrence_scope": "coupled"},
         "snap": {"n": 1},
         "linear": {"downstream": "linear"},
+        "exact": {"downstream": "exact"},
         "uoro": {"vjp_method": "single-step"},
     }
-    name = "d_rtrl" if algorithm in ("coupled", "linear") else algorithm
+    name = "d_rtrl" if algorithm in ("coupled", "linear", "exact") else algorithm
     brainstate.random.seed(0)
     model = Everything()
 

@@ -84,19 +84,19 @@ def test_a_layer_of_which_the_result_hears_by_a_cut_path_alone_is_a_warning(froz
         assert zero == {0: True, 1: False}
 
 
-class Followed(Leaky):
-    """A state of another module that follows the first one, and hears a product of it."""
+class Followed(brainstate.nn.Module):
+    """Two layers in a list, of which the second follows the first and hears a product of it."""
 
     def __init__(self) -> None:
-        super().__init__(3, 3, gated=True)
-        self.above, self.up = brainstate.nn.Module(), bt.nn.Linear(3, 3)
-        self.above.h = brainstate.HiddenState(jnp.zeros((2, 3)))
+        super().__init__()
+        self.w, self.up = bt.nn.Linear(3, 3), bt.nn.Linear(3, 3)
+        self.h = [brainstate.HiddenState(jnp.zeros((2, 3))) for _ in range(2)]
 
     def update(self, x: Any) -> Any:
-        super().update(x)
-        v, h = self.v.value, self.above.h.value
-        self.above.h.value = jax.nn.sigmoid(v) * h + self.up(v)
-        return self.above.h.value
+        a, b = self.h
+        a.value = jnp.tanh(a.value) + self.w(x)
+        b.value = jax.nn.sigmoid(a.value) * b.value + self.up(a.value)
+        return b.value
 
 
 def test_states_that_are_one_group_of_the_rule_are_named() -> None:
