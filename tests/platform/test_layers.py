@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
-    "compiler": 7904,
+    "compiler": 7923,
     "executor": 1979,
     "files": 926,
     "cli": 729,
     "algorithms": 3022,
-    "drivers": 2950,
-    "learners": 3692,
+    "drivers": 2976,
+    "learners": 3693,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_007, 11_094
-WHOLE_CORE = 30_273
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_026, 11_110
+WHOLE_CORE = 30_319
 
 
 def module_of(file: Path) -> str:
