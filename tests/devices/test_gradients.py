@@ -19,7 +19,20 @@ MIXED = ("uoro", "d_rtrl-coupled")  # whose traces have no axis of units
 MANY_LOOPS = ("own",)
 CASES = [
     *(Case("dense", rule) for rule in RULES),
-    *(Case(model) for model in ("lstm", "conv", "sparse", "lora", "element-wise", "own", "lif")),
+    *(
+        Case(model)
+        for model in (
+            "lstm",
+            "conv",
+            "sparse",
+            "lora",
+            "groups",
+            "tokens",
+            "element-wise",
+            "own",
+            "lif",
+        )
+    ),
     *(Case("dense", "pp_prop" if "window" in d else "d_rtrl", d) for d in DRIVERS),
     Case("dense", batch="vmap"),
 ]

@@ -201,6 +201,15 @@ def low_rank(p: Any, s: Any, x: Any) -> Any:
     return {"h": h}, h
 
 
+def grouped(p: Any, s: Any, x: Any) -> Any:
+    """Two groups with products of their own, and a weight that both share."""
+    pairs = joined(x, s.h).reshape(*x.shape[:-1], 2, IN)
+    own = bt.grouped_matmul(pairs, p.w, p.b, weight_fn=jnp.sin)
+    both = bt.einsum("...i,io->...o", pairs, p.v)
+    h = 0.5 * s.h + jnp.tanh(own + both).reshape(s.h.shape)
+    return {"h": h}, h
+
+
 def learned_leak(p: Any, s: Any, x: Any) -> Any:
     """Parameters per unit and for all of them."""
     leak = bt.element_wise(p.leak, jax.nn.sigmoid)
@@ -332,6 +341,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         to=matrix(np.eye(HIDDEN) + np.roll(np.eye(HIDDEN), 1, axis=1)),
     ),
     "lora": partial(Model, low_rank, ONE, {"b": (2 * IN, 1), "a": (1, HIDDEN)}),
+    "groups": partial(
+        Model,
+        grouped,
+        ONE,
+        {"w": (2, IN, HIDDEN // 2), "b": (2, HIDDEN // 2), "v": (IN, HIDDEN // 2)},
+    ),
     "element-wise": partial(
         Model, learned_leak, ONE, {"w": (IN, HIDDEN), "leak": (HIDDEN,), "gain": ()}
     ),
@@ -354,6 +369,21 @@ LAYERS: dict[str, Callable[[], Any]] = {
         HIDDEN,
     ),
 }
+
+
+class Tokens(brainstate.nn.Module):
+    """A table that is read where an input is largest, normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = bt.nn.Embedding(2 * IN, HIDDEN, rows=2 * IN)
+        self.norm = bt.nn.LayerNorm((HIDDEN,))
+
+    def update(self, x: Any) -> Any:
+        return self.table(jnp.argmax(x, -1)) + self.norm(x[..., :HIDDEN])
+
+
+LAYERS["tokens"] = around(Tokens, HIDDEN)
 
 OTHERS: dict[str, Callable[[], Any]] = {
     "two-layers": two_layers,
