@@ -269,9 +269,12 @@ class Places:
         pairs = zip(self.executor.links, types.f, strict=True)
         f = tuple(k.to_y(groups[k.group], 1).astype(own.dtype) for k, own in pairs)
         rows = zip(self.executor.groups, types.transition, strict=True)
-        transition = tuple(
-            own and jnp.broadcast_to(groups[g], own.shape).astype(own.dtype) for g, own in rows
-        )
+
+        def entries(group: Positions, own: Any) -> Any:  # [.., *V], of all or of some
+            first = groups[group][0]
+            return jax.tree.map(lambda v: jnp.broadcast_to(first, v.shape).astype(v.dtype), own)
+
+        transition = tuple(entries(*row) for row in rows)
         jacobians = jax.tree.map(lambda v: v[None], StepJacobians(x, f, transition))
         signal = tuple(value[None] for value in groups.values())
         return Block(jacobians, signal, (None,) * len(signal))

@@ -50,7 +50,11 @@ def data() -> tuple[Any, ...]:
     return x, f, signal, (None, jnp.ones((3, 2)), jnp.ones(2))
 
 
-def test_the_own_rule_for_steps_equals_the_derived_increments() -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_the_own_rule_for_steps_equals_the_derived_increments(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "several_devices", lambda: several)
     x, f, _, operands = data()
     own = rules(increments_drtrl=increments).increments(x, f, operands)
     assert_tree_close(own, rules().increments(x, f, operands), 1e-12)

@@ -90,6 +90,13 @@ class StructuredTrace(TraceRules):
         What the family's rule makes of its arguments then takes the memory of one example.
         """
         axis, examples = 1 + len(self.extra), x.shape[1]
+        if versions.several_devices():  # each has its own examples
+
+            def alone(x_b: jax.Array, f_b: jax.Array) -> Arrays:
+                found = self._of_all(x_b[:, None], jnp.expand_dims(f_b, 1 + axis), operands)
+                return jax.tree.map(lambda v: jnp.squeeze(v, axis), found)
+
+            return jax.vmap(alone, (1, 1 + axis), axis)(x, f)
 
         def one(b: Any) -> Arrays:
             x_b = jax.lax.dynamic_slice_in_dim(x, b, 1, 1)
