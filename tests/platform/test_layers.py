@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 834,
-    "ops": 2697,
+    "ops": 2704,
     "show": 1433,
     "jaxprs": 1571,
     "plugins": 1724,
@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 3022,
     "drivers": 2976,
-    "learners": 3693,
+    "learners": 3696,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_026, 11_110
-WHOLE_CORE = 30_319
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_033, 11_115
+WHOLE_CORE = 30_329
 
 
 def module_of(file: Path) -> str:
