@@ -133,7 +133,9 @@ def credit_ledger(
     Raises
     ------
     NotSupportedError
-        For :class:`DNI`, whose predictions stand for the credit of later windows.
+        For :class:`DNI`, whose predictions stand for the credit of later windows; with
+        ``downstream='linear'``, for e-prop with ``kappa``, and for pp_prop and three-factor rules
+        where there are leaky layers.
     CompilationError, TypeError, ValueError
         As for :meth:`etrace_grad`.
 
@@ -155,6 +157,14 @@ def credit_ledger(
         raise NotSupportedError(
             f"{type(self).__name__} has no credit ledger: what it predicts stands for the credit "
             "of later windows. Compare its etrace_grad with that of braintrace.RTRL"
+        )
+    executed, config = self.graph.executed, getattr(self, "config", None)
+    traced = {path for group in executed.hidden_groups for path in group.hidden_paths}
+    other_leak = getattr(config, "kappa", None) and executed is not self.graph
+    if other_leak or traced & {*self.graph.uniform}:
+        raise NotSupportedError(
+            f"{type(self).__name__} has no credit ledger with filters that are not the leaks of "
+            "the model, or stand beside the traces of leaky layers; make one with downstream='step'"
         )
     weights = dict(self.trained_states)
     options = grad_options(
