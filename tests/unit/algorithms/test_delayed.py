@@ -155,6 +155,10 @@ def test_what_is_kept_of_a_line() -> None:
     assert lag_of(learner.rule.executor) == learner.rule.lag == 30
     for link, trace in zip(learner.rule.links, traces, strict=False):
         assert all(leaf.shape[0] == 2 for leaf in trace.values()) and link.group.num_state == 32
+    report = str(learner.report)
+    assert "delay line: line, 30 steps, states of group 0" in report
+    assert "D of group 0: 35 of 1024 entries" in report
+    assert "the last 30 steps are kept in place of traces of " in report
     records = traces[-1]
     assert sorted(f.shape[1] for f in records.f) == [2, 3]  # drive does not reach v
     every = ((True, False, False), (True, False, False), (False, True, False))

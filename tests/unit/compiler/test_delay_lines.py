@@ -274,6 +274,12 @@ class Zeros(Rolled):
         self.line.value = jnp.zeros_like(self.line.value)
 
 
+class CountedZeros(Counted):
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().init_state(batch_size)
+        self.line.value = jnp.zeros_like(self.line.value)
+
+
 class OfOne(Rolled):
     """Written for one example: the steps lie behind the axis of examples."""
 
@@ -283,8 +289,15 @@ class OfOne(Rolled):
         self.t = brainstate.ShortTermState(jnp.zeros((), int))
 
 
-def test_a_model_of_one_example() -> None:
-    one, batch = compiled(OfOne, vmap=True), compiled(Zeros)
+class RingOfOne(OfOne):
+    """An index per example."""
+
+    late = Counted.late
+
+
+@pytest.mark.parametrize(("build", "of_all"), [(OfOne, Zeros), (RingOfOne, CountedZeros)])
+def test_a_model_of_one_example(build: Any, of_all: Any) -> None:
+    one, batch = compiled(build, vmap=True), compiled(of_all)
     (group,) = one.graph.hidden_groups
     assert {*group.state_axes} == {-1, 1} and group.varshape == (B, UNITS)
     assert_tree_close(gradient(one), gradient(batch))
@@ -337,6 +350,14 @@ def test_what_carries_nothing_is_left_alone() -> None:
     assert with_delay_lines(minfo) is minfo
     assert all(slot.steps_along is None for slot in minfo.slots)
     compared(learner)
+
+
+def test_lines_that_are_left_out() -> None:
+    with pytest.warns(bt.CompilationWarning, match="no credit passes through it"):
+        learner = compiled(Joined, delay_lines=False)
+    assert learner.graph.hidden_groups[0].num_state == 1
+    assert learner.graph.coverage()[("drive", "weight")] == "lost"
+    assert "delay line" not in str(learner.report)
 
 
 class Kept(Rolled):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -258,10 +258,18 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
 
 def reaching(pattern: Pattern, steps: int) -> tuple[int, ...]:
     """The states that reach a new value over so many steps."""
-    known, found = np.array(pattern, bool), np.eye(len(pattern), dtype=bool)
-    for _ in range(min(steps, len(pattern))):
-        found = found @ known
-    return tuple(int(j) for j in np.flatnonzero(found.any(0)))
+    return _reaching(pattern, steps)[0]
+
+
+@lru_cache
+def _reaching(pattern: Pattern, most: int) -> tuple[tuple[int, ...], int]:
+    """The states that reach a new value over so many steps, and from which number on the same."""
+    known, found = np.array(pattern, bool), np.ones(len(pattern), bool)
+    for steps in range(most):
+        before, found = found, known[found].any(0)
+        if (before == found).all():
+            return tuple(int(j) for j in np.flatnonzero(found)), steps
+    return tuple(int(j) for j in np.flatnonzero(found)), most
 
 
 def lag_of(executor: Executor, dtype: Any = None) -> int:
@@ -269,11 +277,8 @@ def lag_of(executor: Executor, dtype: Any = None) -> int:
 
     Only groups with a delay line are asked, and traces are compared with what is kept of the steps.
     """
-    lag = 1
-    for g in executor.bands:
-        pattern = executor.passing(g)
-        last = reaching(pattern, len(pattern))
-        lag = max(lag, next(k for k in range(len(pattern) + 1) if reaching(pattern, k) == last))
+    patterns = [executor.passing(g) for g in executor.bands]
+    lag = max((1, *(_reaching(pattern, len(pattern) + 1)[1] for pattern in patterns)))
     if lag == 1 or needs_weights(executor):
         return 1
     deep, plain = DelayedDRTRLRule(executor, dtype, lag=lag), ParamDimRule(executor, dtype)

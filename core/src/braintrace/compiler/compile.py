@@ -50,6 +50,7 @@ def compile_etrace_graph(
     downstream: str = "step",
     keeps_traces: bool = False,
     kappa: float | None = None,
+    delay_lines: bool = True,
 ) -> ETraceGraph:
     """Compile one step of a model.
 
@@ -89,6 +90,10 @@ def compile_etrace_graph(
     kappa
         With ``downstream='linear'``: the leak that credit has in place of those that are found
         above a layer, and where none is found, of a filter behind what the layer emits (e-prop).
+    delay_lines
+        Whether the steps of a buffer of past values are states of the group that writes to it, so
+        that credit passes through it. With ``False`` it stops there, which a record says, and the
+        group has no more states than without the buffer.
 
     Returns
     -------
@@ -117,7 +122,7 @@ def compile_etrace_graph(
     check_scope(recurrence_scope)
     check_downstream(downstream)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
-    minfo = with_delay_lines(minfo)
+    minfo = with_delay_lines(minfo) if delay_lines else minfo
     if not minfo.slots_of(StateKind.HIDDEN):
         raise CompilationError(
             "the model has no brainstate.HiddenState of a floating-point dtype, so there is "

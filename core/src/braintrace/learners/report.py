@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ..algorithms.base import LearningRule
+from ..algorithms.d_rtrl import ParamDimRule
+from ..algorithms.delayed import DelayedDRTRLRule
 from ..algorithms.influence import InfluenceRule
 from ..base.diagnostics import CompilationRecord, DiagnosticLevel
 from ..base.types import Path, bytes_of, show_path
 from ..compiler.graph import ETraceGraph
+from ..compiler.groups import LAST
 from ..compiler.module_info import StateKind
 from ..drivers.block_size import auto_block_size
 
@@ -138,6 +142,7 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
             size = shown_bytes(bytes_of(own))
             group = _shown_group(graph, link.group.group.hidden_paths)
             lines.append(f"  {names} -> {group}: {size} ({shapes})")
+    lines += _delay_lines(rule)
     if graph.uniform:
         slots = (s for s in graph.executed.module_info.slots if s.is_filter)
         filters = [s.state.value for s in slots if s.state.of in graph.uniform]  # type: ignore[attr-defined]
@@ -164,6 +169,26 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     block = 1 if rule.in_single_steps else auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
+
+
+def _delay_lines(rule: LearningRule) -> list[str]:
+    """What each delay line adds to its group, and what that costs."""
+    found, executor = [], rule.executor
+    for positions in executor.driven:
+        group = positions.group
+        pairs = zip(group.hidden_paths, group.state_counts, group.state_axes, strict=True)
+        held = {path: count for path, count, axis in pairs if axis != LAST}
+        own = _shown_group(executor.graph, group.hidden_paths)
+        found += [
+            f"delay line: {show_path(p)}, {n} steps, states of {own}" for p, n in held.items()
+        ]
+        if held:
+            entries = int(np.sum(executor.passing(positions.index)))
+            found.append(f"  D of {own}: {entries} of {positions.num_state**2} entries")
+    if isinstance(rule, DelayedDRTRLRule):
+        plain = shown_bytes(bytes_of(jax.eval_shape(ParamDimRule(executor).init)))
+        found.append(f"  the last {rule.lag} steps are kept in place of traces of {plain}")
+    return found
 
 
 def _credit(graph: ETraceGraph, rule: LearningRule) -> str:

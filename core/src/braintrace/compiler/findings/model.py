@@ -72,7 +72,9 @@ CARRIER = warning(
     "the state {states} takes up {what} and is read by the next step, but it is not a "
     "brainstate.HiddenState: no credit passes through it{lost}",
     "Make it a HiddenState if it should, of the shape of the states that write to it; a buffer "
-    "needs one more axis, that of its steps, and no product of its own between positions",
+    "needs one more axis, that of its steps, all positions (read a part of them from it, rather "
+    "than write one), and no product of its own between positions; with delay_lines=False none is "
+    "followed",
 )
 UNUSED = info(
     Kind.PARAMETER_UNUSED,

@@ -42,23 +42,40 @@ def _reduce(eqn: JaxprEqn, k: int) -> Pairs:
 
 
 def _gather(eqn: JaxprEqn, k: int) -> Pairs:
-    """``h[..., i]``: axes taken whole."""
+    """``h[..., i]``: axes taken whole, and those along which each index reads its own part."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    shape = eqn.invars[0].aval.shape
-    if numbers.operand_batching_dims:
+    shape, own = eqn.invars[0].aval.shape, numbers.operand_batching_dims
+    if k != 0:
         return ()
-    kept = (i for i in range(len(shape)) if i not in numbers.collapsed_slice_dims)
+    kept = (i for i in range(len(shape)) if i not in (*numbers.collapsed_slice_dims, *own))
     pairs = zip(kept, numbers.offset_dims, strict=True)
-    return [p for p in pairs if p[0] not in numbers.start_index_map and sizes[p[0]] == shape[p[0]]]
+    whole = [p for p in pairs if sizes[p[0]] == shape[p[0]]]  # they start at zero, or are filled
+    ndim = eqn.outvars[0].aval.ndim
+    others = [i for i in range(ndim) if i not in numbers.offset_dims]
+    return [*whole, *((i, others[j]) for i, j in zip(own, _batching(numbers), strict=True))]
 
 
 def _scatter(eqn: JaxprEqn, k: int) -> Pairs:
-    """``h.at[..., i].set(v)``: axes written whole; ``h`` itself stays in place."""
+    """``h.at[..., i].set(v)``: axes written whole, or by each index in its own part.
+
+    ``h`` itself stays in place.
+    """
     numbers, ndim = eqn.params["dimension_numbers"], eqn.invars[0].aval.ndim
-    if k == 0 or numbers.operand_batching_dims:
+    if k != 2:
         return ((i, i) for i in range(ndim) if k == 0)
-    window = (i for i in range(ndim) if i not in numbers.inserted_window_dims)
-    return zip(numbers.update_window_dims, window, strict=True)
+    own = numbers.operand_batching_dims
+    window = (i for i in range(ndim) if i not in (*numbers.inserted_window_dims, *own))
+    whole = zip(numbers.update_window_dims, window, strict=True)
+    taken = numbers.update_window_dims
+    others = [i for i in range(eqn.invars[2].aval.ndim) if i not in taken]
+    return [*whole, *((others[j], i) for i, j in zip(own, _batching(numbers), strict=True))]
+
+
+def _batching(numbers: Any) -> Sequence[int]:
+    """The axes of the indices along which each reads or writes its own part."""
+    names = "start_indices_batching_dims", "scatter_indices_batching_dims"
+    found = (getattr(numbers, name, None) for name in names)
+    return next((axes for axes in found if axes is not None), ())
 
 
 def _dot_general(eqn: JaxprEqn, k: int) -> Pairs:

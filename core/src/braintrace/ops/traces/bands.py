@@ -285,7 +285,7 @@ def bands_of_products(bands: tuple[Band, ...], num_state: int) -> tuple[Band, ..
     for band in bands:
         known[tuple(zip(*band.entries, strict=True))] = True
     for _ in range(num_state.bit_length()):
-        known = known @ known
+        known = known.astype(np.float32) @ known.astype(np.float32) > 0
     return bands_of(tuple(map(tuple, known.tolist())))
 
 
