@@ -61,12 +61,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 3027,
     "drivers": 2976,
-    "learners": 3706,
+    "learners": 3731,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_033, 11_115
-WHOLE_CORE = 30_339
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_062, 11_131
+WHOLE_CORE = 30_393
 
 
 def module_of(file: Path) -> str:
