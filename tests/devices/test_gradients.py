@@ -3,9 +3,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import braintrace as bt
 from braintrace.testing import assert_tree_close
 from tests.truth import table
 from tests.truth.table import Case
@@ -61,5 +69,48 @@ def test_a_mask_by_examples() -> None:
     for on in (None, meshes.mesh("Auto", 8), meshes.mesh("Explicit", 2, 2)):
         with meshes.prepared(Case("dense"), on) as job:
             found.append(table.grad(job, "of_examples", mask=mask, block_size=2)())
+    for one in found[1:]:
+        assert_tree_close(one, found[0], 1e-12)
+
+
+class Leaky(brainstate.nn.Module):
+    """A leak that an operation drives."""
+
+    def __init__(self, run: Any, shape: tuple[int, ...], *weights: int) -> None:
+        super().__init__()
+        self.run, self.shape = run, shape
+        self.w = brainstate.ParamState(0.5 * brainstate.random.randn(*weights))
+
+    def init_state(self, batch_size: int) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, *self.shape)))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.5 * self.h.value + jnp.tanh(self.run(x, self.w.value))
+        return self.h.value
+
+
+@pytest.mark.parametrize("family", ["einsum", "embedding"])
+def test_contractions_and_tables(family: str) -> None:
+    rng = np.random.default_rng(0)
+    if family == "einsum":
+        xs = jnp.asarray(rng.normal(size=(4, 8, 2, 3)))
+        model = partial(Leaky, partial(bt.einsum, "bgi,gio->bgo"), (2, 4), 2, 3, 4)
+    else:
+        xs = jnp.asarray(rng.integers(0, 9, size=(4, 8)))
+        model = partial(Leaky, bt.embedding, (4,), 9, 4)
+    found = []
+    for on in (None, meshes.mesh("Auto", 8), meshes.mesh("Explicit", 2, 2)):
+        brainstate.random.seed(0)
+        learner = bt.compile(model(), "d_rtrl", xs[0], batch_size=8)
+        with nullcontext() if on is None else jax.set_mesh(on):
+            given = xs
+            if on is not None:
+                units = "model" if "model" in on.axis_names else None
+                learner.shard(on, batch="data", units=units)
+                given = jax.device_put(xs, jax.NamedSharding(on, jax.P(None, "data")))
+            grads = learner.etrace_grad(
+                given, step_fn=lambda x, own=learner: (own(x) ** 2).sum(), block_size=2
+            )
+            found.append(jax.tree.map(np.asarray, grads))
     for one in found[1:]:
         assert_tree_close(one, found[0], 1e-12)
