@@ -75,7 +75,10 @@ def test_what_is_no_decay(given: Any, error: Any) -> None:
 
 RULES: dict[str, tuple[dict[str, Any], str]] = {
     "ParamDimRule": ({}, "D-RTRL, diagonal recurrence"),
-    "EPropRule": ({"trace_filter": "kappa", "kappa": 0.5}, "e-prop, kappa 0.5"),
+    "EPropRule": (
+        {"trace_filter": "kappa", "kappa": 0.5, "downstream": "step"},
+        "e-prop, kappa 0.5",
+    ),
     "IODimRule": ({"trace_factorization": "io_factorized", "decay": 3}, "pp_prop, decays 0.5"),
     "SnApRule": (
         {"recurrence_scope": "sparse_n", "sparse_n": 2, "downstream": "step"},
@@ -105,6 +108,14 @@ def test_a_configuration_makes_its_executor_and_its_rule(kind: str) -> None:
     rule = config.rule(executor)
     assert type(rule).__name__ == kind and rule.name.startswith(name)
     assert executor.jacobians == config.jacobians == rule.executor.jacobians
+
+
+def test_e_prop_runs_on_a_step_with_its_filters() -> None:
+    model = brainstate.nn.init_all_states(zoo.Leaky(), batch_size=2)
+    executor = bt.ETraceConfig(trace_filter="kappa", kappa=0.5).executor(model)
+    executor.compile_graph(jnp.ones((2, zoo.IN)))
+    assert executor.options["kappa"] == executor.graph.moving.kappa == 0.5
+    assert bt.ETraceConfig(learning_signal="modulatory").downstream == "step"
 
 
 def test_windows_of_signals() -> None:

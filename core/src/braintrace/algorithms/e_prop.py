@@ -35,7 +35,7 @@ from .d_rtrl import ParamDimRule
 
 @dataclass(frozen=True, eq=False)
 class EPropRule(ParamDimRule):
-    """The learning rule e-prop for one compiled model.
+    """The learning rule e-prop for one compiled model, whose traces are filtered.
 
     Traces are those of D-RTRL, one dict per link, and then the filtered ones.
 
@@ -50,7 +50,8 @@ class EPropRule(ParamDimRule):
     --------
     >>> import braintrace, jax.numpy as jnp
     >>> cell, x = braintrace.nn.GRUCell(3, 4), jnp.ones((2, 3))
-    >>> learner = braintrace.compile(cell, "eprop", x, batch_size=2, kappa_filter_decay=0.9)
+    >>> published = {"kappa_filter_decay": 0.9, "downstream": "step"}
+    >>> learner = braintrace.compile(cell, "eprop", x, batch_size=2, **published)
     >>> from braintrace.algorithms import EPropRule
     >>> isinstance(learner.rule, EPropRule)
     True
