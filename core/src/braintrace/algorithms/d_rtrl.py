@@ -215,8 +215,8 @@ class ParamDimRule(ParameterTraces):
             if not rules.num_state:
                 new.append({})
                 continue
-            if isinstance(kept := self.read(link, transition, 1, 2), Bands):
-                new.append(self._moved_by_bands(link, kept, traces, block, operands))
+            if isinstance(own := self.read(link, transition, 1, 2), Bands):
+                new.append(self._moved_by_bands(link, own, traces, block, operands))
                 continue
             if transition is None and decays is None:  # only the last step is left in the trace
                 x, f = jax.tree.map(lambda v: v[-1:], (x, f))
@@ -224,7 +224,7 @@ class ParamDimRule(ParameterTraces):
                 f = decays.astype(sum_dtype(f.dtype)).reshape(-1, *(1,) * (f.ndim - 1)) * f
             else:
                 if g not in products:
-                    products[g] = suffix_products(kept, decays)
+                    products[g] = suffix_products(own, decays)
                 passing = (driving,) * len(driving) if len(driving) == rules.num_state else None
                 driven = jax.vmap(partial(apply, passing=passing))
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
@@ -251,7 +251,9 @@ class ParamDimRule(ParameterTraces):
         moving = jax.tree.map(lambda v: link.to_y(v, 2), transition.by_entries)
         if len(f) > 1 and (found := products_by_bands(moving, f)) is not None:
             factors, whole = found
-            kept = traces and rules.propagate_by_bands(whole, traces[link.index], None, None, held)
+            kept: Arrays | None = None
+            if traces is not None:
+                kept = rules.propagate_by_bands(whole, traces[link.index], None, None, held)
             return rules.joined(kept, rules.increments(x, factors, held))
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:

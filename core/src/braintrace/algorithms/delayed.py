@@ -264,7 +264,8 @@ def reaching(pattern: Pattern, steps: int) -> tuple[int, ...]:
 @lru_cache
 def _reaching(pattern: Pattern, most: int) -> tuple[tuple[int, ...], int]:
     """The states that reach a new value over so many steps, and from which number on the same."""
-    known, found = np.array(pattern, bool), np.ones(len(pattern), bool)
+    known: Any = np.array(pattern, bool)
+    found: Any = np.ones(len(pattern), bool)
     for steps in range(most):
         before, found = found, known[found].any(0)
         if (before == found).all():
