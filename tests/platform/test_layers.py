@@ -59,14 +59,14 @@ CEILINGS = {
     "executor": 1979,
     "files": 926,
     "cli": 729,
-    "algorithms": 3028,
+    "algorithms": 3031,
     "drivers": 2976,
     "learners": 3731,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_063, 11_131
-WHOLE_CORE = 30_394
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_066, 11_134
+WHOLE_CORE = 30_397
 
 
 def module_of(file: Path) -> str:
