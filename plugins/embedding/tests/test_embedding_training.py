@@ -50,6 +50,23 @@ class Leaky(brainstate.nn.Module):
         return self.h.value
 
 
+class Delayed(Leaky):
+    """The loss sees what was six steps ago, in a buffer by roll."""
+
+    def init_state(self, **_):
+        super().init_state()
+        self.line = brainstate.HiddenState(jnp.zeros((6, *self.shape)))
+
+    def reset_state(self, **_):
+        super().reset_state()
+        self.line.value = jnp.zeros((6, *self.shape))
+
+    def update(self, x):
+        h = super().update(x)
+        self.line.value = jnp.roll(self.line.value, 1, 0).at[0].set(h)
+        return self.line.value[-1]
+
+
 class Words(Leaky):
     """Several words of a step, added up."""
 
@@ -78,6 +95,7 @@ MODELS = {
     "one_example": (lambda: Leaky(), ()),
     "processed": (lambda: Leaky(BATCH, weight_fn=jnp.tanh), (BATCH,)),
     "positions": (lambda: Leaky(BATCH, 4), (BATCH, 4)),
+    "delayed": (lambda: Delayed(BATCH), (BATCH,)),
     "words": (lambda: Words(BATCH), (BATCH, 4)),
     "twice": (lambda: Twice(BATCH), (BATCH,)),
     "layer": (lambda: Layered(BATCH, padding_idx=2, max_norm=1.0), (BATCH,)),

@@ -228,11 +228,11 @@ class ParamDimRule(ParameterTraces):
                 passing = (driving,) * len(driving) if len(driving) == rules.num_state else None
                 driven = jax.vmap(partial(apply, passing=passing))
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
-            kept = None
+            before = None
             if g in products and traces is not None:
                 whole = link.to_y(products[g][1], 2)
-                kept = rules.propagate(whole, traces[link.index], held)
-            new.append(rules.joined(kept, rules.increments(x, f, held)))
+                before = rules.propagate(whole, traces[link.index], held)
+            new.append(rules.joined(before, rules.increments(x, f, held)))
         return new
 
     def _moved_by_bands(
@@ -251,10 +251,18 @@ class ParamDimRule(ParameterTraces):
         moving = jax.tree.map(lambda v: link.to_y(v, 2), transition.by_entries)
         if len(f) > 1 and (found := products_by_bands(moving, f)) is not None:
             factors, whole = found
+<<<<<<< HEAD
             kept: Arrays | None = None
             if traces is not None:
                 kept = rules.propagate_by_bands(whole, traces[link.index], None, None, held)
             return rules.joined(kept, rules.increments(x, factors, held))
+=======
+            before = None
+            if traces is not None:
+                trace = traces[link.index]
+                before = rules.propagate_by_bands(whole, trace, None, None, held)
+            return rules.joined(before, rules.increments(x, factors, held))
+>>>>>>> 1b3c403 (Types of traces before an update; a table behind a delay line)
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
             x, f, moving = now
