@@ -251,18 +251,10 @@ class ParamDimRule(ParameterTraces):
         moving = jax.tree.map(lambda v: link.to_y(v, 2), transition.by_entries)
         if len(f) > 1 and (found := products_by_bands(moving, f)) is not None:
             factors, whole = found
-<<<<<<< HEAD
             kept: Arrays | None = None
             if traces is not None:
                 kept = rules.propagate_by_bands(whole, traces[link.index], None, None, held)
             return rules.joined(kept, rules.increments(x, factors, held))
-=======
-            before = None
-            if traces is not None:
-                trace = traces[link.index]
-                before = rules.propagate_by_bands(whole, trace, None, None, held)
-            return rules.joined(before, rules.increments(x, factors, held))
->>>>>>> 1b3c403 (Types of traces before an update; a table behind a delay line)
 
         def step(trace: Arrays, now: Any) -> tuple[Arrays, None]:
             x, f, moving = now
