@@ -16,6 +16,8 @@ from .bands import Bands
 
 #: Up to how many states loops over them are written out.
 UNROLL_STATES = 4
+#: And products with a trace, which is large: row by row, it would be read once for each of them.
+UNROLL_PRODUCTS = 12
 
 
 @dataclass(eq=False)
@@ -100,7 +102,7 @@ class TraceRules(ABC):
         scale, transition = self.scale(operands), self.operation.widened(transition)
         if self.num_state == 1:  # without a reshape the new trace can take the place of the old one
             return jax.vmap(scale)(transition[0], trace)
-        if self.num_state > UNROLL_STATES:
+        if self.num_state > UNROLL_PRODUCTS:
             return jax.lax.map(lambda row: self.sum_over_states(scale, row, trace), transition)
         rows = [self.sum_over_states(scale, row, trace) for row in transition]
         return by_state(rows) if is_parted(trace) else stacked(rows)
@@ -109,7 +111,7 @@ class TraceRules(ABC):
         self, rule: Callable[..., Arrays], factor: jax.Array, trace: Arrays
     ) -> Arrays:
         """``sum_s rule(factor[s], trace[s])``."""
-        if self.num_state > UNROLL_STATES:
+        if self.num_state > UNROLL_PRODUCTS:
             return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(rule)(factor, trace))
         states = [{key: leaf[s] for key, leaf in trace.items()} for s in range(self.num_state)]
         terms = [rule(factor[s], state) for s, state in enumerate(states)]
