@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 834,
-    "ops": 2704,
+    "ops": 2706,
     "show": 1433,
     "jaxprs": 1588,
     "plugins": 1724,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_066, 11_134
-WHOLE_CORE = 30_397
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_068, 11_135
+WHOLE_CORE = 30_399
 
 
 def module_of(file: Path) -> str:
