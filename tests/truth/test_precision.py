@@ -204,3 +204,33 @@ def test_sums_of_products_are_as_wide_as_states() -> None:
     assert jnp.zeros(()).dtype == "float64"
     (a, _), (b, _) = (grads_of(Wide("float32"), "d_rtrl", block) for block in (T, 7))
     assert {v.dtype for v in b.values()} == {jnp.dtype("float32")} and error(b, a) < 1e-7
+
+
+@pytest.mark.parametrize("rule", ["d_rtrl", "pp_prop"])
+def test_filters_that_float16_does_not_hold(rule: str) -> None:
+    """A leak sums up inputs to some million, while its state is small."""
+
+    class Large(zoo.Model):
+        def __init__(self, dtype: str) -> None:
+            super().__init__()
+            self.dtype = dtype
+            self.w = brainstate.ParamState(jnp.full((IN, HIDDEN), 2.0**-14, "float32"))
+
+        def start(self, batch_size: int | None) -> Any:
+            return jnp.zeros((batch_size, HIDDEN), self.dtype)
+
+        def update(self, x: Any) -> Any:
+            current = bt.matmul(x.astype(self.dtype), self.w.value.astype(self.dtype))
+            self.h.value = jnp.asarray(0.984375, self.dtype) * self.h.value + current
+            return self.h.value.astype("float32")
+
+    def grads(dtype: str) -> Any:
+        xs = jnp.full((T, B, IN), 2.0**15, "float32")
+        options = {"decay_or_rank": 0.9} if rule == "pp_prop" else {}
+        learner = bt.compile(Large(dtype), rule, xs[0], batch_size=B, **options)
+        return learner.etrace_grad(
+            xs, step_fn=lambda x: 2.0**-10 * learner(x).sum(), reduction="sum", block_size=7
+        )
+
+    found, want = grads("float16"), grads("float32")
+    assert error(found, want) < 5e-3

@@ -42,6 +42,18 @@ def run_widened(eqns: Iterable[JaxprEqn], env: dict[Var, Any], wide: Any) -> Non
         env.update(zip(eqn.outvars, results, strict=True))
 
 
+def bound_in(wide: Any, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The results of an equation for operands that may be wider than its own, no narrower than
+    ``wide`` then, if it runs so.
+    """
+    own = _narrow(eqn, [*operands])
+    if all(jnp.result_type(a) == jnp.result_type(b) for a, b in zip(own, operands, strict=True)):
+        return versions.bind_equation(eqn, operands)
+    found = _in_wide(eqn, widened([*operands], wide), wide)
+    results: list[Any] = widened(versions.bind_equation(eqn, own), wide)
+    return results if found is None else found
+
+
 def _narrow(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
     """Operands in the dtypes that an equation takes; themselves where they are in these."""
     dtypes = [atom.aval.dtype for atom in eqn.invars]

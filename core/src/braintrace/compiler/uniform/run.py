@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from ...base import versions
+from ...base.precision import widened_dtype
 from ...base.types import Path
 from ...base.versions import Atom, JaxprEqn, Var
 from ...jaxprs.credit import with_credit
 from ...jaxprs.depends import slice_to
 from ...jaxprs.linear import is_sum
 from ...jaxprs.run import read, run_equations
+from ...jaxprs.wide import bound_in
 from ..module_info import DYNAMIC
 from ..reach import Leaf
 from .emitted import RESULT, Place
@@ -219,6 +221,10 @@ class Run:
             return values((*key, part))
 
         known: dict[Atom, Any] = {}
+        least = jnp.dtype(jnp.float32)  # filters end far behind what half precision holds
+
+        def kind(atom: Atom) -> Any:
+            return widened_dtype(atom.aval.dtype, least)
 
         def value(atom: Atom) -> Any:
             if atom not in known:
@@ -230,15 +236,15 @@ class Run:
             own = jnp.zeros(like.shape) if own is None else own
             if source.of is not None:
                 found = self.mapped(self.uniform[source.of], lambda key: at((atom, *key)))
-                found = found.astype(like.dtype)
+                found = found.astype(kind(atom))
                 if self.moving.keeps_traces:
-                    return own.astype(like.dtype) + found
-                return with_credit(own.astype(like.dtype), found) if source.trained else found
-            return own.astype(like.dtype)
+                    return own.astype(kind(atom)) + found
+                return with_credit(own.astype(kind(atom)), found) if source.trained else found
+            return own.astype(kind(atom))
 
         def of_equation(var: Var) -> Any:
             if var not in uniform.region:  # the old value: it is in the filters
-                return jnp.zeros(var.aval.shape, var.aval.dtype)
+                return jnp.zeros(var.aval.shape, kind(var))
             eqn, followed = uniform.region[var]
             if is_sum(eqn):
                 found = of_sum(eqn, {k: value(eqn.invars[k]) for k in followed}, var)
@@ -252,22 +258,22 @@ class Run:
             if any(self.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
                 return jnp.broadcast_to(moved, var.aval.shape)
             operands = [moved if i == k else self.held(a) for i, a in enumerate(eqn.invars)]
-            (found,) = versions.bind_equation(eqn, operands)
+            (found,) = bound_in(least, eqn, operands)
             return found + of_constant(var, operands, k) if var in uniform.affine else found
 
         def of_sum(eqn: Any, given: Mapping[int, Any], var: Var) -> Any:
             """The sum of some operands."""
             if eqn.primitive.name == "select_n" and self.moves(eqn.invars[0]):
-                return sum(given.values(), jnp.zeros(var.aval.shape, var.aval.dtype))
+                return sum(given.values(), jnp.zeros(var.aval.shape, kind(var)))
             operands = [
                 given[k]
                 if k in given
-                else jnp.zeros(a.aval.shape, a.aval.dtype)
+                else jnp.zeros(a.aval.shape, kind(a))
                 if versions.is_float(a.aval)
                 else read(self.env, a)
                 for k, a in enumerate(eqn.invars)
             ]
-            return versions.bind_equation(eqn, operands)[eqn.outvars.index(var)]
+            return bound_in(least, eqn, operands)[eqn.outvars.index(var)]
 
         def of_constant(var: Var, operands: list[Any], k: int) -> Any:
             """``(q_1 - 1) op(0)``: of the constant ``op(0)``, so much is missing in ``op(q)``."""
@@ -277,7 +283,7 @@ class Run:
                 for i, v in enumerate(operands)
             ]
             operands[k] = jnp.zeros_like(operands[k])
-            (once,) = versions.bind_equation(eqn, operands)
+            (once,) = bound_in(least, eqn, operands)
             return _along_first(at((var,)) - 1, once.ndim).astype(once.dtype) * once
 
         return value(self.info.outvars_of(uniform.slot)[0])
