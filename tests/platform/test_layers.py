@@ -53,9 +53,9 @@ CEILINGS = {
     "base": 834,
     "ops": 2706,
     "show": 1433,
-    "jaxprs": 1588,
+    "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7930,
+    "compiler": 7936,
     "executor": 1979,
     "files": 926,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_068, 11_135
-WHOLE_CORE = 30_399
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_086, 11_147
+WHOLE_CORE = 30_417
 
 
 def module_of(file: Path) -> str:
