@@ -134,7 +134,8 @@ def measured(
     def ratio(one: Target) -> float:
         if one in drivers:
             return middle["ours", WRITTEN, one.what] / middle["before", one.form, one.what]
-        return held["ours"].get(one.what, 0) / held["before"][one.what]
+        own, before = (held[build].get(one.what, 0) for build in ("ours", "before"))
+        return own / before if before else float("nan")
 
     return [(one, ratio(one)) for one in targets]
 

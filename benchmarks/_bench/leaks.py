@@ -9,6 +9,7 @@ the product by hand, and for BPTT, with recurrent input held as D-RTRL holds it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -175,7 +176,7 @@ class Worker:
         return {jax.tree_util.keystr(at): [*map(float, leaf.ravel())] for at, leaf in arrays}
 
     def traces(self, form: Form) -> dict[str, int]:
-        """Bytes of traces and of filters in the place of some, of parameters by path and of all."""
+        """Bytes of traces and of filters in the place of some, of weights by path and of all."""
         learner = self.learner(form)
         rule, graph = learner.rule, learner.graph
         held = jax.eval_shape(rule.init)
@@ -184,7 +185,7 @@ class Worker:
             own = jax.eval_shape(lambda traces, i=i: rule.held_by(traces, i), held)
             for path in link.relation.parameter_paths:
                 name = ".".join(map(str, path))
-                found[name] = found.get(name, 0) + _bytes(own)
+                found[name] = found.get(name, 0) + _bytes(own.get("weight", ()))
         slots = getattr(graph, "executed", graph).module_info.slots
         filters = [s.state.value for s in slots if getattr(s, "is_filter", False)]
         return {**found, "filters": _bytes(filters), "all": _bytes((held, filters))}
@@ -236,7 +237,7 @@ def _bytes(tree: Any) -> int:
 
 
 if __name__ == "__main__":
-    if jax.config.read("jax_enable_x64"):
+    if os.environ.get("JAX_ENABLE_X64") == "1":
         brainstate.environ.set(precision=64)
     warnings.simplefilter("ignore")
     serve(Worker(*json.loads(sys.argv[1])))
