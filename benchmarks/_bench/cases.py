@@ -59,6 +59,8 @@ MODELS = {
     "conv": Model(layers.conv, image=True),
     "sparse": Model(layers.sparse),
     "lora": Model(layers.low_rank),
+    "groups": Model(layers.grouped),
+    "table": Model(layers.table, spiking=False),
 }
 
 

@@ -24,15 +24,18 @@ SIDE = 16  # rows and columns of an image
 KERNEL = 3
 DENSITY = 0.1
 RANK = 8
+GROUPS = 8
 
 
 @dataclass(frozen=True)
 class Make:
-    """Where layers come from: ``nn`` with those of brainstate's names, and two products."""
+    """Where layers come from: ``nn`` with those of brainstate's names, and the operations."""
 
     nn: Any
     sparse: Callable[[jax.Array, jax.Array, Any], Any]
     low_rank: Callable[[jax.Array, jax.Array, jax.Array], Any]
+    grouped: Callable[[jax.Array, jax.Array], Any]
+    row: Callable[[jax.Array, jax.Array], Any]
 
 
 def _traced_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> Any:
@@ -43,7 +46,15 @@ def _traced_low_rank(x: jax.Array, b: jax.Array, a: jax.Array) -> Any:
     return braintrace.lora_matmul(x, b, a)
 
 
-TRACED = Make(braintrace.nn, _traced_sparse, _traced_low_rank)
+def _traced_grouped(x: jax.Array, weight: jax.Array) -> Any:
+    return braintrace.grouped_matmul(x, weight)
+
+
+def _traced_row(indices: jax.Array, table: jax.Array) -> Any:
+    return braintrace.embedding(indices, table)
+
+
+TRACED = Make(braintrace.nn, _traced_sparse, _traced_low_rank, _traced_grouped, _traced_row)
 
 
 def _plain_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> Any:
@@ -54,7 +65,13 @@ def _plain_sparse(x: jax.Array, data: jax.Array, matrix: Any) -> Any:
     return x @ BCOO((data, jnp.asarray(pairs)), shape=matrix.shape)
 
 
-PLAIN = Make(brainstate.nn, _plain_sparse, lambda x, b, a: (x @ b) @ a)
+PLAIN = Make(
+    brainstate.nn,
+    _plain_sparse,
+    lambda x, b, a: (x @ b) @ a,
+    lambda x, weight: jnp.einsum("bgi,gio->bgo", x, weight),
+    lambda indices, table: table[indices],
+)
 
 
 def sparse_matrix(num_in: int, num_out: int) -> Any:
@@ -100,6 +117,32 @@ class LowRank(brainstate.nn.Module):
     def update(self, x: jax.Array) -> jax.Array:
         factors: Any = self.weight.value
         return self.product(x, factors["b"], factors["a"])
+
+
+class Grouped(brainstate.nn.Module):
+    """A product for each of eight groups: [B, units] to [B, units]."""
+
+    def __init__(self, make: Make, units: int) -> None:
+        super().__init__()
+        self.product, size = make.grouped, units // GROUPS
+        self.weight = brainstate.ParamState(jnp.zeros((GROUPS, size, size)))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        weight: Any = self.weight.value
+        return self.product(x.reshape(len(x), GROUPS, -1), weight).reshape(x.shape)
+
+
+class Table(brainstate.nn.Module):
+    """The row of a table that belongs to the largest input: [B, rows] to [B, units]."""
+
+    def __init__(self, make: Make, rows: int, units: int) -> None:
+        super().__init__()
+        self.row = make.row
+        self.weight = brainstate.ParamState(jnp.zeros((rows, units)))
+
+    def update(self, x: jax.Array) -> jax.Array:
+        weight: Any = self.weight.value
+        return len(weight) ** 0.5 * self.row(jnp.argmax(x, -1), weight)  # weights are drawn small
 
 
 class ALIF(LIF):
@@ -149,6 +192,14 @@ def sparse(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
 
 def low_rank(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
     return LIF((units,), make.nn.Linear(num_in, units), LowRank(make, units))
+
+
+def grouped(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), make.nn.Linear(num_in, units), Grouped(make, units))
+
+
+def table(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
+    return LIF((units,), Table(make, num_in, units), jnp.zeros_like)
 
 
 def conv(make: Make, num_in: int, units: int) -> brainstate.nn.Module:

@@ -32,6 +32,9 @@ SIZES = {
     "conv": Sizes(50, 16, 2, 16),
     "sparse": Sizes(100, 16, 64, 512),
     "lora": Sizes(100, 16, 64, 512),
+    "groups": Sizes(100, 16, 64, 512),
+    "table": Sizes(100, 16, 256, 64),
+    "table-large": Sizes(100, 16, 4096, 64),
     "gru-small": Sizes(10_000, 1, 16, 64),
     "gru-wide": Sizes(100, 16, 64, 1024),
     "lif-batch": Sizes(100, 128, 64, 256),
@@ -125,6 +128,7 @@ SHORT = {"gru": (PLAIN, DEFAULT, BLOCKS[1], STEPS, PP, UPDATE, CALLS)}
 
 EXACT = ("lru",)  # of which D-RTRL is BPTT: the recurrence runs position by position
 UNKNOWN = ("lru",)  # models of which brainstate has no layer
+UNFILTERED = ("table",)  # models whose inputs are indices, which pp_prop cannot filter
 #: All ours; in the other cases, the essential ones.
 THOROUGH = ("gru", "lstm")
 #: Traces at every step are too slow here to be waited for, above all the peer's.
@@ -142,7 +146,9 @@ def contenders(case: str, short: bool = False) -> tuple[Contender, ...]:
         return (*bases, DEFAULT, FRESH, PP, PP_TRACED, UPDATE, CALLS, PEER_PP)
     ours = OURS if case in THOROUGH else ESSENTIAL
     windows = (PEER_WINDOWS,) if case in ("gru", "lstm") else ()
-    return (*bases, *ours, *PEERS, *windows)
+    team = (*bases, *ours, *PEERS, *windows)
+    filtered = model_of(case) not in UNFILTERED
+    return tuple(one for one in team if filtered or one.rule != "pp_prop")
 
 
 def reference(contender: Contender, case: str) -> Contender | None:

@@ -30,7 +30,7 @@ class Embedding(brainstate.nn.Embedding):
     embedding_size
         Shape of a vector.
     embedding_init
-        Initial table [V, *embedding_size]: a function of the shape, or a value.
+        Initial table ``[V, *embedding_size]``: a function of the shape, or a value.
     padding_idx
         A token whose vector starts at zero and is not trained.
     max_norm, norm_type
@@ -65,7 +65,7 @@ class Embedding(brainstate.nn.Embedding):
 
     Notes
     -----
-    ``update(indices)`` takes integers of any shape and returns [*indices.shape, *embedding_size].
+    ``update(indices)`` takes integers of any shape and returns ``[*indices.shape, *embedding_size]``.
 
     Examples
     --------

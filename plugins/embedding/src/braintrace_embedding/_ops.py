@@ -32,7 +32,7 @@ def embedding(
         Integers of any shape, from ``-V`` to below ``V``; a number for a single example. Others
         count as the nearest.
     weight
-        The table, [V, *features] after ``weight_fn``.
+        The table, ``[V, *features]`` after ``weight_fn``.
     weight_fn
         Function of the parameter alone, applied before the operation. Of a parameter with a unit
         it gets the numbers, and the unit stays.
@@ -48,7 +48,7 @@ def embedding(
     Returns
     -------
     jax.Array or saiunit.Quantity
-        [*indices.shape, *features] in the dtype and unit of ``weight``.
+        ``[*indices.shape, *features]`` in the dtype and unit of ``weight``.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def embedding(
 
     Notes
     -----
-    The trace of an example holds the rows that it has read since the last reset, [rows, *features]
+    The trace of an example holds the rows that it has read since the last reset, ``[rows, *features]``
     for each state, and not the table. Within ``rows`` it is exact. Each entry of ``indices`` is an
     example to it: the indices [batch, words] of one step have a trace each.
 
