@@ -446,7 +446,9 @@ def line_of(function: Any, marker: str) -> int:
     return first + next(i for i, text in enumerate(lines) if marker in text)
 
 
-class Dynamic(zoo.Model):
+class Moving(zoo.Model):
+    """The weights change their places with an input."""
+
     def __init__(self) -> None:
         super().__init__()
         self.w = weight(IN, HIDDEN)
@@ -454,7 +456,7 @@ class Dynamic(zoo.Model):
 
     def update(self, x: Any) -> Any:
         w = jnp.roll(self.w.value, jnp.int32(x[0]))
-        y = curved.bind(x, w, self.b.value, power=1)  # here
+        y = curved.bind(x, w, self.b.value, power=1)
         self.h.value = 0.5 * self.h.value + y
         return self.h.value
 
@@ -495,21 +497,32 @@ class Wide(zoo.Model):
         return self.h.value
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (Dynamic, r"operand 'w' \(operand 1\) of 'own_curved' at .*depends on inputs or states"),
-        (DynamicConstant, r"operand 0\)? of 'own_scaled' at .*depends on inputs or states"),
-    ],
-)
-def test_unsuitable_uses_are_refused_with_their_line(model: Any, says: str) -> None:
-    built = model()
+def test_a_constant_that_moves_is_refused_with_its_line() -> None:
+    built = DynamicConstant()
     brainstate.nn.init_all_states(built)
+    says = r"operand 0\)? of 'own_scaled' at .*depends on inputs or states"
     with pytest.raises(bt.NotSupportedError, match=says) as refusal:
         bt.D_RTRL(built).compile_graph(jnp.ones(IN))
     assert "''" not in str(refusal.value)  # an operand without a key is named by its position
-    place = f"test_custom_primitive.py:{line_of(model.update, '# here')}"
+    place = f"test_custom_primitive.py:{line_of(DynamicConstant.update, '# here')}"
     assert place in str(refusal.value)
+
+
+def test_weights_that_move_are_exact() -> None:
+    model = Moving()
+    brainstate.nn.init_all_states(model)
+    xs = 2.0 * jax.random.normal(jax.random.key(0), (6, IN))
+
+    def loss(h: Any) -> Any:
+        return jnp.sum(h**2)
+
+    exact = bptt(model, (xs,), loss)[1]
+    learner = bt.D_RTRL(model)
+    learner.compile_graph(xs[0])
+    brainstate.nn.reset_all_states(model)
+    learner.reset_state()
+    found = learner.etrace_grad(xs, step_fn=lambda x: loss(learner(x)), reduction="sum")
+    assert_tree_close(found, exact)
 
 
 absent_p = bt.register_primitive(
