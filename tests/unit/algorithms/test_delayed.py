@@ -94,6 +94,32 @@ def test_blocks_and_carried_traces(options: Any) -> None:
         assert_tree_close(found, exact, rtol=1e-9)
 
 
+class Branches(Line):
+    """Outputs of a product that are no units: one is a gate, of which others are left out; two are
+    branches of a dendrite."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.gate, self.drive
+        self.both = bt.nn.Linear(IN, 3 * UNITS, key=4)
+
+    def gate(self, x: Any) -> Any:
+        return self.both(x)[:, UNITS : 2 * UNITS]
+
+    def drive(self, x: Any) -> Any:
+        return jnp.sin(self.both(x).reshape(B, UNITS, 3)).sum(-1)
+
+
+@pytest.mark.parametrize("block", [1, 6])
+def test_several_outputs_of_a_product_lead_to_one_unit(block: int) -> None:
+    model = Branches()
+    brainstate.nn.init_all_states(model, batch_size=B)
+    exact = bptt(model, (jnp.asarray(XS),), loss)[1]
+    learner = compiled(Branches())
+    assert learner.rule.executor.bands
+    assert_tree_close(gradient(learner, XS, block_size=block), exact, 1e-9)
+
+
 @pytest.mark.parametrize("options", [VARIANTS[0], VARIANTS[3]], ids=str)
 def test_single_steps_and_the_trace_of_all_states(options: Any) -> None:
     exact, learner = expected(**options), compiled(Line(**options))

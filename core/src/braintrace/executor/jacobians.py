@@ -166,9 +166,13 @@ def takes_forward_mode(
     """Whether forward mode gives ``f`` at once, and nothing forbids it.
 
     It does where ``y`` is broadcast, and where the ``D`` of the group is kept by its bands: then
-    there are many states to pull back from.
+    there are many states to pull back from. Where several elements of ``y`` may lead to one
+    position, as the gates of a cell do, it would add up what is of each.
     """
-    if not (link.extra or banded) or link.alignment.mixed or link.group.mixed:
+    alignment = link.alignment
+    if not (link.extra or banded) or alignment.mixed or link.group.mixed:
+        return False
+    if alignment.elements is not None:
         return False
     return has_forward_mode(eqns[i] for i in cone.eqns)
 
