@@ -188,6 +188,12 @@ def in_a_loop(m: Any, x: Any) -> Any:
                         jnp.arange(1.0, 41.0))[0] / 40  # fmt: skip
 
 
+def chosen_table(m: Any, x: Any) -> Any:
+    """A table whose trace has the rows that were read, in their order."""
+    kept = (jnp.arange(IN)[:, None] + m.time.value) % 3 > 0
+    return bt.embedding(jnp.argmax(x, -1), m.w.value[m.time.value % 3] * kept)
+
+
 def of_a_third_party(m: Any, x: Any) -> Any:
     return scaled().bind(x, m.w.value[m.time.value % 3] * (x.mean() > 0))
 
@@ -219,6 +225,7 @@ OTHERWISE: dict[Any, tuple[str, dict[str, tuple[int, ...]]]] = {
     chosen_kernel: ("kernel", {"weight": (WIDTH, 1, 2, 3, 2, 1), "bias": (WIDTH, 1, 3, WIDTH)}),
     turned_kernel: ("kernel", {"weight": (WIDTH, 1, 6, 2, 1)}),
     in_a_loop: ("w", {"weight": (3, IN, WIDTH)}),
+    chosen_table: ("w", {"weight": (WIDTH, 3, IN, WIDTH)}),
     of_a_third_party: ("w", {"weight": (WIDTH, 3, IN, WIDTH)}),
 }  # fmt: skip
 

@@ -218,6 +218,8 @@ def _axes(eqn: JaxprEqn, makings: Mapping[int, Making]) -> dict[int, dict[int, i
     y, avals = eqn.outvars[0].aval, tuple(a.aval for a in eqn.invars)
     operation = Operation(spec, eqn.params, avals, y, tuple(keys.values()))
     operation = operation.of_one or operation  # a repeated one has the trace of one iteration
+    if operation.spec.rows_drtrl is not None:  # entries of its trace are no entries of the weight
+        return None
     try:
         types = trace_rules(operation, (), 1).types
         if operation.spec.solve_drtrl is not None:
