@@ -74,6 +74,20 @@ class Words(Leaky):
         return super().read(x).sum(-2)
 
 
+class Many(Leaky):
+    """So many words that they stay a loop."""
+
+    def read(self, x):
+        def add(y, word):
+            return y + 0.1 * Leaky.read(self, word), None
+
+        return jax.lax.scan(add, jnp.zeros(self.shape), x.T)[0]
+
+
+class Spoken(Delayed):
+    read = Many.read
+
+
 class Twice(Leaky):
     """A table that is read in two places, through a function."""
 
@@ -97,6 +111,8 @@ MODELS = {
     "positions": (lambda: Leaky(BATCH, 4), (BATCH, 4)),
     "delayed": (lambda: Delayed(BATCH), (BATCH,)),
     "words": (lambda: Words(BATCH), (BATCH, 4)),
+    "many": (lambda: Many(BATCH), (BATCH, 40)),
+    "delayed_many": (lambda: Spoken(BATCH), (BATCH, 40)),
     "twice": (lambda: Twice(BATCH), (BATCH,)),
     "layer": (lambda: Layered(BATCH, padding_idx=2, max_norm=1.0), (BATCH,)),
 }
@@ -141,6 +157,21 @@ def test_two_calls_and_a_mask_and_other_rules():
             for cut in (slice(0, 4), slice(4, None))
         ]
         assert_tree_close(jax.tree.map(jnp.add, *parts), whole, 1e-9)
+
+
+class OneHot(Leaky):
+    def read(self, x):
+        return braintrace.matmul(jax.nn.one_hot(x, COUNT, dtype=float), self.table.value)
+
+
+def test_filtered_traces_are_those_of_a_product():
+    published = {"kappa_filter_decay": 0.5, "downstream": "step"}
+    data = tokens(STEPS, BATCH), draw(STEPS, BATCH, SIZE, seed=4)
+    product = braintrace.compile(OneHot(BATCH), "eprop", data[0][0], **published)
+    learner = braintrace.compile(Leaky(BATCH), "eprop", data[0][0], **published)
+    for block in (1, 4, STEPS):
+        expected = gradient(product, data, block_size=block)
+        assert_tree_close(gradient(learner, data, block_size=block), expected, 1e-9)
 
 
 def test_a_trace_has_the_size_of_the_rows_and_not_of_the_table():

@@ -7,7 +7,7 @@ Schmidhuber, Neural Computation 4:243, 1992.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -204,9 +204,17 @@ class ParamDimRule(ParameterTraces):
         return self.parted(new) if self._are_parted(traces) else new
 
     def moved(
-        self, traces: Traces | None, block: Block, operands: Operands, decays: Any = None
+        self,
+        traces: Traces | None,
+        block: Block,
+        operands: Operands,
+        decays: Any = None,
+        kept: Sequence[Arrays] | None = None,
     ) -> list[Arrays]:
-        """Per link, ``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t``; see :func:`suffix_products`."""
+        """Per link, ``P^0 . eps^0 + sum_t (P^t f^t) (x) x^t``; see :func:`suffix_products`.
+
+        ``kept`` are traces from before the block that are added to ``P^0 . eps^0``.
+        """
         new: list[Arrays] = []
         products: dict[int, Any] = {}
         for link, rules in zip(self.links, self.rules, strict=True):
@@ -228,10 +236,10 @@ class ParamDimRule(ParameterTraces):
                 passing = (driving,) * len(driving) if len(driving) == rules.num_state else None
                 driven = jax.vmap(partial(apply, passing=passing))
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
-            before = None
+            before = None if kept is None else kept[link.index]
             if g in products and traces is not None:
                 whole = link.to_y(products[g][1], 2)
-                before = rules.propagate(whole, traces[link.index], held)
+                before = rules.plus(rules.propagate(whole, traces[link.index], held), before)
             new.append(rules.joined(before, rules.increments(x, f, held)))
         return new
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from ..ops.operation import Arrays
-from .base import Block, Cotangents, OldSignals, Operands, Traces, add
+from .base import Block, Cotangents, OldSignals, Operands, Traces
 from .block_algebra import accumulate
 from .d_rtrl import ParamDimRule
 
@@ -97,12 +97,17 @@ class EPropRule(ParamDimRule):
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         eps, ebar = self._halves(traces)
         steps = block.jacobians.f[0].shape[0] if self.links else 0
-        new = self.moved(eps, block, operands, self.kappa ** jnp.arange(steps - 1.0, -1, -1))
-        if ebar is not None:
-            decay = self.kappa**steps
-            kept = ({k: (decay * v).astype(v.dtype) for k, v in one.items()} for one in ebar)
-            new = [*map(add, new, kept)]
+        kept = None if ebar is None else [self._decayed(one, self.kappa**steps) for one in ebar]
+        decays = self.kappa ** jnp.arange(steps - 1.0, -1, -1)
+        new = self.moved(eps, block, operands, decays, kept)
         return (*super().update(eps, block, operands), *map(self.stored, self.links, new))
+
+    def _decayed(self, trace: Arrays, factor: float) -> Arrays:
+        """A trace times a number; what is no number of it (a place in a table) stays."""
+        return {
+            key: (factor * v).astype(v.dtype) if jnp.issubdtype(v.dtype, jnp.inexact) else v
+            for key, v in trace.items()
+        }
 
     def of_link(self, traces: Traces, index: int) -> Arrays:
         """The filtered trace of a link by trainable key."""

@@ -125,6 +125,10 @@ class TraceRules(ABC):
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """``sum_k f^k (x) x^k`` for ``f`` [K, S, *E, *Y], in the structure of the trace."""
 
+    def plus(self, trace: Arrays, other: Arrays | None) -> Arrays:
+        """The sum of two traces of the same steps; ``None`` is zero."""
+        return trace if other is None else jax.tree.map(jnp.add, trace, other)
+
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The trace ``kept``, moved on already, and the increments ``new``; ``None`` is zero."""
         new = self.parted(new) if kept and is_parted(kept) else new

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..operation import Arrays, folded
+from .bands import Bands
 from .base import TraceRules
 
 
@@ -35,6 +36,19 @@ class RepeatedTrace(TraceRules):
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         scale = self.one.scale(operands)
         return lambda factor, trace: scale(self._first(factor, 0), trace)
+
+    def propagate(self, transition: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        return self.one.propagate(self._first(transition, 2), trace, operands)
+
+    def propagate_by_bands(
+        self, transition: Bands, trace: Arrays, x: Any, f: Any, operands: Sequence[Any]
+    ) -> Arrays:
+        first = jax.tree.map(lambda v: self._first(v, 1), transition)
+        kept = self.one.propagate_by_bands(first, trace, None, None, operands)
+        return kept if f is None else self.joined(kept, self.increments(x[None], f[None], operands))
+
+    def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
+        return self.one.joined(kept, new)
 
     def _first(self, array: jax.Array, lead: int) -> jax.Array:
         return jnp.take(array, 0, axis=lead + len(self.extra))

@@ -77,6 +77,10 @@ class RowsTrace(TraceRules):
         lost = jnp.zeros(rows.shape[:-1], jnp.int32)
         return {self.key: values, ROWS: rows, AGE: jnp.zeros_like(rows), LOST: lost}
 
+    def plus(self, trace: Arrays, other: Arrays | None) -> Arrays:
+        """Of the same steps, so that rows have the same places."""
+        return trace if other is None else {**trace, self.key: trace[self.key] + other[self.key]}
+
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The rows of the steps in ``new`` added to those that are kept, in their order."""
         kept = self.init() if kept is None else kept
