@@ -120,6 +120,31 @@ def test_several_outputs_of_a_product_lead_to_one_unit(block: int) -> None:
     assert_tree_close(gradient(learner, XS, block_size=block), exact, 1e-9)
 
 
+class Leaky(Line):
+    """A ring that is read at its counter, below a leaky readout."""
+
+    ring = True
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().init_state(batch_size)
+        self.y = brainstate.HiddenState(jnp.zeros((B, 2)))
+
+    def update(self, x: Any) -> Any:
+        late = self.line.value[self.t.value % self.steps]
+        super().update(x)
+        self.y.value = 0.8 * self.y.value + self.readout(late)
+        return self.y.value
+
+
+def test_credit_passes_a_ring_below_a_leak() -> None:
+    model = Leaky()
+    brainstate.nn.init_all_states(model, batch_size=B)
+    exact = bptt(model, (jnp.asarray(XS),), loss)[1]
+    learner = compiled(Leaky())
+    assert not [*learner.graph.explain(kind="credit_stops")]
+    assert_tree_close(gradient(learner, XS, block_size=6), exact, 1e-9)
+
+
 @pytest.mark.parametrize("options", [VARIANTS[0], VARIANTS[3]], ids=str)
 def test_single_steps_and_the_trace_of_all_states(options: Any) -> None:
     exact, learner = expected(**options), compiled(Line(**options))

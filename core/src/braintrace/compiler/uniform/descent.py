@@ -143,6 +143,7 @@ class Descent:
         self.seen.add((atom, inside, barrier, trained))
         eqn, ways_of_old = step.minfo.producer(atom), len(self.leak)
         leaf = atom in self.ends or (atom in step.state_of and atom is not self.new)
+        leaf = leaf or self.is_read(eqn)
         ways = None if leaf or eqn is None or not step.credit(atom) else self.ways(eqn)
         if eqn is None or ways is None:
             self.take(self.source(atom, in_time, barrier, trained))
@@ -165,6 +166,14 @@ class Descent:
         if len(self.leak) > ways_of_old:
             self.remember.add(atom)
         return True
+
+    def is_read(self, eqn: JaxprEqn | None) -> bool:
+        """Whether it gives what is read from an array at an index that moves, without its axis."""
+        if eqn is None or eqn.primitive.name != "squeeze":
+            return False
+        read = self.step.minfo.producer(eqn.invars[0])
+        at_index = read is not None and read.primitive.name == "dynamic_slice"
+        return at_index and any(map(self.step.moves, read.invars[1:]))
 
     def constants(self, eqn: JaxprEqn, trained: bool) -> frozenset[int]:
         """Operands behind what an equation adds to its moving operands."""
