@@ -174,6 +174,34 @@ def test_filtered_traces_are_those_of_a_product():
         assert_tree_close(gradient(learner, data, block_size=block), expected, 1e-9)
 
 
+class Emitted(Leaky):
+    """The first state is not read by the next step, so that it has no trace of its own."""
+
+    def update(self, x):
+        y = self.read(x)
+        self.v.value = 0.8 * jnp.tanh(self.v.value) + y
+        self.h.value = jnp.sin(self.v.value) * jnp.cos(y)
+        return self.h.value
+
+
+class EmittedOfOneHot(Emitted):
+    read = OneHot.read
+
+
+def test_the_trace_of_states_that_have_none_of_their_own():
+    data, found = tokens(STEPS, BATCH), {}
+    for kind in (Emitted, EmittedOfOneHot):
+        learner = braintrace.compile(kind(BATCH), "d_rtrl", data[0])
+        for x in data:
+            learner(x)
+        (found[kind],) = learner.get_etrace_of(("table",))
+    rows, weight = (np.asarray(found[Emitted][key]) for key in ("rows", "weight"))
+    table = np.zeros((BATCH, COUNT + 1, SIZE, 2))
+    for b in range(BATCH):
+        np.add.at(table[b], rows[b, :, 0], weight[b])
+    np.testing.assert_allclose(table[:, 1:], found[EmittedOfOneHot]["weight"], atol=1e-12)
+
+
 def test_a_trace_has_the_size_of_the_rows_and_not_of_the_table():
     for count in (300, 65_000):
         model = Leaky(BATCH, rows=16)

@@ -244,9 +244,8 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         operands, rule = self.executor.operand_values(params), ParamDimRule(self.executor)
         spread = []
         for link, kept in zip(self.links, traces, strict=False):
-            types, places = rule.rules[link.index].types, np.array(self._states(link), int)
-            zeros = {key: jnp.zeros(v.shape, v.dtype) for key, v in types.items()}
-            spread.append({k: v.at[places].set(kept[k]) if kept else v for k, v in zeros.items()})
+            rules, places = rule.rules[link.index], np.array(self._states(link), int)
+            spread.append(rules.spread(kept, places) if kept else rules.init())
         block = Block(self._whole(traces[-1]), (), ())
         trace = rule.moved(tuple(spread), block, operands)[index]
         return {key: jnp.moveaxis(leaf, 0, -1) for key, leaf in trace.items()}

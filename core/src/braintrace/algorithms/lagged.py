@@ -192,11 +192,7 @@ class LaggedDRTRLRule(ParamDimRule):
         rules = self.rules[index].of_states(states)
         trace, kept = rules.increments(x, f, held), None
         if traces[index]:
-            places = jnp.array(self._states(link))
-            spread = {  # the kept trace among zeros for the other states
-                key: jnp.zeros((states, *v.shape[1:]), v.dtype).at[places].set(v)
-                for key, v in traces[index].items()
-            }
+            spread = rules.spread(traces[index], jnp.array(self._states(link)))
             moved = link.to_y(jnp.asarray(transition)[0], 2)
             kept = rules.propagate(moved, spread, held)
         trace = rules.joined(kept, trace)

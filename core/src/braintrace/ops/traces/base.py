@@ -129,6 +129,13 @@ class TraceRules(ABC):
         """The sum of two traces of the same steps; ``None`` is zero."""
         return trace if other is None else jax.tree.map(jnp.add, trace, other)
 
+    def spread(self, trace: Arrays, places: Any) -> Arrays:
+        """The trace of some states, at their places, with zeros for the others."""
+        return {
+            key: jnp.zeros((self.num_state, *v.shape[1:]), v.dtype).at[places].set(v)
+            for key, v in trace.items()
+        }
+
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The trace ``kept``, moved on already, and the increments ``new``; ``None`` is zero."""
         new = self.parted(new) if kept and is_parted(kept) else new

@@ -81,6 +81,18 @@ class RowsTrace(TraceRules):
         """Of the same steps, so that rows have the same places."""
         return trace if other is None else {**trace, self.key: trace[self.key] + other[self.key]}
 
+    def spread(self, trace: Arrays, places: Any) -> Arrays:
+        """All states have the same rows."""
+        values = super().spread({self.key: trace[self.key]}, places)
+        others = (key for key in trace if key != self.key)
+        return {
+            **values,
+            **{
+                k: jnp.broadcast_to(trace[k][0], (self.num_state, *trace[k].shape[1:]))
+                for k in others
+            },
+        }
+
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The rows of the steps in ``new`` added to those that are kept, in their order."""
         kept = self.init() if kept is None else kept
