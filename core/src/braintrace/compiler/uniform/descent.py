@@ -172,8 +172,9 @@ class Descent:
         if eqn is None or eqn.primitive.name != "squeeze":
             return False
         read = self.step.minfo.producer(eqn.invars[0])
-        at_index = read is not None and read.primitive.name == "dynamic_slice"
-        return at_index and any(map(self.step.moves, read.invars[1:]))
+        if read is None or read.primitive.name != "dynamic_slice":
+            return False
+        return any(map(self.step.moves, read.invars[1:]))
 
     def constants(self, eqn: JaxprEqn, trained: bool) -> frozenset[int]:
         """Operands behind what an equation adds to its moving operands."""
