@@ -177,9 +177,8 @@ def _loops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Uniform states that the layer below them reads: that is a recurrent product of its group."""
     info = graph.module_info
     for group in graph.executed.hidden_groups:
-        own = tuple(path for path in group.hidden_paths if path in graph.hid_path_to_group)
-        filters = (s.of for s in group.hidden_states if isinstance(s, CreditFilter))
-        for path in sorted({*filters} & {*graph.uniform} - {*own}):
+        own = _own(graph, group)
+        for path in sorted({*_filters(group)} & {*graph.uniform} - {*own}):
             marks = info.credit({info.hidden_path_to_invar[path]: frozenset({0})})
             read = [p for p in own if marks.get(info.hidden_path_to_outvar[p])]
             if read:
