@@ -51,22 +51,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 834,
-    "ops": 2706,
+    "ops": 2747,
     "show": 1433,
     "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7936,
-    "executor": 1979,
+    "compiler": 7947,
+    "executor": 1983,
     "files": 926,
     "cli": 729,
-    "algorithms": 3031,
+    "algorithms": 3039,
     "drivers": 2976,
     "learners": 3731,
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_086, 11_147
-WHOLE_CORE = 30_417
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_150, 11_192
+WHOLE_CORE = 30_481
 
 
 def module_of(file: Path) -> str:

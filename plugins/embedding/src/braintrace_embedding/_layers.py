@@ -65,7 +65,8 @@ class Embedding(brainstate.nn.Embedding):
 
     Notes
     -----
-    ``update(indices)`` takes integers of any shape and returns ``[*indices.shape, *embedding_size]``.
+    ``update(indices)`` takes integers of any shape and returns
+    ``[*indices.shape, *embedding_size]``.
 
     Examples
     --------
