@@ -326,6 +326,21 @@ class Mixing(Rolled):
         return self.readout(self.h.value)
 
 
+class OneAfterAnother(Model):
+    """A state of the last step, and one of the step before."""
+
+    shape = (B, UNITS)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().init_state(batch_size)
+        self.before = brainstate.ShortTermState(jnp.zeros(self.shape))
+
+    def late(self, z: Any) -> Any:
+        late, self.before.value = self.before.value, self.line.value
+        self.line.value = z
+        return late
+
+
 class OfInputs(Rolled):
     shape = (STEPS, B, IN)
 
@@ -334,7 +349,9 @@ class OfInputs(Rolled):
         return self.readout(self.h.value)
 
 
-@pytest.mark.parametrize(("build", "coverage"), [(OfAPart, "lost"), (Mixing, "trace")])
+@pytest.mark.parametrize(
+    ("build", "coverage"), [(OfAPart, "lost"), (OneAfterAnother, "lost"), (Mixing, "trace")]
+)
 def test_what_cannot_be_followed_is_said(build: Any, coverage: str) -> None:
     with pytest.warns(bt.CompilationWarning, match="credit_through_other_state"):
         learner = compiled(build)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
 from braintrace.compiler.groups import member_of
+from braintrace.testing import assert_tree_close, bptt
 from tests.unit.compiler.reference import X, count
 
 
@@ -90,3 +92,32 @@ def test_the_diagonal_jacobian_by_hand() -> None:
     assert jnp.allclose(found[1, 2], jnp.array([[0.5, 0.0], [0.5, 0.25]]))
     assert member_of((group,)) == dict.fromkeys(group.hidden_outvars, 0)
     assert group.mixed_axes == ()
+
+
+class Detached(brainstate.nn.Module):
+    """A state that follows another one behind ``stop_gradient``, and acts on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drive = bt.nn.Linear(3, 4, key=0)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        self.v, self.rate = (brainstate.HiddenState(jnp.zeros((2, 4))) for _ in range(2))
+
+    def update(self, x: Any) -> Any:
+        self.rate.value = jax.lax.stop_gradient(0.9 * self.rate.value + jnp.tanh(self.v.value))
+        self.v.value = (0.8 - 0.1 * self.rate.value) * self.v.value + self.drive(x)
+        return self.v.value
+
+
+def test_a_detached_state_is_a_group_of_its_own() -> None:
+    xs, ys = jnp.ones((5, 2, 3)), jnp.zeros(5)
+    learner = bt.compile(Detached(), "d_rtrl", xs[0], batch_size=2)
+    assert [g.hidden_paths for g in learner.graph.hidden_groups] == [(("rate",),), (("v",),)]
+
+    def loss(out: Any, y: Any) -> Any:
+        return ((out - y) ** 2).sum()
+
+    _, exact = bptt(learner.model, (xs, ys), loss)
+    found = learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+    assert_tree_close(found, exact)

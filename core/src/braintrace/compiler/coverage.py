@@ -66,9 +66,17 @@ def find_unheard(minfo: ModuleInfo, groups: Groups) -> frozenset[int]:
     read = heard.union(*by_group.values())
     for _ in groups:
         heard = heard.union(*(found for g, found in by_group.items() if g in heard))
-    taken = (behind(minfo.outvars_of(slot)) for slot in others if slot.path in read)
-    carried: Marks = frozenset().union(*taken)
+    taken = {slot.path: behind(minfo.outvars_of(slot)) for slot in others}
+    carried = behind_states(read, taken)
     return frozenset(g for g in by_group if g in carried and g not in heard)
+
+
+def behind_states(read: Marks, taken: Mapping[Any, Marks]) -> Marks:
+    """What states take up that are read, or that a state takes up which is read, and so on."""
+    found: Marks = frozenset()
+    for _ in taken:
+        found = found.union(*(marks for path, marks in taken.items() if path in read | found))
+    return found
 
 
 def require_coverage(

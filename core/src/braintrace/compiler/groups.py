@@ -270,7 +270,7 @@ def find_hidden_groups_from_minfo(
             return frozenset(number[v] for v in eqn.outvars if v in number)
 
         taken = minfo.credit(seeds, minfo.near, emits)
-        marks |= {var: taken[var] for var in filters}
+        marks |= {var: taken.get(var, frozenset()) for var in filters}
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):

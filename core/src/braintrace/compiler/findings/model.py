@@ -16,7 +16,7 @@ from ...base.versions import JaxprEqn, Var
 from ...jaxprs.depends import Along, slice_to
 from ...jaxprs.run import first_nested_operation
 from ...ops.primitive import is_etp_primitive
-from ..coverage import why_uncovered
+from ..coverage import behind_states, why_uncovered
 from ..graph import ETraceGraph
 from ..groups import member_of
 from ..module_info import Marks, StateKind, is_barrier
@@ -218,9 +218,15 @@ def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     lost = ", ".join(show_path(path) for path, how in found.coverage().items() if how == "lost")
     zero = f", so that the gradient of {lost} is zero" if lost else ""
     read = {mark for var in used for mark in marks.get(var, ())}
-    for slot in others:
-        variables = filter(versions.is_var, info.outvars_of(slot))
-        kinds = [(var, marks.get(var, frozenset())) for var in variables]
+    kinds_of = {
+        slot: [(v, marks.get(v, frozenset())) for v in info.outvars_of(slot) if versions.is_var(v)]
+        for slot in others
+    }
+    read |= behind_states(
+        frozenset(read),
+        {s.path: frozenset().union(*(what for _, what in ks)) for s, ks in kinds_of.items()},
+    )
+    for slot, kinds in kinds_of.items():
         taking = [(var, what) for var, what in kinds if {"hidden", "parameters"} & what]
         if taking and slot.path in read:
             what = "hidden values" if "hidden" in taking[0][1] else "what parameters make"
