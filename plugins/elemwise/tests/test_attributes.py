@@ -82,3 +82,12 @@ def test_assignments_give_the_parameter_a_value_in_its_unit():
         TrainedAttribute(inverse=None)
     assert isinstance(Trained.tau, TrainedAttribute)
     assert not hasattr(Trained.__new__(Trained), "tau")
+
+
+class WithoutItsInverse(Neurons):
+    tau = TrainedAttribute(jax.nn.softplus)
+
+
+def test_functions_that_do_not_undo_one_another_are_refused():
+    with pytest.raises(ValueError, match=r"tau of WithoutItsInverse .* must undo one another"):
+        WithoutItsInverse(10.0 * u.ms, 1.0 * u.mV)

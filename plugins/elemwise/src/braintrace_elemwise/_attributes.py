@@ -37,7 +37,8 @@ class TrainedAttribute:
         When ``fn`` or ``inverse`` is no function, or what is assigned is no real floating-point
         number, array or quantity.
     ValueError
-        When ``inverse`` of what is assigned is not finite, as the logarithm of a negative number.
+        When ``inverse`` of what is assigned is not finite, as the logarithm of a negative number,
+        or ``fn`` of it is another value.
 
     Notes
     -----
@@ -96,6 +97,11 @@ class TrainedAttribute:
             raise ValueError(
                 f"{self.name} of {type(module).__name__} cannot start at {value}: inverse of that "
                 "is not finite"
+            )
+        if not jnp.allclose(self.fn(parameter), number, rtol=0.05, atol=1e-6):
+            raise ValueError(
+                f"{self.name} of {type(module).__name__} cannot start at {value}: fn of inverse of "
+                f"that is {self.fn(parameter)} instead; fn and inverse must undo one another"
             )
         if state is None:
             setattr(module, f"{self.name}_unit", unit)
