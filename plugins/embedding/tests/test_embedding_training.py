@@ -245,3 +245,12 @@ def test_pp_prop_says_what_it_can_do():
     learner = braintrace.compile(model, "pp_prop", tokens(BATCH), decay_or_rank=(0.0, 0.9))
     data = tokens(STEPS, BATCH), draw(STEPS, *model.shape)
     assert jnp.isfinite(gradient(learner, data)["table",]).all()
+
+
+def test_a_padding_token_is_not_trained_by_whatever_index_it_is_read():
+    layer = Embedding(COUNT, SIZE, padding_idx=COUNT - 1, key=0)
+    read = jnp.array([0, -1, COUNT - 1, COUNT + 3, 2])
+    gradient = brainstate.transform.grad(lambda: layer(read).sum(), layer.weight)()
+    assert [float(row.sum()) for row in gradient] == [SIZE, 0, SIZE, 0, 0, 0, 0]
+    small = jnp.array([0, 255], jnp.uint8)
+    assert layer(small).shape == (2, SIZE)

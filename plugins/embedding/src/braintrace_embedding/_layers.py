@@ -32,10 +32,10 @@ class Embedding(brainstate.nn.Embedding):
     embedding_init
         Initial table ``[V, *embedding_size]``: a function of the shape, or a value.
     padding_idx
-        A token whose vector starts at zero and is not trained.
+        A token whose vector starts at zero and is not trained, by whatever index it is read.
     max_norm, norm_type
         Vectors are read as if they were scaled down to this norm; ``None`` for none. The table is
-        left as it is.
+        left as it is, and the gradient passes the scaling unchanged, as in ``brainstate``.
     scale_grad_by_freq
         Must be ``False``: how often a token occurs in a batch is no property of a step.
     freeze
@@ -121,9 +121,9 @@ class Embedding(brainstate.nn.Embedding):
         if self.max_norm is not None:
             y = y + jax.lax.stop_gradient(self._bounded(y) - y)
         if self.padding_idx is not None:
-            padded = jnp.expand_dims(
-                jnp.asarray(indices) == self.padding_idx, tuple(range(jnp.ndim(indices), y.ndim))
-            )
+            read, last = jnp.asarray(indices).astype(int), self.num_embeddings - 1
+            read = jnp.clip(jnp.where(read < 0, read + last + 1, read), 0, last)
+            padded = jnp.expand_dims(read == self.padding_idx, tuple(range(read.ndim, y.ndim)))
             y = saiunit.math.where(padded, jax.lax.stop_gradient(y), y)
         return y
 
