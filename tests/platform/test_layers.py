@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7947,
+    "compiler": 7961,
     "executor": 1983,
     "files": 926,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 812,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_150, 11_192
-WHOLE_CORE = 30_481
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_164, 11_203
+WHOLE_CORE = 30_495
 
 
 def module_of(file: Path) -> str:
