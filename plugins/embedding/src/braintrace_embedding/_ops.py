@@ -60,8 +60,8 @@ def embedding(
     Notes
     -----
     The trace of an example holds the rows that it has read since the last reset,
-    ``[rows, *features]`` for each state, and not the table. Within ``rows`` it is exact. Each entry of ``indices`` is an
-    example to it: the indices [batch, words] of one step have a trace each.
+    ``[rows, *features]`` for each state, and not the table. Within ``rows`` it is exact. Each entry
+    of ``indices`` is an example to it: the indices [batch, words] of one step have a trace each.
 
     pp_prop cannot filter indices: use it with a filter for the outputs alone, or
     ``braintrace.matmul(jax.nn.one_hot(indices, V), weight)``.
