@@ -82,7 +82,8 @@ class LayerNorm(brainstate.nn.LayerNorm):
     What is normalised mixes positions: a product in front of it has an exact trace only of the size
     of positions times weights, which is kept or refused as for every such product. Behind the
     product and the state, as in ``h = LayerNorm(h)`` at the end of a step, positions of one step
-    reach all of the next, which D-RTRL's diagonal leaves out.
+    reach all of the next, which D-RTRL's diagonal leaves out. In front of a product that drives a
+    state, scale and bias are parameters behind another weight: they have the gradient of the step.
 
     References
     ----------
