@@ -62,11 +62,11 @@ CEILINGS = {
     "algorithms": 3039,
     "drivers": 2976,
     "learners": 3731,
-    "modules": 812,
+    "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_164, 11_203
-WHOLE_CORE = 30_495
+WHOLE_CORE = 30_498
 
 
 def module_of(file: Path) -> str:

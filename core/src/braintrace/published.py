@@ -293,8 +293,11 @@ class ConfigViews:
 
     def describe(self: Any) -> str:
         """The coordinates that are not the default, in one line."""
-        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        return ", ".join(f"{k}={v!r}" for k, v, default in fields if v is not default) or "default"
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        if self.downstream == dataclasses.replace(self, downstream="").downstream:
+            usual["downstream"] = self.downstream  # follows from the others
+        fields = ((name, getattr(self, name)) for name in usual)
+        return ", ".join(f"{k}={v!r}" for k, v in fields if v is not usual[k]) or "default"
 
     @property
     def is_factorized(self: Any) -> bool:
