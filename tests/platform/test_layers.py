@@ -51,7 +51,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 834,
-    "ops": 2747,
+    "ops": 2750,
     "show": 1433,
     "jaxprs": 1600,
     "plugins": 1724,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_164, 11_203
-WHOLE_CORE = 30_498
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_167, 11_205
+WHOLE_CORE = 30_501
 
 
 def module_of(file: Path) -> str:

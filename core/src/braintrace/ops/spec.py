@@ -25,7 +25,8 @@ class Rows(NamedTuple):
     Attributes
     ----------
     indices
-        The row that each example reads: integers, [B] or a number, from 0 to below ``V``.
+        The row that each example reads: integers, [B] or a number. Negative ones count from the
+        end, others outside of the table as the nearest, as in an index of an array.
     forget
         Whether the row that was read longest ago makes room when there is none.
 

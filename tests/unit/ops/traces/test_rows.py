@@ -93,5 +93,13 @@ def test_the_row_read_longest_ago_is_forgotten_or_nothing_is_a_number(steps: int
     assert jnp.isnan(trace["weight"]).all()
 
 
+def test_rows_from_the_end_are_those_that_are_read() -> None:
+    of = rules(batched=False, forget=False)
+    found, _ = run(of, np.array([-1, 2, -1]), 2)
+    assert found["rows"][0].tolist() == [V, 3, 0, 0]
+    expected, _ = run(of, np.array([V - 1, 2, V - 1]), 2)
+    assert_tree_close(found, expected, allow_zero=("lost",))
+
+
 def test_along_further_axes_of_the_state_it_is_dense() -> None:
     assert isinstance(rules(batched=False, forget=False, extra=(2,)), DenseTrace)

@@ -71,7 +71,9 @@ class RowsTrace(TraceRules):
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         """Of ``K`` steps: one row for each step, in their order."""
         own = self.operation.written("rows_drtrl", operands)
-        rows = jnp.moveaxis(jax.vmap(lambda x: own(x).indices)(x), 0, -1).astype(jnp.int32) + 1
+        read = jnp.moveaxis(jax.vmap(lambda x: own(x).indices)(x), 0, -1).astype(jnp.int32)
+        count = self.operation.cotangent_type(self.key).shape[0]
+        rows = jnp.clip(jnp.where(read < 0, read + count, read), 0, count - 1) + 1
         values = jnp.moveaxis(self.operation.widened(f), 0, 1 + rows.ndim - 1)
         rows = jnp.broadcast_to(rows, (self.num_state, *rows.shape))
         lost = jnp.zeros(rows.shape[:-1], jnp.int32)
