@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import brainstate
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+import braintrace as bt
 from braintrace.learners.optimizers import (
     OptaxOptimizer,
     as_optimizer,
@@ -182,6 +184,23 @@ def test_no_optimizer_is_made_inside_a_transformation() -> None:
 
     with pytest.raises(ValueError, match="cannot be made inside jit .* once before"):
         run()
+
+
+def test_learners_that_a_transformation_makes_have_optimizers() -> None:
+    """Several seeds at once: what is made inside ends there, the optimizer's state too."""
+    xs = jnp.linspace(-1.0, 1.0, 24).reshape(4, 2, 3)
+
+    def train(key: jax.Array) -> jax.Array:
+        cell = bt.nn.MinimalRNNCell(3, 2, key=key)
+        learner = bt.compile(cell, "d_rtrl", xs[0], batch_size=2)
+        adam = learner.optimizer(optax.adam(0.1))
+        learner.etrace_update(xs, step_fn=lambda x: (learner(x) ** 2).mean(), optimizer=adam)
+        return jnp.concatenate([w.ravel() for w in jax.tree.leaves(weights_of(learner))])
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    with warnings.catch_warnings(action="error"):
+        found = brainstate.transform.vmap(train)(keys)
+    np.testing.assert_allclose(found, [train(key) for key in keys], rtol=1e-12)
 
 
 def test_what_is_a_transformation() -> None:

@@ -54,12 +54,18 @@ class OptaxOptimizer(brainstate.nn.Module):
         self.transformation = transformation
         self.weights, self.frozen = dict(weights), frozenset(frozen)
         values = self._values()
-        if any(versions.is_traced(leaf) for leaf in jax.tree.leaves(values)):
-            raise ValueError(
-                "the state of an optimizer cannot be made inside jit or another transformation; "
-                "call learner.optimizer(transformation) once before"
-            )
         self.moments = brainstate.ShortTermState(transformation.init(values))
+        level = self.moments.stack_level
+        if any(
+            versions.is_traced(leaf)
+            for state in self.weights.values()
+            if state.stack_level != level  # those made inside end where the moments do
+            for leaf in jax.tree.leaves(state.value)
+        ):
+            raise ValueError(
+                "the state of an optimizer cannot be made inside jit or another transformation "
+                "if the weights are from outside; call learner.optimizer(transformation) once before"
+            )
 
     def _values(self) -> dict[Any, Any]:
         return {key: state.value for key, state in self.weights.items()}

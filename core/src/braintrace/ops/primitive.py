@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -26,6 +27,9 @@ from .spec import RULES, ETPPrimitiveSpec
 Restorer: TypeAlias = Callable[[str, str], "ETPPrimitive"]
 F = TypeVar("F", bound=Callable[..., Any])
 BATCHED = "_batched"  # how the name of a derived batched primitive ends
+#: While a step is traced to be compiled: a program that only runs, under ``vmap`` over models for
+#: several seeds, loses nothing.
+compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 #: Rules by their names in ``braintrace`` 0.2.
 OTHER_NAMES = {"dt_to_t": "yw_to_w"}
 
@@ -377,18 +381,20 @@ def batch_rule(
     """Map an ETP primitive over ``x``: its batched counterpart, or a longer batch.
 
     Mapping any other operand has no ETP primitive to stand for it, so the plain implementation
-    is mapped, with a warning: the result is right, but the compiler cannot see the operation.
+    is mapped: the result is right. In a step that is compiled, a warning says that the compiler
+    cannot see the operation.
     """
     spec = primitive.spec
     mapped = [i for i, dim in enumerate(dims) if dim is not None]
     if mapped != [spec.x_invar_index]:
-        versions.warn(
-            f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes plain "
-            "JAX operations and its parameters are not trained by eligibility traces. Map over x "
-            "alone, or compile one model per weight; where a cond has a mapped predicate, use "
-            "jnp.where instead",
-            CompilationWarning,
-        )
+        if compiling.get():
+            versions.warn(
+                f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes "
+                "plain JAX operations and its parameters are not trained by eligibility traces. "
+                "Map over x alone, or compile one model per weight; where a cond has a mapped "
+                "predicate, use jnp.where instead",
+                CompilationWarning,
+            )
         y = jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=tuple(dims))(*args)
         return y, 0
     (i,) = mapped

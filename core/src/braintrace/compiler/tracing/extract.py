@@ -19,7 +19,7 @@ from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError, behind
 from ...base.types import Path, State, restore_values, show_path, unit_change
 from ...jaxprs.run import first_nested_operation, flatten, holds, nested
-from ...ops.primitive import is_etp_primitive
+from ...ops.primitive import compiling, is_etp_primitive
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
 from ..control.loops import loops_without_derivative
 from ..control.reverse import with_reverse_mode
@@ -171,6 +171,7 @@ def _run(
 ) -> tuple[dict[Path, State], dict[str, Any]]:
     """Trace a step: the states of the model, and the settings that it reads, ``given`` ones too."""
     before = {state: state.value for state in brainstate.graph.states(model).values()}
+    outside = compiling.set(True)
     try:
         with recorded_settings(given) as settings:
             trace()
@@ -191,6 +192,8 @@ def _run(
         )
         remedy = "" if isinstance(error.obj, ModuleType) else remedy
         raise CompilationError(f"the model could not be run: {error}{remedy}") from error
+    finally:
+        compiling.reset(outside)
     states = dict(brainstate.graph.states(model))
     made = [path for path, state in states.items() if state not in before]
     if made:
