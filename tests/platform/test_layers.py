@@ -55,18 +55,18 @@ CEILINGS = {
     "show": 1433,
     "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7961,
+    "compiler": 7973,
     "executor": 1983,
     "files": 926,
     "cli": 729,
-    "algorithms": 3039,
-    "drivers": 2976,
+    "algorithms": 3041,
+    "drivers": 3034,
     "learners": 3731,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_167, 11_205
-WHOLE_CORE = 30_501
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_181, 11_213
+WHOLE_CORE = 30_573
 
 
 def module_of(file: Path) -> str:

@@ -123,3 +123,9 @@ def test_what_comes_after_a_number_is_as_it_was() -> None:
     values, first = jnp.arange(3.0), {"a": jnp.zeros((2, 2))}
     np.testing.assert_array_equal(jax.jit(after)(values, first), values)
     np.testing.assert_allclose(after(values, {"a": jnp.full(2, jnp.nan)}), values, rtol=1e-15)
+
+
+def test_weights_without_elements_order_nothing() -> None:
+    values, empty = {"a": jnp.ones(2)}, jnp.zeros((0, 3))
+    assert after(values, {"w": empty}) is values
+    np.testing.assert_array_equal(after(values, {"b": empty, "w": jnp.ones(1)})["a"], 1)

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import brainstate
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import braintrace as bt
 from braintrace.algorithms import Block
-from braintrace.drivers.first import block_without_past, unless_first, without_past
+from braintrace.drivers.first import (
+    block_without_past,
+    finite_where_still,
+    unless_first,
+    without_past,
+)
 from braintrace.executor.jacobians import StepJacobians
 
 NAN = jnp.full((3, 1, 1, 2), jnp.nan)
@@ -40,3 +48,34 @@ def test_old_signals_are_left_out_as_well(first: Any) -> None:
     assert found.signal is block.signal
     at_start, none = unless_first((old[0], None), first)
     assert bool((at_start == 0).all()) == bool(first) and none is None
+
+
+class Late(brainstate.nn.Module):
+    """A variance of what a leak was before, which is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = bt.nn.Linear(3, 2)
+        self.h, self.v = brainstate.HiddenState(jnp.zeros(2)), brainstate.HiddenState(jnp.zeros(2))
+
+    def update(self, x: Any) -> Any:
+        self.v.value = 0.9 * self.v.value + self.h.value**2
+        self.h.value = jnp.tanh(0.8 * self.h.value + self.w(x))
+        return self.v.value**2
+
+
+def test_what_a_step_does_not_move_hears_no_infinite_number() -> None:
+    """``v`` at the first step; its filter also where ``D`` from the others is zero."""
+    learner = bt.compile(Late(), "eprop", jnp.ones(3), kappa_filter_decay=0.5)
+    executor = learner.rule.executor
+    (paths,) = [positions.group.hidden_paths for positions in executor.driven]
+    h, v, q = map(paths.index, [("h",), ("v",), ("<filter>", "0")])
+    D = np.zeros((2, 3, 3, 2))
+    D[:, h, h], D[:, v, v], D[:, q, q], D[1, q, v, 0] = 1, 1, 1, 1
+    jac = StepJacobians((), (), (jnp.asarray(D),))
+    block = Block(jac, (jnp.full((2, 3, 2), jnp.nan),), (None,))
+    for first, spared in ((jnp.array(True), 0), (False, np.nan)):
+        (found,) = finite_where_still(executor, block, first).signal
+        heard = np.full((2, 3, 2), np.nan)
+        heard[0, v], heard[0, q], heard[1, q, 1] = spared, 0, 0
+        np.testing.assert_array_equal(found, heard)

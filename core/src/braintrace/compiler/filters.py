@@ -32,6 +32,7 @@ from .uniform.run import Run
 
 #: What ``downstream`` may be.
 DOWNSTREAM = ("step", "linear", "exact")
+FILTER = "<filter>"
 
 
 def check_downstream(downstream: str) -> None:
@@ -68,7 +69,18 @@ def move_leaks(moving: Moving) -> ModuleInfo:
 
 def _path(number: int) -> Path:
     """The path of a filter."""
-    return "<filter>", str(number)
+    return FILTER, str(number)
+
+
+def is_filter(path: Path) -> bool:
+    """Whether a path is that of a filter."""
+    return path[0] == FILTER
+
+
+def emitted_paths(moving: Moving) -> frozenset[Path]:
+    """The paths of the filters of what layers emit, which stand for leaks of no state."""
+    own = {(path, (var,)) for var, path in moving.layers.items()}
+    return frozenset(_path(i) for i, name in enumerate(moving.filters) if name in own)
 
 
 def credit_of(moving: Moving, values: Mapping[Path, Any]) -> dict[Path, Any]:

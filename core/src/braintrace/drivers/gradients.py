@@ -24,7 +24,7 @@ from ..compiler.requirements import check_states
 from ..executor.executor import Executor
 from . import guards, undo
 from .block_size import auto_block_size
-from .first import block_without_past
+from .first import block_without_past, finite_where_still
 from .in_reverse import in_reverse
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
@@ -101,7 +101,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
         record = _record(executor, step, leaves, direct, inputs)
         leaves, direct, recorded, moves, losses, aux = record
-        block = block_without_past(recorded, is_first(number), moves).heard_by(heard)
+        block = block_without_past(recorded, is_first(number), moves)
+        block = finite_where_still(executor, block, is_first(number)).heard_by(heard)
         last = isinstance(number, int) and number == (steps - 1) // size
         if last and not (options.carry_trace or options.check):
             found, traces = rule.solve(traces, block, operands), None

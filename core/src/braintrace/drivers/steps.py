@@ -25,7 +25,7 @@ from ..base.types import Path
 from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
 from ..compiler.uniform.moving import Moving
-from .first import unless_first, without_past
+from .first import finite_where_still, unless_first, without_past
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
 
@@ -66,6 +66,7 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         old = unless_first(executor.old_signals(olds, plan.old_reads), index == 0)
         signals = executor.signals(signal), old
         block = Block(jacobians, *jax.tree.map(lambda v: v[None], (*signals, given)))
+        block = finite_where_still(executor, block, index == 0)
         found = rule.solve_after(traces, after, block, executor.operand_values(params))
         params_bar = add_traced(direct, executor.param_gradients(params, found))
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given, index))
