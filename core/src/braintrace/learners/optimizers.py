@@ -64,7 +64,8 @@ class OptaxOptimizer(brainstate.nn.Module):
         ):
             raise ValueError(
                 "the state of an optimizer cannot be made inside jit or another transformation "
-                "if the weights are from outside; call learner.optimizer(transformation) once before"
+                "if the weights are from outside; call learner.optimizer(transformation) once "
+                "before"
             )
 
     def _values(self) -> dict[Any, Any]:
