@@ -146,6 +146,24 @@ def test_nothing_is_said_of_functions_and_modules() -> None:
         assert found(Net(layer)) == ()
 
 
+def test_a_dict_of_modules_is_no_dict_of_weights() -> None:
+    """Whatever the modules are called: each is looked at by itself."""
+
+    class Leak(brainstate.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = np.full(3, 0.5)
+
+        def update(self, x: Any) -> Any:
+            return jnp.asarray(self.kept) * x
+
+    class Named(Net):
+        def encoded(self, x: Any) -> Any:
+            return self.encoder["w"](x)
+
+    assert found(Named({"w": Leak()})) == ()
+
+
 @pytest.mark.parametrize("names", [("encoder", "params", "Dense_0"), ("encoder", "linear")])
 def test_weights_in_a_dict_are_those_of_a_layer(names: tuple[str, ...]) -> None:
     """As flax and haiku keep them, beside a function; other dicts of arrays are constants."""

@@ -115,7 +115,7 @@ def _inside(value: Any) -> Sequence[Any]:
     if isinstance(value, list | tuple):
         return value
     package = type(value).__module__.partition(".")[0]
-    if package in KNOWN or isinstance(value, (type, brainstate.State)):
+    if package in KNOWN or isinstance(value, (type, brainstate.State, brainstate.graph.Node)):
         return ()
     leaves = [leaf for leaf in jax.tree.leaves(value) if leaf is not value]
     return [*leaves, *getattr(value, "__dict__", {}).values()]
