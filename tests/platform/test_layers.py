@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 834,
-    "ops": 2750,
-    "show": 1433,
+    "base": 844,
+    "ops": 2756,
+    "show": 1466,
     "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7973,
+    "compiler": 7978,
     "executor": 1983,
     "files": 926,
     "cli": 729,
     "algorithms": 3041,
-    "drivers": 3034,
-    "learners": 3731,
+    "drivers": 3046,
+    "learners": 3746,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_181, 11_213
-WHOLE_CORE = 30_573
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_202, 11_228
+WHOLE_CORE = 30_654
 
 
 def module_of(file: Path) -> str:

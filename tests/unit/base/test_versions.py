@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -78,6 +80,17 @@ def test_an_equation_runs_at_its_own_place_in_the_source() -> None:
         return versions.source_of(equation(run, aval((), "float64"), name="sin"))
 
     assert elsewhere(True) == versions.source_of(eqn) != elsewhere(False)
+
+
+def test_a_cell_of_a_notebook_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    (eqn,) = jax.make_jaxpr(lambda x: x + 1)(1.0).eqns
+    before = versions.source_of(eqn)
+    cells = {__file__: ("Cell", "In[3]")}
+    shell = SimpleNamespace(compile=SimpleNamespace(format_code_name=cells.get))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert versions.source_of(eqn) == before.replace(__file__, "In[3]") != before
+    cells.clear()
+    assert versions.source_of(eqn) == before
 
 
 def test_the_function_that_an_equation_was_written_in() -> None:

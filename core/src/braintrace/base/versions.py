@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -177,8 +178,17 @@ def at_source(eqn: JaxprEqn) -> AbstractContextManager[Any]:
 
 
 def source_of(eqn: JaxprEqn) -> str:
-    """The user's ``file:line (function)`` that produced an equation; empty if none is known."""
-    return source_info_util.summarize(eqn.source_info)
+    """The user's ``file:line (function)`` that produced an equation; empty if none is known.
+
+    In a notebook the number of the cell, ``In[3]``, stands where the name of the file would.
+    """
+    text = source_info_util.summarize(eqn.source_info)
+    python = sys.modules.get("IPython")
+    shell = python.get_ipython() if python else None
+    if shell is None or not (found := re.match(r"(.+?):\d", text)):
+        return text
+    cell = shell.compile.format_code_name(found[1])
+    return text if cell is None else cell[1] + text[found.end(1) :]
 
 
 def place_of(eqn: JaxprEqn) -> str:

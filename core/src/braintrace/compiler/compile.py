@@ -16,6 +16,7 @@ from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError, CompilationWarning
 from ..base.former import without_former_options
 from ..base.types import Path
+from ..show.records import Records
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
 from .delay_lines import with_delay_lines
@@ -151,7 +152,7 @@ def compile_etrace_graph(
     )
     records = (record for find in finders for record in find(graph))
     foreign = foreign_findings(model, graph)
-    graph = replace(graph, diagnostics=(*records, *foreign, *graph.diagnostics))
+    graph = replace(graph, diagnostics=Records((*records, *foreign, *graph.diagnostics)))
     for record in graph.explain(level=DiagnosticLevel.WARNING):
         if record.kind not in EXACT:
             versions.warn(str(record), CompilationWarning)

@@ -26,6 +26,7 @@ from ..show.facts import (
     ParameterFacts,
     Summary,
 )
+from ..show.records import Records
 from .exact.record import ExactCredit
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
@@ -168,7 +169,7 @@ class ETraceGraph(GraphViews):
         levels = DiagnosticLevel if level is None else [DiagnosticLevel(level)]
         found = (r for r in self.diagnostics if r.kind in kinds and r.level in levels)
         of_weight = (r for r in found if weight_path in (None, r.weight_path))
-        return tuple(r for r in of_weight if hidden_path in (None, *r.hidden_paths))
+        return Records(r for r in of_weight if hidden_path in (None, *r.hidden_paths))
 
     def report(self, width: int | None = None, fold: bool = True) -> str:
         """What the compiler found, as text for a terminal.
@@ -209,10 +210,10 @@ class ETraceGraph(GraphViews):
 
         return draw(summarize(self), columns)
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self, more: str = "") -> str:
         from ..show.report import to_html
 
-        return to_html(summarize(self), str(self.draw()))
+        return to_html(summarize(self), str(self.draw()), more)
 
 
 def summarize(graph: ETraceGraph) -> Summary:

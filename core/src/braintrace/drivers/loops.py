@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -114,12 +114,15 @@ def marked_scan(
 class Progress:
     """Shows how many of ``total`` parts of a loop are done, on standard error; of zero, nothing.
 
+    The bar is that of ``tqdm`` where it is installed, which a notebook shows as its own.
+
     The loop calls :meth:`advance` with the number of the part and with something that the part
     computed, so that it is shown when the part is done. Under ``jit`` and ``scan`` that leaves a
     call to the host in the program, about a hundred in all.
     """
 
     total: int
+    bars: list[Any] = field(default_factory=list, compare=False)
 
     def advance(self, number: Any, result: Any) -> None:
         """Part ``number`` (from 0) is done."""
@@ -132,7 +135,16 @@ class Progress:
     def show(self, number: Any, leaves: Any = None) -> None:
         """Draw the bar."""
         done = int(number) + 1
-        filled = WIDTH * done // self.total
-        end = "\n" if done == self.total else ""
-        bar = "#" * filled + "." * (WIDTH - filled)
-        print(f"\r[{bar}] {done}/{self.total}", end=end, file=sys.stderr, flush=True)
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            filled = WIDTH * done // self.total
+            end = "\n" if done == self.total else ""
+            bar = "#" * filled + "." * (WIDTH - filled)
+            print(f"\r[{bar}] {done}/{self.total}", end=end, file=sys.stderr, flush=True)
+            return
+        if not self.bars or self.bars[0].n >= done:  # another call of the same program
+            self.bars[:] = [tqdm(total=self.total)]
+        self.bars[0].update(done - self.bars[0].n)
+        if done == self.total:
+            self.bars.pop().close()

@@ -271,6 +271,10 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
         """
         return report_of(self.graph, self.rule, self.vjp_method)
 
+    def _repr_html_(self) -> str | None:
+        """The graph and the traces, in a notebook; as text before ``compile_graph``."""
+        return self.report._repr_html_() if self.is_compiled else None
+
     def show_graph(self, verbose: bool = True, return_msg: bool = False) -> str | None:
         """Print (``verbose``) or return :attr:`report`."""
         if verbose:

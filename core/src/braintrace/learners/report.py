@@ -43,11 +43,15 @@ class CompilationReport(str):
     """
 
     graph: ETraceGraph
+    more: str
 
     def __new__(cls, graph: ETraceGraph, more: str = "") -> CompilationReport:
         report = super().__new__(cls, "\n\n".join(filter(None, (graph.report(), more))))
-        report.graph = graph
+        report.graph, report.more = graph, more
         return report
+
+    def _repr_html_(self) -> str:
+        return self.graph._repr_html_(self.more)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)

@@ -329,17 +329,33 @@ def _warning(same: Sequence[CompilationRecord], width: int, names: Names) -> str
     return "- " + "\n  ".join(lines)
 
 
-def to_html(summary: Summary, drawing: str) -> str:
-    """A fragment for a notebook: the drawing and collapsible tables, in light and dark."""
+def to_html(summary: Summary, drawing: str, more: str = "") -> str:
+    """A fragment for a notebook: the drawing and collapsible tables, in light and dark.
+
+    ``more`` is text of a learner: its rule, and what its traces take.
+    """
     found = tables(summary, fold=False)
     if summary.warnings:
-        texts = ((r.kind.value, r.message, r.remedy, r.source or "") for r in summary.warnings)
-        rows = tuple(tuple(map(Cell, row)) for row in texts)
-        found += (Table("Warnings", ("kind", "message", "remedy", "source"), rows),)
-    return (
-        f'<div class="bt-report"><style>{themed(RULES)}</style>{drawing}'
-        f"{''.join(map(_as_html, found))}<p>{escape(totals(summary))}</p></div>"
+        found += (_of_records("Warnings", summary.warnings),)
+    lines = f"<details><summary>Learner</summary><pre>{escape(more)}</pre></details>" * bool(more)
+    return _framed(
+        f"{drawing}{''.join(map(_as_html, found))}{lines}<p>{escape(totals(summary))}</p>"
     )
+
+
+def records_to_html(records: Sequence[CompilationRecord]) -> str:
+    """A fragment for a notebook: records as a table."""
+    return _framed(_as_html(_of_records("Records", records)).replace("<details>", "<details open>"))
+
+
+def _of_records(title: str, records: Sequence[CompilationRecord]) -> Table:
+    texts = ((r.kind.value, r.level.value, r.message, r.remedy, r.source or "") for r in records)
+    rows = tuple(tuple(map(Cell, row)) for row in texts)
+    return Table(title, ("kind", "level", "message", "remedy", "source"), rows)
+
+
+def _framed(content: str) -> str:
+    return f'<div class="bt-report"><style>{themed(RULES)}</style>{content}</div>'
 
 
 def page(summary: Summary, drawing: str, title: str) -> str:
