@@ -37,6 +37,9 @@ def test_leaves_and_targets() -> None:
     assert probe.of_target(0, values)[place].all()
     assert [v.shape for v in Nodes(probe.executor).perturbations()] == [(B, 3)]
     assert not probe.places(StateKind.OTHER)
+    # operands of products have one sum for all steps, in which each has its gradients but once
+    weights = {*probe.weights}
+    assert not probe.stepwise() and not weights & probe.whole.direct.elsewhere
 
 
 def test_gradients_inside_of_windows_and_at_their_borders() -> None:
@@ -45,9 +48,9 @@ def test_gradients_inside_of_windows_and_at_their_borders() -> None:
     (place,) = probe.carried["cell", "h"]
     found = [backward(replace(probe, size=size), (None, xs, xs), 1.0) for size in (None, 1, 2, 5)]
     plain, single, pairs, whole = (rows for rows, *_ in found)
-    assert found[0][2] is None and plain.border is None
-    for rows, total, inside in found[1:]:
-        assert jax.tree.all(jax.tree.map(jnp.allclose, total, found[0][1]))
+    assert found[0][3] is None and plain.border is None
+    for rows, _, total, inside in found[1:]:
+        assert jax.tree.all(jax.tree.map(jnp.allclose, total, found[0][2]))
         assert jax.tree.all(jax.tree.map(jnp.allclose, inside, total)) == (rows is whole)
     # windows of one step drop for all later losses, longer ones for those of later windows
     assert jnp.allclose(single.later[place], plain.later[place])

@@ -64,13 +64,15 @@ def probed(learner: Running, options: GradOptions, sequences: Any, mask: Any) ->
     whole, drops = trace(rule=Nodes(rule.executor)), rule.from_blocks or rule.in_single_steps
     probe = Probe(rule, trace() if drops else whole, whole, options.chunk_size)
     scale = scale_of(options.reduction, mask, common_length(sequences))
-    rows, bptt, inside = backward(probe, inputs, scale)
-    if not drops:
-        return bptt, [Found(KEPT, None, None, bptt)]
-    if not rule.from_blocks:
+    if drops and rule.from_blocks:
+        signals = partial(_signals, probe, scale)
+        zeros = [probe.stepwise() for _ in (KEPT, *probe.targets)]
+        found, direct, bptt, inside = backward(probe, inputs, scale, signals, zeros)
+        return bptt, _entries(probe, found, direct, inside)
+    rows, _, bptt, inside = backward(probe, inputs, scale)
+    if drops:
         return bptt, entries_of_masks(probe, rows, inside, scale)
-    signals = jax.lax.scan(lambda _, row: (None, _signals(probe, scale, row)), None, rows)[1]
-    return bptt, _entries(probe, signals, inside)
+    return bptt, [Found(KEPT, None, None, bptt)]
 
 
 def _signals(probe: Probe, scale: Any, row: Row) -> Any:
@@ -99,12 +101,15 @@ def _signals(probe: Probe, scale: Any, row: Row) -> Any:
     if row.border is None:
         kept = pulled(1.0, jax.tree.map(jnp.zeros_like, row.later))
     else:
-        kept = executor.old_signals(hidden(row.border), groups), (None,) * len(groups), None
+        at_border = executor.old_signals(hidden(row.border), groups)
+        kept = at_border, (None,) * len(groups), (probe.stepwise(), None)
     targets = [pulled(0.0, probe.of_target(c, row.later)) for c in probe.targets]
     whole = pulled(float(row.border is None), row.later, itself=True)[0]
     full = all_inputs(graph.module_info, row.kept, probe.params)
     detours = [_detour(probe, g.index, full, row.nodes, whole, jacobians) for g in executor.driven]
-    return jacobians, given, moving, kept, targets, detours
+    signals, olds, direct = zip(kept, *targets, strict=True)
+    stepwise, products = zip(*direct, strict=True)
+    return (jacobians, given, moving, signals, olds, detours, products), [*stepwise]
 
 
 def _detour(
@@ -143,12 +148,13 @@ def _detour(
     return past if matrix is None else past - apply(turned(matrix), whole[g])
 
 
-def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
-    """The entries of a probe, from the signals of all its steps."""
-    jacobians, given, moving, (signal, old, direct), targets, detours = signals
+def _entries(probe: Probe, of_steps: Any, stepwise: Any, inside: Any) -> list[Found]:
+    """The entries of a probe, from what :func:`_signals` gives of each step, and of their sum."""
+    jacobians, given, moving, signals, olds, detours, products = of_steps
     executor, rule, params = probe.executor, probe.rule, probe.params
     operands = executor.operand_values(params)
     exact = ParamDimRule(executor)
+    own, *others = zip(stepwise, products, strict=True)
 
     def to_parameters(cotangents: Any) -> dict[Path, Any]:
         zeros = {p: jax.tree.map(jnp.zeros_like, v) for p, v in params.items()}
@@ -157,14 +163,17 @@ def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
     def block(signal: Any, old: Any, given: Any = None) -> Block:
         return Block(jacobians, tuple(signal), tuple(old), given)
 
-    kept, _ = exact.of_block(block(signal, old), operands)
-    by_rule = to_parameters(rule.solve(None, block(signal, old, given), operands))
-    direct = probe.direct(direct, moving) if inside is None else inside
+    def kind(of: str) -> str:
+        return of if inside is None else BORDER
+
+    by_rule = to_parameters(rule.solve(None, block(signals[0], olds[0], given), operands))
+    direct = probe.direct(*own, moving) if inside is None else inside
     entries = [Found(KEPT, None, None, add_traced(by_rule, direct))]
     if type(rule) not in (ParamDimRule, LaggedDRTRLRule, DelayedDRTRLRule):
+        kept, _ = exact.of_block(block(signals[0], olds[0]), operands)
         exactly = to_parameters(exact.summed(kept, operands))
         entries.append(Found(RULE, None, None, jax.tree.map(jnp.subtract, exactly, by_rule)))
-    for c, (signal, old, _) in zip(probe.targets, targets, strict=True):
+    for c, signal, old in zip(probe.targets, signals[1:], olds[1:], strict=True):
         past = list(old)
         for group, detour in zip(executor.driven, detours, strict=True):
             if group.index == c:
@@ -173,10 +182,8 @@ def _entries(probe: Probe, signals: Any, inside: Any) -> list[Found]:
         for group in executor.driven:
             g = group.index
             own = [v if k.group is group else {} for k, v in zip(exact.links, found, strict=True)]
-            kind = STATE if isinstance(c, tuple) else RECURRENT if c == g else LAYER
-            gradients = to_parameters(exact.summed(own, operands))
-            entries.append(Found(kind if inside is None else BORDER, g, c, gradients))
-    for c, (_, _, direct) in zip(probe.targets, targets, strict=True):
-        kind = UNTRACED if inside is None else BORDER
-        entries.append(Found(kind, None, c, probe.direct(direct, moving)))
+            of = STATE if isinstance(c, tuple) else RECURRENT if c == g else LAYER
+            entries.append(Found(kind(of), g, c, to_parameters(exact.summed(own, operands))))
+    for c, found in zip(probe.targets, others, strict=True):
+        entries.append(Found(kind(UNTRACED), None, c, probe.direct(*found, moving)))
     return entries

@@ -54,11 +54,14 @@ def entries_of_masks(probe: Probe, rows: Row, inside: Any, scale: Any) -> list[F
             kept = rule.credit(None, {}, probe.params, after=new, signals=met)
         return new, ((found, kept), (direct, moving))
 
-    _, (of_steps, direct) = jax.lax.scan(one, rule.init(), rows)
+    _, (of_steps, (direct, moving)) = jax.lax.scan(one, rule.init(), rows)
     found, kept = jax.tree.map(lambda v: v.sum(0), of_steps)
     nothing = jax.tree.map(jnp.zeros_like, probe.params)
-    direct = probe.direct(*direct) if inside is None else inside
-    entries = [Found(KEPT, None, None, add_traced(direct, kept))]
+    own = inside
+    if inside is None:
+        stepwise, products = direct
+        own = probe.direct(jax.tree.map(lambda v: v.sum(0), stepwise), products, moving)
+    entries = [Found(KEPT, None, None, add_traced(own, kept))]
     for (g, c), gradients in found.items():
         hidden = not isinstance(ends[g], tuple) and not isinstance(ends[c], tuple)
         kind = (RECURRENT if g == c else LAYER) if hidden else STATE

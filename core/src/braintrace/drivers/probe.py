@@ -10,7 +10,7 @@ the traces there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ..algorithms.base import LearningRule
 from ..base import versions
+from ..base.precision import start_of_sum
 from ..base.types import Path
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
@@ -171,7 +172,7 @@ class Probe:
             return (loss * scale, {i: new[i] for i in self.smooth}), (recorded, moving)
 
         olds = {i: row.leaves[i] for i in self.smooth}
-        weights = {i: start[i] for i in self.weights if i in products.elsewhere}
+        weights = {i: start[i] for i in self.stepwise()}
         (loss, _), pull, (recorded, moving) = jax.vjp(
             step, perturb, olds, weights, products.shifts(), has_aux=True
         )
@@ -182,9 +183,14 @@ class Probe:
 
         return pulled, recorded, moving
 
-    def direct(self, found: Any, moving: Any) -> dict[Path, Any]:
-        """Gradients by path past all traces, from those of all steps."""
-        return self.by_path(_summed(self.cut, found, moving))
+    def stepwise(self) -> dict[int, Any]:
+        """Zeros: gradients of what parameters are besides operands of products, by leaf."""
+        start, elsewhere = self.cut.read(), self.cut.direct.elsewhere
+        return {i: start_of_sum(start[i]) for i in self.weights if i in elsewhere}
+
+    def direct(self, stepwise: Any, products: Any, moving: Any) -> dict[Path, Any]:
+        """Gradients by path past all traces: the sum of those by leaf, and of all products."""
+        return self.by_path(_summed(self.cut, stepwise, products, moving))
 
     def by_path(self, leaves: Mapping[int, Any]) -> dict[Path, Any]:
         """Gradients by path of the parameters from those by leaf of the cut step."""
@@ -198,18 +204,23 @@ class Probe:
         return found
 
 
-def _summed(step: TracedStep, found: Any, moving: Any) -> dict[int, Any]:
-    """Gradients of parameters by leaf, of all steps: those of single steps, and of products."""
-    stepwise, dys = found
-    total = {i: v.sum(0) for i, v in stepwise.items()}
-    for i, v in step.direct.gradients(step.read(), moving, dys).items():
+def _summed(step: TracedStep, stepwise: Any, products: Any, moving: Any) -> dict[int, Any]:
+    """Gradients of parameters by leaf: the sum of those of single steps, and of products."""
+    total = dict(stepwise)
+    for i, v in step.direct.gradients(step.read(), moving, products).items():
         total[i] = total[i] + v if i in total else v
     return total
 
 
-def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
-    """BPTT: the steps, and gradients of the parameters by path: all, and those inside of windows
-    (``None`` without any)."""
+def backward(
+    probe: Probe,
+    inputs: Any,
+    scale: Any,
+    seen: Callable[[Row], tuple[Any, Any]] = lambda row: (row, None),
+    zeros_of_seen: Any = None,
+) -> tuple[Any, Any, Any, Any]:
+    """BPTT: the first of what is ``seen`` of each step, and the sum of the second; and gradients of
+    the parameters by path: all, and those inside of windows (``None`` without any)."""
     whole, start, numbers = probe.whole, probe.whole.read(), probe.numbers
     number = {k: i for i, k in numbers.items()}
     smooth, weights = [number[i] for i in probe.smooth], {number[i] for i in probe.weights}
@@ -221,8 +232,8 @@ def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
         moved = {i: v for i, v in leaves.items() if i not in weights}
         return new, (moved, kept, inputs, moving)
 
-    def back(chains: Any, now: Any) -> Any:
-        (leaves, kept, inputs, _), ends = now
+    def back(carried: Any, now: Any) -> Any:
+        (chains, sums), ((leaves, kept, inputs, _), ends) = carried, now
 
         def step(perturb: Any, olds: Any, weights: Any, shifts: Any) -> Any:
             changed = {**start, **leaves, **olds, **weights}
@@ -240,13 +251,19 @@ def backward(probe: Probe, inputs: Any, scale: Any) -> tuple[Row, Any, Any]:
         read, later = ({numbers[i]: v for i, v in of.items()} for of in (leaves, chains[-1]))
         border = None if border is None else {numbers[i]: v for i, v in border.items()}
         row = Row(read, kept, inputs, later, found[-1][0], border)
-        return tuple(f[1] for f in found), (row, [f[2:] for f in found])
+        of_step, added = seen(row)
+        sums = jax.tree.map(jnp.add, sums, ([f[2] for f in found], added))
+        return (tuple(f[1] for f in found), sums), (of_step, [f[3] for f in found])
 
     ends = (jnp.arange(common_length((inputs,))) + 1) % (probe.size or 1) == 0
     _, rows = jax.lax.scan(forward, dict(start), inputs)
     none = {i: jnp.zeros_like(start[i]) for i in smooth}
     chains = (none,) * (2 if probe.size else 1)
-    _, (found, direct) = jax.lax.scan(back, chains, (rows, ends), reverse=True)
-    of_leaves = [_summed(whole, one, rows[3]) for one in direct]
+    sums = [jax.tree.map(start_of_sum, stepwise)] * len(chains), zeros_of_seen
+    (_, (direct, added)), (found, of_products) = jax.lax.scan(
+        back, (chains, sums), (rows, ends), reverse=True
+    )
+    of_leaves = [_summed(whole, *of, rows[3]) for of in zip(direct, of_products, strict=True)]
     totals = [probe.by_path({numbers[i]: v for i, v in one.items()}) for one in of_leaves]
-    return found, jax.tree.map(lambda *v: sum(v), *totals), totals[0] if probe.size else None
+    inside = totals[0] if probe.size else None
+    return found, added, jax.tree.map(lambda *v: sum(v), *totals), inside

@@ -103,11 +103,12 @@ def trace_step(
     ends = [*accumulate((len(jax.tree.leaves(s.value)) for s in states), initial=first)]
     leaves = {s: range(*ends[i : i + 2]) for i, s in enumerate(states)}
     _check_kept(learner, leaves, jaxpr)
+    new = jaxpr.outvars[first - len(jaxpr.invars) :] if carried else ()
     direct = direct_products(
         jaxpr,
         parameters=frozenset(i for s, where in leaves.items() if _is_parameter(s) for i in where),
         wanted=frozenset(i for target in targets for i in leaves.get(target, ())),
-        more=jaxpr.outvars[first - len(jaxpr.invars) :] if carried else (),
+        more=[atom for atom in new if atom not in jaxpr.invars],  # those that stay lead nowhere
     )
 
     def run(

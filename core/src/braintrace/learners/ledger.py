@@ -116,9 +116,9 @@ def credit_ledger(
     A short probe answers what users ask first: is it the rule? A path from a parameter to a loss is
     booked at the first edge that the rule drops, so that the entries of a parameter add up to its
     gradient of BPTT, and each is computed by itself. States start as they are, traces at zero; no
-    state moves on. It costs two gradients by BPTT, and one to two more for each kind of edge and
-    pair of states (for SnAp, one by its own traces). Prints and callbacks of the model run each
-    time.
+    state moves on. It costs no more than a gradient by BPTT for each kind of entry, and one (for
+    SnAp, one by its own traces for each state that they come from). Prints and callbacks of the
+    model run each time.
 
     Parameters
     ----------
