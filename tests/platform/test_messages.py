@@ -33,7 +33,7 @@ ACCESS = """
 
 STATES = {
     "missing": "{name} is provided by 'braintrace-lora', which is not installed. "
-    "Run: pip install braintrace-lora",
+    "Run: pip install braintrace-lora (from files: its wheel, or plugins/lora of a checkout)",
     "failed": INSTALLED + "failed to load (OSError: libfoo.so is missing)",
     "disabled": INSTALLED + "is disabled (by BRAINTRACE_DISABLE_PLUGINS or "
     "braintrace.plugins.configure); take it off that list to use it",

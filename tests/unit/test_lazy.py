@@ -120,6 +120,7 @@ def test_without_braintrace_testing_all_ways_say_what_to_install(run):
     """
     said, has, listed = run(code)
     text = "braintrace.testing is provided by 'braintrace-testing', which is not installed. "
-    text += "Run: pip install braintrace-testing"
+    text += "Run: pip install braintrace-testing "
+    text += "(from files: its wheel, or plugins/testing of a checkout)"
     assert said == [["PluginAttributeError", text], *[["PluginImportError", text]] * 4]
     assert not has and not listed

@@ -147,7 +147,8 @@ def check_absent(kind: str, name: str, distribution: str) -> None:
     module, public = sys.modules[MODULE[kind]], f"{MODULE[kind]}.{name}"
     expected = (
         f"{public} is provided by {distribution!r}, which is not installed. "
-        f"Run: pip install {distribution}"
+        f"Run: pip install {distribution} (from files: its wheel, or "
+        f"plugins/{distribution.removeprefix('braintrace-')} of a checkout)"
     )
     ways = {public: AttributeError, f"from {MODULE[kind]} import {name}": ImportError}
     for statement, kind_of_error in {**ways, f"import {public}": ImportError}.items():

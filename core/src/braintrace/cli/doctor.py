@@ -18,7 +18,7 @@ from ..plugins.metadata import Candidate
 from ..plugins.probe import Report, probe
 from ..plugins.process import host
 from ..plugins.records import Finding, normalised
-from ..plugins.resolution import enabled_providers
+from ..plugins.resolution import enabled_providers, how_to_install
 from . import FAMILIES, OK, REFUSED, VERSION, UsageError, as_json, hint
 
 CORE, PACKAGE = "braintrace-core", "braintrace"
@@ -110,7 +110,7 @@ def _missing(name: str, candidates: Iterable[Candidate], absent: Sequence[str]) 
     if distribution not in absent:
         known = {c.family for c in candidates} | {n.removeprefix("braintrace-") for n in absent}
         raise UsageError(f"no plugin is called {name!r}{hint(name, known, 'plugins')}")
-    fix = f"Run: pip install {distribution}"
+    fix = how_to_install(distribution)
     return distribution, Finding("not_installed", "error", "is not installed.", fix)
 
 

@@ -84,6 +84,12 @@ def not_installed(public: str, distribution: str) -> PluginError:
     """The error about a name whose distribution is missing."""
     return PluginError(
         f"{public} is provided by {distribution!r}, which is not installed. "
-        f"Run: pip install {distribution}",
+        f"{how_to_install(distribution)}",
         distribution,
     )
+
+
+def how_to_install(distribution: str) -> str:
+    """What to run for an official plugin; the names are not on a package index yet."""
+    folder = distribution.replace("braintrace-", "plugins/")
+    return f"Run: pip install {distribution} (from files: its wheel, or {folder} of a checkout)"
