@@ -24,7 +24,7 @@ EXPECTED = {
         r"[\s\S]*another layer +layers\[0\]\.v +layers\[1\]\.v"
         r"[\s\S]*linear 0\.\d\nexact exact\nwhat layers\[0\]\.v does to later values"
     ),
-    "docs/devices.md": r"P(artitionSpec)?\('data', 'model'\)\nthe same gradients: True",
+    "docs/devices.md": r"P(artitionSpec)?\('data', 'model'\)\nthe same gradients: True\n\(80, 64\)",
     "docs/diagnostics.md": r"",
     "docs/exporting.md": r"the same: True[\s\S]*the same: True",
     "docs/from-0.2.md": (

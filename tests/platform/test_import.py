@@ -63,6 +63,18 @@ def test_loading_every_plugin_initialises_no_backend(run):
     assert run(code) is False
 
 
+def test_one_device_needs_nothing_of_several(run):
+    code = """
+        import braintrace, jax.numpy as jnp, sys
+        learner = braintrace.compile(braintrace.nn.GRUCell(2, 2), "d_rtrl", jnp.ones(2))
+        learner.etrace_grad(jnp.ones((2, 2)), step_fn=lambda x: learner(x).sum())
+        of_several = "braintrace.learners.placing braintrace.drivers.by_device".split()
+        out([name for name in [*of_several, "jax.experimental.multihost_utils"]
+             if name in sys.modules])
+    """
+    assert run(code) == []
+
+
 def test_the_stubs_are_written_from_the_table_of_names():
     """``python3 dev.py stubs`` writes them."""
     root = Path(__file__).resolve().parents[2]

@@ -50,23 +50,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 844,
+    "base": 881,
     "ops": 2756,
     "show": 1466,
     "jaxprs": 1600,
     "plugins": 1724,
-    "compiler": 7978,
-    "executor": 1983,
+    "compiler": 8051,
+    "executor": 1988,
     "files": 926,
     "cli": 729,
     "algorithms": 3041,
-    "drivers": 3046,
-    "learners": 3746,
+    "drivers": 3243,
+    "learners": 3753,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_202, 11_228
-WHOLE_CORE = 30_654
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_317, 11_298
+WHOLE_CORE = 30_973
 
 
 def module_of(file: Path) -> str:

@@ -30,13 +30,6 @@ def gradient(x: Any, w: Any) -> Any:
     return x.T @ jnp.tanh(x @ w), jnp.tanh(x @ w)
 
 
-def test_an_explicit_mesh_is_set_or_that_of_an_array() -> None:
-    assert explicit.explicit_mesh((X, None, 1.0)) is None
-    assert explicit.explicit_mesh([placed(X, "data")]).axis_names == ("data",)
-    with jax.set_mesh(MESH):
-        assert explicit.explicit_mesh().explicit_axes == ("data",)
-
-
 def test_inside_no_axis_is_explicit_and_outside_results_lie_where_they_should() -> None:
     args = placed(X, "data"), placed(W)
     with pytest.raises(Exception, match="ambiguous|out_sharding"):
@@ -63,11 +56,3 @@ def test_states_lie_where_they_lay() -> None:
     assert float(run(placed(X, "data"))[0, 0]) == pytest.approx(8 * float(jnp.tanh(6.0)))
     assert spec_of(state.value) == jax.P("data", None) and state.value[0, 0] == 2.0
     assert only_read.value[0, 0] == 1.0
-
-
-def test_what_is_traced_sees_types_without_places() -> None:
-    state, seen = brainstate.ShortTermState(placed(X, "data")), []
-    for args in ((X,), (placed(X, "data"),)):
-        explicit.traced_without_place(lambda x: seen.append((x, state.value)), args)
-    assert seen[0][0] is X and isinstance(seen[1][1], jax.ShapeDtypeStruct)
-    assert spec_of(state.value) == jax.P("data", None)

@@ -26,6 +26,7 @@ from jax.extend import core as jex_core
 from jax.extend import source_info_util
 from jax.extend.core import primitives as jaxp
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 Array = jax.Array
 Atom = Any  # Var or Literal
@@ -222,6 +223,42 @@ def put(value: Any, sharding: Any) -> Any:
         return jax.device_put(value, sharding)
     own = np.asarray(value)  # which every process has
     return jax.make_array_from_callback(own.shape, sharding, lambda part: own[part])
+
+
+def varying_axes(value: Any) -> frozenset[str]:
+    """The axes of the mesh along which a value varies, inside of ``jax.shard_map`` with checks."""
+    varying: Any = getattr(jax.typeof(value), "manual_axis_type", None)
+    return frozenset() if varying is None else varying.varying
+
+
+def vary(value: Any, axes: frozenset[str]) -> Any:
+    """A value whose type says that it varies along these axes."""
+    missing = (*sorted(axes - varying_axes(value)),)
+    return jax.lax.pcast(value, missing, to="varying") if missing else value
+
+
+def types_vary() -> bool:
+    """Whether types say what varies: inside of ``jax.shard_map`` with checks."""
+    axes = (*jax.sharding.get_abstract_mesh().manual_axes,)
+    if not axes:
+        return False
+    number: Any = jax.eval_shape(lambda: jax.lax.axis_index(axes))
+    return bool(number.manual_axis_type and number.manual_axis_type.varying)
+
+
+def without_varying(trace: Callable[[], Any]) -> Any:
+    """What is traced inside is about one device: inside of ``jax.shard_map`` without checks."""
+    mesh, found = jax.sharding.get_abstract_mesh(), []
+    every = mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
+
+    def body() -> tuple[()]:
+        found.append(trace())
+        return ()
+
+    how: Any = {"mesh": every, "axis_names": {*mesh.manual_axes}, "check_vma": False}
+    with jax.sharding.use_abstract_mesh(every):
+        jax.eval_shape(jax.shard_map(body, in_specs=(), out_specs=(), **how))
+    return found[0]
 
 
 def is_float(aval: Any) -> bool:

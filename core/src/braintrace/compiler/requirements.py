@@ -61,6 +61,11 @@ def _fit(leaf: Any, aval: Any) -> str:
         return "several steps are for etrace_grad and its like, or for braintrace.MultiStepData"
     if leaf.shape == aval.shape[1:]:
         return "an axis in front is missing; sequences for etrace_grad and its like are [T, ...]"
+    if axes := jax.sharding.get_abstract_mesh().manual_axes:
+        return (
+            f"inside of jax.shard_map along {sorted(axes)}, a learner is compiled for the examples "
+            "of one device"
+        )
     return "for another batch size, call reset_state(batch_size=..., model_states=True)"
 
 

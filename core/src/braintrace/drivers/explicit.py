@@ -10,29 +10,24 @@ shares with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import brainstate
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..base import versions
+from ..compiler.places import (
+    as_automatic,
+    explicit_mesh,
+    is_array,
+    states_without_place,
+    type_without_place,
+)
 
 Like = Callable[[Any], Any]
 """From a result to a pytree of arrays that its leaves lie like; ``None``: like the arguments."""
-
-
-def explicit_mesh(tree: Any = None) -> Any:
-    """The mesh with explicit axes that is set, or that an array lies on; ``None`` without any."""
-    meshes = [jax.sharding.get_abstract_mesh()]
-    meshes += [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
-    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and leaf.dtype != jax.dtypes.float0
 
 
 def automatic(run: Callable[..., Any], args: tuple[Any, ...], like: Like) -> Any:
@@ -40,7 +35,7 @@ def automatic(run: Callable[..., Any], args: tuple[Any, ...], like: Like) -> Any
     mesh = explicit_mesh(args)
     if mesh is None:
         return run(*args)
-    with jax.sharding.use_abstract_mesh(_as_automatic(mesh)):
+    with jax.sharding.use_abstract_mesh(as_automatic(mesh)):
         result = run(*jax.tree.map(_without_place, args))
     return _placed(result, like(result), args, mesh)
 
@@ -50,14 +45,14 @@ def automatic_with_states(run: Callable[..., Any], args: tuple[Any, ...], like: 
     mesh = explicit_mesh(args)
     if mesh is None:
         return run(*args)
-    types = jax.tree.map(_type_without_place, args)
+    types = jax.tree.map(type_without_place, args)
     stateful = brainstate.transform.StatefulFunction(run, return_only_write=False)
     with states_without_place(mesh):
         stateful.make_jaxpr(*types)
     program, trace = stateful.get_jaxpr(*types), stateful.get_state_trace(*types)
     tree = jax.tree.structure(stateful.get_out_shapes(*types))
     old = [state.value for state in trace.states]
-    with jax.sharding.use_abstract_mesh(_as_automatic(mesh)):
+    with jax.sharding.use_abstract_mesh(as_automatic(mesh)):
         flat = jax.tree.map(_without_place, jax.tree.leaves((args, old)))
         result, new = jax.tree.unflatten(tree, versions.jaxpr_as_fun(program)(*flat))
     for state, wrote, was, now in zip(trace.states, trace.been_writen, old, new, strict=True):
@@ -66,55 +61,21 @@ def automatic_with_states(run: Callable[..., Any], args: tuple[Any, ...], like: 
     return _placed(result, like(result), args, mesh)
 
 
-def traced_without_place(trace: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """``trace(*args)``, which reads types of arguments and states, as if no axis were explicit."""
-    if (mesh := explicit_mesh(args)) is None:
-        trace(*args)
-        return
-    with states_without_place(mesh):
-        trace(*jax.tree.map(_type_without_place, args))
-
-
-@contextmanager
-def states_without_place(mesh: Any) -> Iterator[None]:
-    """What is traced inside meets states as if no axis were explicit."""
-
-    def types(state: Any) -> Any:
-        return jax.tree.map(_type_without_place, state._value)
-
-    trace: Any = brainstate.StateTraceStack(new_arg=types)
-    try:
-        with jax.sharding.use_abstract_mesh(_as_automatic(mesh)), trace:
-            yield
-    finally:
-        trace.recovery_original_values()
-
-
-def _as_automatic(mesh: Any) -> Any:
-    return mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
-
-
 def _without_place(leaf: Any) -> Any:
-    return jax.sharding.reshard(leaf, PartitionSpec()) if _is_array(leaf) else leaf
-
-
-def _type_without_place(leaf: Any) -> Any:
-    if not _is_array(leaf):
-        return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=jax.typeof(leaf).weak_type)
+    return jax.sharding.reshard(leaf, PartitionSpec()) if is_array(leaf) else leaf
 
 
 def _placed(result: Any, like: Any, args: Any, mesh: Any) -> Any:
     """``result`` with the places of another pytree, and where that ends, with those of ``args``."""
-    given = [jax.typeof(leaf) for leaf in jax.tree.leaves(args) if _is_array(leaf)]
+    given = [jax.typeof(leaf) for leaf in jax.tree.leaves(args) if is_array(leaf)]
 
     def put(leaf: Any, spec: Any) -> Any:
-        return jax.sharding.reshard(leaf, NamedSharding(mesh, spec)) if _is_array(leaf) else leaf
+        return jax.sharding.reshard(leaf, NamedSharding(mesh, spec)) if is_array(leaf) else leaf
 
     def one(other: Any, part: Any) -> Any:
         if other is None:
             return jax.tree.map(lambda leaf: put(leaf, _along(leaf, given)), part)
-        spec = jax.typeof(other).sharding.spec if _is_array(other) else PartitionSpec()
+        spec = jax.typeof(other).sharding.spec if is_array(other) else PartitionSpec()
         return put(part, spec)
 
     return jax.tree.map(one, like, result, is_leaf=lambda v: v is None)

@@ -11,12 +11,14 @@ into cotangents of the operands and, where the trace goes on, into the next trac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..algorithms.base import Block
+from ..base import versions
 from ..base.precision import start_of_sum
 from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
@@ -41,13 +43,25 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
     """
     weights = [state for _, state in options.weights]
     values = [state.value for state in (*learner.states_of(StateKind.PARAM).values(), *weights)]
+    run = partial(_of_mode, learner, options)
+    if versions.types_vary():
+        from .by_device import gradients_of  # which nothing else needs
+
+        found = gradients_of(run, (sequences, mask), weights)
+    else:
+        found = run(sequences, mask)
+    guarded = not_differentiable(tuple(found[:3]), (values, sequences, mask))
+    return found._replace(grads=guarded[0], losses=guarded[1], aux=guarded[2])
+
+
+def _of_mode(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
     in_steps = _in_blocks if learner.rule.from_blocks else in_reverse
     run = in_steps if options.chunk_size is None else in_windows
-    *found, flags = run(learner, options, sequences, mask)
-    grads, losses, aux = not_differentiable(tuple(found), (values, sequences, mask))
+    found = run(learner, options, sequences, mask)
     if options.check == SKIP and options.reduction == "mean":
-        grads = _of_kept_steps(grads, options, flags, common_length(sequences), mask)
-    return Outcome(grads, losses, aux, flags)
+        steps = common_length(sequences)
+        found = found._replace(grads=_of_kept_steps(found.grads, options, found.flags, steps, mask))
+    return found
 
 
 def _of_kept_steps(

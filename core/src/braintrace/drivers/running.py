@@ -143,6 +143,14 @@ def write_states(learner: Running, old: Mapping[Path, Any], new: Mapping[Path, A
             slot.state.value = new[slot.path]
 
 
+def let_vary(learner: Running, args: Any) -> None:
+    """States and traces are in a loop what they are after its steps, inside of ``shard_map``."""
+    if versions.types_vary():
+        from .by_device import vary_as
+
+        vary_as(learner, args)
+
+
 # --- the steppers of learners --------------------------------------------------------------------
 
 
@@ -154,8 +162,15 @@ def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(params: Any, leaves: Any, states: Any, traces: Any, *more: Any) -> Any:
+        def own(*args: Any) -> Any:
+            return automatic(step, args, lambda result: (None, states, traces))
+
         args = params, leaves, states, traces, *more
-        return automatic(step, args, lambda result: (None, states, traces))
+        if not versions.types_vary():
+            return own(*args)
+        from .by_device import alone  # which nothing else needs
+
+        return alone(own, args)
 
     return jax.jit(run)
 
@@ -166,6 +181,7 @@ def steps_by_call(run: Callable[..., Any]) -> Stepper:
     def call(learner: Running, args: tuple[Any, ...], given: Any) -> Any:
         steps, loop = number_of_steps(args), brainstate.transform.for_loop
         if steps is not None:
+            let_vary(learner, args)
             return loop(lambda now: call(learner, now, given), steps_of(args, steps))
         leaves = checked_args(learner.graph.module_info, one_step_of(args))
         return _moved(learner, run, leaves, given, 1)

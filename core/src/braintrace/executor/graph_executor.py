@@ -22,6 +22,7 @@ from ..compiler.coverage import by_path
 from ..compiler.findings.downstream import as_written
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
+from ..compiler.places import traced_without_place
 from ..compiler.requirements import check_states, checked_args
 from .executor import Executor
 from .jacobians import JACOBIANS
@@ -120,8 +121,12 @@ class ETraceGraphExecutor(FormerAttributes):
 
     def compile_graph(self, *args: Any) -> None:
         """Compile for arguments of these shapes and dtypes; see ``compile_etrace_graph``."""
-        self._graph = compile_etrace_graph(self.model, *args, **self.options)
-        self._compiled = self._of(self._graph)
+
+        def compiled(*args: Any) -> None:
+            self._graph = compile_etrace_graph(self.model, *args, **self.options)
+            self._compiled = self._of(self._graph)
+
+        traced_without_place(compiled, args)
 
     def _of(self, graph: ETraceGraph) -> Executor:
         """What runs the steps of a graph, as they are written where filters are refused."""

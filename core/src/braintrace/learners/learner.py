@@ -21,7 +21,6 @@ from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import state_lookup
 from ..drivers.call_arguments import one_step_of
-from ..drivers.explicit import traced_without_place
 from ..drivers.of_influence import influence_step, influence_window
 from ..drivers.running import Drivers, Stepper, compiled, steps_by_call, window_by_call
 from ..drivers.steps import online_step, window_step
@@ -159,7 +158,7 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
         """
         args = in_order(self.model, args, named) if named else args
         executor = self._executor.for_model(self.model, compiled=False)
-        traced_without_place(executor.compile_graph, one_step_of(args))
+        executor.compile_graph(*one_step_of(args))
         self.filters = ()
         self.adopt(executor)
         self.traces = tuple(EligibilityTrace(trace) for trace in self.rule.init())

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.errors import NotSupportedError
 from ..base.types import State
 from ..compiler.requirements import check_states
 from ..drivers import guards, undo
@@ -28,7 +29,7 @@ from ..drivers.options import (
     require_callable,
     shown_losses,
 )
-from ..drivers.running import Running
+from ..drivers.running import Running, let_vary
 from .optimizers import as_optimizer, trained_and_frozen, zeros_of
 from .restarts import begin_call
 
@@ -246,6 +247,11 @@ def etrace_update(
         block_size=block_size,
         check=check,
     )
+    if check == SKIP and versions.types_vary():
+        raise NotSupportedError(
+            "check='skip' inside of jax.shard_map would make an update on some devices and none on "
+            "others; take check=True, or learner.shard in place of jax.shard_map"
+        )
     update = as_optimizer(self, optimizer, weights)
     bar = Progress(-(-steps // every) if progress else 0)
 
@@ -272,6 +278,7 @@ def etrace_update(
             bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 
+        let_vary(self, (sequences, mask))
         with self.traces_in_parts() if steps > every else nullcontext():
             _, (losses, (aux, flags), _) = in_parts(one, None, (mask, *sequences), every)
         return losses, aux, flags
@@ -323,6 +330,7 @@ def etrace_evolve(
             bar.advance(number, self.running_index.value)
             return out if return_outputs else None
 
+        let_vary(self, sequences)
         return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
     return self._drivers.get((run, "evolve", return_outputs, steps, bar), evolve)(sequences)
