@@ -54,7 +54,7 @@ CEILINGS = {
     "ops": 2756,
     "show": 1466,
     "jaxprs": 1600,
-    "plugins": 1724,
+    "plugins": 1730,
     "compiler": 8051,
     "executor": 1988,
     "files": 926,
@@ -66,7 +66,7 @@ CEILINGS = {
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_317, 11_298
-WHOLE_CORE = 30_973
+WHOLE_CORE = 30_979
 
 
 def module_of(file: Path) -> str:
