@@ -10,8 +10,9 @@ gpu     make build/gpu, with which a machine with a GPU and without a network me
 check   lint, formatting and types, and the lines of each folder of core
 stubs   write the type stubs of the public names anew
 docs    build the documentation site, without a network; --open shows it in a browser
-wheels  build the wheels, install them by file into empty environments and try every pair of
-        families and all of them; --every-subset tries every subset
+wheels  build sdists and wheels, install these by file into empty environments and try every pair
+        of families and all of them; --every-subset tries every subset
+release build the sdist and the wheel of each distribution into dist/, and look into them
 
 The environment is made in .venv (or the folder named by VENV), with plain venv and pip.
 """
@@ -451,18 +452,27 @@ def wheels(options: Sequence[str]) -> int:
         print("No newer Python was found: the wheels are tried with this one only.")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "dist"
-        for source in distributions():
-            command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(built)]
-            if subprocess.call([python, *command, source], stdout=subprocess.DEVNULL):
-                print(f"{source.name}: the wheel could not be built")
-                return 1
+        if status := build_release(python, built):
+            return status
         files = sorted(built.glob("*.whl"))
-        print("Built", ", ".join(file.name for file in files))
         interpreters = [Path(sys.executable)] + ([newer] if newer else [])
         with ThreadPoolExecutor(max_workers=len(interpreters)) as pool:
             one = partial(try_wheels, files, Path(folder), [word.strip("-") for word in every])
             statuses = pool.map(one, interpreters)
             return first_nonzero(list(statuses))
+
+
+def release(options: Sequence[str]) -> int:
+    """Build what a release uploads, and check that it is whole; nothing is uploaded."""
+    refuse("release", options)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    return build_release(environment(), ROOT / "dist")
+
+
+def build_release(python: Path, folder: Path) -> int:
+    """Build the sdist and the wheel of each distribution into a folder; the exit status."""
+    program = ROOT / "tests" / "wheels" / "release.py"
+    return subprocess.call([python, program, folder, *distributions()])
 
 
 def try_wheels(
@@ -548,6 +558,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "stubs": stubs,
     "docs": docs,
     "wheels": wheels,
+    "release": release,
     "newest": newest,
 }
 
