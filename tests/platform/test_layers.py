@@ -55,7 +55,7 @@ CEILINGS = {
     "show": 1466,
     "jaxprs": 1600,
     "plugins": 1730,
-    "compiler": 8051,
+    "compiler": 8101,
     "executor": 1988,
     "files": 926,
     "cli": 729,
@@ -65,8 +65,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_317, 11_298
-WHOLE_CORE = 30_979
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_367, 11_331
+WHOLE_CORE = 31_029
 
 
 def module_of(file: Path) -> str:

@@ -341,6 +341,75 @@ class OneAfterAnother(Model):
         return late
 
 
+class Refractory(Model):
+    """Units that hear what they said a step before."""
+
+    shape = (B, UNITS)
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.9 * self.h.value * (1 - self.line.value) + self.drive(x)
+        self.line.value = jnp.tanh(self.h.value) ** 2
+        return self.readout(self.h.value)
+
+
+class Recurrent(Model):
+    """Units that hear of one another's last value by an operation alone."""
+
+    shape = (B, UNITS)
+
+    def update(self, x: Any) -> Any:
+        own = self.drive(x + self.line.value[:, :IN])
+        self.h.value = 0.9 * self.h.value + own
+        self.line.value = jnp.tanh(self.h.value)
+        return self.readout(self.line.value)
+
+
+class WithoutMemory(Model):
+    """What a product gives is written into a buffer of another shape, and no state is hidden."""
+
+    shape = (B, STEPS, UNITS, 2)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().init_state(batch_size)
+        del self.h
+
+    def late(self, z: Any) -> Any:
+        k, old = self.t.value % STEPS, self.line.value
+        self.line.value = old.at[:, k].set(jnp.stack([z, z**2], -1))
+        return old[:, k].sum(-1)
+
+    def update(self, x: Any) -> Any:
+        late = self.late(jnp.tanh(self.drive(x)))
+        self.t.value = self.t.value + 1
+        return self.readout(late)
+
+
+class OfAPartWithoutMemory(WithoutMemory):
+    shape = (STEPS, B, 3)
+
+    def late(self, z: Any) -> Any:
+        late = jnp.pad(self.line.value[-1], ((0, 0), (0, 2)))
+        self.line.value = jnp.roll(self.line.value, 1, axis=0).at[0].set(z[:, :3])
+        return late
+
+
+class LastPartWithoutMemory(WithoutMemory):
+    shape = (B, 3)
+
+    def late(self, z: Any) -> Any:
+        late, self.line.value = jnp.pad(self.line.value, ((0, 0), (0, 2))), z[:, :3]
+        return late
+
+
+class SumsWithoutMemory(WithoutMemory):
+    shape = (STEPS, B)
+
+    def late(self, z: Any) -> Any:
+        k, old = self.t.value % STEPS, self.line.value
+        self.line.value = jax.lax.dynamic_update_slice(old, z.sum(1)[None], (k, 0))
+        return jnp.broadcast_to(old[k][:, None], z.shape)
+
+
 class OfInputs(Rolled):
     shape = (STEPS, B, IN)
 
@@ -349,8 +418,24 @@ class OfInputs(Rolled):
         return self.readout(self.h.value)
 
 
+LINES_OF_ONE = {OneAfterAnother: 3, Refractory: 2, LastPartWithoutMemory: 1}
+WITHOUT_MEMORY = (WithoutMemory, OfAPartWithoutMemory, SumsWithoutMemory)
+
+
 @pytest.mark.parametrize(
-    ("build", "coverage"), [(OfAPart, "lost"), (OneAfterAnother, "lost"), (Mixing, "trace")]
+    ("build", "states"), [*LINES_OF_ONE.items(), *((m, STEPS) for m in WITHOUT_MEMORY)]
+)
+def test_lines_of_one_step_and_of_units_without_memory(build: Any, states: int) -> None:
+    """What is kept for one step, and what a product writes, whatever its shape."""
+    learner = compiled(build, downstream="step")
+    assert learner.graph.coverage()[("drive", "weight")] == "trace"
+    assert [group.num_state for group in learner.graph.hidden_groups] == [states]
+    assert not learner.graph.explain(kind=KIND.CREDIT_THROUGH_OTHER_STATE)
+    compared(learner)
+
+
+@pytest.mark.parametrize(
+    ("build", "coverage"), [(OfAPart, "lost"), (Recurrent, "trace"), (Mixing, "trace")]
 )
 def test_what_cannot_be_followed_is_said(build: Any, coverage: str) -> None:
     with pytest.warns(bt.CompilationWarning, match="credit_through_other_state"):

@@ -4,21 +4,23 @@
 A line ``[n, *V]`` of what a position had in the last ``n`` steps is a shift of ``n`` states of that
 position, however it is written: by ``roll``, by joining, at a counter, by ``brainstate.nn.Delay``.
 So its steps are states of the hidden group whose values it takes up, and credit passes through it
-as through any other state of the group: exactly. A line along which positions are mixed, by a
-product that is no ETP operation say, stays what it was, and so does one that has the positions
-neither of another hidden state nor of an operation that drives it.
+as through any other state of the group: exactly. A state that is the value of the step before,
+and no sum with its own old value, is a line of one step. A line along which positions are mixed, by
+a product that is no ETP operation say, stays what it was, and so does one that has neither the
+positions of another hidden state nor an operation that drives it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..base import versions
+from ..base.versions import JaxprEqn, Var
 from ..jaxprs.positions.alignment import align
 from ..jaxprs.run import between, etp_equations, flatten, nested
-from .groups import find_hidden_groups_from_minfo
-from .module_info import ModuleInfo, StateKind, StateSlot
+from .groups import Groups, HiddenGroup, find_hidden_groups_from_minfo, member_of
+from .module_info import ONE_STEP, Marks, ModuleInfo, StateKind, StateSlot, is_barrier
 from .reach import find_reach
 
 #: How primitives that write at an index are called.
@@ -48,45 +50,86 @@ def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
 def _axes_of(minfo: ModuleInfo, slot: StateSlot) -> list[int]:
     """The axes along which a state may be a line: it is shifted along one, or written at an index.
 
-    Without them, it has the positions of another hidden state, or of the result of an operation.
+    Without them, it has the positions of another hidden state, or of the result of an operation; or
+    it tells itself along which it is written. ``ONE_STEP``: it holds one step.
     """
     if slot.kind is StateKind.PARAM or slot.is_filter or len(slot.leaves) != 1:
         return []
     (old,), (new,) = minfo.invars_of(slot), minfo.outvars_of(slot)
-    shape = old.aval.shape
-    known = {s.varshape for s in minfo.slots_of(StateKind.HIDDEN) if s is not slot}
+    if new is old or not versions.is_float(old.aval) or not versions.is_var(new):
+        return []
+    shape, own = old.aval.shape, slot.kind is StateKind.HIDDEN
+    if own and len(shape) != len(slot.varshape):
+        return []  # it says itself which of its axes holds states
     operations = {*etp_equations(minfo.eqns)}
+    known = {s.varshape for s in minfo.slots_of(StateKind.HIDDEN) if s is not slot}
     known |= {minfo.eqns[i].outvars[0].aval.shape for i in operations}
     axes = [k for k in range(len(shape)) if (*shape[:k], *shape[k + 1 :]) in known]
-    if not axes or new is old or not versions.is_float(old.aval) or not versions.is_var(new):
+    if own and not axes:
         return []
-    if slot.kind is StateKind.HIDDEN and len(shape) != len(slot.varshape):
-        return []  # it says itself which of its axes holds states
     others = [eqn for i, eqn in enumerate(minfo.eqns) if i not in operations]
     eqns = between(others, [old], [new]).eqns  # what an operation mixes is no shift
-    inside = {sub.primitive.name for eqn in eqns for sub in (eqn, *nested(eqn))}
-    if inside & SUMS:
+    news = {minfo.outvars_of(s)[0] for s in minfo.slots_of(StateKind.HIDDEN)}
+    if not own and not between(others, [old], [new], news - {new}).eqns:
+        return [ONE_STEP]
+    inside = [sub for eqn in eqns for sub in (eqn, *nested(eqn))]
+    if SUMS.intersection(sub.primitive.name for sub in inside):
         return []
-    if any(name.startswith(WRITES) for name in inside):
-        return axes
+    if writes := [sub for sub in inside if sub.primitive.name.startswith(WRITES)]:
+        return axes or _written_along(writes, shape)
     found = align(eqns, old, [new], len(shape), len(shape))
-    mixed = found is not None and not found.is_identity
-    return [k for k in axes if mixed and found is not None and k not in found.kept]
+    if found is None or found.is_identity:
+        return []
+    return [k for k in axes or range(len(shape)) if k not in found.kept]
+
+
+def _written_along(writes: Sequence[JaxprEqn], shape: tuple[int, ...]) -> list[int]:
+    """The axes of a state along which one element of it is written at a time."""
+    found: set[int] = set()
+    for eqn in (eqn for eqn in writes if eqn.invars[0].aval.shape == shape):
+        if eqn.primitive.name.startswith("scatter"):
+            found |= {*eqn.params["dimension_numbers"].inserted_window_dims}
+        else:
+            sizes = zip(shape, eqn.invars[1].aval.shape, strict=True)
+            found |= {k for k, (all_of, size) in enumerate(sizes) if size == 1 < all_of}
+    return sorted(found)
 
 
 def _wrong(minfo: ModuleInfo) -> set[int]:
-    """The lines whose group mixes positions, or which have neither a state nor an operation."""
-    groups, _ = find_hidden_groups_from_minfo(minfo)
-    reach = find_reach(minfo, groups)
-    driven = {(g, r.eqn.outvars[0].aval.shape) for r in reach for g in r.near}
+    """The lines whose group mixes positions, or which have neither a state nor an operation.
+
+    And those of one step that are heard by nothing but an operation that drives them: that is
+    recurrence, of which the recurrence scope has its own to say.
+    """
+    groups, path_to_group = find_hidden_groups_from_minfo(minfo)
+    driven = {g for r in find_reach(minfo, groups) for g in r.near}
     number = {s.path: k for k, s in enumerate(minfo.slots) if s.steps_along is not None}
     wrong: set[int] = set()
     for group in groups:
         own = {number[path] for path in group.hidden_paths if path in number}
         alone = len(own) == len(group.hidden_paths)
-        if own and (group.mixed_axes or (alone and (group.index, group.varshape) not in driven)):
+        if own and (group.mixed_axes or (alone and group.index not in driven)):
             wrong |= own
-    return wrong
+    lines = (s for s in minfo.slots if s.steps_along == ONE_STEP)
+    recurs = {s.path for s in lines if _only_recurs(minfo, groups, path_to_group[s.path], s)}
+    return wrong | {number[path] for path in recurs}
+
+
+def _only_recurs(minfo: ModuleInfo, groups: Groups, own: HiddenGroup, line: StateSlot) -> bool:
+    """Whether nothing hears of a line but its own group, behind an operation."""
+    member = member_of(groups)
+    crossed = {var for eqn in minfo.eqns if is_barrier(eqn) for var in eqn.outvars}
+
+    def passes(i: int, eqn: JaxprEqn, operand: int) -> bool:
+        return eqn.invars[operand] not in member
+
+    def through(var: Var, marks: Marks) -> Marks:
+        return frozenset({"crossed"}) if var in crossed else marks
+
+    old = minfo.invars_of(line)[0]
+    marks = minfo.credit({old: frozenset({"near"})}, passes, through=through)
+    ends = {v: marks[v] for v in minfo.jaxpr.outvars if versions.is_var(v) and v in marks}
+    return all(member.get(v) == own.index and "near" not in found for v, found in ends.items())
 
 
 def _carries(minfo: ModuleInfo, slot: StateSlot) -> bool:

@@ -26,7 +26,7 @@ import jax
 from ..base import versions
 from ..base.types import Path
 from ..jaxprs.run import run_equations
-from .module_info import ModuleInfo, StateKind, filter_slot
+from .module_info import ONE_STEP, ModuleInfo, StateKind, filter_slot
 from .uniform.moving import Moving
 from .uniform.run import Run
 
@@ -59,7 +59,9 @@ def move_leaks(moving: Moving) -> ModuleInfo:
         jaxpr = versions.make_jaxpr(run, *avals)
     slots = [replace(s, kind=StateKind.OTHER) if s.path in uniform else s for s in minfo.slots]
     first = sum(len(slot.leaves) for slot in slots)
-    lines = [slot for slot in slots if slot.steps_along is not None]  # what is of one is one
+    lines = [
+        slot for slot in slots if slot.steps_along not in (None, ONE_STEP)
+    ]  # what is of one is one
     for i, one in enumerate(filters.values()):
         kind = StateKind.HIDDEN if one.credit else StateKind.OTHER
         axis = next((s.steps_along for s in lines if s.shape == one.type.shape), None)

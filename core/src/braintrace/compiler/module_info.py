@@ -28,6 +28,9 @@ from .environment import UNSET, changed_setting, moving_values
 
 DYNAMIC = "dynamic"
 
+#: Of a delay line of one step: it has no axis of steps.
+ONE_STEP = -1
+
 Marks = frozenset[Any]
 
 
@@ -50,7 +53,7 @@ class StateSlot:
     """Where the leaves of one state stand among the state leaves of the program.
 
     ``steps_along`` is the axis of a delay line along which its steps lie, which are states of one
-    position; ``None`` for every other state.
+    position (``ONE_STEP``: it has no such axis); ``None`` for every other state.
     """
 
     path: Path
@@ -66,6 +69,8 @@ class StateSlot:
         if self.steps_along is None:
             return tuple(self.state.varshape)  # type: ignore[attr-defined]
         shape = self.shape
+        if self.steps_along == ONE_STEP:
+            return shape
         return (*shape[: self.steps_along], *shape[self.steps_along + 1 :])
 
     @property
@@ -73,7 +78,7 @@ class StateSlot:
         """How many states a hidden state holds at each position."""
         if self.steps_along is None:
             return int(self.state.num_state)  # type: ignore[attr-defined]
-        return self.shape[self.steps_along]
+        return 1 if self.steps_along == ONE_STEP else self.shape[self.steps_along]
 
     @property
     def shape(self) -> tuple[int, ...]:

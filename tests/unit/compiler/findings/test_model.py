@@ -168,7 +168,7 @@ class Carrier(Base):
     def update(self, x: Any) -> Any:
         drive = bt.matmul(x, self.w.value) + self.trail.value
         self.h.value = 0.8 * self.h.value + drive
-        self.trail.value = 0.5 * self.h.value  # here
+        self.trail.value = 0.5 * (self.trail.value + self.h.value)  # here
         return self.h.value
 
 
