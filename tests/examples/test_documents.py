@@ -141,3 +141,13 @@ def test_the_files_of_the_architecture_are_there():
     package = ROOT / "core" / "src" / "braintrace"
     assert len(questions) > 20 and all((package / file).is_file() for file in questions)
     assert len(folders) > 12 and all((package / folder).exists() for folder in folders)
+
+
+def test_every_program_is_on_the_site():
+    page = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"literalinclude\} \.\./(examples/\S+)", page))
+    folder = ROOT / "examples"
+    parts = ["*.py", "_*/*.py", "third_party_plugin/src/*/*.py", "third_party_plugin/tests/*.py"]
+    programs = {str(file.relative_to(ROOT)) for part in parts for file in folder.glob(part)}
+    private = {f"examples/{name}/__init__.py" for name in ("_shared", "_digits")}
+    assert programs - private == shown - {"examples/third_party_plugin/pyproject.toml"}
