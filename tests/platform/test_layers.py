@@ -56,17 +56,17 @@ CEILINGS = {
     "jaxprs": 1600,
     "plugins": 1730,
     "compiler": 8101,
-    "executor": 1988,
+    "executor": 2000,
     "files": 926,
     "cli": 729,
     "algorithms": 3041,
-    "drivers": 3243,
-    "learners": 3753,
+    "drivers": 3366,
+    "learners": 3745,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_367, 11_331
-WHOLE_CORE = 31_029
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_379, 11_341
+WHOLE_CORE = 31_156
 
 
 def module_of(file: Path) -> str:

@@ -106,6 +106,7 @@ def ledger_of(
     of: Callable[..., Any],
     *how: Any,
     size: Any = None,
+    past: Any = (),
     **options: Any,
 ) -> Any:
     learner = bt.compile(model, *how, xs[0], batch_size=BATCH, **options)
@@ -116,6 +117,11 @@ def ledger_of(
         return jax.vmap(of)(learner(bt.MultiStepData(x)), y)
 
     given = {"modulator": 0.3} if how[0] == "three_factor" else {}
+    for x in past:
+        learner(x, **given)
+    if how[0] == "dni":
+        for one in learner.synthesizer.maps.values():
+            one.value = jax.tree.map(lambda v: v + 0.1, one.value)
     before = [state.value for state in brainstate.graph.states(learner).values()]
     found = learner.credit_ledger(xs, ys, step_fn=step, reduction="sum", chunk_size=size)
     after = [state.value for state in brainstate.graph.states(learner).values()]
@@ -190,6 +196,70 @@ def test_what_a_rule_misses_of_the_paths_that_it_keeps(name: str, how: dict[str,
     for own in ("w", "r"):
         missed = found[own, "the rule's approximation", "", ""]
         assert_tree_close(missed, minus(none[own,], kept[own,]), 1e-9)
+
+
+class BelowALeak(brainstate.nn.Module):
+    """A vanilla layer below a leaky one; its recurrent product may be held."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        brainstate.random.seed(0)
+        self.cut, (self.w, self.r, self.up) = cut, (weight(UNITS, UNITS) for _ in range(3))
+
+    def init_state(self, batch_size: int) -> None:
+        """Start at zero."""
+        zeros = jnp.zeros((batch_size, UNITS))
+        self.h, self.v = brainstate.HiddenState(zeros), brainstate.HiddenState(zeros)
+
+    def update(self, x: Any) -> Any:
+        """One step."""
+        old = held(self.h.value) if self.cut else self.h.value
+        drive = bt.matmul(x, self.w.value) + bt.matmul(old, self.r.value)
+        self.h.value = jnp.tanh(0.5 * self.h.value + drive)
+        self.v.value = 0.8 * self.v.value + bt.matmul(self.h.value, self.up.value)
+        return self.v.value
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("d_rtrl", {}),
+        ("pp_prop", {"decay_or_rank": 0.8}),
+        ("pp_prop", {"decay_or_rank": 0.8, "vjp_method": "multi-step", "size": 2}),
+        ("eprop", {"kappa_filter_decay": 0.6}),
+        ("three_factor", {"downstream": "linear"}),
+        ("dni", {"size": 2}),
+    ],
+)
+def test_rules_above_which_a_layer_leaks(name: str, how: dict[str, Any]) -> None:
+    """What they follow are the paths past the model's leaks; the past of the probe has no part."""
+    (xs, ys), past = sequences(), jnp.cos(sequences()[0])
+    whole, cut = (started_from(past, BelowALeak(held)) for held in (False, True))
+    expected, kept_by_all = (bptt(model, (xs, ys), loss)[1] for model in (whole, cut))
+    ledger, kept = ledger_of(BelowALeak(), xs, ys, loss, name, past=past, **how)
+    adds_up(ledger, expected)
+    found = by_name(ledger)
+    for own in ("w", "r", "up"):
+        assert_tree_close(found[own, "kept by the rule", "", ""], kept[own,], 1e-9)
+        missed = found.get((own, "the rule's approximation", "", ""), 0.0)
+        if name == "dni":
+            assert_tree_close(missed + kept[own,], expected[own,], 1e-9)
+        if "size" in how:  # in a window, the recurrent product is no dropped edge
+            continue
+        exact = name == "d_rtrl" or (name, own) == ("eprop", "up")
+        assert jnp.any(missed != 0) != exact
+        assert_tree_close(missed + kept[own,], kept_by_all[own,], 1e-9)
+        recurrent = [g for (w, kind, *_), g in found.items() if (w, kind[:9]) == (own, "recurrent")]
+        assert len(recurrent) == (own != "up")
+        assert_tree_close(sum(recurrent, kept_by_all[own,]), expected[own,], 1e-9)
+
+
+def started_from(past: Any, model: Any) -> Any:
+    """The model after some steps; what is held has the same values."""
+    brainstate.nn.init_all_states(model, batch_size=BATCH)
+    for x in past:
+        model(x)
+    return model
 
 
 class TwoLayers(brainstate.nn.Module):

@@ -20,13 +20,15 @@ from tests.unit.drivers.net import IN, B, made, summed
         ("d_rtrl", [KEPT, RECURRENT, UNTRACED]),
         ("pp_prop", [KEPT, RULE, RECURRENT, UNTRACED]),
         ("rtrl", [KEPT]),
+        ("dni", [KEPT, RULE]),
     ],
 )
 def test_kinds(rule: str, kinds: list[Any]) -> None:
     options = {"decay_or_rank": 0.8} if rule == "pp_prop" else {}
     learner = made(rule, **options)
     xs = jnp.ones((3, B, IN))
-    how = GradOptions(summed(learner), tuple(learner.trained_states.items()))
-    whole, found = probed(learner, how, (xs, xs), None)
+    size = 1 if rule == "dni" else None
+    how = GradOptions(summed(learner), tuple(learner.trained_states.items()), chunk_size=size)
+    whole, found = probed(learner, how, how.step_fn, None, (xs, xs), None)
     assert [entry.kind for entry in found] == kinds
     assert all(entry.gradients.keys() == whole.keys() for entry in found)

@@ -18,6 +18,7 @@ of all paths that are kept up to that edge, and of all paths behind it. None is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,11 +30,12 @@ from ..algorithms.block_algebra import apply, turned
 from ..algorithms.d_rtrl import ParamDimRule
 from ..algorithms.delayed import DelayedDRTRLRule
 from ..algorithms.lagged import LaggedDRTRLRule
-from ..algorithms.signals import RandomFeedback
-from ..base.errors import NotSupportedError
+from ..algorithms.signals import TracelessRule
 from ..base.types import Path
 from ..executor.detours import two_ways
 from ..executor.tangents import all_inputs
+from .exactly import cleared_filters, refuse_errors, without_moving
+from .gradients import gradient
 from .ledger_of_masks import entries_of_masks
 from .options import GradOptions, common_length, masked_step, scale_of
 from .probe import (
@@ -55,24 +57,45 @@ from .steps import add_traced
 from .traced import trace_step
 
 
-def probed(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Any:
-    """The gradient of BPTT by path, and all entries; no state moves on."""
+def probed(
+    learner: Running, options: GradOptions, by_step: Any, exact: Any, sequences: Any, mask: Any
+) -> Any:
+    """The gradient of BPTT by path, and all entries; no state moves on.
+
+    ``by_step`` gives the loss of one step. ``exact``: what runs the model's own steps where the
+    learner does not.
+    """
+    run = partial(_probed, learner if exact is None else exact, options, by_step)
+    bptt, entries = run(sequences, mask)
+    if exact is None and not isinstance(learner.rule, TracelessRule):
+        return bptt, entries
+    own = replace(options, carry_trace=False)
+    grads = own.by_key(without_moving(partial(gradient, learner, own), sequences, mask).grads)
+    by_rule = {path: grads.get(path, v) for path, v in bptt.items()}
+    (kept, *others) = entries
+    missed = jax.tree.map(jnp.subtract, kept.gradients, by_rule)
+    return bptt, [replace(kept, gradients=by_rule), Found(RULE, None, None, missed), *others]
+
+
+def _probed(learner: Any, options: GradOptions, by_step: Any, sequences: Any, mask: Any) -> Any:
     rule, inputs = learner.rule, (mask, *sequences)
     first = jax.tree.map(lambda v: v[0], inputs)
-    step, weights = masked_step(options.step_fn, False), [state for _, state in options.weights]
-    trace = partial(trace_step, learner, step, first, weights, carried=True)
-    whole, drops = trace(rule=Nodes(rule.executor)), rule.from_blocks or rule.in_single_steps
-    probe = Probe(rule, trace() if drops else whole, whole, options.chunk_size)
+    step, weights = masked_step(by_step, False), [state for _, state in options.weights]
     scale = scale_of(options.reduction, mask, common_length(sequences))
-    if drops and rule.from_blocks:
-        signals = partial(_signals, probe, scale)
-        zeros = [probe.stepwise() for _ in (KEPT, *probe.targets)]
-        found, direct, bptt, inside = backward(probe, inputs, scale, signals, zeros)
-        return bptt, _entries(probe, found, direct, inside)
-    rows, _, bptt, inside = backward(probe, inputs, scale)
-    if drops:
-        return bptt, entries_of_masks(probe, rows, inside, scale)
-    return bptt, [Found(KEPT, None, None, bptt)]
+    drops = (rule.from_blocks or rule.in_single_steps) and not isinstance(rule, TracelessRule)
+    with cleared_filters(learner):
+        trace = partial(trace_step, learner, step, first, weights, carried=True)
+        whole = trace(rule=Nodes(rule.executor))
+        probe = Probe(rule, trace() if drops else whole, whole, options.chunk_size)
+        if drops and rule.from_blocks:
+            signals = partial(_signals, probe, scale)
+            zeros = [probe.stepwise() for _ in (KEPT, *probe.targets)]
+            found, direct, bptt, inside = backward(probe, inputs, scale, signals, zeros)
+            return bptt, _entries(probe, found, direct, inside)
+        rows, _, bptt, inside = backward(probe, inputs, scale)
+        if drops:
+            return bptt, entries_of_masks(probe, rows, inside, scale)
+        return bptt, [Found(KEPT, None, None, bptt)]
 
 
 def _signals(probe: Probe, scale: Any, row: Row) -> Any:
@@ -81,11 +104,7 @@ def _signals(probe: Probe, scale: Any, row: Row) -> Any:
     executor, graph = probe.executor, probe.graph
     perturb = graph.perturbed.init_perturb_data()
     pull, (values, given), moving = probe.pull_back(perturb, row, scale)
-    if given is not None and isinstance(getattr(probe.rule, "source", None), RandomFeedback):
-        raise NotSupportedError(
-            "there is no credit ledger with an error that is fed back, because it takes the place "
-            "of the gradient of the loss; leave error out in step_fn"
-        )
+    refuse_errors(probe.rule, given)
     jacobians, paths = executor.jacobians_at(values), graph.perturbed.perturb_hidden_paths
     groups = range(len(executor.groups))
 
@@ -154,7 +173,7 @@ def _entries(probe: Probe, of_steps: Any, stepwise: Any, inside: Any) -> list[Fo
     executor, rule, params = probe.executor, probe.rule, probe.params
     operands = executor.operand_values(params)
     exact = ParamDimRule(executor)
-    own, *others = zip(stepwise, products, strict=True)
+    of_loss, *of_targets = zip(stepwise, products, strict=True)
 
     def to_parameters(cotangents: Any) -> dict[Path, Any]:
         zeros = {p: jax.tree.map(jnp.zeros_like, v) for p, v in params.items()}
@@ -163,11 +182,11 @@ def _entries(probe: Probe, of_steps: Any, stepwise: Any, inside: Any) -> list[Fo
     def block(signal: Any, old: Any, given: Any = None) -> Block:
         return Block(jacobians, tuple(signal), tuple(old), given)
 
-    def kind(of: str) -> str:
-        return of if inside is None else BORDER
+    def kind(name: str) -> str:
+        return name if inside is None else BORDER
 
     by_rule = to_parameters(rule.solve(None, block(signals[0], olds[0], given), operands))
-    direct = probe.direct(*own, moving) if inside is None else inside
+    direct = probe.direct(*of_loss, moving) if inside is None else inside
     entries = [Found(KEPT, None, None, add_traced(by_rule, direct))]
     if type(rule) not in (ParamDimRule, LaggedDRTRLRule, DelayedDRTRLRule):
         kept, _ = exact.of_block(block(signals[0], olds[0]), operands)
@@ -182,8 +201,8 @@ def _entries(probe: Probe, of_steps: Any, stepwise: Any, inside: Any) -> list[Fo
         for group in executor.driven:
             g = group.index
             own = [v if k.group is group else {} for k, v in zip(exact.links, found, strict=True)]
-            of = STATE if isinstance(c, tuple) else RECURRENT if c == g else LAYER
-            entries.append(Found(kind(of), g, c, to_parameters(exact.summed(own, operands))))
-    for c, found in zip(probe.targets, others, strict=True):
-        entries.append(Found(kind(UNTRACED), None, c, probe.direct(*found, moving)))
+            name = STATE if isinstance(c, tuple) else RECURRENT if c == g else LAYER
+            entries.append(Found(kind(name), g, c, to_parameters(exact.summed(own, operands))))
+    for c, of in zip(probe.targets, of_targets, strict=True):
+        entries.append(Found(kind(UNTRACED), None, c, probe.direct(*of, moving)))
     return entries

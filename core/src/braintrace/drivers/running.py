@@ -22,6 +22,7 @@ from ..compiler.environment import changed_setting, recorded_settings
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states, check_states, checked_args
+from ..executor.graph_executor import ETraceGraphExecutor
 from .call_arguments import number_of_steps, one_step_of, steps_of
 from .explicit import Like, automatic, automatic_with_states
 
@@ -100,6 +101,8 @@ class Running(Protocol):
     def running_index(self) -> State: ...
     @property
     def rule(self) -> LearningRule: ...
+    @property
+    def executor(self) -> ETraceGraphExecutor: ...
     @property
     def graph(self) -> ETraceGraph: ...
     @property

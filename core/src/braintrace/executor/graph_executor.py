@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import brainstate
@@ -143,6 +144,16 @@ class ETraceGraphExecutor(FormerAttributes):
         self._graph = as_written(self.graph, why)
         self._compiled = self._of(self._graph)
 
+    @cached_property
+    def with_leaks(self) -> ETraceGraphExecutor:
+        """The same with the leaks of the model, and no traces of uniform states beside them."""
+        other = self.for_model(self.model, compiled=False)
+        own = {"kappa", "keeps_traces"}
+        other.options = {name: v for name, v in other.options.items() if name not in own}
+        with self.graph.module_info.as_when_traced() as args:
+            other.compile_graph(*args)
+        return other
+
     def for_model(self, model: brainstate.nn.Module, compiled: bool = True) -> ETraceGraphExecutor:
         """An executor of another model with the same options, compiled if this one is.
 
@@ -161,6 +172,7 @@ class ETraceGraphExecutor(FormerAttributes):
         """
         other = copy.copy(self)
         other.model, other._compiled, other._graph = model, None, None
+        vars(other).pop("with_leaks", None)
         if model is not self.model and "frozen" in self.options:
             states = brainstate.graph.states(self.model, brainstate.ParamState)
             other.options = {**self.options, "frozen": by_path(states, self.options["frozen"])}

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..algorithms.signals import TracelessRule
-from ..base.errors import NotSupportedError
 from ..base.types import Path, show_path
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import CreditFilter
 from ..drivers.call_arguments import one_step_of
+from ..drivers.exactly import Exactly, follows_the_model
 from ..drivers.ledger import probed
 from ..drivers.options import checked_mask, common_length
 from ..drivers.probe import KEPT, Found
@@ -35,7 +34,7 @@ class CreditEntry:
     parameter
         Its path.
     kind
-        ``'kept by the rule'``; ``"the rule's approximation"``, what the traces themselves miss of
+        ``'kept by the rule'``; ``"the rule's approximation"``, what traces and predictions miss of
         paths that they follow; ``'recurrent product'``, ``'another layer'`` and ``'a state that is
         not hidden'``, where paths leave a group's trace for good; ``'no trace'``, where they enter
         a state past all relations; ``'window border'``, where they do so in front of the border
@@ -133,9 +132,7 @@ def credit_ledger(
     Raises
     ------
     NotSupportedError
-        For :class:`DNI`, whose predictions stand for the credit of later windows; with
-        ``downstream='linear'``, for e-prop with ``kappa``, and for pp_prop and three-factor rules
-        where there are leaky layers.
+        With an error that is fed back, which is the gradient of no loss that ``step_fn`` returns.
     CompilationError, TypeError, ValueError
         As for :meth:`etrace_grad`.
 
@@ -153,32 +150,20 @@ def credit_ledger(
     """
     steps, rule = common_length(sequences), self.rule
     mask = checked_mask(mask, steps)
-    if isinstance(rule, TracelessRule):
-        raise NotSupportedError(
-            f"{type(self).__name__} has no credit ledger: what it predicts stands for the credit "
-            "of later windows. Compare its etrace_grad with that of braintrace.RTRL"
-        )
-    executed, config = self.graph.executed, getattr(self, "config", None)
-    traced = {path for group in executed.hidden_groups for path in group.hidden_paths}
-    other_leak = getattr(config, "kappa", None) and executed is not self.graph
-    if other_leak or traced & {*self.graph.uniform}:
-        raise NotSupportedError(
-            f"{type(self).__name__} has no credit ledger with filters that are not the leaks of "
-            "the model, or stand beside the traces of leaky layers; make one with downstream='step'"
-        )
     weights = dict(self.trained_states)
     options = grad_options(
         self, steps, step_fn, weights, reduction=reduction, chunk_size=chunk_size
     )
-    if (options.chunk_size or 1) > 1:
-        options = replace(options, step_fn=partial(_of_one_step, self, step_fn))
-    driver = self._drivers.get((step_fn, "credit", options), partial(probed, self, options))
+    by_step = step_fn if (options.chunk_size or 1) == 1 else partial(_of_one_step, self, step_fn)
+    exact = None if follows_the_model(self.graph) else Exactly(self, self.executor.with_leaks)
+    run = partial(probed, self, options, by_step, exact)
+    driver = self._drivers.get((step_fn, "credit", options), run)
     whole, found = driver(sequences, mask)
     known = [path for path in weights if path in whole]
-    graph = rule.executor.graph
+    graph = rule.executor.graph if exact is None else exact.graph.executed
     entries = (_entry(graph, path, whole[path], one) for path in known for one in found)
     return CreditLedger(
-        tuple(e for e in entries if e.kind == KEPT or _dot(e.gradient, e.gradient)),
+        tuple(e for e in entries if e.kind == KEPT or _matters(e.gradient, whole[e.parameter])),
         {path: whole[path] for path in known},
     )
 
@@ -216,8 +201,15 @@ def _shown(graph: ETraceGraph, end: int | Path | None) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
+def _matters(own: Any, whole: Any) -> bool:
+    """Whether a gradient is more than the round-off of another one."""
+    dtypes = [np.asarray(v).dtype for v in jax.tree.leaves(own)]
+    least = max(np.finfo(dtype).eps if dtype.kind in "fc" else 1e-2 for dtype in dtypes)
+    return _dot(own, own) > 16 * float(least) ** 2 * _dot(whole, whole)
+
+
 def _dot(a: Any, b: Any) -> float:
     """The product of two gradients, in double precision; of complex ones, its real part."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    wide = ((np.asarray(x), np.asarray(y)) for x, y in pairs)
-    return float(sum(np.sum(y.conj() * x, dtype=complex).real for x, y in wide))
+    wide = ((np.asarray(x).astype(complex), np.asarray(y).astype(complex)) for x, y in pairs)
+    return float(sum(np.vdot(y, x).real for x, y in wide))
