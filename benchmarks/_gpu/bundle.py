@@ -57,8 +57,10 @@ def make(folder: Path = FOLDER) -> None:
 
 def built(wheels: Path) -> list[Path]:
     """Build the wheels of this tree's distributions."""
-    projects = [ROOT / "core", *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))]
-    for project in projects:
+    files = [ROOT / "core" / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
+    adapters = [f for f in files[1:] if "braintrace.plugins.v1" not in f.read_text()]
+    needed = [f.parent for f in files if f not in adapters or f.parent.name == "testing"]
+    for project in needed:
         command = ["build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(project)]
         call(command)
     return sorted(wheels.iterdir())

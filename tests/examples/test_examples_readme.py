@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -25,13 +26,18 @@ def test_every_plugin_is_listed_with_the_names_it_provides() -> None:
     lines = README.partition("## Plugins")[2].splitlines()
     for file in ROOT.glob("plugins/*/pyproject.toml"):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        if "entry-points" not in project:  # braintrace-testing is no plugin
+        if project["name"] == "braintrace-testing":  # no plugin
             continue
         (line,) = [line for line in lines if line.startswith(f"| `{project['name']}`")]
-        groups = project["entry-points"]
+        groups = project.get("entry-points", {})
         names = {f"braintrace.{name}" for name in groups.get("braintrace.ops", {})}
         names |= {*groups.get("braintrace.nn", {})}
-        listed = {*re.findall(r"`([^`]+)`", line)} - {project["name"], "braintrace.nn"}
+        package = file.parent / "src" / project["name"].replace("-", "_")
+        if not groups:  # an adapter
+            (names,) = re.findall(r"__all__ = (\[.*?\])", (package / "__init__.py").read_text())
+            names = {*ast.literal_eval(names)}
+        listed = {*re.findall(r"`([^`]+)`", line)}
+        listed -= {project["name"], "braintrace.nn", package.name}
         assert listed == names
 
 

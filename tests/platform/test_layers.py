@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core" / "src" / "braintrace"
 DISTRIBUTIONS = sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml"))
 PLUGINS = [folder for folder in DISTRIBUTIONS if folder.name != "testing"]
+#: Families have primitives, which core finds by their entry points. An adapter, which carries
+#: models over to another library and has none, uses core as everybody does.
+FAMILIES = [f for f in PLUGINS if "braintrace.plugins.v1" in (f / "pyproject.toml").read_text()]
+ADAPTERS = [folder for folder in PLUGINS if folder not in FAMILIES]
 
 TESTING = ROOT / "plugins" / "testing" / "src" / "braintrace_testing"
 
@@ -200,8 +204,8 @@ def test_one_module_of_core_reads_metadata():
     assert readers == {"plugins/metadata.py"}
 
 
-@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.name)
-def test_plugins_import_only_the_plugin_api(plugin):
+@pytest.mark.parametrize("plugin", FAMILIES, ids=lambda p: p.name)
+def test_families_import_only_the_plugin_api(plugin):
     package = f"braintrace_{plugin.name}"
     allowed = {"braintrace.plugin_api", package, "__future__"}
     third_party = {"jax", "saiunit", "brainstate", "numpy"}
@@ -217,6 +221,27 @@ def test_plugins_import_only_the_plugin_api(plugin):
                 top = name.partition(".")[0]
                 known = top in third_party or top in sys.stdlib_module_names
                 assert name in allowed or known, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("plugin", ADAPTERS, ids=lambda p: p.name)
+def test_adapters_use_public_names_and_nothing_imports_them(plugin):
+    """The folder of an adapter has the name of the library that it adapts."""
+    assert "entry-points" not in project(plugin)
+    statements = {
+        node: file
+        for source in (plugin, ROOT / "core", *FAMILIES, TESTING)
+        for file in source.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    public = {"braintrace", "braintrace.algorithms", "braintrace.nn", "braintrace.plugin_api"}
+    for node, file in statements.items():
+        names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if file.is_relative_to(plugin):
+            assert {n for n in names if n.startswith("braintrace.")} <= public, file
+        else:
+            tops = {name.partition(".")[0] for name in names}
+            assert not tops & {plugin.name, f"braintrace_{plugin.name}"}, file
 
 
 def project(folder: Path) -> dict:
@@ -251,7 +276,7 @@ def test_entry_points_are_what_core_expects():
     from braintrace import names
 
     found = {"ops": {}, "nn": {}}
-    for folder in PLUGINS:
+    for folder in FAMILIES:
         groups = project(folder)["entry-points"]
         assert list(groups["braintrace.plugins.v1"]) == [folder.name]
         for kind, exports in found.items():

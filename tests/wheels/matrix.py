@@ -7,7 +7,8 @@ none of the families, each, every pair and all, or with ``every-subset`` every o
 is present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin
 in a process of its own and therefore takes long: it is asked with none, one and all of the plugins,
 and in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with
-core, that plugin and ``braintrace-testing`` alone. The tests of the plugin host are run with the
+core, that plugin and ``braintrace-testing`` alone; those of an adapter, which is no family, with
+the families that it requires. The tests of the plugin host are run with the
 oldest pluggy and the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a
 foreign distribution that writes over the package is found.
 """
@@ -31,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 HOST_TESTS = [f"tests/unit/plugins/test_{name}.py" for name in ("host", "hooks")]
 TESTING = "braintrace-testing"
+GROUP = "[braintrace.plugins.v1]"  # entry points of the families
 OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
@@ -107,6 +109,27 @@ def try_subsets(wheels: dict[str, Path], testing: Path, options: Sequence[str]) 
     pip("install", "--no-deps", "--no-index", testing)
 
 
+def try_adapters(adapters: dict[str, Path], wheels: dict[str, Path]) -> None:
+    """The own tests of each adapter, with the families that it requires alone."""
+    for name, wheel in adapters.items():
+        start = time.monotonic()
+        text = read(wheel, "METADATA")
+        required = [f for f in wheels if f"Requires-Dist: braintrace-{f}" in text]
+        change(wheels, tuple(wheels), required)
+        said = run("-P", "-m", "pytest", "-q", f"plugins/{name}/tests")
+        change(wheels, required, tuple(wheels))
+        tests = f"own tests: {said.splitlines()[-1].strip('= ')}"
+        with_these = " + ".join(("core", *required, name))
+        print(f"ok  {with_these} ({time.monotonic() - start:.0f} s); {tests}", flush=True)
+
+
+def read(wheel: Path, name: str) -> str:
+    """The text of a file of a wheel's metadata; empty when there is none."""
+    with zipfile.ZipFile(wheel) as archive:
+        found = [path for path in archive.namelist() if path.endswith(f".dist-info/{name}")]
+        return archive.read(found[0]).decode() if found else ""
+
+
 def try_pluggy() -> None:
     """The tests of the plugin host with the oldest pluggy and the newest."""
     for wanted in (f"pluggy=={OLDEST_PLUGGY}", "pluggy<2"):
@@ -165,9 +188,12 @@ def main(folder: str, *options: str) -> int:
     """Try everything; the exit status."""
     plugins = sorted(Path(folder).glob("braintrace_*.whl"))
     named = {re.sub(r"braintrace_(\w+?)-.*", r"\1", file.name): file for file in plugins}
-    wheels = {name: file for name, file in named.items() if name not in ("core", "testing")}
+    wheels = {n: f for n, f in named.items() if GROUP in read(f, "entry_points.txt")}
+    adapters = {n: f for n, f in named.items() if n not in {*wheels, "core", "testing"}}
     try:
         try_subsets(wheels, named["testing"], options)
+        if "own-tests" in options:
+            try_adapters(adapters, wheels)
         try_pluggy()
         try_new_plugin()
         try_foreign()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real series that come inside of packages, as arrays [samples, features and target]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+
+def laser() -> np.ndarray:
+    """The Santa Fe laser: the intensity now, and the next one."""
+    file = resources.files("reservoirpy.datasets") / "santafe_laser.npy"
+    with file.open("rb") as opened:
+        values = np.load(opened).ravel().astype(float)
+    return np.stack([values[:-1], values[1:]], 1)
+
+
+def water() -> np.ndarray:
+    """The flow of an hour, and that of the next one."""
+    from river import datasets
+
+    values = np.array([y for _, y in datasets.WaterFlow()])
+    return np.stack([values[:-1], values[1:]], 1)
+
+
+def shuttle() -> np.ndarray:
+    """Nine sensors, and whether this is an anomaly."""
+    from river import datasets
+
+    return np.array([[*x.values(), y] for x, y in datasets.Shuttle()], float)
+
+
+def samples(name: str, array: np.ndarray) -> Iterator[tuple[dict[str, float], Any]]:
+    """Features by name, and the target: a number, or 0 and 1 for the shuttle."""
+    kind = int if name == "shuttle" else float
+    names = [f"x{k}" for k in range(array.shape[1] - 1)]
+    for *x, y in array.tolist():
+        yield dict(zip(names, x, strict=True)), kind(y)
