@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -164,3 +167,17 @@ def test_the_limit_of_a_rule_is_its_products_and_its_passes(parts: ModuleType) -
     assert needed(settings.FRESH) == needed(settings.PP) == 20 * (14 + 5)
     assert needed(settings.DEFAULT) == 20 * (14 + 7) + 100
     assert needed(settings.UPDATE) == 20 * 14 + 20 * 100
+
+
+def test_the_picture_of_the_page_shows_its_table(parts: ModuleType) -> None:
+    """Where it does not: ``python3 benchmarks/_bench/beside.py`` draws it anew."""
+    beside = import_module("_bench.beside")
+    cases = beside.ratios(beside.PAGE.read_text(encoding="utf-8"))
+    assert len(cases) > 8
+    drawn = beside.PICTURE.read_text(encoding="utf-8")
+    shown = [html.unescape(text) for text in re.findall(r">([^<>]+)</text>", drawn)]
+    numbers = [f"{ratio:g}" for found in cases.values() for ratio in found.values()]
+    assert sorted(n for n in shown if re.fullmatch(r"[\d.]+", n)) == sorted(
+        [*numbers, "1", "10", "100"]
+    )
+    assert {*cases, *beside.BARS.values()} <= {*shown}
