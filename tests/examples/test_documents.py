@@ -36,6 +36,7 @@ EXPECTED = {
         r"cosine with BPTT: (0\.[5-9]|1\.00)"
     ),
     "docs/reading-the-graph.md": r"2 hidden groups of 2 states, 4 relations",
+    "docs/hardware.md": r"after training\nthe same weights: True",
     "docs/learning-rules.md": r"e-prop, kappa 0.8\ntrace_factorization='random_projection'",
     "docs/saving.md": r"equal to the last bit: True[\s\S]*What differs:[\s\S]*\(4, 9\) here",
     "docs/sequences.md": (
@@ -68,6 +69,7 @@ TUTORIALS = [
 EXPECTED |= dict.fromkeys(TUTORIALS, r"")
 OF_NEURONS = ("spiking", "synapses", "time-constants")
 NEEDED = {f"docs/tutorials/{name}.md": "brainpy" for name in OF_NEURONS}
+NEEDED["docs/hardware.md"] = "nir"
 #: Its blocks are files of a plugin, which tests/examples/test_authors_guide.py makes of them.
 FILES = {"docs/writing-a-plugin.md"}
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -96,7 +98,7 @@ def assert_shown(page: str, printed: str) -> None:
 @pytest.mark.parametrize("document", EXPECTED)
 def test_code_runs_prints_what_it_promises_and_draws_what_is_shown(document, tmp_path):
     if document in NEEDED:
-        pytest.importorskip(NEEDED[document], reason="the page needs braintrace-core[neurons]")
+        pytest.importorskip(NEEDED[document], reason="an extra or an adapter")
     program = tmp_path / Path(document).name  # the name that its drawings mention
     program.write_text(blocks_of(document, "```python"), encoding="utf-8")
     as_users_run_it = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
