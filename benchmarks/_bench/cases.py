@@ -65,7 +65,10 @@ MODELS = {
 
 
 class Network(brainstate.nn.Module):
-    """Recurrent layers and a linear readout: x [B, *in] to [B, OUTPUTS]; images are averaged."""
+    """Recurrent layers and a linear readout: x [B, *in] to [B, OUTPUTS].
+
+    Images are averaged, and groups joined.
+    """
 
     def __init__(self, model: Model, make: Make, sizes: Sizes, depth: int) -> None:
         super().__init__()
@@ -76,7 +79,9 @@ class Network(brainstate.nn.Module):
 
     def update(self, x: jax.Array) -> jax.Array:
         activity = self.layers(x)
-        return self.readout(activity.mean((1, 2)) if activity.ndim == 4 else activity)
+        if activity.ndim == 4:
+            activity = activity.mean((1, 2))
+        return self.readout(activity.reshape(len(activity), -1))
 
 
 def network(name: str, sizes: Sizes, make: Make = layers.TRACED, depth: int = 0) -> Network:

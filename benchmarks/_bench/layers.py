@@ -120,16 +120,21 @@ class LowRank(brainstate.nn.Module):
 
 
 class Grouped(brainstate.nn.Module):
-    """A product for each of eight groups: [B, units] to [B, units]."""
+    """A product for each of eight groups: [B, inputs] or [B, 8, inputs / 8] to [B, 8, units / 8].
 
-    def __init__(self, make: Make, units: int) -> None:
+    The states it drives have that shape, too: of a result that is reshaped in between, the peer
+    gives the weight a gradient of zero, and there would be nothing to compare.
+    """
+
+    def __init__(self, make: Make, inputs: int, units: int) -> None:
         super().__init__()
-        self.product, size = make.grouped, units // GROUPS
-        self.weight = brainstate.ParamState(jnp.zeros((GROUPS, size, size)))
+        self.product = make.grouped
+        shape = (GROUPS, inputs // GROUPS, units // GROUPS)
+        self.weight = brainstate.ParamState(jnp.zeros(shape))
 
     def update(self, x: jax.Array) -> jax.Array:
         weight: Any = self.weight.value
-        return self.product(x.reshape(len(x), GROUPS, -1), weight).reshape(x.shape)
+        return self.product(x.reshape(len(x), GROUPS, -1), weight)
 
 
 class Table(brainstate.nn.Module):
@@ -195,7 +200,8 @@ def low_rank(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
 
 
 def grouped(make: Make, num_in: int, units: int) -> brainstate.nn.Module:
-    return LIF((units,), make.nn.Linear(num_in, units), Grouped(make, units))
+    shape = (GROUPS, units // GROUPS)
+    return LIF(shape, Grouped(make, num_in, units), Grouped(make, units, units))
 
 
 def table(make: Make, num_in: int, units: int) -> brainstate.nn.Module:

@@ -23,8 +23,8 @@ diagnostic of the compiler, or ``None``.
 What operations and layers of every family need is here, too: arguments checked and split into
 arrays and units (:func:`real_array`, :func:`processed`, :func:`bias_in_unit`, :func:`with_unit`),
 leading axes as one batch (:func:`by_rows`), sizes and initial values of parameters
-(:func:`as_size`, :func:`as_count`, :func:`initial_value`, :func:`keyword_key`, :func:`seeded`), and
-types for their signatures.
+(:func:`as_size`, :func:`as_count`, :func:`initial_value`, :func:`keyword_key`, :func:`seeded`), the
+product that a weight's gradient is (:func:`sum_of_outer`), and types for their signatures.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from .ops.arguments import (
     seeded,
     with_unit,
 )
+from .ops.products import sum_of_outer
 from .ops.spec import ETPPrimitiveSpec, Rows
 from .plugins.errors import PluginError
 from .plugins.hooks import hookimpl
@@ -97,6 +98,7 @@ __all__ = [
     "processed",
     "real_array",
     "seeded",
+    "sum_of_outer",
     "with_unit",
 ]
 

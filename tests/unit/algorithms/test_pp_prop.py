@@ -85,6 +85,17 @@ def test_traces_are_kept_in_more_than_half_precision() -> None:
     assert rule.name == "pp_prop, decays 0.5 and 0.5"
 
 
+def test_a_class_that_looks_at_blocks_gets_blocks() -> None:
+    class Doubled(IODimRule):
+        def advance(self, traces: Any, block: Block, operands: Any) -> Any:
+            return super().advance(traces, block, operands)
+
+    class Named(IODimRule):
+        name = "named"
+
+    assert (IODimRule.takes_steps, Named.takes_steps, Doubled.takes_steps) == (True, True, False)
+
+
 COUNTED = bt.ETPPrimitiveSpec("unit_counted", lambda x, w: x.astype(w.dtype) @ w)
 
 

@@ -141,12 +141,18 @@ class LearningRule(ABC):
     #: Whether gradients are made from blocks of ``x``, ``f``, ``D`` and signals, and not from the
     #: steps themselves as those of ``InfluenceRule`` are.
     from_blocks: bool = True
+    #: Whether a loop may give each step to :meth:`take` as it is run, where no signal is at old
+    #: values, in place of recording a block for :meth:`advance`. A class that overrides how blocks
+    #: are treated, and not :meth:`take`, gets blocks.
+    takes_steps: bool = False
     #: Whether every step is differentiated by itself, whatever the size of a block.
     in_single_steps: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         accept_old_name(cls, "boundary", "solve_at_start")
+        if "take" not in vars(cls) and {"advance", "solve", "update"} & vars(cls).keys():
+            cls.takes_steps = False  # it looks at blocks
 
     def __post_init__(self) -> None:
         if (step := compiled_step(self.executor)) is not self.executor:
@@ -191,6 +197,18 @@ class LearningRule(ABC):
         """:meth:`solve` and :meth:`update`, for rules in which they share work."""
         new = self.update(traces, block, operands)
         return self.solve_after(traces, new, block, operands), new
+
+    def hold(self, traces: Traces | None) -> Any:
+        """What a loop over steps carries for the rule; see :attr:`takes_steps`."""
+        raise NotImplementedError
+
+    def take(self, held: Any, step: Block) -> tuple[Any, Any]:
+        """What the loop carries on after a step, without leading axis, and what it keeps of it."""
+        raise NotImplementedError
+
+    def release(self, held: Any, kept: Any, operands: Operands) -> tuple[Cotangents, Traces]:
+        """:meth:`advance`, from what the loop carries in the end and has kept of ``K`` steps."""
+        raise NotImplementedError
 
     def solve_after(
         self, traces: Traces | None, new: Traces, block: Block, operands: Operands

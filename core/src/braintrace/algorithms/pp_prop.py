@@ -27,8 +27,8 @@ where it could be read in more than one way:
 - With ``a_x = a_f = 0`` only the current step is left, ``xy_to_dw(x^t, sum l^t f^t)``; at ``t = 0``
   every decay gives that, because ``c^0 (1 - a_f) = 1``.
 
-A block of ``K`` steps runs the two filters, which touch arrays of the size of the activity, and
-then takes one product per relation and group over all its steps.
+A loop of ``K`` steps runs the two filters, which touch arrays of the size of the activity, and
+keeps ``eps_x^t`` and ``u^t`` of each; then comes one product per relation and group over all steps.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from ..base.errors import NotSupportedError
 from ..base.precision import sum_dtype, wide_dtype, widened_dtype
 from ..base.types import bytes_of
 from ..executor.executor import Executor
+from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
 from ..ops.moving import ExamplesSpec, MovingSpec
-from ..ops.operation import Arrays
 from ..ops.traces import output_trace
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 from .block_algebra import accumulate, apply
@@ -65,9 +65,12 @@ class Filters(NamedTuple):
     x: dict[int, Any]
     f: tuple[Any, ...]
 
-    def of(self, link: Link, sources: Mapping[int, int]) -> tuple[Any, Any, Any]:
-        """The number of steps, ``eps_x`` (if there is an input), and ``eps_f`` of a link."""
-        return self.steps, self.x.get(sources.get(link.relation.index, -1)), self.f[link.index]
+
+class Met(NamedTuple):
+    """What signals meet in the filters: ``eps_x`` by source, and ``u`` [*Y] by link."""
+
+    x: dict[int, Any]
+    u: dict[int, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,8 @@ class IODimRule(LearningRule):
     >>> learner.rule.of_link(learner.rule.init(), 0)["f"].shape
     (2, 4, 1)
     """
+
+    takes_steps = True
 
     executor: Executor
     decay_x: float
@@ -166,46 +171,84 @@ class IODimRule(LearningRule):
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
-        _, x, f = Filters(*traces).of(self.links[index], self.executor.sources)
-        return {**({} if x is None else {"x": x}), "f": jnp.moveaxis(f, 0, -1)}
+        held, source = Filters(*traces), self._source(self.links[index])
+        x = {"x": held.x[source]} if source in held.x else {}
+        return {**x, "f": jnp.moveaxis(held.f[index], 0, -1)}
 
-    def _filtered(self, traces: Traces | None, block: Block) -> tuple[Filters, Traces]:
-        """The filters at each of ``K`` steps, and the traces after them."""
+    def _source(self, link: Link) -> int | None:
+        """The first relation with the input of a link, if it has one."""
+        return self.executor.sources.get(link.relation.index)
+
+    # --- steps one after the other ---------------------------------------------------------------
+
+    def hold(self, traces: Traces | None, types: StepJacobians | None = None) -> Filters:
+        """Filters in dtypes that lose nothing of what is kept or new, and that they can run in."""
         held = Filters(*(self.init() if traces is None else traces))
-        if not self.links:
-            return held, tuple(held)
-        x, f, transition = block.jacobians
-        one = jnp.ones(f[0].shape[0], held.steps.dtype)
-        now = Filters(one, {s: x[s] for s in self.executor.sources.values()}, f)
-        # a dtype that loses nothing of what is kept or new, and that filters can run in
-        start = jax.tree.map(
-            lambda v, new: v.astype(jnp.promote_types(sum_dtype(v.dtype), sum_dtype(new.dtype))),
-            held,
-            now,
-        )
+        x, f, _ = types or self.executor.jacobian_types
+        now = Filters(held.steps, {s: x[s] for s in held.x}, f)
 
-        def next_x(held: jax.Array, x: jax.Array) -> jax.Array:
+        def opened(v: jax.Array, new: Any) -> jax.Array:
+            return v.astype(jnp.promote_types(sum_dtype(v.dtype), sum_dtype(new.dtype)))
+
+        return jax.tree.map(opened, held, now)
+
+    def take(self, held: Filters, step: Block) -> tuple[Filters, Met]:
+        """The filters after a step, and what its signal meets there."""
+        held = self._next(held, step.jacobians)
+        return held, self._met(held, step.signal)
+
+    def release(self, held: Filters, kept: Met, operands: Operands) -> tuple[Cotangents, Traces]:
+        return self._contracted(kept, operands), self._kept(held)
+
+    def _kept(self, held: Filters) -> Traces:
+        return tuple(jax.tree.map(lambda v, own: v.astype(own.dtype), held, self._types))
+
+    def _next(self, held: Filters, jacobians: StepJacobians) -> Filters:
+        """The filters after a step."""
+        past = held.steps > 0  # before it, filters are zero, whatever the first ``D`` is
+
+        def next_x(source: int, held: jax.Array) -> jax.Array:
+            x = jacobians.x[source].astype(held.dtype)
             return self.decay_x * held + x if self.decay_x else x
 
-        def next_f(link: Link, held: jax.Array, f: jax.Array, transition: Any) -> jax.Array:
+        def next_f(link: Link, held: jax.Array) -> jax.Array:
+            _, f, transition = jacobians.of(link)
             f = (1.0 - self.decay_f) * f.astype(held.dtype)
             if transition is None or not self.decay_f:
                 return f
-            return self.decay_f * apply(link.to_y(transition, 2).astype(held.dtype), held) + f
+            transition = jnp.where(past, link.to_y(transition, 2).astype(held.dtype), 0.0)
+            return self.decay_f * apply(transition, held) + f
 
-        def step(held: Filters, new: Any) -> tuple[Filters, Filters]:
-            now, transition = new
-            x = {s: next_x(v, now.x[s].astype(v.dtype)) for s, v in held.x.items()}
-            transitions = (transition[link.group.index] for link in self.links)
-            f = tuple(map(next_f, self.links, held.f, now.f, transitions))
-            held = Filters(held.steps + now.steps, x, f)
-            return held, held
+        x = {source: next_x(source, v) for source, v in held.x.items()}
+        return Filters(held.steps + 1, x, tuple(map(next_f, self.links, held.f)))
 
-        last, history = jax.lax.scan(step, start, (now, transition))
-        return history, tuple(jax.tree.map(lambda v, kept: v.astype(kept.dtype), last, self._types))
+    def _met(self, held: Filters, signal: OldSignals) -> Met:
+        """``eps_x^t`` and ``u^t`` from the filters and signals [S, *V] of groups that have one."""
+        own = ((link, signal[link.group.index]) for link in self.links)
+        u = {k.index: self._u(k, held, one) for k, one in own if one is not None}
+        return Met(held.x, u)
+
+    def _u(self, link: Link, held: Filters, signal: jax.Array) -> jax.Array:
+        u = link.sum_to_y((held.f[link.index] * link.to_y(signal, 1)).sum(0), 0)
+        return u * self._correction(held.steps).astype(u.dtype)
+
+    def _contracted(self, met: Met, operands: Operands) -> Cotangents:
+        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps."""
+        found: Cotangents = [{} for _ in self.links]
+        for link in self.links:
+            if (u := met.u.get(link.index)) is not None:
+                x = met.x.get(self._source(link))
+                found[link.index] = link.operation.contract(x, u, operands[link.relation.index])
+        return self.summed(found, operands)
+
+    # --- a block of them -------------------------------------------------------------------------
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
-        return self._filtered(traces, block)[1]
+        def step(held: Filters, jacobians: StepJacobians) -> tuple[Filters, None]:
+            return self._next(held, jacobians), None
+
+        start = self.hold(traces, block.jacobians)
+        return self._kept(jax.lax.scan(step, start, block.jacobians)[0])
 
     def solve(self, traces: Traces | None, block: Block, operands: Operands) -> Cotangents:
         return self.advance(traces, block, operands)[0]
@@ -213,48 +256,38 @@ class IODimRule(LearningRule):
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands
     ) -> tuple[Cotangents, Traces]:
-        """Gradients and new traces, from one run of the filters.
+        """Gradients and new traces: a loop of :meth:`take`.
 
-        Where there is a signal at the first old values, the traces that enter the block come first.
+        A signal at the first old values meets the traces that enter the block.
         """
-        history, new = self._filtered(traces, block)
-        found, sources = [], self.executor.sources
-        for link in self.links:
-            g, seen = link.group.index, history.of(link, sources)
-            signal, first = accumulate(None, block.signal[g], block.old_signal[g])
-            if first is not None and traces is not None:
-                steps, x, f = Filters(*traces).of(link, sources)
-                x = None if x is None else jnp.where(steps > 0, x.astype(seen[1].dtype), seen[1][0])
-                signal, seen = jax.tree.map(_after, (first, (steps, x, f)), (signal, seen))
-            found.append(self._contracted(link, seen, signal, operands))
-        return self.summed(found, operands), new
+        rows = zip(block.signal, block.old_signal, strict=True)
+        own = [accumulate(None, *row) for row in rows]
+        steps = Block(block.jacobians, tuple(signal for signal, _ in own), ())
+        held, met = jax.lax.scan(self.take, self.hold(traces, block.jacobians), steps)
+        found, new = self.release(held, met, operands)
+        first = tuple(entry for _, entry in own)
+        if traces is not None and any(entry is not None for entry in first):
+            before = self._at_start(traces, first, operands, {s: x[0] for s, x in met.x.items()})
+            found = jax.tree.map(jnp.add, found, before)
+        return found, new
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
-        found: Cotangents = [{} for _ in self.links]
-        held = Filters(*jax.tree.map(lambda v: v[None], traces))
-        for link in self.links:
-            if (own := signal[link.group.index]) is not None:
-                seen = held.of(link, self.executor.sources)
-                found[link.index] = self._contracted(link, seen, own[None], operands)
-        return self.summed(found, operands)
+        return self._at_start(traces, signal, operands, {})
 
-    def _contracted(
-        self, link: Link, seen: tuple[Any, Any, Any], signal: jax.Array, operands: Operands
-    ) -> Arrays:
-        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps with these numbers, filters and signals."""
-        (count, x, f), operation = seen, link.operation
-        dy = link.sum_to_y((f * link.to_y(signal, 2)).sum(1), 1)
-        correction = self._correction(count).astype(dy.dtype)
-        dy = dy * correction.reshape(-1, *(1,) * (dy.ndim - 1))
-        return operation.contract(x, dy, operands[link.relation.index])
+    def _at_start(
+        self, traces: Traces, signal: OldSignals, operands: Operands, first: Mapping[int, Any]
+    ) -> Cotangents:
+        """:meth:`solve_at_start`; before any step there is no influence, whatever ``x`` is.
+
+        An operation may have no derivative at ``eps_x = 0``, so that its ``first`` is taken there.
+        """
+        met = self._met(held := Filters(*traces), signal)
+        some = held.steps > 0
+        x = {s: jnp.where(some, v, first.get(s, v).astype(v.dtype)) for s, v in met.x.items()}
+        return self._contracted(jax.tree.map(lambda v: v[None], Met(x, met.u)), operands)
 
     def _correction(self, count: jax.Array) -> jax.Array:
         """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""
         log = math.log(self.decay_f) if self.decay_f else -math.inf
         power = jnp.maximum(count, 1).astype(float) * log
         return jnp.where(count > 0, -1.0 / jnp.expm1(power), 0.0)
-
-
-def _after(first: jax.Array, rest: jax.Array) -> jax.Array:
-    """``rest`` [K, ..] with one more step in front."""
-    return jnp.concatenate([first[None].astype(rest.dtype), rest])

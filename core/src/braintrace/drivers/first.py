@@ -89,6 +89,11 @@ def finite_where_still(executor: Executor, block: Block, first: Any) -> Block:
     return block._replace(signal=tuple(signals))
 
 
+def drives_every_state(executor: Executor) -> bool:
+    """Whether operations drive every state at the same step, so that none may stand still."""
+    return not any(True for _ in _late_states(executor))
+
+
 def _finite(signal: jax.Array, moved: Any) -> jax.Array:
     return jnp.where(moved | jnp.isfinite(signal), signal, 0)
 

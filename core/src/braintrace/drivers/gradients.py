@@ -5,12 +5,13 @@ Inside a block, a scan runs its steps: each differentiates the step's loss with 
 perturbations of the hidden states (``l``), to old hidden values where anything reads them late
 (``e``), and to parameters where they act directly, and hands out ``x``, ``f`` and ``D``. Nothing of
 the size of a trace is touched in the scan. After it, the learning rule turns the recorded block
-into cotangents of the operands and, where the trace goes on, into the next trace.
+into cotangents of the operands and, where the trace goes on, into the next trace. A rule with
+traces of the size of the activity takes each step up in the scan instead, which records less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..compiler.requirements import check_states
 from ..executor.executor import Executor
 from . import guards, undo
 from .block_size import auto_block_size
-from .first import block_without_past, finite_where_still
+from .first import block_without_past, drives_every_state, finite_where_still
 from .in_reverse import in_reverse
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
@@ -101,6 +102,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands, heard = executor.operand_values(params), _heard(executor, step)
 
+    in_blocks = options.check or any(_live_olds(executor, step).values())
+    takes_steps = rule.takes_steps and not in_blocks and drives_every_state(executor)
     since_reset = learner.running_index.value
 
     def is_first(number: Any) -> Any:
@@ -113,15 +116,19 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
 
     def one_block(carry: Any, numbered: Any) -> Any:
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
-        record = _record(executor, step, leaves, direct, inputs)
-        leaves, direct, recorded, moves, losses, aux = record
-        block = block_without_past(recorded, is_first(number), moves)
-        block = finite_where_still(executor, block, is_first(number)).heard_by(heard)
-        last = isinstance(number, int) and number == (steps - 1) // size
-        if last and not (options.carry_trace or options.check):
-            found, traces = rule.solve(traces, block, operands), None
+        held, take = (rule.hold(traces), rule.take) if takes_steps else ((), _keep)
+        record = _record(executor, step, leaves, direct, inputs, take, held)
+        leaves, direct, held, recorded, moves, losses, aux = record
+        if takes_steps:
+            found, traces = rule.release(held, recorded, operands)
         else:
-            found, traces = rule.advance(traces, block, operands)
+            block = block_without_past(recorded, is_first(number), moves)
+            block = finite_where_still(executor, block, is_first(number)).heard_by(heard)
+            last = isinstance(number, int) and number == (steps - 1) // size
+            if last and not (options.carry_trace or options.check):
+                found, traces = rule.solve(traces, block, operands), None
+            else:
+                found, traces = rule.advance(traces, block, operands)
         progress.advance(number, losses)
         flags: Any = None
         if options.check:
@@ -157,14 +164,31 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     return Outcome(grads, losses, aux, flags)
 
 
+def _keep(held: Any, step: Block) -> tuple[Any, Block]:
+    """The whole of a step is kept."""
+    return held, step
+
+
+def _live_olds(executor: Executor, step: TracedStep) -> dict[int, list[int]]:
+    """By group, the leaves of its states whose old values the loss depends on."""
+    groups = executor.graph.hidden_groups
+    return {g.index: [i for s in g.hidden_states for i in step.live_leaves(s)] for g in groups}
+
+
 def _record(
-    executor: Executor, step: TracedStep, leaves: Mapping[int, Any], direct: Any, inputs: Any
-) -> tuple[dict[int, Any], dict[int, Any], Block, Block, Any, Any]:
-    """Run ``K`` steps: ``leaves`` and ``direct`` move on; then come the block, which of its arrays
-    differ between steps, losses and aux."""
+    executor: Executor,
+    step: TracedStep,
+    leaves: Mapping[int, Any],
+    direct: Any,
+    inputs: Any,
+    take: Callable[[Any, Block], tuple[Any, Any]],
+    held: Any,
+) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any]:
+    """Run ``K`` steps: ``leaves``, ``direct`` and what is ``held`` for ``take`` move on; then come
+    what it keeps of the steps, which of its arrays differ between steps, losses and aux."""
     groups = executor.graph.hidden_groups
     perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
-    read = {g.index: [i for s in g.hidden_states for i in step.live_leaves(s)] for g in groups}
+    read = _live_olds(executor, step)
     old = sorted({i for indices in read.values() for i in indices})
     chosen = [i for i in direct if i in step.direct.elsewhere]
 
@@ -178,7 +202,7 @@ def _record(
         return executor.old_signals(by_path, {group for group, found in read.items() if found})
 
     def one(carry: Any, inputs: Any) -> Any:
-        leaves, direct = carry
+        leaves, direct, held = carry
 
         def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
             changed = {**leaves, **olds, **params}
@@ -192,14 +216,15 @@ def _record(
         jacobians = executor.jacobians_at(values)
         direct = {i: value + params[i] for i, value in direct.items()}
         block = Block(jacobians, executor.signals(signal), old_signals(olds, leaves), given)
-        return (new, direct), (block, moving, dys, loss, aux)
+        held, kept = take(held, block)
+        return (new, direct, held), (kept, moving, dys, loss, aux)
 
-    start = leaves, {i: direct[i] for i in chosen}
-    (new, stepwise), (block, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
+    start = leaves, {i: direct[i] for i in chosen}, held
+    (new, stepwise, held), (kept, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
     total = {**direct, **stepwise}
     for i, value in step.direct.gradients(leaves, moving, dys).items():
         total[i] = total[i] + value
-    return new, total, block, marks[0], losses, aux
+    return new, total, held, kept, marks[0], losses, aux
 
 
 def _heard(executor: Executor, step: TracedStep) -> tuple[tuple[bool, ...], ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace.plugin_api import ETPPrimitiveSpec
+from braintrace.plugin_api import ETPPrimitiveSpec, sum_of_outer
 
 Arrays = dict[str, jax.Array]
 
@@ -82,7 +82,7 @@ def _mm_yw_to_w(dy: jax.Array, trace: Arrays, **params: Any) -> Arrays:
 
 
 def _mm_xy_to_dw(x: jax.Array, dy: jax.Array, weights: Arrays, **params: Any) -> Arrays:
-    cotangents = {"weight": jnp.matmul(x.T, dy)}
+    cotangents = {"weight": sum_of_outer(x, dy)}
     if "bias" in weights:
         cotangents["bias"] = dy.sum(0)
     return cotangents

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace.plugin_api import ETPPrimitiveSpec
+from braintrace.plugin_api import ETPPrimitiveSpec, sum_of_outer
 
 Arrays = dict[str, jax.Array]
 
@@ -140,8 +140,8 @@ def _mm_xy_to_dw(
 ) -> Arrays:
     B, A = weights["lora_b"], weights["lora_a"]
     cotangents = {
-        "lora_b": alpha * jnp.matmul(x.T, jnp.matmul(dy, A.T)),
-        "lora_a": jnp.matmul(_narrow(x, B, alpha).T, dy),
+        "lora_b": alpha * sum_of_outer(x, jnp.matmul(dy, A.T)),
+        "lora_a": sum_of_outer(_narrow(x, B, alpha), dy),
     }
     return cotangents | ({"bias": dy.sum(0)} if has_bias else {})
 

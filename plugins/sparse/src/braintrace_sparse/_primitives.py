@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace.plugin_api import ETPPrimitiveSpec
+from braintrace.plugin_api import ETPPrimitiveSpec, sum_of_outer
 
 Arrays = dict[str, jax.Array]
 Indices = tuple[jax.Array, jax.Array]
@@ -154,7 +154,7 @@ def _sum_of_products(
     """``sum_b x[b, row] dy[b, col]`` [nnz], without an array [B, nnz]."""
     examples, num_in = x.shape
     if _through_dense(examples, weight, num_in, dy.shape[-1]):
-        return jnp.matmul(x.T, dy).at[row, col].get(mode="fill", fill_value=0)
+        return sum_of_outer(x, dy).at[row, col].get(mode="fill", fill_value=0)
 
     def add(total: jax.Array, example: Any) -> tuple[jax.Array, None]:
         x_b, dy_b = example
