@@ -14,11 +14,13 @@ import braintrace as bt
 from braintrace.algorithms import Block
 from braintrace.drivers.first import (
     block_without_past,
+    drives_every_state,
     finite_where_still,
     unless_first,
     without_past,
 )
 from braintrace.executor.jacobians import StepJacobians
+from tests.unit.drivers.net import made
 
 NAN = jnp.full((3, 1, 1, 2), jnp.nan)
 
@@ -68,6 +70,7 @@ def test_what_a_step_does_not_move_hears_no_infinite_number() -> None:
     """``v`` at the first step; its filter also where ``D`` from the others is zero."""
     learner = bt.compile(Late(), "eprop", jnp.ones(3), kappa_filter_decay=0.5)
     executor = learner.rule.executor
+    assert not drives_every_state(executor) and drives_every_state(made().rule.executor)
     (paths,) = [positions.group.hidden_paths for positions in executor.driven]
     h, v, q = map(paths.index, [("h",), ("v",), ("<filter>", "0")])
     D = np.zeros((2, 3, 3, 2))
