@@ -175,9 +175,9 @@ class IODimRule(LearningRule):
         x = {"x": held.x[source]} if source in held.x else {}
         return {**x, "f": jnp.moveaxis(held.f[index], 0, -1)}
 
-    def _source(self, link: Link) -> int | None:
-        """The first relation with the input of a link, if it has one."""
-        return self.executor.sources.get(link.relation.index)
+    def _source(self, link: Link) -> int:
+        """The first relation with the input of a link; of one without input, -1."""
+        return self.executor.sources.get(link.relation.index, -1)
 
     # --- steps one after the other ---------------------------------------------------------------
 
