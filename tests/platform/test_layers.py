@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 881,
-    "ops": 2756,
+    "ops": 2798,
     "show": 1466,
     "jaxprs": 1600,
     "plugins": 1730,
@@ -63,14 +63,14 @@ CEILINGS = {
     "executor": 2000,
     "files": 926,
     "cli": 729,
-    "algorithms": 3041,
-    "drivers": 3366,
+    "algorithms": 3092,
+    "drivers": 3396,
     "learners": 3745,
-    "modules": 815,
+    "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_379, 11_341
-WHOLE_CORE = 31_156
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_472, 11_370
+WHOLE_CORE = 31_281
 
 
 def module_of(file: Path) -> str:
