@@ -6,6 +6,7 @@ from __future__ import annotations
 import doctest
 from importlib import import_module
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import nir
@@ -137,6 +138,11 @@ def test_where_neurons_begin():
     neuron(jnp.ones((2, 3)))
     neuron.reset_state(2)
     assert neuron.v.value[1].tolist() == [0.2, -1, 0]
+    trained = Neuron(node, dt=0.1, train=["v_leak"])
+    trained.init_state(2)
+    trained.v_leak.value = trained.v_leak.value + 0.5
+    brainstate.transform.jit(lambda: trained.reset_state(2))()
+    assert trained.v.value[1].tolist() == [0.7, -1, 0.5]
 
 
 def test_what_is_refused():

@@ -80,7 +80,7 @@ def _exported(model: Network, graph: nir.NIRGraph, prefix: str) -> nir.NIRGraph:
 def _fields(module: Any) -> dict[str, np.ndarray]:
     """What training may have changed, as NIR keeps it."""
     if isinstance(module, Elements):
-        return {name: module.now(name) for name in module.trained}
+        return {name: np.asarray(module.now(name)) for name in module.trained}
     if not isinstance(module, Linear | Conv1d | Conv2d):
         return {}
     found = {name: np.asarray(value) for name, value in module.weight.value.items()}

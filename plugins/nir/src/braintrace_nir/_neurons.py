@@ -97,10 +97,10 @@ class Elements(brainstate.nn.Module):
         value = getattr(self, name)
         return value.flat[0] if value.size and (value == value.flat[0]).all() else value
 
-    def now(self, name: str) -> np.ndarray:
+    def now(self, name: str) -> jax.Array:
         """The numbers of a field as they are now; zeros where there is none."""
         value: Any = getattr(self, name, np.zeros(self.in_size))
-        return np.asarray(value.value if name in self.trained else value)
+        return jnp.asarray(value.value if name in self.trained else value, self.dtype)
 
 
 class Neuron(Elements):
@@ -185,8 +185,8 @@ class Neuron(Elements):
         if not self.dt > 0:
             raise ValueError(f"dt must be positive, got {dt}")
         for name in ("tau", "tau_syn", "tau_mem"):
-            if name in self.fields and not (self.now(name) > 0).all():
-                raise ValueError(f"{name} must be positive everywhere, got {self.now(name)}")
+            if name in self.fields and not (np.asarray(getattr(node, name)) > 0).all():
+                raise ValueError(f"{name} must be positive everywhere, got {getattr(node, name)}")
         self.fires, self.has_current = "v_threshold" in self.fields, "w_in" in self.fields
 
     def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
@@ -210,9 +210,9 @@ class Neuron(Elements):
         start = self.now("v_leak")
         if self.fires:
             above = start > self.now("v_threshold")
-            start = np.where(above, self.now("v_reset"), start)
+            start = jnp.where(above, self.now("v_reset"), start)
         batch = () if batch_size is None else as_size("batch_size", batch_size)
-        return jnp.broadcast_to(jnp.asarray(start, self.dtype), (*batch, *self.in_size))
+        return jnp.broadcast_to(start, (*batch, *self.in_size))
 
     def update(self, x: jax.Array) -> jax.Array:
         """What the neurons give after a step with the input ``x`` [..., *shape]."""
