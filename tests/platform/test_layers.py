@@ -60,17 +60,17 @@ CEILINGS = {
     "jaxprs": 1600,
     "plugins": 1730,
     "compiler": 8101,
-    "executor": 2000,
+    "executor": 2008,
     "files": 926,
     "cli": 729,
     "algorithms": 3092,
-    "drivers": 3396,
-    "learners": 3745,
+    "drivers": 3410,
+    "learners": 3740,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_472, 11_370
-WHOLE_CORE = 31_281
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_480, 11_378
+WHOLE_CORE = 31_298
 
 
 def module_of(file: Path) -> str:

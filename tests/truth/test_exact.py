@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
+from jax.flatten_util import ravel_pytree
 
 import braintrace as bt
 from braintrace.testing import assert_tree_close, bptt
@@ -42,6 +44,7 @@ from tests.truth.test_downstream import (
     vanilla,
 )
 from tests.truth.test_downstream import learner_of as linear_learner_of
+from tests.truth.test_downstream_rules import Descent
 from tests.zoo import spike
 
 learner_of = partial(linear_learner_of, downstream="exact")
@@ -142,6 +145,94 @@ def test_weights_below_equal_bptt(low: str, up: str) -> None:
             learner.reset_state(2, model_states=True)
             found = gradient(learner, sequences, block_size=block)
             assert_tree_close(below(found), expected)
+
+
+def test_windows() -> None:
+    """What was before a window gets the credit of what small layers above remember of it."""
+    model = started(stirred(BELOW["current"](), *ABOVE["a leak below it"]()))
+    sequences = data(False)
+    expected = below(reference(model, sequences))
+    learner = learner_of(model, sequences[0][0], vjp_method="multi-step")
+
+    def step(x: Any, *rest: Any) -> Any:
+        return jax.vmap(loss_of)(learner(bt.MultiStepData(x)), *rest)
+
+    how = {"step_fn": step, "reduction": "sum", "chunk_size": 2}
+    calls = [learner.etrace_grad(*(v[k : k + 4] for v in sequences), **how) for k in (0, 4)]
+    assert_tree_close(below(jax.tree.map(jnp.add, *calls)), expected)
+    learner.reset_state(2, model_states=True)
+    for entries in map(learner.credit_ledger(*sequences, **how).of, expected):
+        assert [entry.kind for entry in entries] == ["kept by the rule"]
+        assert_tree_close(entries[0].gradient, expected[entries[0].parameter])
+
+
+def test_an_update_at_every_step_equals_the_equations() -> None:
+    """Weights change; the influence on all values is that of steps with the weights then."""
+    model = started(stirred(BELOW["hard reset"](), *ABOVE["tanh"]()))
+    low, up = (layer.w.weight.value for layer in model.layers)
+    (theta, unflat), sizes = ravel_pytree(low), (2 * WIDTH, 2 * OUT)
+
+    def step(theta: Any, s: Any, x: Any) -> Any:
+        v, h, w = s[: sizes[0]].reshape(2, WIDTH), s[sizes[0] :].reshape(2, OUT), unflat(theta)
+        v = 0.9 * v * (1 - spike(v - 0.5)) + x @ w["weight"] + w["bias"]
+        heard = jnp.concatenate([spike(v - 0.5), h], -1)
+        h = jnp.tanh(heard @ up["weight"] + up["bias"])
+        return jnp.concatenate([v.reshape(-1), h.reshape(-1)])
+
+    derivatives = jax.jit(jax.jacobian(step, (0, 1)))
+    s, influence = jnp.zeros(sum(sizes)), jnp.zeros((sum(sizes), len(theta)))
+    for x, y, weight in zip(*data(False), strict=True):
+        of_theta, of_s = derivatives(theta, s, x)
+        s, influence = step(theta, s, x), of_s @ influence + of_theta
+        error = 2 * weight * (s[sizes[0] :] - y.reshape(-1))
+        theta = theta - 0.05 * error @ influence[sizes[0] :]
+
+    learner = learner_of(model, data(False)[0][0])
+    weights = {0: model.layers[0].w.weight}
+    learner.etrace_update(
+        *data(False),
+        step_fn=lambda x, *rest: loss_of(learner(x), *rest),
+        optimizer=Descent(weights, 0.05),
+        weights=weights,
+        reduction="sum",
+    )
+    assert_tree_close(weights[0].value, unflat(theta))
+
+
+class InMillivolts(brainstate.nn.Module):
+    """Two layers with values in a unit, or as plain numbers."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__()
+        brainstate.random.seed(0)
+        self.unit, self.low, self.up = unit, *map(bt.nn.Linear, (IN, WIDTH + OUT), (WIDTH, OUT))
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        """Start at zero."""
+        zeros = (jnp.zeros((batch_size, n)) * self.unit for n in (WIDTH, OUT))
+        self.v, self.h = map(brainstate.HiddenState, zeros)
+
+    def update(self, x: Any) -> Any:
+        """One step."""
+        v = self.v.value
+        self.v.value = 0.9 * v * (1 - spike(v / self.unit - 0.5)) + 2 * self.low(x) * self.unit
+        z = spike(self.v.value / self.unit - 0.5)
+        heard = jnp.concatenate([z, self.h.value / self.unit], -1)
+        self.h.value = jnp.tanh(self.up(heard)) * self.unit
+        return self.h.value / self.unit
+
+
+def test_values_with_units() -> None:
+    model, plain = started(InMillivolts(u.mV)), started(InMillivolts(1.0))
+    path = ("low", "weight")
+    learner = learner_of(model, data(False)[0][0])
+    assert len(learner.graph.exact.above) == 1
+    found = gradient(learner, data(False), block_size=3)
+    assert_tree_close(found[path], reference(plain, data(False))[path])
+
+
+def sum_of(entries: Any) -> Any:
+    return jax.tree.map(lambda *v: sum(v), *(entry.gradient for entry in entries))
 
 
 def test_more_than_the_first_layer_is_exact() -> None:
@@ -367,8 +458,7 @@ def test_the_ledger_books_nothing_of_other_layers() -> None:
     assert_tree_close(ledger.gradients, bptt(model, sequences, loss_of)[1])
     for path, whole in ledger.gradients.items():
         entries = ledger.of(path)
-        total = jax.tree.map(lambda *v: sum(v), *(entry.gradient for entry in entries))
-        assert_tree_close(total, whole)
+        assert_tree_close(sum_of(entries), whole)
         if path[1] == 0:
             assert [entry.kind for entry in entries] == ["kept by the rule"]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -11,8 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import braintrace as bt
+from braintrace.drivers.exactly import without_moving
+from braintrace.drivers.ledger import probed
+from braintrace.drivers.options import GradOptions
 from braintrace.testing import assert_tree_close, bptt
 from tests.zoo import weight
 
@@ -262,6 +267,23 @@ def started_from(past: Any, model: Any) -> Any:
     return model
 
 
+class Leaking(brainstate.nn.Module):
+    """A leaky readout."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.w, self.outputs = bt.nn.Linear(inputs, outputs), outputs
+
+    def init_state(self, batch_size: int) -> None:
+        """Start at zero."""
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, self.outputs)))
+
+    def update(self, x: Any) -> Any:
+        """One step."""
+        self.v.value = 0.8 * self.v.value + self.w(x)
+        return self.v.value
+
+
 class TwoLayers(brainstate.nn.Module):
     """Two vanilla layers, of which the second also hears the old values of the first."""
 
@@ -293,7 +315,7 @@ def test_what_a_mask_leaves_out() -> None:
     )
     model, names = TwoLayers(), ("w", "r", "up", "own")
     model.init_state()
-    flat, unflat = jax.flatten_util.ravel_pytree([getattr(model, n).value for n in names])
+    flat, unflat = ravel_pytree([getattr(model, n).value for n in names])
 
     def step(theta: Any, s: Any, x: Any) -> Any:
         w, r, up, own = unflat(theta)
@@ -341,6 +363,49 @@ def test_what_a_mask_leaves_out() -> None:
         dict(zip(names, unflat(sum(found.values())), strict=True)),
         1e-9,
     )
+
+
+@pytest.mark.parametrize("above", ["nothing", "a leak", "a layer"])
+def test_what_a_ledger_costs(above: str) -> None:
+    """Floating-point operations of a step: no more than BPTT's for each kind of entry, and one."""
+    n, batch = 48, 8
+    made = {"nothing": [], "a leak": [Leaking], "a layer": [bt.nn.GRUCell]}[above]
+    layers = [*(kind(n, n) for kind in (bt.nn.GRUCell, *made)), bt.nn.Linear(n, 8)]
+    model = brainstate.nn.Sequential(*layers)
+    learner = bt.compile(model, "d_rtrl", jnp.ones((batch, n)), batch_size=batch, downstream="step")
+
+    def of(out: Any, y: Any) -> Any:
+        return ((out - y) ** 2).sum()
+
+    def step(x: Any, y: Any) -> Any:
+        return of(learner(x), y)
+
+    def by_ledger(xs: Any, ys: Any) -> Any:
+        weights = tuple(learner.trained_states.items())
+        return probed(learner, GradOptions(step, weights), step, None, (xs, ys), None)
+
+    def by_bptt(xs: Any, ys: Any) -> Any:
+        def whole() -> Any:
+            loop = brainstate.transform.for_loop
+            return loop(lambda x, y: of(model(x), y), xs, ys).sum()
+
+        return brainstate.transform.grad(whole, learner.trained_states)()
+
+    def of_a_step(run: Any) -> float:
+        """Those of loops are counted once, others as often as there are steps."""
+
+        def counted(steps: int) -> float:
+            sequences = jnp.ones((steps, batch, n)), jnp.ones((steps, batch, 8))
+            program = jax.jit(partial(without_moving, run)).lower(*sequences).compile()
+            found = program.cost_analysis()
+            return float((found[0] if isinstance(found, list) else found)["flops"])
+
+        few, many = counted(20), counted(40)
+        each = (many - few) / 20
+        return few - 20 * each + each
+
+    kinds = {"nothing": 3, "a leak": 4, "a layer": 4}[above]
+    assert 1 < of_a_step(by_ledger) / of_a_step(by_bptt) <= kinds + 1
 
 
 @pytest.mark.parametrize(

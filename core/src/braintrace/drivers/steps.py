@@ -23,8 +23,8 @@ from ..base.errors import NotSupportedError
 from ..base.precision import widened
 from ..base.types import Path
 from ..compiler.filters import credit_of
+from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
-from ..compiler.uniform.moving import Moving
 from .first import finite_where_still, unless_first, without_past
 
 Predict = Callable[[Any, Mapping[Any, Any]], Mapping[Any, Any]]
@@ -89,8 +89,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     ``given`` get the gradient of ``|predict(h^0) - dL/dh^0|^2 / 2``, but where ``h^0`` is the start
     of all and has no finite derivative. ``index`` is as for :func:`online_step`.
     """
-    executor, moving = rule.executor, rule.executor.graph.moving
-    slots = executor.graph.module_info.slots
+    executor, graph = rule.executor, rule.executor.graph
+    slots = graph.module_info.slots
     hidden = [slot.path for slot in slots if slot.kind is StateKind.HIDDEN]
     filters = [slot.path for slot in slots if slot.is_filter]
 
@@ -129,10 +129,10 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             new_bar = {**new_bar, **added}
         params_bar, args_bar, old_bar = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
-        if moving is not None:
-            bars = _arrays(old_bar, moving.uniform)
+        if lent := credited_paths(graph):
+            bars = _arrays(old_bar, lent)
             bars = dict(zip(bars, unless_first((*bars.values(),), index == 0), strict=True))
-            of_filters, of_params = credit_at_start(moving, bars, states, params, filters)
+            of_filters, of_params = credit_at_start(graph, bars, states, params, filters)
             olds |= {path: bar for path, bar in of_filters.items() if path in olds}
             params_bar = add_traced(params_bar, of_params)
         signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
@@ -156,13 +156,27 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     return step
 
 
+def credited_paths(graph: ETraceGraph) -> list[Path]:
+    """The states whose values have the derivative of filters: uniform ones, and of small groups."""
+    uniform = () if graph.moving is None else graph.moving.uniform
+    return [*uniform, *(() if graph.exact is None else graph.exact.small)]
+
+
 def credit_at_start(
-    moving: Moving, bars: Mapping[Path, Any], states: Any, params: Any, filters: Sequence[Path]
+    graph: ETraceGraph,
+    bars: Mapping[Path, Any],
+    states: Any,
+    params: Any,
+    filters: Sequence[Path],
 ) -> tuple[dict[Path, Any], dict[Path, Any]]:
-    """Cotangents of filters and parameters from those of uniform states, where a window starts."""
+    """Cotangents of filters and parameters from those of such states, where a window starts."""
+    moving, exact = graph.moving, graph.exact
 
     def credit(own: Mapping[Path, Any], params: Any) -> dict[Path, Any]:
-        return credit_of(moving, {**states, **own, **params})
+        values = {**states, **own, **params}
+        small = {} if exact is None else exact.credited(values)
+        uniform = {} if moving is None else credit_of(moving, {**values, **small})
+        return {**_arrays(small, small), **uniform}
 
     of, pull = jax.vjp(credit, {path: states[path] for path in filters}, params)
     found: tuple[dict[Path, Any], dict[Path, Any]] = pull(narrowed(bars, of))

@@ -16,7 +16,7 @@ from ..base.precision import widened
 from ..base.types import Path, State
 from ..base.versions import Atom, Var
 from ..compiler.graph import ETraceGraph
-from ..compiler.module_info import StateKind
+from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.patterns import has_lines
 from ..compiler.reach import Pattern
 from ..jaxprs.credit import run_uncredited
@@ -170,20 +170,28 @@ class Executor:
 
         Filters of credit have no part in it.
         """
-        jaxpr = self.graph.module_info.jaxpr
-        env = versions.start_env(jaxpr, self._inputs(args, states))
-        run_uncredited(jaxpr.eqns, env)
-        outputs = [read(env, atom) for atom in jaxpr.outvars]
-        return *self.results(outputs), tuple(read(env, v) for v in self.inputs_of_jacobians)
+        info, exact = self.graph.module_info, self.graph.exact
+        written = info if exact is None else exact.minfo  # without the states of layers below
+        env = versions.start_env(written.jaxpr, self._inputs(args, states, written))
+        run_uncredited(written.eqns, env)
+        out, new = self.results([read(env, atom) for atom in written.jaxpr.outvars], written)
+        if written is info:
+            return out, new, tuple(read(env, v) for v in self.inputs_of_jacobians)
+        _, held, values = self.run(args, jax.tree.map(jax.lax.stop_gradient, states))
+        return out, {**held, **new}, values
 
-    def _inputs(self, args: Sequence[Any], states: Mapping[Path, Any]) -> list[Any]:
+    def _inputs(
+        self, args: Sequence[Any], states: Mapping[Path, Any], info: ModuleInfo | None = None
+    ) -> list[Any]:
         """The inputs of the step's program."""
-        slots = self.graph.module_info.slots
+        slots = (info or self.graph.module_info).slots
         return [*args, *(leaf for slot in slots for leaf in jax.tree.leaves(states[slot.path]))]
 
-    def results(self, outputs: Sequence[Any]) -> tuple[Any, dict[Path, Any]]:
+    def results(
+        self, outputs: Sequence[Any], info: ModuleInfo | None = None
+    ) -> tuple[Any, dict[Path, Any]]:
         """The model's result and the new values of its states, from the outputs of a step."""
-        info = self.graph.module_info
+        info = info or self.graph.module_info
         new = outputs[info.num_out :]
         states = {
             slot.path: slot.treedef.unflatten([new[i] for i in slot.leaves]) for slot in info.slots

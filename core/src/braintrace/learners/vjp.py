@@ -45,8 +45,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         In place of the ``seed`` of a ``config`` with random feedback, which alone has a use for it.
     downstream
         In place of that of ``config``: how far credit goes in the layers above, ``'step'``,
-        ``'linear'`` or ``'exact'`` (not in windows); see :func:`braintrace.compile_etrace_graph`. A
-        subclass with a rule of its own has ``'step'`` unless it is asked for more.
+        ``'linear'`` or ``'exact'``; see :func:`braintrace.compile_etrace_graph`. A subclass with a
+        rule of its own has ``'step'`` unless it is asked for more.
     **options
         Further options of :func:`braintrace.compile_etrace_graph`.
 
@@ -170,11 +170,6 @@ def check_method(vjp_method: str, config: ETraceConfig) -> None:
         raise ValueError(
             f"vjp_method must be {allowed} with learning_signal={config.learning_signal!r}, got "
             f"{vjp_method!r}"
-        )
-    if vjp_method == "multi-step" and config.downstream == "exact":
-        raise ValueError(
-            "downstream='exact' is of vjp_method='single-step': inside of a window, credit passes "
-            "through all layers as it is. Use downstream='linear' with windows"
         )
 
 

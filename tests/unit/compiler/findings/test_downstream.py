@@ -58,6 +58,28 @@ def test_where_credit_stops_is_said_with_the_reason() -> None:
     assert "test_downstream.py" in record.message
 
 
+def test_every_view_says_where_credit_flows_and_where_it_stops() -> None:
+    """Of three layers: a record and a line for each pair, with what to do; so in a picture."""
+    layers = (Leaky(3, 3, gated) for gated in (True, True, False))
+    learner = bt.compile(brainstate.nn.Sequential(*layers), "d_rtrl", jnp.ones((2, 3)))
+    passes, stops = of_credit(learner.graph)
+    assert (passes.hidden_paths, stops.hidden_paths) == (
+        (("layers", 2, "v"),),
+        (("layers", 1, "v"),),
+    )
+    assert {one.level.value for one in (passes, stops)} == {"info"}
+    for remedy in ("the same everywhere", "detach its reset", "downstream='exact'", "in windows"):
+        assert remedy in stops.remedy
+    for text in (learner.graph.report(width=200), learner.report):
+        table = text.split("Credit over time")[1].split("\n\n")[0]
+        rows = [line.split() for line in table.strip().splitlines()[2:4]]
+        assert rows[0][:3] == ["layers[1].v", "layers[2].v", "passes:"]
+        assert rows[1][:3] == ["layers[0].v", "layers[1].v", "stops:"]
+        assert "Make the leak above the same everywhere" in table
+    picture = str(learner.graph.draw())
+    assert "credit of layers[0].v stops" in picture and "credit of layers[1].v passes" in picture
+
+
 class Late(Leaky):
     """Its output is what it held a step before."""
 
