@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import braintrace as bt
+from braintrace.base.errors import NotSupportedError
 from braintrace.testing import assert_tree_close
+from tests.truth import table
+from tests.truth.table import Case
 
 from . import meshes
 
@@ -109,3 +112,27 @@ def test_what_does_not_fit_is_refused() -> None:
         learner(algorithm="uoro").shard(wide, units="data")
     with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
         own.shard(wide, units="model")
+
+
+def test_positions_in_space_of_a_convolution() -> None:
+    """On a mesh of several axes XLA's derivatives of convolutions are wrong there."""
+    expected = meshes.run(Case("conv", "snap-2"))
+    divided = meshes.mesh("Auto", 2, 2)
+
+    def found(on: Any, *spec: Any, driver: str = "block-3") -> Any:
+        with meshes.prepared(Case("conv", "snap-2", driver)) as job:
+            for state in job.learner.hidden_states.values():
+                state.value = jax.device_put(state.value, jax.NamedSharding(on, jax.P(*spec)))
+            return jax.tree.map(meshes.whole, table.DRIVERS[driver](job)())
+
+    for driver in ("block-3", "call"):
+        with pytest.raises(NotSupportedError, match=r"axis 2, a position in .* \[2\] .*'model'"):
+            found(divided, "data", None, "model", driver=driver)
+    for spec in (("data", "model"), (None, "model")):
+        assert_tree_close(found(divided, *spec), expected, 1e-12)
+    assert_tree_close(found(meshes.mesh("Auto", 2), None, None, "data"), expected, 1e-12)
+    with meshes.prepared(Case("conv", "snap-2")) as job:
+        place = jax.NamedSharding(divided, jax.P(None, "data", "model"))
+        xs = jax.device_put(job.xs, place)
+        with pytest.raises(NotSupportedError, match="an argument of shape .* divided as"):
+            job.learner.etrace_grad(xs, job.ys, step_fn=job.step)

@@ -59,18 +59,18 @@ CEILINGS = {
     "show": 1466,
     "jaxprs": 1600,
     "plugins": 1730,
-    "compiler": 8101,
+    "compiler": 8120,
     "executor": 2008,
     "files": 926,
     "cli": 729,
     "algorithms": 3092,
     "drivers": 3410,
-    "learners": 3740,
+    "learners": 3848,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_480, 11_378
-WHOLE_CORE = 31_298
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_499, 11_392
+WHOLE_CORE = 31_425
 
 
 def module_of(file: Path) -> str:

@@ -336,7 +336,7 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
 
     def run_call(self, args: tuple[Any, ...], given: Any = None) -> Any:
         """A call with what the rule is given besides the model's arguments."""
-        begin_call(self)
+        begin_call(self, args)
         return self.call_stepper(self, args, given)
 
     @property

@@ -22,6 +22,7 @@ from ..drivers.probe import KEPT, Found
 from ..drivers.running import Running
 from ..show.draw import Drawing
 from ..show.ledger import Row, picture, table
+from .restarts import begin_call
 from .sequences import grad_options
 
 
@@ -151,6 +152,7 @@ def credit_ledger(
     steps, rule = common_length(sequences), self.rule
     mask = checked_mask(mask, steps)
     weights = dict(self.trained_states)
+    begin_call(self, sequences, lead=2)
     options = grad_options(
         self, steps, step_fn, weights, reduction=reduction, chunk_size=chunk_size
     )

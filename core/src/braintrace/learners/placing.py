@@ -38,14 +38,14 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
         raise ValueError(f"batch and units are both {sorted(twice)}; give each an axis of its own")
     if not any(axes.values()):
         raise ValueError("give the axis of the mesh for batch, for units, or for both")
-    found = _found(learner, mesh, **axes)
+    found = found_places(learner, mesh, **axes)
     for state in brainstate.graph.states(learner).values():
         spec = found.get(state, PartitionSpec())
         specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(state.value))
         state.value = _put(state.value, [NamedSharding(mesh, one) for one in specs])
 
 
-def _found(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[State, Any]:
+def found_places(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[State, Any]:
     """The places of the states that are divided.
 
     Units are along the last axis that parameters have, too, in contrast to positions in space: a

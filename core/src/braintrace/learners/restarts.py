@@ -21,6 +21,7 @@ import brainstate
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.errors import NotSupportedError
 from ..base.types import Path, State, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.module_info import StateKind
@@ -60,6 +61,7 @@ class Watch:
         self._start: Any = lambda: None
         self._times = 0
         self._paused = False
+        self._refused: NotSupportedError | None = None
 
     def of(self, learner: Any) -> Watch:
         """That of a learner, which a copy of it has still to get."""
@@ -83,6 +85,8 @@ class Watch:
             return
         if self._paused or context.state not in self._hooks:  # a clone of it has the same hooks
             return
+        if not versions.is_traced(context.value) and versions.several_devices():
+            self._refused = _refusal(learner)  # where it lies, a gradient of a call does not see
         if not (calls := resets_in_progress(learner, learner.model)):
             self._put_back.assigned(context.value)
             return
@@ -153,7 +157,7 @@ class Watch:
         try:
             yield
         finally:
-            self._paused = False
+            self._paused, self._refused = False, None
             self._reset.clear()
             self._assigned.clear()
 
@@ -175,11 +179,28 @@ class Watch:
         self._reset.clear()
 
 
-def begin_call(learner: Any) -> None:
-    """Before states and traces move on: take account of resets that passed the learner by."""
+def begin_call(learner: Any, args: Any = (), lead: int = 1) -> None:
+    """Before states and traces move on: take account of resets that passed the learner by.
+
+    ``args`` have ``lead`` axes in front, of steps and examples.
+    """
     follow_states(learner)
-    if not learner.is_driven:
-        learner._watch.call(learner)
+    if learner.is_driven:
+        return
+    learner._watch.call(learner)
+    if versions.several_devices():
+        refused = _refusal(learner, args, lead) or learner._watch._refused
+        if refused is not None:
+            raise refused
+
+
+def _refusal(learner: Any, *args: Any) -> NotSupportedError | None:
+    """Why states, or arguments, may not lie where they were put by hand."""
+    if not learner.is_compiled:
+        return None
+    from .by_hand import refusal  # which one device has no need of
+
+    return refusal(learner, *args)
 
 
 def follow_states(learner: Any) -> None:

@@ -124,6 +124,7 @@ def etrace_grad(
         raise ValueError(f"loss_output must be one of {LOSS_OUTPUTS}, got {loss_output!r}")
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
+    begin_call(self, sequences, lead=2)
     trained, frozen = trained_and_frozen(self, weights)
     options = grad_options(
         self,
@@ -171,7 +172,6 @@ def grad_options(
 ) -> GradOptions:
     """Options for a sequence of that length, if they fit the learner."""
     options = GradOptions(step_fn, tuple(weights.items()), **how)
-    begin_call(learner)
     check_states(learner.model, learner.graph.module_info)
     kind, size, block = type(learner).__name__, options.chunk_size, options.block_size
     if learner.vjp_method == "multi-step":
@@ -234,6 +234,7 @@ def etrace_update(
     """
     steps = common_length(sequences)
     mask = checked_mask(mask, steps)
+    begin_call(self, sequences, lead=2)
     every = min(check_count("update_every", update_every), steps)
     trained, _ = trained_and_frozen(self, weights)
     options = grad_options(
@@ -319,7 +320,7 @@ def etrace_evolve(
         As for :meth:`etrace_grad`.
     """
     steps = common_length(sequences)
-    begin_call(self)
+    begin_call(self, sequences, lead=2)
     run: Any = self if step_fn is None else step_fn
     require_callable(run)
     bar = Progress(steps if progress else 0)
