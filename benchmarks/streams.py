@@ -29,7 +29,7 @@ from river import metrics
 #: Series by name, with the metric of each and what it is called.
 SERIES = {
     "laser": (series.laser, metrics.MAE, "mean absolute error"),
-    "water": (series.water, metrics.MAE, "mean absolute error, l/s"),
+    "water": (series.water, metrics.MAE, "mean absolute error of the next value, l/s"),
     "shuttle": (series.shuttle, metrics.MacroF1, "macro F1"),
 }
 UNCOUNTED = 100
@@ -70,7 +70,11 @@ def runs(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     kept = np.load(chosen.read) if chosen.read else None
     for name in chosen.series:
         load, metric, title = SERIES[name]
-        array = (kept[name] if kept is not None else load())[: chosen.steps]
+        try:
+            array = (kept[name] if kept is not None else load())[: chosen.steps]
+        except ModuleNotFoundError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         available = models.available(name)
         for model in chosen.model or available:
             if model not in available:

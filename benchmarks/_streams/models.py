@@ -9,46 +9,58 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from river import base, compose, dummy, forest, linear_model, preprocessing, tree
+from river import base, dummy, forest, linear_model, optim, preprocessing, tree
 
 #: ``make(seed)``, and whether the result depends on the seed.
 Made = tuple[Callable[[int], Any], bool]
 
 LAGS = 10  # samples that a model without memory sees, as many as the window of deep-river
 UNITS = 64
+RATE = 1e-3  # of Adam, for all networks
 
 
-class Lagged(base.Transformer):
-    """The features of this sample and of the ``LAGS - 1`` before it."""
+class Lagged:
+    """A model of the features of this sample and of the ``LAGS - 1`` before it.
 
-    def __init__(self, count: int = LAGS) -> None:
-        self.count = count
-        self._past: deque[dict[str, float]] = deque(maxlen=count - 1)
+    It is around the model and not before it: in a pipeline, an unsupervised transformer learns a
+    sample before it transforms it for the model to learn, and not before a prediction.
+    """
 
-    def learn_one(self, x: dict[str, float]) -> None:
-        """Keep a sample."""
-        self._past.appendleft(dict(x))
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._past: deque[dict[str, float]] = deque(maxlen=LAGS - 1)
 
-    def transform_one(self, x: dict[str, float]) -> dict[str, float]:
-        """All features, those of the past by name and age."""
+    def _with_past(self, x: dict[str, float]) -> dict[str, float]:
         past = enumerate(self._past, 1)
         return {**x, **{f"{name}-{age}": value for age, old in past for name, value in old.items()}}
 
+    def predict_one(self, x: dict[str, float]) -> Any:
+        """That of the model."""
+        return self.model.predict_one(self._with_past(x))
+
+    def learn_one(self, x: dict[str, float], y: Any) -> None:
+        """Let the model learn, then keep the sample."""
+        self.model.learn_one(self._with_past(x), y)
+        self._past.appendleft(dict(x))
+
 
 class Last(base.Regressor):
-    """The next value is the one now."""
+    """The next value is the one now: of the laser the feature, of the water a change of nothing."""
+
+    def __init__(self, change: bool) -> None:
+        self.change = change
 
     def learn_one(self, x: dict[str, float], y: float) -> None:
         """Nothing."""
 
     def predict_one(self, x: dict[str, float]) -> float:
-        """The one feature."""
-        return x["x0"]
+        """The one feature, or zero."""
+        return 0.0 if self.change else x["x0"]
 
 
 def available(series: str) -> dict[str, Made]:
     """The models of a series that can be imported here."""
-    found = classifiers() if series == "shuttle" else regressors()
+    found = classifiers() if series == "shuttle" else regressors(series)
     if importlib.util.find_spec("deep_river"):
         found |= deep(series)
     if importlib.util.find_spec("braintrace_river"):
@@ -61,22 +73,22 @@ def scaled(model: Any) -> Any:
     return preprocessing.StandardScaler() | preprocessing.TargetStandardScaler(model)
 
 
-def regressors() -> dict[str, Made]:
+def regressors(series: str) -> dict[str, Made]:
     """Of river: without memory, and with the last samples as features."""
 
     def linear(seed: int) -> Any:
         return scaled(linear_model.LinearRegression())
 
     def with_lags(model: Callable[[int], Any]) -> Callable[[int], Any]:
-        return lambda seed: (
-            preprocessing.StandardScaler()
-            | compose.Pipeline(Lagged(), preprocessing.TargetStandardScaler(model(seed)))
-        )
+        return lambda seed: Lagged(scaled(model(seed)))
+
+    def slow_linear(seed: int) -> Any:  # with river's default, 1e-2, it diverges on the water
+        return linear_model.LinearRegression(optim.SGD(1e-3))
 
     return {
-        "last value": (lambda seed: Last(), False),
+        "last value": (lambda seed: Last(series == "water"), False),
         "linear": (linear, False),
-        f"linear, {LAGS} lags": (with_lags(lambda seed: linear_model.LinearRegression()), False),
+        f"linear, {LAGS} lags": (with_lags(slow_linear), False),
         f"bayesian linear, {LAGS} lags": (
             with_lags(lambda seed: linear_model.BayesianLinearRegression()), False,
         ),
@@ -94,8 +106,9 @@ def classifiers() -> dict[str, Made]:
             lambda seed: preprocessing.StandardScaler() | linear_model.LogisticRegression(), False,
         ),
         f"logistic, {LAGS} lags": (
-            lambda seed: preprocessing.StandardScaler() | Lagged()
-            | linear_model.LogisticRegression(), False,
+            lambda seed: Lagged(
+                preprocessing.StandardScaler() | linear_model.LogisticRegression()
+            ), False,
         ),
         "Hoeffding adaptive tree": (
             lambda seed: tree.HoeffdingAdaptiveTreeClassifier(seed=seed), True,
@@ -106,9 +119,11 @@ def classifiers() -> dict[str, Made]:
 
 def ours(series: str) -> dict[str, Made]:
     """Gated units of every rule, with the same settings on every series."""
+    import optax
+
     from braintrace_river import GRUNetwork, RecurrentClassifier, RecurrentRegressor
 
-    network = partial(GRUNetwork, units=UNITS)
+    network, adam = partial(GRUNetwork, units=UNITS), partial(optax.adam, RATE)
     rules = {
         "GRU, D-RTRL": ("d_rtrl", None),
         "GRU, pp_prop": ("pp_prop", {"decay_or_rank": 0.9}),
@@ -117,9 +132,9 @@ def ours(series: str) -> dict[str, Made]:
 
     def make(algorithm: str, options: dict[str, Any] | None, seed: int) -> Any:
         if series == "shuttle":
-            model = RecurrentClassifier(network, algorithm, options, classes=(0, 1), seed=seed)
+            model = RecurrentClassifier(network, algorithm, options, adam, seed=seed)
             return preprocessing.StandardScaler() | model
-        return scaled(RecurrentRegressor(network, algorithm, options, seed=seed))
+        return scaled(RecurrentRegressor(network, algorithm, options, adam, seed=seed))
 
     return {name: (partial(make, *rule), True) for name, rule in rules.items()}
 
@@ -145,11 +160,12 @@ def deep(series: str) -> dict[str, Made]:
     def make(seed: int) -> Any:
         torch.manual_seed(seed)
         torch.set_num_threads(1)
-        settings = {"optimizer_fn": "adam", "lr": 3e-3, "window_size": LAGS, "seed": seed}
+        settings = {"optimizer_fn": "adam", "lr": RATE, "window_size": LAGS, "seed": seed}
         if series == "shuttle":
             loss = {"loss_fn": "cross_entropy", "output_is_logit": True}
             model = RollingClassifier(module=Network(9, 2), **settings, **loss)
             return preprocessing.StandardScaler() | model
-        return scaled(RollingRegressor(module=Network(1, 1), loss_fn="mse", **settings))
+        count = 2 if series == "water" else 1
+        return scaled(RollingRegressor(module=Network(count, 1), loss_fn="mse", **settings))
 
     return {f"deep-river, rolling LSTM, window {LAGS}": (make, True)}
