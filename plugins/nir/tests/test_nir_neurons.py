@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from braintrace_nir import Neuron, fast_sigmoid
+from braintrace_nir._neurons import spike
 
 DT, STEPS, N = 0.002, 12, 3
 RNG = np.random.default_rng(0)
@@ -123,6 +124,8 @@ def test_a_spike_is_above_the_threshold_with_the_derivative_that_was_chosen():
             return neuron(x)[0]
 
         assert [float(spikes(jnp.full(1, x))) for x in (0.9, 1.0, 1.1)] == [0, 0, 1]
+        many = spike(jnp.arange(-500, 501, dtype=jnp.float32) / 500, surrogate)
+        assert {*many.tolist()} == {0.0, 1.0} and many.sum() == 500
         assert jax.grad(spikes)(jnp.ones(1)) == slope
 
 

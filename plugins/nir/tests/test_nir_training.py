@@ -55,6 +55,11 @@ def chain(*nodes, shape=(IN,), out=(OUT,)):
     return nir.NIRGraph.from_list(nir.Input(np.array(shape)), *nodes, nir.Output(np.array(out)))
 
 
+def above(*layer):
+    """A leaky readout above one layer."""
+    return chain(weights(N, IN), *layer, weights(OUT, N), readout())
+
+
 def recurrent(neuron):
     nodes = {"input": nir.Input(np.array([IN])), "output": nir.Output(np.array([OUT]))}
     nodes |= {"w": weights(N, IN), "lif": neuron, "w_rec": weights(N, N)}
@@ -88,15 +93,15 @@ ONE, THREE = np.ones(N), np.array([3, 1, 2, 3])
 EXACT = {
     "LIF": (lambda: chain(weights(N, IN), lif(), out=(N,)), {}),
     "CubaLIF, a leaky readout": (
-        lambda: chain(weights(N, IN), cuba(), weights(OUT, N), readout()),
+        lambda: above(cuba()),
         {},
     ),
     "a soft reset": (
-        lambda: chain(weights(N, IN), lif(), weights(OUT, N), readout()),
+        lambda: above(lif()),
         {"reset": "soft"},
     ),
     "Euler": (
-        lambda: chain(weights(N, IN), cuba(), weights(OUT, N), readout()),
+        lambda: above(cuba()),
         {"method": "euler"},
     ),
     "IF, biases": (
@@ -109,17 +114,18 @@ EXACT = {
         {},
     ),
     "a delay": (
-        lambda: chain(weights(N, IN), lif(), nir.Delay(2 * ONE), weights(OUT, N), readout()),
+        lambda: above(lif(), nir.Delay(2 * ONE)),
         {},
     ),
     "delays": (
-        lambda: chain(weights(N, IN), lif(), nir.Delay(THREE), weights(OUT, N), readout()),
+        lambda: above(lif(), nir.Delay(THREE)),
         {},
     ),
     "fields of nodes": (
-        lambda: chain(weights(N, IN), cuba(), nir.Scale(draw(N)), weights(OUT, N), readout()),
+        lambda: above(cuba(), nir.Scale(draw(N))),
         {"train": ["tau_syn", "tau_mem", "w_in", "r", "v_leak", "v_threshold", "v_reset"]},
     ),
+    "a scale": (lambda: above(nir.Scale(draw(N)), lif()), {"train": ["scale"]}),
     "images": (
         lambda: chain(
             nir.Conv2d(None, RNG.normal(size=(2, 2, 3, 3)), 1, 1, 1, 1, draw(2)),
@@ -148,8 +154,8 @@ def test_one_layer_below_a_leaky_readout_is_exact(name):
 
 
 def test_a_stack_is_exact_where_that_is_asked_for():
-    graph = chain(weights(N, IN), lif(), weights(N, N), lif(), weights(OUT, N), readout())
-    model, xs = from_nir(graph, dt=1), jnp.asarray(draw(T, B, IN, low=-1, high=2))
+    graph = above(lif(), weights(N, N), lif())
+    model, xs = from_nir(graph, dt=1), jnp.asarray(draw(T, B, IN, low=-1, high=5))
     found = online(learner_of(model, xs, downstream="exact"), xs)
     assert_tree_close(found, bptt(model, (xs,), loss)[1], rtol=1e-9)
 
