@@ -22,7 +22,7 @@ from . import meshes
 
 RULES = ("d_rtrl", "pp_prop", "eprop", "snap-2", "rtrl", "uoro", "three-factor", "d_rtrl-coupled")
 DRIVERS = ("update", "update-1", "call", "windows-2", "carried", "block-1")
-MIXED = ("uoro", "d_rtrl-coupled")  # whose traces have no axis of units
+MIXED = ("uoro", "d_rtrl-coupled", "rtrl", "snap-2")  # whose traces cannot be divided by units
 #: Threads that wait for other devices in several loops at once are more than XLA has on a CPU.
 MANY_LOOPS = ("own",)
 CASES = [

@@ -108,8 +108,10 @@ def test_what_does_not_fit_is_refused() -> None:
     wide = jax.make_mesh((8,), ("data",), devices=jax.devices())
     with pytest.raises(ValueError, match=r"units='data' divides 4 units .* among 8 devices"):
         own.shard(wide, units="data")
-    with pytest.raises(ValueError, match="no trace of UORO has an axis of units"):
-        learner(algorithm="uoro").shard(wide, units="data")
+    for rule, sizes in (("uoro", "8 units among 2"), ("rtrl", "4 units among 2")):
+        why = f"units='model' divides {sizes} devices, and {rule.upper()} mixes them: "
+        with pytest.raises(ValueError, match=why + r".*'model' \(2 dev.*Divide the batch alone"):
+            learner(bt.nn.GRUCell, rule).shard(meshes.mesh("Auto", 4, 2), units="model")
     with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
         own.shard(wide, units="model")
 

@@ -101,9 +101,9 @@ def test_on_other_meshes_and_outside_of_jit() -> None:
 XS, YS = (jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, n))) for n in (3, 4))
 
 
-def gradient(cell: Any, xs: Any, ys: Any, calls: bool = False) -> Any:
+def gradient(cell: Any, xs: Any, ys: Any, calls: bool = False, rule: str = "d_rtrl") -> Any:
     """Of the examples that are given, with a ``step_fn`` or a loss that has the targets inside."""
-    learner = bt.compile(cell, "d_rtrl", xs[0], batch_size=xs.shape[1])
+    learner = bt.compile(cell, rule, xs[0], batch_size=xs.shape[1])
     learner.etrace_evolve(xs[:1])
     if calls:
         loss = lambda: ((learner(bt.MultiStepData(xs[1:])) - ys[0]) ** 2).sum()  # noqa: E731
@@ -173,11 +173,12 @@ def test_what_is_refused() -> None:
         inside(lambda xs, ys: own.etrace_update(xs, step_fn=step, optimizer=tx, check="skip"))
 
 
-def test_what_is_sent() -> None:
+@pytest.mark.parametrize("rule", ["d_rtrl", "rtrl"])
+def test_what_is_sent(rule: str) -> None:
     """One sum of the parameters, after all blocks, also where traces go on."""
     own = cell()
     run = jax.shard_map(
-        lambda xs, ys: gradient(own, xs, ys),
+        lambda xs, ys: gradient(own, xs, ys, rule=rule),
         mesh=meshes.mesh("Auto", 2),
         in_specs=(DATA, DATA),
         out_specs=P(),

@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 3092,
     "drivers": 3410,
-    "learners": 3848,
+    "learners": 3859,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_499, 11_392
-WHOLE_CORE = 31_425
+WHOLE_CORE = 31_436
 
 
 def module_of(file: Path) -> str:

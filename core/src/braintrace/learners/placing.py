@@ -38,6 +38,9 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
         raise ValueError(f"batch and units are both {sorted(twice)}; give each an axis of its own")
     if not any(axes.values()):
         raise ValueError("give the axis of the mesh for batch, for units, or for both")
+    if not learner.rule.from_blocks and math.prod(mesh.shape[name] for name in axes["units"]) > 1:
+        why = "the trace of a unit is made of those of all others, which would travel"
+        raise _mixed(learner, mesh, axes["units"], why)
     found = found_places(learner, mesh, **axes)
     for state in brainstate.graph.states(learner).values():
         spec = found.get(state, PartitionSpec())
@@ -67,9 +70,17 @@ def found_places(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[S
             return {**places.of_parameters(), **found, **states}
     if refused:
         raise refused[0]
-    raise ValueError(
-        f"units={'+'.join(units)!r}: no trace of {learner.rule.name} has an axis of units, because "
-        "it mixes them. Divide the batch alone, or choose another algorithm"
+    raise _mixed(learner, mesh, units, f"no trace of {learner.rule.name} has an axis of units")
+
+
+def _mixed(learner: Any, mesh: Mesh, units: Names, why: str) -> ValueError:
+    """A rule whose traces cannot be divided by units."""
+    sizes = sorted({group.varshape[-1] for group in learner.rule.executor.groups})
+    return ValueError(
+        f"units={'+'.join(units)!r} divides {' and '.join(map(str, sizes))} units among "
+        f"{math.prod(mesh.shape[name] for name in units)} devices, and {learner.rule.name} mixes "
+        f"them: {why}. The mesh has {_shown(mesh)}. Divide the batch alone, or choose another "
+        "algorithm"
     )
 
 
