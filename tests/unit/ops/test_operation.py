@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -65,3 +66,26 @@ def test_an_initial_rule_gets_what_it_declares() -> None:
     op = operation(init_drtrl=plain, init_pp=asking)
     assert op.initial("init_drtrl", 2) == ((3,), (2,), (3, 2), 2)
     assert op.initial("init_pp", 2) == (None, {})
+
+
+def test_an_initial_rule_is_asked_once_for_operations_that_look_the_same() -> None:
+    asked = []
+
+    def plain(x: Any, y: Any, weights: Any, num_state: int, **params: Any) -> Any:
+        asked.append(num_state)
+        return {"weight": jnp.zeros((*weights["weight"].aval.shape, num_state))}
+
+    def of_group(x: Any, y: Any, weights: Any, num_state: int, *, group: Any) -> Any:
+        asked.append(group)
+        return jnp.zeros(num_state)
+
+    op = operation(init_drtrl=plain, init_pp=of_group)
+    same, unhashable = replace(op, group=object()), replace(op, params={"k": np.ones(1)})
+    other = [replace(op, params={"k": k}) for k in (1, True, 1.0)]
+    for one in (op, same, *other, unhashable, unhashable):
+        assert one.initial_types("init_drtrl", 2)["weight"].shape == (3, 2, 2)
+    assert op.initial_types("init_drtrl", 1)["weight"].shape == (3, 2, 1)
+    assert asked == [2] * 6 + [1]
+    for one in (op, same, op):
+        one.initial_types("init_pp", 2)
+    assert asked[7:] == [None, same.group, None]

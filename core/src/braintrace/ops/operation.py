@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
@@ -133,6 +133,16 @@ class Operation:
         optional = _declared(function, eqn_params=dict(self.params), group=self.group)
         return function(x_var, Operand(self.y_aval), weight_vars, num_state, **optional)
 
+    def initial_types(self, rule: str, num_state: int) -> Any:
+        """The types of :meth:`initial`; operations that look the same to the rule share them."""
+        params = tuple((name, type(value), value) for name, value in self.params.items())
+        look = (*self.operand_avals, self.y_aval, *self.positions.items(), *params)
+        if "group" in _keywords(self._rule(rule)) or not _is_hashable(look):
+            return jax.eval_shape(lambda: self.initial(rule, num_state))
+        return _Look(replace(self, group=None), (self.spec, rule, look)).types(
+            num_state, jax.config.jax_enable_x64
+        )
+
     def _rule(self, rule: str) -> Callable[..., Any]:
         if (function := getattr(self.spec, rule)) is None:
             raise TypeError(f"the rule {rule!r} of {self.spec.name!r} is derived, not written")
@@ -190,15 +200,40 @@ class Operation:
         return jax.lax.scan(step, zeros, (x, dy))[0]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What an ``init_*`` rule sees of an operation: the ``key`` alone tells two of them apart."""
+
+    operation: Operation = field(compare=False)
+    key: tuple[Any, ...]
+
+    @lru_cache(maxsize=64)  # noqa: B019  of equal ones
+    def types(self, num_state: int, wide: bool) -> Any:
+        return jax.eval_shape(lambda: self.operation.initial(self.key[1], num_state))
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _declared(function: Callable[..., Any], **values: Any) -> dict[str, Any]:
     """The values of those names that a function has as keyword-only arguments."""
+    known = _keywords(function)
+    return {name: value for name, value in values.items() if name in known}
+
+
+@lru_cache(maxsize=256)
+def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the keyword-only arguments of a function."""
     try:
-        known = inspect.signature(function).parameters
+        known = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # built in: it does not say
-        return {}
-    return {
-        n: v for n, v in values.items() if n in known and known[n].kind is known[n].KEYWORD_ONLY
-    }
+        return frozenset()
+    return frozenset(one.name for one in known if one.kind is one.KEYWORD_ONLY)
 
 
 def _row(aval: Any) -> jax.ShapeDtypeStruct:

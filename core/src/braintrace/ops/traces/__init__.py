@@ -47,7 +47,7 @@ def output_trace(operation: Operation, num_state: int) -> jax.ShapeDtypeStruct:
     expected = jax.ShapeDtypeStruct((*y.shape, num_state), y.dtype)
     if spec.init_pp is None:
         return expected
-    found = jax.eval_shape(lambda: operation.initial("init_pp", num_state))
+    found = operation.initial_types("init_pp", num_state)
     right = isinstance(found, jax.ShapeDtypeStruct) and found.shape == expected.shape
     if not right or not jnp.issubdtype(found.dtype, jnp.floating):
         raise CompilationError(

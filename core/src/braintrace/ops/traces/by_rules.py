@@ -70,8 +70,8 @@ class StructuredTrace(TraceRules):
     @cached_property
     def _own(self) -> Arrays:
         """Types of the family's own leaves, with the state axis last, traced or not."""
-        op = self.operation
-        return jax.eval_shape(lambda: op.initial("init_drtrl", self.num_state))
+        found: Arrays = self.operation.initial_types("init_drtrl", self.num_state)
+        return found
 
     def increments(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         x, f, operands = self.operation.widened((x, f, [*operands]))

@@ -42,7 +42,7 @@ class RowsTrace(TraceRules):
     @cached_property
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         op, states = self.operation, self.num_state
-        own = jax.eval_shape(lambda: op.initial("init_drtrl", states))[self.key]
+        own = op.initial_types("init_drtrl", states)[self.key]
         examples = own.shape[:1] if op.spec.batched else ()
         rows, lost = (states, *examples, own.shape[len(examples)]), (states, *examples)
         integers = {ROWS: rows, AGE: rows, LOST: lost}
