@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 881,
-    "ops": 2798,
+    "ops": 2833,
     "show": 1466,
     "jaxprs": 1600,
     "plugins": 1730,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_499, 11_392
-WHOLE_CORE = 31_436
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_534, 11_415
+WHOLE_CORE = 31_471
 
 
 def module_of(file: Path) -> str:
