@@ -269,7 +269,7 @@ class Plain(brainstate.nn.Module):
 def test_a_model_without_any_trace():
     for algorithm in ("d_rtrl", "pp_prop", "uoro"):
         options = {"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}
-        with pytest.raises(braintrace.CompilationError, match="nothing to train online"):
+        with pytest.raises(braintrace.CompilationError, match=r"nothing to train.*vmap over a w"):
             braintrace.compile(Plain(), algorithm, X, batch_size=2, **options)
     learner = braintrace.compile(Plain(), "d_rtrl", X, batch_size=2, require_trace=False)
     assert learner(X).shape == (2, 4)

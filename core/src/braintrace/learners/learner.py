@@ -177,7 +177,8 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
             raise CompilationError(
                 "there is nothing to train online: no parameter is a weight of an ETP operation "
                 "that drives a hidden state. Use layers of braintrace.nn, or operations such as "
-                "braintrace.matmul; with require_trace=False, gradients are of the current step"
+                "braintrace.matmul (jax.vmap over a weight makes plain products of them: map over "
+                "inputs alone); with require_trace=False, gradients are of the current step"
             )
         if isinstance(rule, InfluenceRule) and self.vjp_method == "multi-step":
             self._stepper = window_by_call(compiled(influence_window(rule)))
