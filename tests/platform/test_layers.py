@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 729,
     "algorithms": 3092,
     "drivers": 3410,
-    "learners": 3859,
+    "learners": 3860,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_534, 11_415
-WHOLE_CORE = 31_471
+WHOLE_CORE = 31_472
 
 
 def module_of(file: Path) -> str:
