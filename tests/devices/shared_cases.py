@@ -21,6 +21,9 @@ CASES: dict[str, tuple[Case, str, tuple[int, ...]]] = {
     "units": (Case("dense", "pp_prop"), "Auto", (4, 2)),
     "explicit": (Case("dense", "d_rtrl"), "Explicit", (8,)),
     "rtrl": (Case("dense", "rtrl"), "Auto", (8,)),
+    "convolution": (Case("conv", "pp_prop", "update-1"), "Explicit", (8,)),
+    "e-prop": (Case("lstm", "eprop"), "Explicit", (4, 2)),
+    "table": (Case("tokens"), "Auto", (8,)),
 }
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 3)))
 

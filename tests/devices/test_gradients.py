@@ -20,9 +20,17 @@ from tests.truth.table import Case
 
 from . import meshes
 
-RULES = ("d_rtrl", "pp_prop", "eprop", "snap-2", "rtrl", "uoro", "three-factor", "d_rtrl-coupled")
+RULES = tuple(
+    "d_rtrl pp_prop eprop snap-2 snap-2-step rtrl uoro three-factor d_rtrl-coupled".split()
+)
 DRIVERS = ("update", "update-1", "call", "windows-2", "carried", "block-1")
-MIXED = ("uoro", "d_rtrl-coupled", "rtrl", "snap-2")  # whose traces cannot be divided by units
+MIXED = (
+    "uoro",
+    "d_rtrl-coupled",
+    "rtrl",
+    "snap-2",
+    "snap-2-step",
+)  # whose traces cannot be divided by units
 #: Threads that wait for other devices in several loops at once are more than XLA has on a CPU.
 MANY_LOOPS = ("own",)
 CASES = [
@@ -43,6 +51,12 @@ CASES = [
     ),
     *(Case("dense", "pp_prop" if "window" in d else "d_rtrl", d) for d in DRIVERS),
     Case("dense", batch="vmap"),
+    Case("dense", "dni", "windows-2"),
+]
+UPDATED = [  # the numbers of "own" grow beyond all bounds
+    case._replace(driver="update-1")
+    for case in CASES
+    if case.driver == "block-3" and case.model != "own"
 ]
 OTHER_MESHES = [("Auto", 2), ("Auto", 2, 2), ("Explicit", 8), ("Explicit", 1, 4)]
 
@@ -54,6 +68,12 @@ def test_the_numbers_are_those_of_one_device(case: Case) -> None:
     for kind, *shape in (("Auto", 8), ("Explicit", 2, 2)):
         found = meshes.run(case, meshes.mesh(kind, *shape), units)
         assert_tree_close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", UPDATED, ids=str)
+def test_with_an_update_at_every_step(case: Case) -> None:
+    found = meshes.run(case, meshes.mesh("Auto", 2))
+    assert_tree_close(found, meshes.run(case), 1e-12)
 
 
 @pytest.mark.parametrize("kind, shape", [(k, s) for k, *s in OTHER_MESHES], ids=str)
