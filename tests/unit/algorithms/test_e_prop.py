@@ -70,7 +70,7 @@ def test_kappa_takes_the_place_of_the_leak_of_a_readout() -> None:
     slots = executor.graph.module_info.slots
     states = {slot.path: slot.state.value for slot in slots} | params
     *_, values = executor.run([jnp.ones((BATCH, zoo.IN))], states)
-    moving = np.asarray(executor.jacobians_at(values).transition[0])
+    moving = np.asarray(executor.jacobians_at(values).composed(executor.links).transition[0])
     k = filtered.index(True)
     np.testing.assert_allclose(moving[k, k], 0.6, rtol=1e-12)
 

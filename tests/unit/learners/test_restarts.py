@@ -520,3 +520,24 @@ def test_a_step_of_a_driver_makes_no_states(leaky: Any) -> None:
         learner.etrace_grad(sequences()[1], step_fn=step)
     initialise(model)
     same(gradient_of(learner, sequences()[1]), want)
+
+
+@pytest.mark.parametrize("rule", ["d_rtrl", "rtrl"])
+def test_traces_that_are_zero_stay_where_none_is_kept(rule: str) -> None:
+    model, name, options, _ = RULES[rule]
+    xs, _ = sequences()
+    made = brainstate.nn.init_all_states(model(), batch_size=BATCH)
+    learner = bt.compile(made, name, xs[0], batch_size=BATCH, **options)
+
+    def traces(**how: Any) -> Any:
+        learner.etrace_grad(xs, step_fn=lambda x: loss(learner(x)), **how)
+        return jax.tree.leaves(learner.read_traces())
+
+    traces(carry_trace=False)
+    zeros = jax.tree.leaves(learner.read_traces())
+    assert all(a is b for a, b in zip(traces(carry_trace=False), zeros, strict=True))
+    assert int(learner.running_index.value) == 2 * STEPS
+    assert any(bool((a != b).any()) for a, b in zip(traces(), zeros, strict=True))
+    after = brainstate.transform.jit(lambda: traces(carry_trace=False))()
+    for a, b in zip(after, zeros, strict=True):
+        np.testing.assert_array_equal(a, b)

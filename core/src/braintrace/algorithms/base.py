@@ -160,6 +160,11 @@ class LearningRule(ABC):
         check_jacobians(self)
 
     @property
+    def needs_no_past(self) -> bool:
+        """Whether ``D`` and ``e`` of a first step are not read where there are no traces before."""
+        return False
+
+    @property
     def name(self) -> str:
         """What the rule is called in reports."""
         return type(self).__name__

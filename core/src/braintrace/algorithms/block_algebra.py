@@ -30,13 +30,14 @@ import jax.numpy as jnp
 
 from ..base.precision import sum_dtype
 from ..compiler.reach import Pattern
+from ..executor.cascade import Cascade
 from ..executor.pulled import Pulled
 from ..ops.traces.bands import Bands, bands_of_products, identity, product
 from ..ops.traces.base import UNROLL_STATES
 
 
 def accumulate(
-    transition: jax.Array | Bands | None,
+    transition: jax.Array | Bands | Cascade | None,
     signal: jax.Array,
     old_signal: jax.Array | None,
     passing: Pattern | None = None,
@@ -45,7 +46,14 @@ def accumulate(
 
     It is that of ``D`` [K, S, S, *V], ``l`` and ``e`` [K, S, *V], ``None`` where structurally zero,
     as ``c^0`` is. ``passing`` says which entries of ``D`` are not [S][S]; ``None``: any may be.
+    Of a :class:`Cascade`, ``a`` is that of the first states, which is all that ``f`` meets.
     """
+    if isinstance(transition, Cascade):
+        parts = transition.parted(signal, 1), transition.parted(old_signal, 1)
+        start = jax.tree.map(lambda v: jnp.zeros_like(v[0]), parts[0])
+        back = _cascade_backward(passing)
+        ends, accumulated = jax.lax.scan(back, start, (transition, *parts), reverse=True)
+        return accumulated, jnp.concatenate(ends)
     if transition is not None:
         rows, start = (transition, signal, old_signal), jnp.zeros_like(signal[0])
         entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
@@ -90,13 +98,31 @@ def _backward(passing: Pattern | None) -> Callable[..., tuple[jax.Array, jax.Arr
     return step
 
 
+@lru_cache
+def _cascade_backward(passing: Pattern | None) -> Callable[..., Any]:
+    """``a`` of the filters is a filter, and what it finds of the first states belongs to theirs."""
+
+    def step(carried: tuple[Any, Any], now: tuple[Cascade, Any, Any]) -> tuple[Any, jax.Array]:
+        D, signal, old = now
+        first, last = (own + c for own, c in zip(signal, carried, strict=True))
+        first = first + apply(turned(D.between), last, tuple(zip(*D.follows, strict=True)))
+        of_first, of_last = D.patterns(passing and tuple(zip(*passing, strict=True)))
+        new = apply(turned(D.first), first, of_first), apply(turned(D.last), last, of_last)
+        return (new if old is None else (new[0] + old[0], new[1] + old[1])), first
+
+    return step
+
+
 def suffix_products(
-    transition: jax.Array, decays: jax.Array | None = None
+    transition: jax.Array | Cascade, decays: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``.
 
     With ``decays`` [K], ``Q^t = decays^t + Q^{t+1} D^{t+1}`` in place of ``P^t``, and ``Q^1 D^1``.
+    Of a :class:`Cascade`, ``P^t`` is for ``f`` of the first states [K, S, H, *V].
     """
+    if isinstance(transition, Cascade):
+        return _products_of_cascade(transition)
     dtype = sum_dtype(transition.dtype)
     identity = _identity(transition[0]).astype(dtype)
     start = identity if decays is None else jnp.zeros_like(identity)
@@ -129,6 +155,33 @@ def _multiplied(product: jax.Array, now: tuple[Any, Any]) -> tuple[jax.Array, ja
     if decay is not None:
         product = product + decay * _identity(product)
     return compose(product, transition), product
+
+
+def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array]:
+    """``P^t`` for ``f`` of the first states, and ``P^0``.
+
+    Backward, with ``M^t`` the product of the filters' leaks after step t: ``P^t`` is
+    ``P^{t+1} D^{t+1}`` and, in the rows of the filters, ``M^t N^t`` besides.
+    """
+    dtype = sum_dtype(moving.first.dtype)
+    one, leak = (_identity(v[0]).astype(dtype) for v in (moving.first, moving.last))
+    states, filters = len(one), len(leak)
+    below = jnp.zeros((filters, *one.shape[1:]), dtype)
+    ends, products = jax.lax.scan(_multiplied_cascade, (one, below, leak), moving, reverse=True)
+    (one, below, leak), shape = ends, (filters, filters, *one.shape[2:])
+    above = jnp.zeros((states, filters, *one.shape[2:]), dtype)
+    whole = (
+        jnp.concatenate([one, above], 1),
+        jnp.concatenate([below, jnp.broadcast_to(leak, shape)], 1),
+    )
+    return jnp.concatenate(products, 1), jnp.concatenate(whole)
+
+
+def _multiplied_cascade(carried: tuple[Any, Any, Any], now: Cascade) -> tuple[Any, Any]:
+    one, below, leak = carried
+    below = below + compose(leak, now.between)
+    new = compose(one, now.first), compose(below, now.first), compose(leak, now.last)
+    return tuple(map(jnp.astype, new, (v.dtype for v in carried))), (one, below)
 
 
 def _identity(like: jax.Array) -> jax.Array:

@@ -264,6 +264,8 @@ class ETraceConfig(ConfigViews):
             return DelayedDRTRLRule(executor, dtype, lag=lag)
         if may_lag(executor):
             return LaggedDRTRLRule(executor, dtype)
+        cascaded = replace(executor, cascaded=True)
+        executor = cascaded if cascaded.cascades else executor
         return ParamDimRule(executor, dtype, of_model=True)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..base.errors import refuse_unused
 from ..base.precision import sum_dtype
+from ..executor.cascade import Cascade
 from ..executor.layout import Link
 from ..ops.operation import Arrays
 from ..ops.traces.bands import Bands
@@ -79,6 +80,10 @@ class ParamDimRule(ParameterTraces):
         if moving is not None and moving.kappa is not None:
             return f"e-prop, kappa {moving.kappa:.3g}"
         return f"D-RTRL, {self.executor.graph.recurrence_scope} recurrence"
+
+    @property
+    def needs_no_past(self) -> bool:
+        return type(self) is ParamDimRule and not self.executor.bands
 
     @property
     def saved_as(self) -> str:
@@ -185,7 +190,15 @@ class ParamDimRule(ParameterTraces):
             found = self.contracted(link, block, {g: block.signal[g]}, operands)
             new = rules.increments(x, f, held)
             return self.stored(link, rules.parted(new) if is_parted(trace) else new), found
-        moving, signal = link.to_y(transition[0], 2), link.to_y(block.signal[g][0], 1)
+        if isinstance(transition, Cascade) and not is_parted(trace):
+            whole = jax.vmap(lambda one: one.composed(self.links))(block.jacobians)
+            x, f, transition = whole.of(link)
+        shape = 2 * (1,) + link.group.varshape
+        moving = jax.tree.map(
+            lambda v: link.to_y(jnp.broadcast_to(v[0], jnp.broadcast_shapes(v[0].shape, shape)), 2),
+            transition,
+        )
+        signal = link.to_y(block.signal[g][0], 1)
         if is_parted(trace):
             heard = block.heard[g] if block.heard else (True,) * rules.num_state
             how = self.executor.passing(g), signal, heard

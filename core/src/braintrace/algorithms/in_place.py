@@ -9,19 +9,21 @@ state, the last state that reads the others goes first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..compiler.reach import Pattern
+from ..executor.cascade import Cascade
 from ..ops.operation import Arrays
 from ..ops.traces.base import TraceRules, add, by_state
 
 
 def step_of_trace(
     rules: TraceRules,
-    step: tuple[Any, jax.Array, jax.Array],
+    step: tuple[Any, jax.Array, jax.Array | Cascade],
     passing: Pattern,
     signal: jax.Array,
     heard: Sequence[bool],
@@ -29,6 +31,9 @@ def step_of_trace(
     operands: Sequence[Any],
 ) -> tuple[Arrays, Arrays]:
     """The trace after a step, an array for each state, and what the signal finds in it.
+
+    Filters of a :class:`Cascade` are first, and for them the new traces of what they follow are
+    computed once more: to read them where they are written is as much.
 
     Parameters
     ----------
@@ -39,18 +44,35 @@ def step_of_trace(
     heard
         Which states have a signal.
     """
-    x, f, transition = step
-    transition = rules.operation.widened(transition)
+    x, f, moving = step
     scale, one = rules.scale(operands), rules.of_states(1)
+    transition, first = rules.operation.widened(moving), f.shape[1]
     rows: list[Arrays] = []
     found: Arrays = {}
+
+    def old(s: int) -> Arrays:
+        return {key: leaf[s] for key, leaf in trace.items()}
+
+    def new(s: int) -> Arrays:
+        if s >= first:
+            return followed(s, transition)
+        own = transition.first if isinstance(transition, Cascade) else transition
+        row = {key: leaf[0] for key, leaf in one.increments(x, f[:, s : s + 1], operands).items()}
+        for j in (j for j, passes in enumerate(passing[s]) if passes):
+            row = add(row, scale(own[s, j], old(j)))
+        return {key: leaf.astype(rules.types[key].dtype) for key, leaf in row.items()}
+
+    def followed(s: int, D: Cascade) -> Arrays:
+        terms = [(D.between[s - first, j], new(j)) for j in range(first) if D.follows[s - first][j]]
+        others = (j for j in range(first, rules.num_state) if passing[s][j])
+        terms += [(D.last[s - first, j - first], old(j)) for j in others]
+        row = reduce(add, [scale(*term) for term in terms])
+        return {key: leaf.astype(rules.types[key].dtype) for key, leaf in row.items()}
+
     for s in reversed(range(rules.num_state)):
         if found:
             f, transition = after((f, transition), found)
-        row = {key: leaf[0] for key, leaf in one.increments(x, f[:, s : s + 1], operands).items()}
-        for j in (j for j in range(rules.num_state) if passing[s][j]):
-            row = add(row, scale(transition[s, j], {key: leaf[j] for key, leaf in trace.items()}))
-        row = {key: leaf.astype(rules.types[key].dtype) for key, leaf in row.items()}
+        row = new(s)
         if heard[s]:
             alone = {key: (leaf,) for key, leaf in row.items()}
             found = add(found, one.solve(signal[s : s + 1], alone, operands))
@@ -59,14 +81,12 @@ def step_of_trace(
 
 
 def after(values: Any, first: Any) -> Any:
-    """``values``, which nothing uses before ``first`` is there.
+    """``values``, which nothing uses before all arrays of ``first`` are there.
 
     XLA orders what reads an array and what is written over it by what depends on what alone, and
     copies the array where that leaves the order open. It cannot know that the sum is a number.
     """
-    known = next((jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(first) if leaf.size), None)
-    if known is None:
-        return values
+    known = sum(jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(first) if leaf.size)
     return jax.tree.map(
         lambda v: jnp.where(jnp.isnan(known), v * (1 + jnp.finfo(v.dtype).eps), v), values
     )

@@ -71,9 +71,13 @@ def record_bytes(rule: LearningRule) -> int:
     inputs = {x for x in xs if x is not None and versions.is_var(x)}
     total += bytes_of([var.aval for var in inputs])
     for link in rule.links:
-        total += link.group.num_state * math.prod(link.extra) * bytes_of(link.relation.y_var.aval)
+        own = executor.cascades.get(link.group.index)
+        states = len(own[0]) if own else link.group.num_state
+        total += states * math.prod(link.extra) * bytes_of(link.relation.y_var.aval)
     for group in {link.group.index: link.group for link in rule.links}.values():
         bands = executor.bands.get(group.index)
         entries = sum(band.length for band in bands) if bands else group.num_state**2
+        if own := executor.cascades.get(group.index):
+            entries = len(own[0]) * group.num_state
         total += entries * math.prod(group.varshape) * width
     return total

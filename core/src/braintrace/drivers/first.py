@@ -24,6 +24,7 @@ import numpy as np
 from ..algorithms.base import Block, OldSignals
 from ..base.types import Path
 from ..compiler.filters import emitted_paths, is_filter
+from ..executor.cascade import Cascade
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Positions
@@ -39,6 +40,9 @@ def without_past(jacobians: StepJacobians, first: Any, moves: Any = None) -> Ste
     marks = jax.tree.map(lambda _: True, found) if moves is None else moves.transition
 
     def cut(D: Any, moves: Any) -> Any:
+        if isinstance(D, Cascade):  # what follows new values has no past
+            pairs = {name: (getattr(D, name), getattr(moves, name)) for name in ("first", "last")}
+            return replace(D, **{name: cut(*pair) for name, pair in pairs.items()})
         if not isinstance(D, Bands):
             return _cut(D, first) if moves else D
         values = (cut(*pair) for pair in zip(D.values, moves.values, strict=True))
@@ -81,6 +85,8 @@ def finite_where_still(executor: Executor, block: Block, first: Any) -> Block:
         rows = [s for s in np.flatnonzero(late) if is_filter(paths[s])]
         if not rows or D is None or isinstance(D, Bands):
             continue
+        if isinstance(D, Cascade):
+            D = jax.vmap(Cascade.composed)(D)
         own = np.array([[paths[s] == path and path in emitted for path in paths] for s in rows])
         others = ~own.reshape(*own.shape, *(1,) * positions.ndim)
         moved = ((D[:, np.array(rows)] != 0) & others).any(2)

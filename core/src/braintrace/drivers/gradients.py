@@ -122,7 +122,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         if takes_steps:
             found, traces = rule.release(held, recorded, operands)
         else:
-            block = block_without_past(recorded, is_first(number), moves)
+            unread = traces is None and rule.needs_no_past
+            block = block_without_past(recorded, not unread and is_first(number), moves)
             block = finite_where_still(executor, block, is_first(number)).heard_by(heard)
             last = isinstance(number, int) and number == (steps - 1) // size
             if last and not (options.carry_trace or options.check):
@@ -160,7 +161,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     done = (
         guards.kept_steps(flags, size, steps).sum(dtype="int32") if options.check == SKIP else steps
     )
-    learner.write_traces(traces if options.carry_trace else rule.init(), done)
+    learner.write_traces(traces if options.carry_trace else None, done)
     return Outcome(grads, losses, aux, flags)
 
 
@@ -191,6 +192,7 @@ def _record(
     read = _live_olds(executor, step)
     old = sorted({i for indices in read.values() for i in indices})
     chosen = [i for i in direct if i in step.direct.elsewhere]
+    apart = bool(executor.cascades)  # where states without a signal have no zeros among others'
 
     def old_signals(found: Mapping[int, Any], leaves: Mapping[int, Any]) -> Any:
         by_path = {
@@ -215,12 +217,15 @@ def _record(
         values, given = recorded
         jacobians = executor.jacobians_at(values)
         direct = {i: value + params[i] for i, value in direct.items()}
-        block = Block(jacobians, executor.signals(signal), old_signals(olds, leaves), given)
+        signals = tuple(signal) if apart else executor.signals(signal)
+        block = Block(jacobians, signals, old_signals(olds, leaves), given)
         held, kept = take(held, block)
         return (new, direct, held), (kept, moving, dys, loss, aux)
 
     start = leaves, {i: direct[i] for i in chosen}, held
     (new, stepwise, held), (kept, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
+    if apart:
+        kept = kept._replace(signal=jax.vmap(executor.signals)(kept.signal))
     total = {**direct, **stepwise}
     for i, value in step.direct.gradients(leaves, moving, dys).items():
         total[i] = total[i] + value

@@ -17,6 +17,7 @@ import numpy as np
 from ..algorithms.base import Block, LearningRule
 from ..base import versions
 from ..base.types import show_path
+from ..executor.cascade import Cascade
 from ..ops.traces.bands import Bands
 
 SQUARINGS = 5
@@ -96,7 +97,7 @@ def finite_of(values: Iterable[tuple[str, Any]]) -> dict[str, jax.Array]:
     return found
 
 
-def spectral_radius(matrix: jax.Array | Bands) -> jax.Array:
+def spectral_radius(matrix: jax.Array | Bands | Cascade) -> jax.Array:
     """The spectral radius of ``matrix`` [S, S, *V], position by position.
 
     Exact for one state. For several it is ``|D^32|^(1/32)`` in the Frobenius norm (Gelfand's
@@ -105,6 +106,8 @@ def spectral_radius(matrix: jax.Array | Bands) -> jax.Array:
     """
     if isinstance(matrix, Bands):
         return _growth(matrix)
+    if isinstance(matrix, Cascade):
+        matrix = matrix.composed()
     if matrix.shape[0] == 1:
         return jnp.abs(matrix[0, 0])
     scale, total = jnp.zeros(matrix.shape[2:]), matrix

@@ -102,7 +102,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
     done = (
         guards.kept_steps(flags, size, steps).sum(dtype="int32") if options.check == SKIP else steps
     )
-    learner.write_traces(traces if options.carry_trace else rule.init(), done)
+    learner.write_traces(traces if options.carry_trace else None, done)
     return Outcome(tuple(grads[i] for i in weights), losses, aux, flags)
 
 

@@ -105,7 +105,8 @@ def _signals(probe: Probe, scale: Any, row: Row) -> Any:
     perturb = graph.perturbed.init_perturb_data()
     pull, (values, given), moving = probe.pull_back(perturb, row, scale)
     refuse_errors(probe.rule, given)
-    jacobians, paths = executor.jacobians_at(values), graph.perturbed.perturb_hidden_paths
+    jacobians = executor.jacobians_at(values).composed(executor.links)
+    paths = graph.perturbed.perturb_hidden_paths
     groups = range(len(executor.groups))
 
     def hidden(leaves: Mapping[int, Any]) -> dict[Path, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
 from ..ops.traces.bands import Band, Bands, bands_of
 from ..ops.traces.base import UNROLL_STATES
+from .cascade import Cascade, follows
 from .jacobians import (
     StepJacobians,
     has_forward_mode,
@@ -61,11 +63,14 @@ class Executor:
     banded
         Whether ``D`` of a group with many states, most of which do not depend on one another, is
         given by its bands, as :class:`Bands`. Those of a delay line do not.
+    cascaded
+        Whether ``D`` of a group with filters that follow its other states is a :class:`Cascade`.
     """
 
     graph: ETraceGraph
     jacobians: str = "near"
     banded: bool = False
+    cascaded: bool = False
 
     @cached_property
     def groups(self) -> tuple[Positions, ...]:
@@ -98,6 +103,8 @@ class Executor:
             cone = self.graph.cones[group.index]
             held = () if cone.transition is None else cone.transition.free
             wanted += [*group.group.hidden_invars, *cone.free, *held]
+            if own := self.cascades.get(group.index):
+                wanted += group.group.hidden_outvars[: len(own[0])]
         wanted += [atom for relation in relations for atom in (relation.y_var, relation.x_var)]
         known = {*info.producers, *info.jaxpr.invars}
         return tuple(dict.fromkeys(v for v in wanted if versions.is_var(v) and v in known))
@@ -146,6 +153,21 @@ class Executor:
                 continue
             if has_forward_mode(moving.program.eqns if moving.program else eqns):
                 found[cone.group] = own
+        return found
+
+    @cached_property
+    def cascades(self) -> dict[int, Pattern]:
+        """By group, which filters follow which other states, where ``D`` is a :class:`Cascade`."""
+        found: dict[int, Pattern] = {}
+        if not self.cascaded or self.jacobians != "near" or self.graph.exact is not None:
+            return found
+        filters = {s.path for s in self.graph.module_info.slots if s.is_filter}
+        for group in self.driven:
+            paths = group.group.hidden_paths
+            last = len([*takewhile(filters.__contains__, reversed(paths))])
+            cone, eqns = self.graph.cones[group.index], self.graph.module_info.eqns
+            if group.index not in self.bands and (own := follows(group.group, cone, eqns, last)):
+                found[group.index] = own
         return found
 
     def run(
@@ -206,8 +228,8 @@ class Executor:
         transitions: list[Any] = []
         for group, cone in zip(self.groups, self.graph.cones, strict=True):
             links = [link for link in self.links if link.group is group]
-            banded = self.bands.get(group.index, ())
-            transition, found = jacobians_of_group(info.eqns, cone, group, links, env, banded)
+            how = self.bands.get(group.index, ()), self.cascades.get(group.index)
+            transition, found = jacobians_of_group(info.eqns, cone, group, links, env, *how)
             transitions.append(transition)
             f |= found
         return self._step(lambda x: read(env, x), lambda link: f[link.index], transitions)
@@ -229,7 +251,8 @@ class Executor:
 
         def factor(link: Link) -> Any:
             group, y = link.group, link.relation.y_var
-            shape = (group.num_state, *link.extra, *y.aval.shape)
+            own = self.cascades.get(group.index)
+            shape = (len(own[0]) if own else group.num_state, *link.extra, *y.aval.shape)
             if takes_forward_mode(eqns, cones[group.index], link, group.index in self.bands):
                 return array(shape, *group.group.hidden_outvars)
             return jax.ShapeDtypeStruct(shape, shift_dtype(eqns, cones[group.index], link))
@@ -241,6 +264,12 @@ class Executor:
             if bands := self.bands.get(group.index):
                 types = (array((band.length, *group.varshape), *olds) for band in bands)
                 return Bands(tuple(types), bands, states)
+            if own := self.cascades.get(group.index):
+                last, first, shape = len(own), len(own[0]), group.varshape
+                leak = (*shape[:1], *(1 for _ in shape[1:]))
+                sizes = (first, first, *shape), (last, last, *leak), (last, first, *shape)
+                D, A, N = (array(size, *olds) for size in sizes)
+                return Cascade(D, A, N, own)
             return array((states, states, *group.varshape), *olds)
 
         return self._step(lambda x: array(x.aval.shape, x), factor, map(transition, self.groups))

@@ -22,11 +22,12 @@ import numpy as np
 from ..base import versions
 from ..base.versions import JaxprEqn, Var
 from ..compiler.groups import HiddenGroup
-from ..compiler.reach import Cone
+from ..compiler.reach import Cone, Pattern
 from ..jaxprs.pull import converts
 from ..jaxprs.run import holds, read, run_equations
 from ..ops.traces.bands import Band, Bands
 from ..ops.traces.base import UNROLL_STATES
+from .cascade import Cascade, composed
 from .layout import Link, Positions, numbers_along
 from .pulled import Pulled
 from .sweeps import BandedTransition
@@ -53,7 +54,8 @@ class StepJacobians(NamedTuple):
     transition
         Per group, ``D[i, j] = d h_i / d h_j`` [S, S, *V]; ``None`` where structurally zero. An
         executor with ``banded`` gives ``D`` of a group with a delay line by its bands, together
-        with a function of signals.
+        with a function of signals; one with ``cascaded`` gives that of a group with filters as a
+        :class:`Cascade`, and ``f`` [H, *E, *Y] of the links that lead to it.
     """
 
     x: tuple[Any, ...]
@@ -63,6 +65,16 @@ class StepJacobians(NamedTuple):
     def of(self, link: Link) -> tuple[Any, jax.Array, Any]:
         """``x``, ``f`` and ``D`` of a link."""
         return self.x[link.relation.index], self.f[link.index], self.transition[link.group.index]
+
+    def composed(self, links: Sequence[Link]) -> StepJacobians:
+        """With ``f`` and ``D`` of all states, of a single step."""
+
+        def whole(link: Link, f: jax.Array) -> jax.Array:
+            D = self.transition[link.group.index]
+            return composed(f, link.to_y(D.between, 2)) if isinstance(D, Cascade) else f
+
+        moving = (D.composed() if isinstance(D, Cascade) else D for D in self.transition)
+        return self._replace(f=tuple(map(whole, links, self.f)), transition=tuple(moving))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +158,14 @@ class Pullback:
             return found.reshape(wide.num_state, wide.num_state, *wide.varshape)
         return wide.parted(found.reshape(states, wide.num_state, *wide.varshape), 1)
 
+    def cascade(self, follows: Pattern) -> Cascade:
+        """``D`` where the last states follow the first, from new values of these, too."""
+        first, (_, _, news) = len(follows[0]), self.sums
+        D, leak = self.olds(self.sums), (slice(1),) * (self.group.ndim - 1)
+        between = jnp.stack(news, 1)[first:]
+        last = D[first:, first:, :, *leak] if self.group.ndim else D[first:, first:]
+        return Cascade(D[:first, :first], last, between, follows)
+
     def factor(self, link: Link) -> jax.Array:
         """``f`` [S, *E, *Y] of a link."""
 
@@ -200,6 +220,56 @@ def widens(eqn: JaxprEqn, y: Var) -> bool:
     return bool(eqn.outvars[0].aval.dtype.itemsize > y.aval.dtype.itemsize)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupStep:
+    """New values of a group's members, by the part of the step's equations that leads to it.
+
+    It is a function of their old values, of shifts that are added to some ``y``, by link, and of
+    ``news``: what takes the place of the new values of the first members.
+    """
+
+    eqns: Sequence[JaxprEqn]
+    cone: Cone
+    group: HiddenGroup
+    links: Sequence[Link]
+    values: Mapping[Var, Any]
+
+    def __call__(
+        self, olds: Sequence[Any], shifts: Mapping[int, Any], news: Sequence[Any] = ()
+    ) -> list[Any]:
+        ys = {k.index: k.relation.y_var for k in self.links}
+        shift = {ys[i]: change for i, change in shifts.items()}
+        given = dict(zip(self.group.hidden_outvars, news, strict=False))
+        env = {**self.values, **dict(zip(self.group.hidden_invars, olds, strict=False))}
+        inside = {var for i in self.cone.eqns for var in self.eqns[i].outvars}
+        plain = {y: env[y] for y in shift if y not in inside}
+        env |= {y: shifted(value, shift[y]) for y, value in plain.items()}
+        for i in self.cone.eqns:
+            eqn = self.eqns[i]
+            if converts(eqn) and (y := eqn.invars[0]) in plain and widens(eqn, y):
+                run_equations([eqn], own := {y: plain[y]})
+                env[eqn.outvars[0]] = shifted(own[eqn.outvars[0]], shift[y])
+            else:
+                run_equations([eqn], env)
+                for y in shift.keys() & eqn.outvars:
+                    plain[y] = env[y]
+                    env[y] = shifted(env[y], shift[y])
+            env.update((new, given[new]) for new in given.keys() & eqn.outvars)
+        return [env[var] for var in self.group.hidden_outvars]
+
+    def in_turn(
+        self, olds: Sequence[Any], shifts: Mapping[int, Any], news: Sequence[Any]
+    ) -> list[Any]:
+        """The new values, of which all but the first read ``news`` in place of these."""
+        first = self(olds, shifts)[: len(news)]
+        return [*first, *self(olds, {}, news)[len(news) :]]
+
+
+def shifted(value: Any, change: Any) -> Any:
+    """A value and what is added to it, in the value's dtype."""
+    return value + change.astype(value.dtype)
+
+
 def jacobians_of_group(
     eqns: Sequence[JaxprEqn],
     cone: Cone,
@@ -207,14 +277,15 @@ def jacobians_of_group(
     links: Sequence[Link],
     values: dict[Var, Any],
     banded: tuple[Band, ...] = (),
-) -> tuple[jax.Array | Bands | None, dict[int, jax.Array]]:
+    follows: Pattern | None = None,
+) -> tuple[Any, dict[int, jax.Array]]:
     """``D`` of a group, and ``f`` of the links that lead to it, by number.
 
     Where it is ``banded``, ``D`` is given by these bands, from as many derivatives as
-    :mod:`.sweeps` needs.
+    :mod:`.sweeps` needs. Where its last states only follow the first, as ``follows`` says, it is a
+    :class:`Cascade`.
 
-    They are computed from the ``values`` of variables, by the part of the step's equations that
-    leads to the group, as a function of its old values and of each ``y``.
+    They are computed from the ``values`` of variables.
 
     While positions are apart, one pull-back of ones per state gives ``D[p, i, :]`` and
     ``f_r[p, i]`` of all relations at once. A relation whose ``y`` is broadcast over positions
@@ -224,70 +295,60 @@ def jacobians_of_group(
     if not links:
         return None, {}
     group, transition = positions.group, cone.transition
-    ys = {link.index: link.relation.y_var for link in links}
-    dtypes = {link.index: shift_dtype(eqns, cone, link) for link in links}
-    zeros = {i: jnp.zeros(y.aval.shape, dtypes[i]) for i, y in ys.items()}
+    step = GroupStep(eqns, cone, group, links, values)
+    zeros = {
+        k.index: jnp.zeros(k.relation.y_var.aval.shape, shift_dtype(eqns, cone, k)) for k in links
+    }
     own = [values[var] for var in group.hidden_invars]
     olds = own if cone.old_reaches else []
-    inside = {var for i in cone.eqns for var in eqns[i].outvars}
-
-    def new_values(olds: Sequence[Any], shifts: Mapping[int, Any]) -> list[Any]:
-        """New values from old ones, with ``shifts`` added to some ``y``."""
-        shift = {ys[i]: change for i, change in shifts.items()}
-        env = {**values, **dict(zip(group.hidden_invars, olds, strict=False))}
-        plain = {y: env[y] for y in shift if y not in inside}
-        env |= {y: shifted(value, shift[y]) for y, value in plain.items()}
-        for i in cone.eqns:
-            eqn = eqns[i]
-            if converts(eqn) and (y := eqn.invars[0]) in plain and widens(eqn, y):
-                run_equations([eqn], own := {y: plain[y]})
-                env[eqn.outvars[0]] = shifted(own[eqn.outvars[0]], shift[y])
-                continue
-            run_equations([eqn], env)
-            for y in shift.keys() & eqn.outvars:
-                plain[y] = env[y]
-                env[y] = shifted(env[y], shift[y])
-        return [env[var] for var in group.hidden_outvars]
-
-    def shifted(value: Any, change: Any) -> Any:
-        return value + change.astype(value.dtype)
+    news = [values[var] for var in group.hidden_outvars[: len(follows[0])]] if follows else []
 
     def pushed(link: Link) -> jax.Array:
         """``f`` from the forward derivative along ones in ``y``."""
         i = link.index
         along = (zeros[i],), (jnp.ones_like(zeros[i]),)
-        _, moved = jax.jvp(lambda y: new_values(olds, {i: y}), *along)
+        _, moved = jax.jvp(lambda y: step(olds, {i: y}), *along)
         return link.to_y(positions.stacked(moved), 1)
-
-    def pulled() -> Pulled | None:
-        """Where signals have the dtype of the states."""
-        members = (*group.hidden_invars, *group.hidden_outvars)
-        if any(var.aval.dtype != positions.wide for var in members):
-            return None
-        of_olds = None
-        if transition is not None and transition.program is not None:
-            _, of_olds = jax.vjp(step, own)
-        _, pull = jax.vjp(new_values, olds, zeros)
-        return Pulled(pull, of_olds, jnp.ones((), bool), positions)
 
     forward = {link.index for link in links if takes_forward_mode(eqns, cone, link, bool(banded))}
     reverse = {i: zero for i, zero in zeros.items() if i not in forward}
-    pullback = Pullback(group, *jax.lax.optimization_barrier(jax.vjp(new_values, olds, reverse)))
+    pulled = jax.vjp(step.in_turn if follows else step, olds, reverse, news)
+    pullback = Pullback(group, *jax.lax.optimization_barrier(pulled))
     factors = {
         link.index: pushed(link) if link.index in forward else pullback.factor(link)
         for link in links
     }
     if transition is None:
         return None, factors
+    if follows:
+        return pullback.cascade(follows), {i: f[: len(news)] for i, f in factors.items()}
     held = [read(values, var) for var in transition.free]
     if banded:
-        call = transition.program and versions.jaxpr_as_fun(transition.program)
-
-        def step(olds: list[Any]) -> list[Any]:
-            return call(*held, *olds) if call else new_values(olds, {})
-
-        matrix = BandedTransition(positions, cone.passing, banded, step, own).matrix()
-        return replace(matrix, pulled=pulled()), factors
+        return _by_bands(step, cone, positions, held, (olds, own, zeros), banded), factors
     if transition.program is not None:
         pullback = Pullback.of_program(group, transition.program, held, own)
     return pullback.transition(transition.mixed, bool(positions.mixed)), factors
+
+
+def _by_bands(
+    step: GroupStep,
+    cone: Cone,
+    positions: Positions,
+    held: Sequence[Any],
+    at: tuple[Any, Any, Any],
+    bands: tuple[Band, ...],
+) -> Bands:
+    """``D`` by its bands, and as a function of signals where these have the dtype of the states."""
+    (olds, own, zeros), program = at, cone.transition and cone.transition.program
+    call = program and versions.jaxpr_as_fun(program)
+
+    def transition(olds: list[Any]) -> list[Any]:
+        return call(*held, *olds) if call else step(olds, {})
+
+    matrix = BandedTransition(positions, cone.passing, bands, transition, own).matrix()
+    members = (*step.group.hidden_invars, *step.group.hidden_outvars)
+    if any(var.aval.dtype != positions.wide for var in members):
+        return matrix
+    of_olds = jax.vjp(transition, own)[1] if program else None
+    _, pull = jax.vjp(step, olds, zeros)
+    return replace(matrix, pulled=Pulled(pull, of_olds, jnp.ones((), bool), positions))

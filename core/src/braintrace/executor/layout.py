@@ -85,8 +85,8 @@ class Positions:
     def stacked(self, members: Sequence[Any]) -> jax.Array:
         """One array per member as [S, *V]."""
         shape, pairs = self.group.varshape, zip(members, self.group.state_axes, strict=True)
-        rows = (v[None] if v.shape == shape else jnp.moveaxis(v, k, 0) for v, k in pairs)
-        return self.joined(jnp.concatenate([*rows]))
+        rows = [v[None] if v.shape == shape else jnp.moveaxis(v, k, 0) for v, k in pairs]
+        return self.joined(rows[0] if len(rows) == 1 else jnp.concatenate(rows))
 
     def members(self, array: jax.Array) -> list[jax.Array]:
         """One array per member, in their dtypes, from [S, *V] where no positions are mixed."""

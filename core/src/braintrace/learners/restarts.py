@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import brainstate
+import jax
 import jax.numpy as jnp
 
 from ..base import versions
@@ -62,10 +63,25 @@ class Watch:
         self._times = 0
         self._paused = False
         self._refused: NotSupportedError | None = None
+        self._started: list[weakref.ref[Any]] = []
 
     def of(self, learner: Any) -> Watch:
         """That of a learner, which a copy of it has still to get."""
         return self if self._learner() is learner else Watch(learner)
+
+    def have_started(self, traces: Any) -> None:
+        """These traces are those before the first step."""
+        leaves = jax.tree.leaves(traces)
+        traced = any(map(versions.is_traced, leaves))
+        self._started = [] if traced else [*map(weakref.ref, leaves)]
+
+    def are_started(self, traces: Any) -> bool:
+        """Whether they are the same arrays as those before the first step."""
+        leaves, known = jax.tree.leaves(traces), self._started
+        same = len(leaves) == len(known) and all(
+            a is b() for a, b in zip(leaves, known, strict=True)
+        )
+        return same and not any(leaf.is_deleted() for leaf in leaves)
 
     def look_at(self, states: Iterable[State]) -> None:
         """Be called by these states, and by no others."""
@@ -219,12 +235,21 @@ def follow_states(learner: Any) -> None:
 
 def start_anew(learner: Any) -> None:
     """Set the traces to zero."""
-    zeros = started(learner.rule.init, tuple(trace.value for trace in learner.traces))
+    start_traces(learner)
+    clear_filters(learner)
+    learner.running_index.value = jnp.zeros((), jnp.int32)
+
+
+def start_traces(learner: Any) -> None:
+    """Set the traces to zero: arrays that are zero from the last time on stay, they are large."""
+    watch = learner._watch
+    if watch.are_started(learner.read_traces()):
+        return
+    zeros = started(learner.rule.init, learner.read_traces())
     for trace, zero in zip(learner.traces, zeros, strict=True):
         # the traces of a learner that was compiled under vmap have an axis of examples
         trace.value = repeated_like(zero, trace.value)
-    clear_filters(learner)
-    learner.running_index.value = jnp.zeros((), jnp.int32)
+    watch.have_started(learner.read_traces())
 
 
 def _hidden(learner: Any) -> dict[State, Path]:

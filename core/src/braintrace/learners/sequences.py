@@ -31,7 +31,7 @@ from ..drivers.options import (
 )
 from ..drivers.running import Running, let_vary
 from .optimizers import as_optimizer, trained_and_frozen, zeros_of
-from .restarts import begin_call
+from .restarts import begin_call, start_traces
 
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
@@ -150,6 +150,8 @@ def etrace_grad(
     def finish(outcome: Any) -> Any:
         if check:
             _say(outcome.flags, options, steps)
+        if not (carry_trace or options.chunk_size):
+            start_traces(self)
         parts = [{**options.by_key(outcome.grads), **zeros_of(frozen)}]
         if return_value:
             parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))

@@ -149,7 +149,7 @@ class StatesOfLearner(brainstate.nn.Module):
         self.write_traces(joined, 0)
 
     def write_traces(self, traces: Any, steps: Any) -> None:
-        """Take the traces after some more steps."""
-        for state, trace in zip(self.traces, traces, strict=True):
+        """Take the traces after some more steps; ``None`` leaves them as they are."""
+        for state, trace in zip(self.traces, traces or (), strict=traces is not None):
             state.value = trace
         self.running_index.value = self.running_index.value + steps
