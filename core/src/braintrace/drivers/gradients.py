@@ -12,7 +12,8 @@ traces of the size of the activity takes each step up in the scan instead, which
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -92,56 +93,10 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     size = options.block_size
     if isinstance(size, str):
         size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
-    progress = Progress(-(-steps // size) if options.progress else 0)
-    names = _places(options.names(learner.param_states), step)
-    states = {
-        s: f"the state {show_path(p)}" for p, s in learner.states_of(StateKind.HIDDEN).items()
-    }
-    hidden = {i: name for s, name in states.items() for i in step.leaves.get(s, ())}
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
-    operands, heard = executor.operand_values(params), _heard(executor, step)
-
-    in_blocks = options.check or any(_live_olds(executor, step).values())
-    takes_steps = rule.takes_steps and not in_blocks and drives_every_state(executor)
-    since_reset = learner.running_index.value
-
-    def is_first(number: Any) -> Any:
-        """Whether a block starts with a step before which all traces are zero."""
-        if isinstance(number, int) and number:
-            return False
-        if not options.carry_trace:
-            return number == 0
-        return since_reset + number * size == 0
-
-    def one_block(carry: Any, numbered: Any) -> Any:
-        (leaves, traces, direct, total), (number, inputs) = carry, numbered
-        held, take = (rule.hold(traces), rule.take) if takes_steps else ((), _keep)
-        record = _record(executor, step, leaves, direct, inputs, take, held)
-        leaves, direct, held, recorded, moves, losses, aux = record
-        if takes_steps:
-            found, traces = rule.release(held, recorded, operands)
-        else:
-            unread = traces is None and rule.needs_no_past
-            block = block_without_past(recorded, not unread and is_first(number), moves)
-            block = finite_where_still(executor, block, is_first(number)).heard_by(heard)
-            last = isinstance(number, int) and number == (steps - 1) // size
-            if last and not (options.carry_trace or options.check):
-                found, traces = rule.solve(traces, block, operands), None
-            else:
-                found, traces = rule.advance(traces, block, operands)
-        progress.advance(number, losses)
-        flags: Any = None
-        if options.check:
-            named = [(names[i], value) for i, value in direct.items()]
-            flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
-            flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
-        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found))
-        if options.check == SKIP:
-            before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
-            after = undo.where_finite(guards.failed(flags), before, after)
-        return after, (losses, aux, flags)
-
+    operands, since_reset = executor.operand_values(params), learner.running_index.value
+    run = BlockRun(learner, options, step, steps, size, operands, since_reset)
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
         traces = rule.init()
@@ -149,7 +104,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     like = live, executor.cotangent_types
     sums = {i: step.direct.start_of_sum(i, leaf) for i, leaf in live.items()}
     start = leaves, traces, sums, jax.tree.map(start_of_sum, like[1])
-    end, found = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
+    end, found = in_parts(run.block, start, inputs, size, jax.lax.scan, least=2)
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end
     direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), tuple(sums), like)
@@ -163,6 +118,95 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     )
     learner.write_traces(traces if options.carry_trace else None, done)
     return Outcome(grads, losses, aux, flags)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun:
+    """What the blocks of a sequence have in common; ``steps`` are all, ``size`` those of a block.
+
+    ``since_reset`` is how many steps there were before the sequence.
+    """
+
+    learner: Running
+    options: GradOptions
+    step: TracedStep
+    steps: int
+    size: int
+    operands: Any
+    since_reset: Any
+
+    def block(self, carry: Any, numbered: Any) -> Any:
+        """Run a block: leaves of states, traces and sums of gradients move on."""
+        (leaves, traces, direct, total), (number, inputs) = carry, numbered
+        rule, options = self.learner.rule, self.options
+        held, take = (rule.hold(traces), rule.take) if self.takes_steps else ((), _keep)
+        record = _record(rule.executor, self.step, leaves, direct, inputs, take, held)
+        leaves, direct, held, recorded, moves, losses, aux = record
+        if self.takes_steps:
+            found, traces = rule.release(held, recorded, self.operands)
+        else:
+            found, traces = self.advance(number, traces, recorded, moves)
+        self.progress.advance(number, losses)
+        flags: Any = None
+        if options.check:
+            names, hidden = self.names
+            named = [(names[i], value) for i, value in direct.items()]
+            flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
+            flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
+        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found))
+        if options.check == SKIP:
+            before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
+            after = undo.where_finite(guards.failed(flags), before, after)
+        return after, (losses, aux, flags)
+
+    def advance(self, number: Any, traces: Any, recorded: Block, moves: Any) -> tuple[Any, Any]:
+        """The cotangents of a recorded block, and the traces after it, if they go on."""
+        rule, first = self.learner.rule, self.is_first(number)
+        unread = traces is None and rule.needs_no_past
+        block = block_without_past(recorded, not unread and first, moves)
+        block = finite_where_still(rule.executor, block, first).heard_by(self.heard)
+        last = isinstance(number, int) and number == (self.steps - 1) // self.size
+        if last and not (self.options.carry_trace or self.options.check):
+            return rule.solve(traces, block, self.operands), None
+        return rule.advance(traces, block, self.operands)
+
+    def is_first(self, number: Any) -> Any:
+        """Whether a block starts with a step before which all traces are zero."""
+        if isinstance(number, int) and number:
+            return False
+        if not self.options.carry_trace:
+            return number == 0
+        return self.since_reset + number * self.size == 0
+
+    @cached_property
+    def takes_steps(self) -> bool:
+        """Whether the rule takes up each step while it is run."""
+        executor, rule = self.learner.rule.executor, self.learner.rule
+        in_blocks = self.options.check or any(_live_olds(executor, self.step).values())
+        return rule.takes_steps and not in_blocks and drives_every_state(executor)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """The bar."""
+        return Progress(-(-self.steps // self.size) if self.options.progress else 0)
+
+    @cached_property
+    def heard(self) -> tuple[tuple[bool, ...], ...]:
+        """Which states the loss of a step depends on."""
+        executor = self.learner.rule.executor
+        paths = executor.graph.perturbed.perturb_hidden_paths  # the first inputs of the step
+        live = {path for i, path in enumerate(paths) if i in self.step.live}
+        groups = executor.graph.hidden_groups
+        pairs = (zip(g.hidden_paths, g.state_counts, strict=True) for g in groups)
+        return tuple(tuple(p in live for p, n in own for _ in range(n)) for own in pairs)
+
+    @cached_property
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """What the leaves of parameters and of hidden states are called, by place in a step."""
+        states = self.learner.states_of(StateKind.HIDDEN).items()
+        own = {s: f"the state {show_path(p)}" for p, s in states}
+        hidden = {i: name for s, name in own.items() for i in self.step.leaves.get(s, ())}
+        return _places(self.options.names(self.learner.param_states), self.step), hidden
 
 
 def _keep(held: Any, step: Block) -> tuple[Any, Block]:
@@ -230,15 +274,6 @@ def _record(
     for i, value in step.direct.gradients(leaves, moving, dys).items():
         total[i] = total[i] + value
     return new, total, held, kept, marks[0], losses, aux
-
-
-def _heard(executor: Executor, step: TracedStep) -> tuple[tuple[bool, ...], ...]:
-    """Which states the loss of a step depends on."""
-    paths = executor.graph.perturbed.perturb_hidden_paths  # the first inputs of the step
-    live = {path for i, path in enumerate(paths) if i in step.live}
-    groups = executor.graph.hidden_groups
-    pairs = (zip(g.hidden_paths, g.state_counts, strict=True) for g in groups)
-    return tuple(tuple(p in live for p, n in own for _ in range(n)) for own in pairs)
 
 
 def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:
