@@ -60,17 +60,17 @@ CEILINGS = {
     "jaxprs": 1600,
     "plugins": 1730,
     "compiler": 8120,
-    "executor": 2008,
+    "executor": 2207,
     "files": 926,
     "cli": 729,
-    "algorithms": 3092,
-    "drivers": 3410,
-    "learners": 3860,
+    "algorithms": 3188,
+    "drivers": 3464,
+    "learners": 3887,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_534, 11_415
-WHOLE_CORE = 31_472
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_829, 11_609
+WHOLE_CORE = 31_848
 
 
 def module_of(file: Path) -> str:

@@ -86,7 +86,10 @@ def after(values: Any, first: Any) -> Any:
     XLA orders what reads an array and what is written over it by what depends on what alone, and
     copies the array where that leaves the order open. It cannot know that the sum is a number.
     """
-    known = sum(jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(first) if leaf.size)
+    some = [jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(first) if leaf.size]
+    if not some:
+        return values
+    known = sum(some)
     return jax.tree.map(
         lambda v: jnp.where(jnp.isnan(known), v * (1 + jnp.finfo(v.dtype).eps), v), values
     )
