@@ -140,7 +140,7 @@ class Operation:
         if "group" in _keywords(self._rule(rule)) or not _is_hashable(look):
             return jax.eval_shape(lambda: self.initial(rule, num_state))
         return _Look(replace(self, group=None), (self.spec, rule, look)).types(
-            num_state, jax.config.jax_enable_x64
+            num_state, jnp.result_type(float)
         )
 
     def _rule(self, rule: str) -> Callable[..., Any]:
@@ -208,7 +208,7 @@ class _Look:
     key: tuple[Any, ...]
 
     @lru_cache(maxsize=64)  # noqa: B019  of equal ones
-    def types(self, num_state: int, wide: bool) -> Any:
+    def types(self, num_state: int, floats: Any) -> Any:
         return jax.eval_shape(lambda: self.operation.initial(self.key[1], num_state))
 
 
