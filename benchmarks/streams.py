@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.rate or chosen.memory:
         from _streams import cost
 
-        cost.rate() if chosen.rate else cost.memory(chosen.memory)
+        if chosen.rate:
+            cost.rate()
+        if chosen.memory:
+            cost.memory(chosen.memory)
         return 0
     found = list(runs(chosen))
     print(table(found))

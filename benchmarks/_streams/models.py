@@ -16,7 +16,6 @@ Made = tuple[Callable[[int], Any], bool]
 
 LAGS = 10  # samples that a model without memory sees, as many as the window of deep-river
 UNITS = 64
-RATE = 1e-3  # of Adam, for all networks
 
 
 class Lagged:
@@ -119,11 +118,10 @@ def classifiers() -> dict[str, Made]:
 
 def ours(series: str) -> dict[str, Made]:
     """Gated units of every rule, with the same settings on every series."""
-    import optax
 
     from braintrace_river import GRUNetwork, RecurrentClassifier, RecurrentRegressor
 
-    network, adam = partial(GRUNetwork, units=UNITS), partial(optax.adam, RATE)
+    network = partial(GRUNetwork, units=UNITS)
     rules = {
         "GRU, D-RTRL": ("d_rtrl", None),
         "GRU, pp_prop": ("pp_prop", {"decay_or_rank": 0.9}),
@@ -132,15 +130,15 @@ def ours(series: str) -> dict[str, Made]:
 
     def make(algorithm: str, options: dict[str, Any] | None, seed: int) -> Any:
         if series == "shuttle":
-            model = RecurrentClassifier(network, algorithm, options, adam, seed=seed)
+            model = RecurrentClassifier(network, algorithm, options, seed=seed)
             return preprocessing.StandardScaler() | model
-        return scaled(RecurrentRegressor(network, algorithm, options, adam, seed=seed))
+        return scaled(RecurrentRegressor(network, algorithm, options, seed=seed))
 
     return {name: (partial(make, *rule), True) for name, rule in rules.items()}
 
 
 def deep(series: str) -> dict[str, Made]:
-    """LSTM over a window of the last samples, by Adam with the same rate."""
+    """LSTM over a window of the last samples, by the optimizer that ours have."""
     import torch
     from deep_river.classification import RollingClassifier
     from deep_river.regression import RollingRegressor
@@ -160,7 +158,8 @@ def deep(series: str) -> dict[str, Made]:
     def make(seed: int) -> Any:
         torch.manual_seed(seed)
         torch.set_num_threads(1)
-        settings = {"optimizer_fn": "adam", "lr": RATE, "window_size": LAGS, "seed": seed}
+        settings = {"optimizer_fn": "adam", "lr": 1e-3, "window_size": LAGS, "seed": seed}
+        settings["gradient_clip_value"] = 1.0
         if series == "shuttle":
             loss = {"loss_fn": "cross_entropy", "output_is_logit": True}
             model = RollingClassifier(module=Network(9, 2), **settings, **loss)

@@ -228,6 +228,10 @@ def test_losses_weights_and_optimizers():
     clone.learn_one({"x": 1.0}, 3.0)
     assert clone.predict_one({"x": 1.0}) == once.predict_one({"x": 1.0})
     assert clone._programs is once._programs
+    whole = once.clone(include_attributes=True)
+    once.learn_one({"x": 1.0}, 3.0)
+    whole.learn_one({"x": 1.0}, 3.0)
+    assert whole.predict_one({"x": 1.0}) == once.predict_one({"x": 1.0})
 
 
 def test_labels_that_come_late_are_learned_when_they_come():

@@ -215,8 +215,8 @@ class RecurrentRegressor(_Recurrent, base.Regressor):
         Of the learning rule, such as ``{"decay_or_rank": 0.9}`` for ``"pp_prop"``.
     optimizer
         An ``optax`` transformation, or a function that makes one, such as
-        ``functools.partial(optax.adam, 1e-3)``; only the latter can be pickled. Default: Adam with
-        a rate of 3e-3, gradients clipped to norm 1.
+        ``functools.partial(optax.adam, 1e-2)``; only the latter can be pickled. Default: Adam with
+        a rate of 1e-3, gradients clipped to norm 1.
     loss
         ``loss(output, target)``, two numbers to one; default: half the squared error.
     update_every

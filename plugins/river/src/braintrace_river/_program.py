@@ -112,6 +112,10 @@ class Programs:
         self.predict = jax.jit(lambda values, row: predict(values, row)[1])
         self.reset = jax.jit(lambda values: reset(values, self.row())[0])
 
+    def __deepcopy__(self, memo: Any) -> Programs:
+        """The same: they hold nothing that changes."""
+        return self
+
     def row(self) -> np.ndarray:
         """The array of a step: inputs, target, weight, number of classes."""
         return np.zeros(self.spec.inputs + EXTRA, np.float64 if self.precise else np.float32)
@@ -263,7 +267,7 @@ def _functions(spec: Spec, learner: Any) -> tuple[Callable[..., Any], ...]:
 def _transformation(given: Any) -> Any:
     """An optax transformation, from one or from a function that makes it."""
     if given is None:
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     return given if hasattr(given, "update") else given()
 
 
