@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 926,
     "cli": 729,
     "algorithms": 3188,
-    "drivers": 3464,
-    "learners": 3887,
+    "drivers": 3466,
+    "learners": 3979,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_829, 11_609
-WHOLE_CORE = 31_848
+WHOLE_CORE = 31_942
 
 
 def module_of(file: Path) -> str:

@@ -31,12 +31,8 @@ from ..drivers.options import (
 )
 from ..drivers.running import Running, let_vary
 from .optimizers import as_optimizer, trained_and_frozen, zeros_of
-<<<<<<< HEAD
 from .restarts import begin_call, start_traces
-=======
-from .restarts import begin_call
 from .silence import say_silent
->>>>>>> aa54236 (The first gradient of a network that never fires says so)
 
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
 
@@ -155,12 +151,9 @@ def etrace_grad(
     def finish(outcome: Any) -> Any:
         if check:
             _say(outcome.flags, options, steps)
-<<<<<<< HEAD
         if not (carry_trace or options.chunk_size):
             start_traces(self)
-=======
         say_silent(self, trained, options.by_key(outcome.grads), steps)
->>>>>>> aa54236 (The first gradient of a network that never fires says so)
         parts = [{**options.by_key(outcome.grads), **zeros_of(frozen)}]
         if return_value:
             parts.append(shown_losses(outcome.losses, mask, loss_output, reduction))
