@@ -57,9 +57,9 @@ CEILINGS = {
     "base": 881,
     "ops": 2833,
     "show": 1466,
-    "jaxprs": 1600,
+    "jaxprs": 1608,
     "plugins": 1730,
-    "compiler": 8120,
+    "compiler": 8132,
     "executor": 2207,
     "files": 926,
     "cli": 729,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_829, 11_609
-WHOLE_CORE = 31_942
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_849, 11_622
+WHOLE_CORE = 31_962
 
 
 def module_of(file: Path) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each rule with ``downstream='linear'``: its oracle, on the same network with its leak moved.
+"""Each rule with ``downstream='linear'``: its oracle, which moves no leak.
 
-The leak is moved by hand, in the program of the model itself, so that the oracle, which is the one
-of the published rule, shares no code with the pass that moves leaks.
+Where a rule is defined on the states of the moved network (random signs, feedback, a modulator),
+the leak is moved by hand, in the program of the model itself, for the oracle of the published rule.
 """
 
 from __future__ import annotations
@@ -36,15 +36,12 @@ held = jax.lax.stop_gradient
 
 
 class Network(brainstate.nn.Module):
-    """A layer below a leaky readout; ``moved``: the leak stands in front of the product.
+    """A layer below a leaky readout; ``moved``: the leak stands in front of the product."""
 
-    ``credit``: the leak that derivatives pass through, in place of that of values.
-    """
-
-    def __init__(self, layer: Any, moved: bool, credit: float = LEAK) -> None:
+    def __init__(self, layer: Any, moved: bool) -> None:
         super().__init__()
         brainstate.random.seed(0)
-        self.layer, self.moved, self.credit = layer, moved, credit
+        self.layer, self.moved = layer, moved
         self.low = bt.nn.Linear(IN + WIDTH if layer in RECURRENT else IN, WIDTH)
         self.up = bt.nn.Linear(WIDTH, OUT)
         for state in self.states(brainstate.ParamState).values():
@@ -69,8 +66,7 @@ class Network(brainstate.nn.Module):
         if not self.moved:
             self.y.value = LEAK * self.y.value + 0.3 * self.up(z)
             return self.y.value
-        q = self.z.value
-        self.z.value = held((LEAK - self.credit) * q) + self.credit * q + z
+        self.z.value = LEAK * self.z.value + z
         self.one.value = LEAK * self.one.value + 1
         w = self.up.weight.value
         return 0.3 * (bt.matmul(self.z.value, w["weight"]) + w["bias"] * self.one.value)
@@ -135,26 +131,22 @@ def random_options() -> dict[str, Any]:
     return {"feedback": "random", "random_feedback_key": 3}
 
 
-#: A learner, the oracle of its rule, and the leak that credit passes through.
-RULES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any], float]] = {
-    "d_rtrl": (bt.D_RTRL, d_rtrl_oracle, LEAK),
+#: A learner, and the oracle of its rule.
+RULES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
+    "d_rtrl": (bt.D_RTRL, d_rtrl_oracle),
     "coupled": (
         partial(bt.D_RTRL, recurrence_scope="coupled"),
         partial(d_rtrl_oracle, recurrence_scope="coupled"),
-        LEAK,
     ),
     "pp_prop": (
         partial(bt.pp_prop, decay_or_rank=(0.7, 0.5)),
         partial(pp_prop_oracle, decay_x=0.7, decay_f=0.5),
-        LEAK,
     ),
-    "ostl_feedforward": (bt.OSTLFeedforward, partial(pp_prop_oracle, decay_x=0.0), LEAK),
-    "e-prop": (bt.EProp, d_rtrl_oracle, LEAK),
-    "e-prop, kappa": (partial(bt.EProp, kappa_filter_decay=KAPPA), d_rtrl_oracle, KAPPA),
-    "e-prop, random": (
-        lambda model: bt.EProp(model, **random_options()),
-        lambda *a, **k: e_prop_oracle(*a, kappa=0.0, feedback=fed_back(), **k),
-        LEAK,
+    "ostl_feedforward": (bt.OSTLFeedforward, partial(pp_prop_oracle, decay_x=0.0)),
+    "e-prop": (bt.EProp, d_rtrl_oracle),
+    "e-prop, kappa": (
+        partial(bt.EProp, kappa_filter_decay=KAPPA),
+        partial(e_prop_oracle, kappa=KAPPA),
     ),
 }
 
@@ -176,30 +168,55 @@ def gradient(learner: Any, size: int) -> Any:
     )
 
 
-#: The groups of a network moved by hand: all of it, or the readout with its own trace.
+#: The groups of a network moved by hand, and of one in which the readout keeps its own trace.
 MOVED = [[("v",), ("z",)]]
 KEPT = [*MOVED, [("y",)]]
-KEEPS = "pp_prop", "ostl_feedforward"
-
-
-def moved_by_hand(layer: Any, rule: str) -> tuple[Network, list[Any]]:
-    """What the oracle of a rule gets."""
-    kept = rule in KEEPS
-    network = Kept(layer) if kept else Network(layer, moved=True, credit=RULES[rule][2])
-    return brainstate.nn.init_all_states(network, batch_size=BATCH), KEPT if kept else MOVED
+ABOVE = [("y",)]
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layer", [hard_reset, *RECURRENT])
-def test_equals_its_oracle_with_the_leak_moved_by_hand(layer: Any, rule: str) -> None:
-    make, oracle, _ = RULES[rule]
-    by_hand, groups = moved_by_hand(layer, rule)
-    expected = oracle(by_hand, data(), loss_of, groups=groups).grads
-    learner = compiled(make, Network(layer, moved=False))
-    assert list(learner.graph.uniform) == [("y",)]
+def test_equals_its_oracle(layer: Any, rule: str) -> None:
+    make, oracle = RULES[rule]
+    network = Network(layer, moved=False)
+    learner = compiled(make, network)
+    assert list(learner.graph.uniform) == ABOVE
     assert not learner.graph.explain(kind="credit_stops")
+    expected = oracle(network, data(), loss_of, uniform=ABOVE).grads
     for size in (1, 4):
         assert_tree_close(gradient(learner, size), expected)
+
+
+@pytest.mark.parametrize("layer", [hard_reset, recurrent_leak])
+def test_random_feedback_equals_that_of_the_leak_moved_by_hand(layer: Any) -> None:
+    by_hand = brainstate.nn.init_all_states(Network(layer, moved=True), batch_size=BATCH)
+    rule = partial(e_prop_oracle, kappa=0.0, feedback=fed_back(), groups=MOVED)
+    expected = rule(by_hand, data(), loss_of).grads
+    learner = compiled(partial(bt.EProp, **random_options()), Network(layer, moved=False))
+    assert_tree_close(gradient(learner, 4), expected)
+
+
+class Plain(Network):
+    """A readout of the width of the layer, by a product that is no operation."""
+
+    def __init__(self) -> None:
+        super().__init__(hard_reset, moved=False)
+        self.up = brainstate.ParamState(jnp.asarray(np.random.default_rng(2).normal(size=(4, 4))))
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v, self.y = (brainstate.HiddenState(jnp.zeros((batch_size, WIDTH))) for _ in "vy")
+
+    def update(self, x: Any) -> Any:
+        self.y.value = LEAK * self.y.value + hard_reset(self, x) @ self.up.value
+        return self.y.value[..., :OUT]
+
+
+def test_a_filter_below_a_plain_product_is_of_another_group_than_what_is_above() -> None:
+    make, oracle = RULES["pp_prop"]
+    network = Plain()
+    learner = compiled(make, network)
+    expected = oracle(network, data(), loss_of, uniform=ABOVE).grads
+    assert_tree_close(gradient(learner, 4), expected)
 
 
 def in_windows(learner: Any, size: int) -> Any:
@@ -231,16 +248,15 @@ HALVES = slice(0, 4), slice(4, STEPS)
     ],
 )
 def test_windows_take_credit_from_before_them_past_the_leak_above(layer: Any, rule: str) -> None:
-    make, oracle, _ = RULES[rule]
-    by_hand, groups = moved_by_hand(layer, rule)
+    make, oracle = RULES[rule]
     network = Network(layer, moved=False)
     learner = compiled(partial(make, vjp_method="multi-step"), network)
+    of_rule = partial(oracle, uniform=ABOVE)
     for size in (1, 2):
         found = in_windows(learner, size)
-        of_rule = partial(oracle, groups=groups)
-        assert_tree_close(found, window_oracle(of_rule, by_hand, data(), loss_of, size).grads)
-    if layer is hard_reset:  # nothing is cut
         brainstate.nn.init_all_states(network, batch_size=BATCH)
+        assert_tree_close(found, window_oracle(of_rule, network, data(), loss_of, size).grads)
+    if layer is hard_reset:  # nothing is cut
         assert_tree_close(found, bptt(network, data(), loss_of)[1])
 
 
@@ -269,10 +285,10 @@ def test_a_modulator_meets_what_the_readout_remembers(layer: Any) -> None:
 
 
 class Chain(Network):
-    """A layer below two leaky ones; ``kept``: their leaks stand in front for what is below."""
+    """A layer below two leaky ones; ``moved``: with states for filters in front of these."""
 
-    def __init__(self, kept: bool) -> None:
-        super().__init__(hard_reset, kept)
+    def __init__(self, moved: bool) -> None:
+        super().__init__(hard_reset, moved)
         self.middle, self.up = bt.nn.Linear(WIDTH, 5, key=3), bt.nn.Linear(5, OUT, key=4)
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
@@ -282,19 +298,9 @@ class Chain(Network):
             setattr(self, name, brainstate.HiddenState(jnp.zeros((batch_size, size))))
 
     def update(self, x: Any) -> Any:
-        z = hard_reset(self, x)
-        if not self.moved:
-            self.m.value = 0.6 * self.m.value + self.middle(z)
-            self.y.value = LEAK * self.y.value + self.up(self.m.value)
-            return self.y.value
-        self.m.value = 0.6 * self.m.value + self.middle(held(z))
-        self.y.value = LEAK * self.y.value + self.up(held(self.m.value))
-        self.z.value = 0.6 * self.z.value + z
-        self.zz.value = LEAK * self.zz.value + self.z.value
-        self.n.value = LEAK * self.n.value + self.m.value
-        middle, up = (held(one.weight.value["weight"]) for one in (self.middle, self.up))
-        of = bt.matmul(self.n.value + bt.matmul(self.zz.value, middle), up)
-        return self.y.value + of - held(of)
+        self.m.value = 0.6 * self.m.value + self.middle(hard_reset(self, x))
+        self.y.value = LEAK * self.y.value + self.up(self.m.value)
+        return self.y.value
 
 
 def credited(value: Any, of: Any) -> Any:
@@ -395,11 +401,10 @@ def test_kappa_filters_the_trace_where_what_is_emitted_has_no_positions() -> Non
 
 
 def test_pp_prop_below_two_leaky_layers() -> None:
-    make, oracle, _ = RULES["pp_prop"]
-    groups = [[("v",), ("z",), ("zz",)], [("m",), ("n",)], [("y",)]]
-    by_hand = brainstate.nn.init_all_states(Chain(True), batch_size=BATCH)
-    expected = oracle(by_hand, data(), loss_of, groups=groups).grads
-    learner = compiled(make, Chain(False))
+    make, oracle = RULES["pp_prop"]
+    network = Chain(False)
+    learner = compiled(make, network)
+    expected = oracle(network, data(), loss_of, uniform=[("m",), ("y",)]).grads
     assert_tree_close(gradient(learner, 4), expected)
     assert list(learner.graph.executed.coverage().values()) == ["trace"] * 3
 

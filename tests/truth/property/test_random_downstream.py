@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import braintrace as bt
-from braintrace.testing import bptt, d_rtrl_oracle, e_prop_oracle
+from braintrace.testing import bptt, d_rtrl_oracle, e_prop_oracle, pp_prop_oracle
 from tests.zoo import spike
 
 from .test_random_cells import RUNS, compare, explore
 
-WIDTH, BATCH, STEPS, KAPPA = 3, 2, 5, 0.4
+WIDTH, BATCH, STEPS, KAPPA, DECAYS = 3, 2, 5, 0.4, (0.7, 0.5)
 held = jax.lax.stop_gradient
 
 #: New value from the old one, what drives it, what a step gives per example, and a parameter.
@@ -83,6 +85,8 @@ READS: dict[str, Callable[[Any, Any], Any]] = {
     "normalised": lambda old, new: new / jnp.sqrt(1 + (new**2).sum(-1, keepdims=True)),
 }
 LINEAR = "operation", "constant in front", "constant behind", "absolute"
+#: These cross no operation.
+NEAR = "product", "residual"
 #: A factor per example passes these only where the compiler sees that examples stay apart.
 REFUSED = "may mix examples"
 
@@ -187,24 +191,26 @@ def started(choice: Choice) -> Network:
 def check(choice: Choice, met: Counter[str]) -> None:
     model, sequences = started(choice), data(choice.last)
     scope = {"recurrence_scope": "coupled" if choice.rule == "coupled" else "diagonal"}
-    learner_of: Any = bt.D_RTRL
-    options: dict[str, Any] = {**scope, "require_trace": False}
-    if choice.rule == "kappa":
-        learner_of, options = bt.EProp, {"kappa_filter_decay": KAPPA, "require_trace": False}
+    learner_of, own = {
+        "kappa": (bt.EProp, {"kappa_filter_decay": KAPPA}),
+        "pp_prop": (bt.pp_prop, {"decay_or_rank": DECAYS}),
+    }.get(choice.rule, (bt.D_RTRL, scope))
+    options: dict[str, Any] = {**own, "require_trace": False}
     _, exact = bptt(model, sequences, loss_of)
     dead = [p for p, g in exact.items() if not any(np.any(v) for v in jax.tree.leaves(g))]
     learner = learner_of(model, downstream="linear", frozen=dead, **options)
     learner.compile_graph(sequences[0][0])
     found, refused = learner.graph.uniform.keys(), learner.graph.not_uniform
-    missed = {path: refused[path] for path in choice.uniform - found}
+    below = {("v", 0)} if choice.rule == "pp_prop" and not choice.loop else set()
+    missed = {path: refused[path] for path in choice.uniform - found - (below - refused.keys())}
     assert all(REFUSED in why for why in missed.values()), missed
-    assert found == choice.uniform - missed.keys()
-    uniform = [*found]
-    if choice.rule == "kappa":
-        oracle = e_prop_oracle(started(choice), sequences, loss_of, KAPPA, uniform=uniform)
-    else:
-        oracle = d_rtrl_oracle(started(choice), sequences, loss_of, uniform=uniform, **scope)
-    met.update(networks=1, uniform=bool(uniform), moves=choice.moves and not missed)
+    assert found | below == (choice.uniform | below) - missed.keys()
+    oracle = {
+        "kappa": partial(e_prop_oracle, kappa=KAPPA),
+        "pp_prop": partial(pp_prop_oracle, decay_x=DECAYS[0], decay_f=DECAYS[1]),
+    }.get(choice.rule, partial(d_rtrl_oracle, **scope))
+    expected = oracle(started(choice), sequences, loss_of, uniform=found).grads
+    met.update(networks=1, uniform=bool(found), moves=choice.moves and not missed)
     met.update({choice.rule: 1})
     if choice.of_examples:
         learner = bt.compile(
@@ -227,22 +233,25 @@ def check(choice: Choice, met: Counter[str]) -> None:
         own = [v[k : k + part] for v in sequences]
         grads = learner.etrace_grad(*own, step_fn=step, reduction="sum", block_size=choice.block)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-    live = {path: grad for path, grad in oracle.grads.items() if path not in dead}
+    live = {path: grad for path, grad in expected.items() if path not in dead}
     compare({path: total[path] for path in live}, live)
 
 
 def defined(choice: Choice) -> Choice:
     """What the rules define: e-prop below one leak on each way, loops through one layer at least
     that is not uniform (in a loop of leaks alone, it is the compiler's choice which edge is cut).
+    The oracle of pp_prop takes what follows a leak across no operation for a state of its group.
     """
     if choice.loop and all(name in LEAKS for name, _, _ in choice.layers):
         choice = replace(choice, loop=False)
-    if choice.rule == "kappa" and not choice.has_kappa:
+    pairs = zip(choice.layers, choice.layers[1:], strict=False)
+    near = any(a[0] in LEAKS and b[0] in OTHERS and b[1] in NEAR for a, b in pairs)
+    if (choice.rule == "pp_prop" and near) or (choice.rule == "kappa" and not choice.has_kappa):
         return replace(choice, rule="d_rtrl")
     return choice
 
 
-def choices() -> st.SearchStrategy[Choice]:
+def choices(*rules: str) -> st.SearchStrategy[Choice]:
     layer = st.tuples(
         st.one_of(st.sampled_from([*OTHERS]), st.sampled_from([*LEAKS])),
         st.sampled_from([*MAPS]),
@@ -253,7 +262,7 @@ def choices() -> st.SearchStrategy[Choice]:
         layers=st.lists(layer, min_size=2, max_size=4).map(tuple),
         loop=st.sampled_from([False, False, False, True]),
         shifted=st.booleans(),
-        rule=st.sampled_from(["d_rtrl", "d_rtrl", "coupled", "kappa"]),
+        rule=st.sampled_from(rules),
         block=st.sampled_from([1, 3, STEPS, "auto"]),
         calls=st.sampled_from([1, 2]),
         last=st.booleans(),
@@ -261,7 +270,10 @@ def choices() -> st.SearchStrategy[Choice]:
     ).map(defined)
 
 
-def test_random_networks() -> None:
+@pytest.mark.parametrize(
+    ("rules", "count"), [(("d_rtrl", "d_rtrl", "coupled", "kappa"), 12), (("pp_prop",), 4)]
+)
+def test_random_networks(rules: tuple[str, ...], count: int) -> None:
     met: Counter[str] = Counter()
-    explore(12, choices(), lambda choice: check(choice, met))
-    assert RUNS < 1 or 3 * met["moves"] >= met["networks"], met
+    explore(count, choices(*rules), lambda choice: check(choice, met))
+    assert RUNS < 1 or count < 12 or 3 * met["moves"] >= met["networks"], met

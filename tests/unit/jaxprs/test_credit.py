@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from braintrace.base import versions
-from braintrace.jaxprs.credit import run_uncredited, with_credit
+from braintrace.compiler.module_info import is_barrier
+from braintrace.jaxprs.credit import across, run_uncredited, with_credit
 
 
 def step(x: Any) -> Any:
@@ -44,3 +45,9 @@ def test_a_run_with_the_derivatives_of_the_values_themselves() -> None:
         return env[program.outvars[0]]
 
     assert float(run(2.0)) == 6.0 and float(jax.grad(run)(2.0)) == 3.0
+
+
+def test_across_is_a_value_behind_which_no_state_keeps_a_trace() -> None:
+    (eqn,) = jax.make_jaxpr(across)(1.0).eqns[-1:]
+    assert is_barrier(eqn)
+    assert jax.value_and_grad(lambda x: 3 * across(x))(2.0) == (6.0, 3.0)

@@ -262,21 +262,25 @@ def find_hidden_groups_from_minfo(
     slots = minfo.slots_of(StateKind.HIDDEN)
     seeds = {minfo.invars_of(slot)[0]: frozenset({i}) for i, slot in enumerate(slots)}
     marks = minfo.credit(seeds, minfo.near)
-    filters = [minfo.outvars_of(slot)[0] for slot in slots if slot.is_filter or across_layers]
-    if filters:
+    filters = {minfo.outvars_of(s)[0]: i for i, s in enumerate(slots) if s.is_filter}
+    if filters or across_layers:
         number = {minfo.outvars_of(slot)[0]: i for i, slot in enumerate(slots)}
 
         def emits(i: int, eqn: JaxprEqn) -> frozenset[int]:
             return frozenset(number[v] for v in eqn.outvars if v in number)
 
+        def at_filters(var: Var, found: frozenset[int]) -> frozenset[int]:
+            return frozenset({filters[var]}) if var in filters else found
+
         taken = minfo.credit(seeds, minfo.near, emits)
-        marks |= {var: taken.get(var, frozenset()) for var in filters}
+        direct = minfo.credit(seeds, minfo.near, emits, at_filters) if filters else taken
+        chosen = number if across_layers else filters
+        marks |= {v: (taken if v in filters else direct).get(v, frozenset()) for v in chosen}
     leader = list(range(len(slots)))
     for j, target in enumerate(slots):
         for i in marks.get(minfo.outvars_of(target)[0], frozenset()):
-            if _compatible(slots[i], target) or (
-                across_layers and _by_position(minfo, slots[i], target)
-            ):
+            one_layer = _compatible(slots[i], target) and not _is_above(slots[i], target)
+            if one_layer or (across_layers and _by_position(minfo, slots[i], target)):
                 a, b = sorted((leader[i], leader[j]))
                 leader = [a if k == b else k for k in leader]
     groups = []
@@ -351,6 +355,11 @@ def _compatible(a: Any, b: Any) -> bool:
         return True
     pair = next((pair for pair in zip(a.path, b.path, strict=False) if pair[0] != pair[1]), ())
     return not pair or not all(isinstance(part, int) for part in pair)
+
+
+def _is_above(a: StateSlot, b: StateSlot) -> bool:
+    """Whether ``b`` may be a state above, which a filter ``a`` is in front of."""
+    return a.is_filter and not b.is_filter and a.steps_along is None and b.steps_along is None
 
 
 def _by_position(minfo: ModuleInfo, a: StateSlot, b: StateSlot) -> bool:

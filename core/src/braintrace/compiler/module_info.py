@@ -20,6 +20,7 @@ from ..base.diagnostics import CompilationRecord
 from ..base.errors import CompilationError
 from ..base.types import Path, State
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
+from ..jaxprs.credit import across_p
 from ..jaxprs.depends import Along, depends, differentiable
 from ..jaxprs.run import between
 from ..ops.primitive import is_etp_primitive
@@ -109,7 +110,9 @@ def filter_slot(
 
 def is_barrier(eqn: JaxprEqn) -> bool:
     """Whether hidden-to-hidden paths are cut at an equation."""
-    return is_etp_primitive(eqn.primitive) and not eqn.primitive.spec.gradient_enabled
+    if is_etp_primitive(eqn.primitive):
+        return not eqn.primitive.spec.gradient_enabled
+    return eqn.primitive is across_p
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ from .run import read, run_equations
 
 with_credit_p = versions.Primitive("with_credit")
 versions.install_credit(with_credit_p)
+across_p = versions.Primitive("across")
+versions.install_credit(across_p)
 
 
 def with_credit(value: Any, of: Any) -> jax.Array:
@@ -22,6 +24,12 @@ def with_credit(value: Any, of: Any) -> jax.Array:
     ``of`` is not computed, but for what its derivative needs.
     """
     found: jax.Array = with_credit_p.bind(jax.lax.stop_gradient(value), of)
+    return found
+
+
+def across(value: Any) -> jax.Array:
+    """``value``, of which hidden states keep no trace, as they keep none behind an operation."""
+    found: jax.Array = across_p.bind(jax.lax.stop_gradient(value), value)
     return found
 
 

@@ -3,7 +3,7 @@
 
 - :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`, :func:`rtrl_oracle`, :func:`snap_oracle`,
   :func:`e_prop_oracle`, :func:`three_factor_oracle`: learning rules from dense local Jacobians,
-  without the compiler, the first and e-prop also with credit that passes uniform states;
+  without the compiler; the first two and e-prop also with credit that passes uniform states;
   :func:`influence_oracle`: RTRL and SnAp of everything that a step carries;
   :func:`window_oracle`: the same between windows of steps;
 - :func:`bptt`, :func:`truncated_bptt`: backpropagation through time; :func:`dni_reference`: with

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""D-RTRL and e-prop with credit that passes uniform states, as equations of influences.
+"""D-RTRL, pp_prop and e-prop with credit that passes uniform states, as equations of influences.
 
 With ``s`` the states and ``u`` the uniform ones among them, the influence of an operation on a home
 ``a`` (the states that recur together, and the uniform ones that they drive) is
@@ -19,17 +19,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from .graph import Graph, Hidden, build_graph
+from .graph import Graph, Hidden, across_layers, build_graph
 from .lasting import HELD, KEPT, NOWHERE, OPEN, PLAIN, START, Lasting, Mode
 from .learn import OracleResult, by_path
 from .paths import NEAR, Change, Reached, path_sums, product
 from .program import Edge
-from .records import Scope, run_steps
+from .records import Run, Scope, input_of, run_steps, with_input
 from .regions import Home, Layers, find_layers
 from .step import Path, trace_step
 
@@ -86,9 +87,12 @@ class _Sums:
         sources: Sequence[tuple[int, Mode]],
         rule: Any,
         targets: Sequence[tuple[int, Any]],
+        places: np.ndarray,
     ) -> np.ndarray:
-        """The same at equal positions: of the members, and of what drives a region."""
-        places = _places(self.layers, home)
+        """The same at equal positions: of the members, and of what drives a region.
+
+        ``places`` are those of the sources.
+        """
 
         def entering(edge: Edge, before: Mode, after: Mode, matrix: np.ndarray) -> np.ndarray:
             if before[1] or not after[1] or edge.source in self.layers.number_of:
@@ -98,7 +102,7 @@ class _Sums:
 
         own = len(home.members)
         members = self.between(sources, rule, targets[:own]) * _equal(
-            places[: sum(h.positions.size for h in home.members)], places
+            np.concatenate([np.zeros(0, int), *(h.positions for h in home.members)]), places
         )
         reached = self.sums(sources, rule, entering)
         return np.concatenate([members, self.arrived(reached, len(places), targets[own:])])
@@ -119,6 +123,7 @@ class _Record:
     K: list[np.ndarray]
     F: dict[tuple[int, int], np.ndarray]
     G: list[np.ndarray]
+    G_at: list[np.ndarray]
     G_old: list[np.ndarray]
     l: list[np.ndarray]  # noqa: E741
     e: list[np.ndarray]
@@ -127,12 +132,14 @@ class _Record:
     l_u: np.ndarray
     e_u: np.ndarray
     dY: dict[int, np.ndarray]
+    dY_at: dict[int, Callable[[Any], np.ndarray]]
+    x: dict[int, np.ndarray | None]
     plain: np.ndarray
     direct: np.ndarray
 
 
-def _record(layers: Layers, jacobians: list[np.ndarray], scope: str) -> _Record:
-    sums, rules, graph = _Sums(layers, jacobians), Lasting(layers), layers.graph
+def _record(layers: Layers, run: Run, scope: str, near: bool) -> _Record:
+    sums, rules, graph = _Sums(layers, run.jacobians), Lasting(layers, near), layers.graph
     regions, n = layers.uniform, sum(map(graph.program.size, graph.leaves))
 
     def of_regions(name: str, near: Any = NEAR) -> list[tuple[int, Mode]]:
@@ -146,20 +153,25 @@ def _record(layers: Layers, jacobians: list[np.ndarray], scope: str) -> _Record:
     arrivals = [(v, mode[0]) for v, mode in of_regions("new")]
     starts = [(u.hidden.new, (START, NOWHERE)) for u in regions]
     old_starts = [(u.hidden.old, (START, NOWHERE)) for u in regions]
-    K, F, G, G_old, signals, olds = [], {}, [], [], [], []
+    K, F, G, G_at, G_old, signals, olds = [], {}, [], [], [], [], []
     for a, home in enumerate(layers.homes):
         rule, to = rules.kept(home), [*((h.new, None) for h in home.members), *arrivals]
         sources = of(home, "old", OPEN if scope == "coupled" else NEAR)
-        K.append(sums.at_positions(home, sources, rule, to))
+        K.append(sums.at_positions(home, sources, rule, to, _places(layers, home)))
         for r in layers.operations:
             F[r, a] = sums.between([(graph.y(r), (NEAR, NOWHERE))], rule, to)
         G.append(sums.between(starts, rule, to))
-        G_old.append(sums.between(old_starts, rule, to))
+        if near:
+            own = _places_above(layers, home)
+            G_at.append(sums.at_positions(home, starts, rule, to, own))
+            G_old.append(sums.at_positions(home, old_starts, rule, to, own))
+        else:
+            G_old.append(sums.between(old_starts, rule, to))
         signals.append(sums.to_loss(of(home, "new"), rules.signal(home)))
         olds.append(sums.to_loss(of(home, "old"), rules.around(home)))
     whole = rules.kept(None)
     F_u = {
-        r: sums.between([(graph.y(r), (NEAR, layers.regions_of(graph.y(r))))], whole, arrivals)
+        r: sums.between([(graph.y(r), (NEAR, rules.started(graph.y(r))))], whole, arrivals)
         for r in layers.operations
     }
     reached = sums.sums([(v, (PLAIN, NOWHERE)) for v in graph.leaves], rules.outside)
@@ -169,14 +181,17 @@ def _record(layers: Layers, jacobians: list[np.ndarray], scope: str) -> _Record:
         K=K,
         F=F,
         G=G,
+        G_at=G_at,
         G_old=G_old,
         l=signals,
         e=olds,
         K_u=sums.between(of_regions("old"), whole, arrivals),
         F_u=F_u,
         l_u=sums.to_loss(of_regions("new", (NEAR, -1)), rules.outside),
-        e_u=sums.to_loss(of_regions("old", (NEAR, -1)), rules.outside),
+        e_u=_old_signal(sums, rules, ((NEAR, -1), NOWHERE)),
         dY={r: sums.arrived(reached, n, [(graph.y(r), (NEAR, r))]) for r in layers.operations},
+        dY_at={r: partial(with_input, graph, run.values, reached, r, n) for r in layers.operations},
+        x={r: input_of(graph, run.values, r) for r in layers.operations},
         plain=product(
             sums.between(of_regions("new"), whole, arrivals),
             np.concatenate([np.zeros_like(kept), kept]),
@@ -185,21 +200,64 @@ def _record(layers: Layers, jacobians: list[np.ndarray], scope: str) -> _Record:
     )
 
 
+def _old_signal(sums: _Sums, rules: Lasting, base: Mode) -> np.ndarray:
+    """``e`` of uniform states, reached near and elsewhere.
+
+    Where they are ``near``, it is that around the new value of the state from which they are
+    reached: of itself, or of those that drive it.
+    """
+    layers = rules.layers
+    found = []
+    for start in (base, (HELD, NOWHERE)):
+        for k, u in enumerate(layers.uniform):
+            stops = {u.hidden.new} if start is base else _below(layers, k)
+
+            def rule(edge: Edge, mode: Mode, stops: set[int] = stops) -> Mode | None:
+                around = rules.near and edge.target in stops
+                return None if around else rules.outside(edge, mode)
+
+            found.append(sums.to_loss([(u.hidden.old, start)], rule))
+    return np.concatenate([np.zeros(0), *found])
+
+
+def _below(layers: Layers, k: int) -> set[int]:
+    """The new values of uniform states that lead to one through regions."""
+    found: set[int] = set()
+    todo = [k]
+    while todo:
+        ends = layers.uniform[todo.pop()].ends
+        lower = {layers.number_of[z] for z in ends & layers.number_of.keys()} - {k}
+        todo += [j for j in lower if layers.uniform[j].hidden.new not in found]
+        found |= {layers.uniform[j].hidden.new for j in lower}
+    return found
+
+
 #: The place of what has none among the positions of a home.
 ANYWHERE = -1
 
 
 def _places(layers: Layers, home: Home) -> np.ndarray:
     """The positions of the members of a home, then of uniform states of its shape, twice."""
-    shape = home.members[0].varshape if home.members else None
+    near = _places_of_uniform(layers, home.members[0].varshape if home.members else None)
+    far = np.full(near.size, ANYWHERE)
+    return np.concatenate([*(h.positions for h in home.members), near, far])
+
+
+def _places_above(layers: Layers, home: Home) -> np.ndarray:
+    """The positions of uniform states of the shape of a home or of what drives it."""
+    ends = [layers.graph.program.avals[z].shape for _, z in sorted(home.filters)]
+    shapes = [*(h.varshape for h in home.members), *map(tuple, ends)]
+    return _places_of_uniform(layers, shapes[0])
+
+
+def _places_of_uniform(layers: Layers, shape: Any) -> np.ndarray:
     near = [
         u.hidden.positions
         if u.hidden.varshape == shape
         else np.full(u.hidden.positions.size, ANYWHERE)
         for u in layers.uniform
     ]
-    far = [np.full(one.size, ANYWHERE) for one in near]
-    return np.concatenate([*(h.positions for h in home.members), *near, *far])
+    return np.concatenate([np.zeros(0, int), *near])
 
 
 def _equal(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -218,20 +276,38 @@ def learn_downstream(
     groups: Sequence[Sequence[Path]] | None,
     scope: Scope,
     kappa: float | None = None,
+    decays: tuple[float, float] | None = None,
 ) -> OracleResult:
-    """The gradient, with credit that passes uniform states; ``kappa``: in place of their leaks."""
+    """The gradient, with credit that passes uniform states.
+
+    ``kappa``: in place of their leaks. ``decays``: those of pp_prop, which has influences of near
+    operations alone, and none of other parameters.
+    """
     step = trace_step(model, sequences, loss_fn)
     graph = build_graph(step, groups)
     runs = list(run_steps(step, graph, sequences))
-    layers = find_layers(graph, uniform, [now.values for now in runs])
-    steps = [_record(layers, now.jacobians, scope) for now in runs]
+    uniform = tuple(uniform)
+    if groups is None:
+        graph = across_layers(graph, [now.jacobians for now in runs], {*map(tuple, uniform)})
+    near = decays is not None
+    layers = find_layers(graph, uniform, runs, near)
+    steps = [_record(layers, now, scope, near) for now in runs]
+    influences = _influences(layers, steps, kappa)
+    if decays is not None:
+        influences = _of_products(layers, steps, *decays)
     grad = np.sum([now.direct for now in steps], axis=0)
+    if decays is not None:
+        grad = grad + sum(product(now.l_u, now.plain) for now in steps)
     every: list[dict[tuple[int, int], np.ndarray]] = []
-    for now, (U, M), (U_old, M_old) in _influences(layers, steps, kappa):
+    for now, (U, M), (U_old, M_old) in influences:
         for r in U:
-            grad = grad + product(now.l_u, U[r]) + product(now.e_u, U_old[r])
+            grad = grad + product(now.l_u, U[r])
+        for r in U_old:
+            grad = grad + product(now.e_u, U_old[r])
         for r, a in M:
-            grad = grad + product(now.l[a], M[r, a]) + product(now.e[a], M_old[r, a])
+            grad = grad + product(now.l[a], M[r, a])
+        for r, a in M_old:
+            grad = grad + product(now.e[a], M_old[r, a])
         every.append(_by_group(layers, U, M))
     names = {r: graph.program.equations[r].primitive.name for r in layers.operations}
     return OracleResult(
@@ -273,6 +349,39 @@ def _influences(
                 M[r, a] = product(K[a], M_old[r, a]) + product(now.F[r, a], dY)
                 M[r, a] += product(now.G[a], near) + product(now.G_old[a], near_old)
         yield now, (U, M), (U_old, M_old)
+
+
+def _of_products(
+    layers: Layers, steps: Sequence[_Record], decay_x: float, decay_f: float
+) -> Iterator[tuple[_Record, Influences, Influences]]:
+    """pp_prop: the input, and what leads to states, filtered apart."""
+    first, homes = steps[0], range(len(layers.homes))
+    x: dict[int, Any] = dict.fromkeys(first.dY, 0.0)
+    U: dict[int, Any] = {r: np.zeros_like(F) for r, F in first.F_u.items()}
+    M: dict[Any, Any] = {key: np.zeros_like(F) for key, F in first.F.items()}
+    before: Influences = {}, {}
+    for t, now in enumerate(steps):
+        U_old, M_old, fresh = U, M, 1 - decay_f
+        U = {r: decay_f * product(now.K_u, U_old[r]) + fresh * now.F_u[r] for r in U_old}
+        M = {}
+        for r, a in ((r, a) for r in U for a in homes):
+            past = product(now.K[a], M_old[r, a]) + product(now.G_old[a], _near(U_old[r]))
+            past = past + product(now.G_at[a], _near(product(now.K_u, U_old[r])))
+            new = now.F[r, a] + product(now.G[a], _near(now.F_u[r]))
+            M[r, a] = decay_f * past + fresh * new
+        dY = {}
+        for r in U:
+            x[r] = None if now.x[r] is None else decay_x * x[r] + now.x[r]
+            dY[r] = now.dY_at[r](x[r]) / (1 - decay_f ** (t + 1))
+        of_U = {r: product(matrix, dY[r]) for r, matrix in U.items()}
+        of_M = {key: product(matrix, dY[key[0]]) for key, matrix in M.items()}
+        yield now, (of_U, of_M), before
+        before = of_U, of_M
+
+
+def _near(rows: np.ndarray) -> np.ndarray:
+    """The first half of the rows of uniform states."""
+    return rows[: len(rows) // 2]
 
 
 def _with_leaks(layers: Layers, matrix: np.ndarray, kappa: float | None) -> np.ndarray:

@@ -4,15 +4,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import brainstate
 import jax
 import numpy as np
 
-from .paths import connected, everywhere, uncrossed, within
-from .program import Program, flatten, is_float, parts_of
+from .paths import (
+    NEAR,
+    arriving_at,
+    connected,
+    everywhere,
+    path_sums,
+    starting_at,
+    uncrossed,
+    within,
+)
+from .program import Edge, Program, flatten, is_float, parts_of
 from .step import Path, Step
 
 
@@ -132,6 +142,40 @@ def _find_groups(program: Program, hidden: list[Hidden]) -> tuple[tuple[Hidden, 
     return tuple(
         tuple(h for h in hidden if label[h.path] == k) for k in sorted(set(label.values()))
     )
+
+
+def across_layers(
+    graph: Graph, jacobians: Sequence[Sequence[np.ndarray]], apart: Collection[Path]
+) -> Graph:
+    """The graph with groups joined where a state leads to another position by position.
+
+    That is in the local ``jacobians`` of all steps, without crossing an ETP equation or passing a
+    further state; states that are ``apart`` are left as they are.
+    """
+    program, label = graph.program, {h.path: g for g, own in enumerate(graph.groups) for h in own}
+    hidden = [h for members in graph.groups for h in members if h.path not in apart]
+    news = {h.new for members in graph.groups for h in members}
+    for i in hidden:
+        shaped = [j for j in hidden if j.varshape == i.varshape and label[i.path] != label[j.path]]
+        for j, source in ((j, v) for j in shaped for v in (i.old, i.new)):
+
+            def rule(edge: Edge, mode: Any, source: int = source) -> Any:
+                return None if edge.crosses or edge.source in news - {source} else mode
+
+            found = []
+            for local in jacobians:
+                start = starting_at(program, [source], NEAR)
+                reached = path_sums(program.edges, local, start, rule)
+                found.append(arriving_at(program, reached, [j.new], program.size(source)) != 0)
+            far = j.positions[:, None] != i.positions
+            if np.any(found) and not np.any(found & far):
+                label = {p: label[i.path] if k == label[j.path] else k for p, k in label.items()}
+    every = [h for members in graph.groups for h in members]
+    groups = tuple(
+        tuple(h for h in every if label[h.path] == k) for k in dict.fromkeys(label.values())
+    )
+    relations = _find_relations(program, graph.parameters, groups)
+    return replace(graph, groups=groups, relations=tuple(relations))
 
 
 def _same_layer(a: Path, b: Path) -> bool:

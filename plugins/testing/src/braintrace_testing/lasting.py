@@ -28,19 +28,34 @@ Enters = Callable[[Any, int, int], bool]
 
 @dataclass(frozen=True)
 class Lasting:
-    """The rules of paths in a step with uniform states."""
+    """The rules of paths in a step with uniform states.
+
+    ``near``: as if a state had a trace of its own, of operations in its region that cross no other
+    ETP equation. The region that a path has been in since it started has the number ``~k`` then,
+    and what comes from elsewhere is ``HELD`` where it arrives.
+    """
 
     layers: Layers
+    near: bool = False
+
+    def started(self, y: int) -> Inside:
+        """The regions in which a path starts."""
+        regions = self.layers.regions_of(y)
+        return frozenset(~k for k in regions) if self.near else regions
 
     def moved(self, edge: Edge, mode: Mode, enters: Enters, steady: bool = False) -> Mode:
         """The mode behind an edge, before it is asked what the edge leads to."""
         base, inside = mode
-        found = {
-            k
-            for k, u in enumerate(self.layers.uniform)
-            if (edge in u.edges and (k in inside or self.entered(edge, base, k, enters)))
-            or (steady and edge.source not in self.layers.varying and edge.target in u.inside)
-        }
+        found: set[int] = set()
+        for k, u in enumerate(self.layers.uniform):
+            if edge not in u.edges:
+                if steady and edge.source not in self.layers.varying and edge.target in u.inside:
+                    found.add(k)
+                continue
+            if k in inside or self.entered(edge, base, k, enters):
+                found.add(~k if self.near and edge.source == u.hidden.old else k)
+            if ~k in inside and not edge.crosses:
+                found.add(~k)
         if base in (NEAR, START):
             base = HELD if edge.crosses else NEAR
         if base in (HELD, STEADY) and not found:
@@ -52,7 +67,8 @@ class Lasting:
 
     def arrives(self, edge: Edge, inside: Inside) -> bool:
         """Whether an edge leads to a uniform state by its region."""
-        return self.layers.number_of.get(edge.target) in inside
+        k = self.layers.number_of.get(edge.target)
+        return k is not None and not inside.isdisjoint({k, ~k})
 
     def kept(self, home: Home | None) -> Any:
         """What lasts: to the members of a home and uniform states; ``None``: to the latter alone.
@@ -74,6 +90,8 @@ class Lasting:
             if base == OPEN and inside:
                 base = HELD if edge.crosses else NEAR
             if edge.target in layers.number_of:
+                if self.near and layers.number_of[edge.target] in inside:
+                    base = HELD
                 return (base, NOWHERE) if self.arrives(edge, inside) else None
             if edge.target in layers.others:
                 met = home is not None and edge.target in home.news
@@ -131,7 +149,7 @@ class Lasting:
         if base == KEPT:
             return None
         if edge.trainable:
-            return (NEAR, edge.equation), layers.regions_of(edge.target)
+            return (NEAR, edge.equation), self.started(edge.target)
         if base == PLAIN and not edge.crosses and edge.target not in layers.varying:
             return PLAIN, NOWHERE
 

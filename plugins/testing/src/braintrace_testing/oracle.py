@@ -24,7 +24,7 @@ def d_rtrl_oracle(
     *,
     groups: Sequence[Sequence[Path]] | None = None,
     recurrence_scope: RecurrenceScope = "diagonal",
-    uniform: Iterable[Path] = (),
+    uniform: Iterable[Path] | None = None,
 ) -> OracleResult:
     r"""D-RTRL with the parameter-dimension trace, by path sums over dense local Jacobians.
 
@@ -51,11 +51,13 @@ def d_rtrl_oracle(
         an ETP equation is in ``l``). Nothing else depends on the scope.
     uniform
         Paths of hidden states whose dynamics are linear and the same everywhere, such as the
-        ``uniform`` of a compiled graph: the rule with ``downstream='linear'``. Kept from step to
-        step is, besides, the influence on these states, of what drives them position by position
-        and of every parameter on that way. Which paths these are follows from the numbers of the
-        run: the equations that are affine in what varies, and the same at all steps but for factors
-        that are the same everywhere. Nothing of the compiler is used, and no leak is moved.
+        ``uniform`` of a compiled graph (there may be none): the rule with ``downstream='linear'``,
+        in which a state is of the group that it follows position by position, in whatever layer.
+        Kept from step to step is, besides, the influence on these states, of what drives them
+        position by position and of every parameter on that way. Which paths these are follows from
+        the numbers of the run: the equations that are affine in what varies, and the same at all
+        steps but for factors that are the same everywhere. Nothing of the compiler is used, and no
+        leak is moved.
 
     Returns
     -------
@@ -99,8 +101,8 @@ def d_rtrl_oracle(
     >>> result = d_rtrl_oracle(network, (xs,), loss, uniform=above)
     >>> assert_tree_close(result.grads, bptt(network, (xs,), loss)[1], rtol=1e-5)
     """
-    scope, uniform = checked(recurrence_scope), tuple(uniform)
-    if uniform:
+    scope = checked(recurrence_scope)
+    if uniform is not None:
         return learn_downstream(
             model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope
         )
@@ -116,6 +118,7 @@ def pp_prop_oracle(
     *,
     groups: Sequence[Sequence[Path]] | None = None,
     recurrence_scope: RecurrenceScope = "diagonal",
+    uniform: Iterable[Path] | None = None,
 ) -> OracleResult:
     r"""pp_prop (ES-D-RTRL) with input-output-dimension traces, over dense local Jacobians.
 
@@ -133,6 +136,10 @@ def pp_prop_oracle(
     ----------
     decay_x, decay_f
         :math:`a_x` and :math:`a_f`, at least 0 and below 1; by default equal.
+    uniform
+        As in :func:`d_rtrl_oracle`; with an influence of the operations alone that a trace without
+        these states would have, and of no parameter outside of operations. What follows such a
+        state across no ETP equation is of its group.
     model, sequences, loss_fn, groups, recurrence_scope
         As in :func:`d_rtrl_oracle`.
 
@@ -148,8 +155,13 @@ def pp_prop_oracle(
     >>> pp_prop_oracle(cell, (xs,), loss, decay_x=0.9).groups
     ((('h',),),)
     """
-    run = record(model, sequences, loss_fn, groups, checked(recurrence_scope))
-    return learn(run, of_products(decay_x, decay_x if decay_f is None else decay_f))
+    scope = checked(recurrence_scope)
+    decays = decay_x, decay_x if decay_f is None else decay_f
+    if uniform is not None:
+        return learn_downstream(
+            model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope, decays=decays
+        )
+    return learn(record(model, sequences, loss_fn, groups, scope), of_products(*decays))
 
 
 def rtrl_oracle(

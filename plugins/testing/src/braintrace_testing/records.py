@@ -183,10 +183,10 @@ def _record(
         for r in graph.related
     }
     dY_at: dict[int, Callable[[Any], np.ndarray]] = {
-        r: partial(_with_input, graph, values, reached, r, n) for r in graph.related
+        r: partial(with_input, graph, values, reached, r, n) for r in graph.related
     }
     direct = arriving_at(program, reached, [graph.loss], n)[0]
-    x = {r: _x(graph, values, r) for r in graph.related}
+    x = {r: input_of(graph, values, r) for r in graph.related}
     return StepRecord(D=D, F=F, dY=dY, dY_at=dY_at, x=x, l=signals, e=old, direct=direct)
 
 
@@ -201,7 +201,7 @@ def _transition(graph: Graph, jacobians: list[np.ndarray], g: int, scope: Scope)
     return total if scope == "full" else np.where(position[:, None] == position, total, 0.0)
 
 
-def _with_input(
+def with_input(
     graph: Graph, values: list[Any], reached: Reached, r: int, n: int, x: Any
 ) -> np.ndarray:
     """``dY[r]`` of a step, had the operation the input ``x``."""
@@ -218,7 +218,8 @@ def _with_input(
     return total
 
 
-def _x(graph: Graph, values: list[Any], r: int) -> np.ndarray | None:
+def input_of(graph: Graph, values: list[Any], r: int) -> np.ndarray | None:
+    """The input of an ETP operation, if it has one."""
     equation = graph.program.equations[r]
     index = equation.primitive.spec.x_invar_index
     return None if index is None else np.asarray(values[equation.operands[index]])

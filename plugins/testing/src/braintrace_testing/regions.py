@@ -8,6 +8,7 @@ drive the state, its *ends*: hidden values, and results of any other equation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .graph import Graph, Hidden
-from .paths import connected, everywhere, uncrossed
+from .paths import NEAR, arriving_at, connected, everywhere, path_sums, starting_at, uncrossed
 from .program import Edge, Equation, Program, evaluate, is_float, matrix_of
+from .records import Run
 from .step import Path
 
 Filter = tuple[int, int]
@@ -84,10 +86,12 @@ class Layers:
         return frozenset().union(*(home.news for home in self.homes))
 
 
-def find_layers(graph: Graph, uniform: Iterable[Path], runs: Sequence[list[Any]]) -> Layers:
-    """The layers of a step, of which some states are known to be uniform.
+def find_layers(
+    graph: Graph, uniform: Iterable[Path], recorded: Sequence[Run], near: bool = False
+) -> Layers:
+    """The layers of a step, of which some states are known to be uniform, from a run of it.
 
-    ``runs``: the values of all variables, step by step.
+    ``near``: as in :class:`Lasting <braintrace_testing.lasting.Lasting>`.
 
     Raises
     ------
@@ -99,7 +103,8 @@ def find_layers(graph: Graph, uniform: Iterable[Path], runs: Sequence[list[Any]]
     hidden = {h.path: h for members in graph.groups for h in members}
     if not named <= hidden.keys():
         raise ValueError(f"uniform must name hidden states out of {list(hidden)}; got {named}")
-    varying = _varying(graph)
+    varying, runs = _varying(graph), [now.values for now in recorded]
+    steps = [now.jacobians for now in recorded]
     affine = _Affine(program, varying, [*runs, *_elsewhere(graph, varying, runs)])
     states = {v for h in hidden.values() for v in (h.old, h.new)}
     found = tuple(_region(program, h, states, affine) for p, h in hidden.items() if p in named)
@@ -108,7 +113,9 @@ def find_layers(graph: Graph, uniform: Iterable[Path], runs: Sequence[list[Any]]
         (k, z) for k, u in enumerate(found) for z in u.ends if near.recurs(u.hidden, z)
     )
     rest = [tuple(h for h in members if h.path not in named) for members in graph.groups]
-    homes = _homes(near, [members for members in rest if members], found, held)
+    homes = _homes(
+        near, [members for members in rest if members], found, held, [] if near else steps
+    )
     return Layers(graph, found, homes, held, varying)
 
 
@@ -305,8 +312,12 @@ def _homes(
     groups: Sequence[tuple[Hidden, ...]],
     uniform: Sequence[Uniform],
     held: frozenset[Filter],
+    steps: Sequence[Sequence[np.ndarray]],
 ) -> tuple[Home, ...]:
-    """Groups, joined with the filters of what is of their shape and lies near them."""
+    """Groups, joined with the filters of what is of their shape and lies near them.
+
+    ``steps``: local Jacobians, of which it depends whether what is above lies near.
+    """
     program = near.graph.program
     own = {v for u in uniform for v in (u.hidden.old, u.hidden.new)}
     news = frozenset(h.new for members in groups for h in members)
@@ -331,7 +342,7 @@ def _homes(
                     join(k, one)
     for one in filters:
         u = uniform[one[0]]
-        if not _is_near(program, u, one[1]):
+        if not _is_near(program, u, one[1], steps):
             continue
         reached = near.directly([u.hidden.old, u.hidden.new], news)
         for k, members in enumerate(groups):
@@ -349,10 +360,20 @@ def _homes(
     )
 
 
-def _is_near(program: Program, uniform: Uniform, end: int) -> bool:
-    """Whether an end leads to the state across no ETP equation."""
+def _is_near(
+    program: Program, uniform: Uniform, end: int, steps: Sequence[Sequence[np.ndarray]]
+) -> bool:
+    """Whether an end leads to the state across no ETP equation, position by position."""
+    if program.avals[end].shape != uniform.hidden.varshape:
+        return False
 
     def rule(edge: Edge, mode: Any) -> Any:
         return None if edge.crosses or edge not in uniform.edges else mode
 
-    return uniform.hidden.new in connected(program, end, rule)
+    place, n = uniform.hidden.positions, program.size(end)
+    found = np.zeros((place.size, n), bool)
+    for jacobians in steps:
+        reached = path_sums(program.edges, jacobians, starting_at(program, [end], NEAR), rule)
+        found |= arriving_at(program, reached, [uniform.hidden.new], n) != 0
+    far = place[:, None] != np.resize(np.arange(math.prod(uniform.hidden.varshape)), n)
+    return bool(found.any() and not (found & far).any())

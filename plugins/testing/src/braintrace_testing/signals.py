@@ -26,7 +26,7 @@ def e_prop_oracle(
     *,
     groups: Sequence[Sequence[Path]] | None = None,
     recurrence_scope: RecurrenceScope = "diagonal",
-    uniform: Iterable[Path] = (),
+    uniform: Iterable[Path] | None = None,
 ) -> OracleResult:
     r"""e-prop (Bellec et al., 2020, doi 10.1038/s41467-020-17236-y): a filtered influence.
 
@@ -73,10 +73,10 @@ def e_prop_oracle(
     >>> sorted(e_prop_oracle(cell, (xs,), loss, kappa=0.5).grads)
     [('W_x', 'weight'), ('W_z', 'weight')]
     """
-    scope, uniform = checked(recurrence_scope), tuple(uniform)
-    if uniform and feedback:
+    scope = checked(recurrence_scope)
+    if uniform is not None and feedback:
         raise ValueError("feedback is defined for the rule without uniform states alone")
-    if uniform:
+    if uniform is not None:
         return learn_downstream(
             model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope, kappa=kappa
         )

@@ -14,7 +14,7 @@ from ...base import versions
 from ...base.precision import widened_dtype
 from ...base.types import Path
 from ...base.versions import Atom, JaxprEqn, Var
-from ...jaxprs.credit import with_credit
+from ...jaxprs.credit import across, with_credit
 from ...jaxprs.depends import slice_to
 from ...jaxprs.linear import is_sum
 from ...jaxprs.run import read, run_equations
@@ -175,7 +175,7 @@ class Run:
     def credit(self, var: Var, of: Any) -> None:
         of = of.astype(var.aval.dtype)
         if self.moving.keeps_traces:
-            of = self.own[var] + of
+            of = self.own[var] + across(of)  # the filters remember it
         self.env[var] = with_credit(self.env[var], of)
 
     def driving(self, source: UniformSource | None, key: Key) -> Any:
