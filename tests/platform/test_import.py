@@ -68,9 +68,9 @@ def test_one_device_needs_nothing_of_several(run):
         import braintrace, jax.numpy as jnp, sys
         learner = braintrace.compile(braintrace.nn.GRUCell(2, 2), "d_rtrl", jnp.ones(2))
         learner.etrace_grad(jnp.ones((2, 2)), step_fn=lambda x: learner(x).sum())
-        of_several = "braintrace.learners.placing braintrace.drivers.by_device".split()
-        out([name for name in [*of_several, "jax.experimental.multihost_utils"]
-             if name in sys.modules])
+        own = "learners.placing learners.by_hand drivers.by_device".split()
+        of_several = [*(f"braintrace.{n}" for n in own), "jax.experimental.multihost_utils"]
+        out([name for name in of_several if name in sys.modules])
     """
     assert run(code) == []
 
