@@ -108,13 +108,13 @@ def find_layers(
     affine = _Affine(program, varying, [*runs, *_elsewhere(graph, varying, runs)])
     states = {v for h in hidden.values() for v in (h.old, h.new)}
     found = tuple(_region(program, h, states, affine) for p, h in hidden.items() if p in named)
-    near = _Near(graph)
+    links = _Near(graph)
     held = frozenset(
-        (k, z) for k, u in enumerate(found) for z in u.ends if near.recurs(u.hidden, z)
+        (k, z) for k, u in enumerate(found) for z in u.ends if links.recurs(u.hidden, z)
     )
     rest = [tuple(h for h in members if h.path not in named) for members in graph.groups]
     homes = _homes(
-        near, [members for members in rest if members], found, held, [] if near else steps
+        links, [members for members in rest if members], found, held, [] if near else steps
     )
     return Layers(graph, found, homes, held, varying)
 
