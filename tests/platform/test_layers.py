@@ -62,7 +62,7 @@ CEILINGS = {
     "compiler": 8132,
     "executor": 2207,
     "files": 926,
-    "cli": 729,
+    "cli": 733,
     "algorithms": 3188,
     "drivers": 3466,
     "learners": 3979,
@@ -70,7 +70,7 @@ CEILINGS = {
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_849, 11_622
-WHOLE_CORE = 31_962
+WHOLE_CORE = 31_966
 
 
 def module_of(file: Path) -> str:

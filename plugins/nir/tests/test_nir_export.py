@@ -165,3 +165,5 @@ def test_nodes_that_are_no_longer_nirs_are_refused_by_name():
     )
     with pytest.raises(TypeError, match="model must be what from_nir returns, got Linear"):
         to_nir(braintrace.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="got Learner; of a learner, give learner.model"):
+        to_nir(type("Learner", (), {"model": model})())

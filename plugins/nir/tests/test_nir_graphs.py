@@ -165,6 +165,7 @@ def test_the_length_of_a_step_is_given():
         (1 * saiunit.ms, None, "has a unit, and a graph has none"),
         (1.0, saiunit.ms, "has no unit, so time_unit"),
         (1 * saiunit.mV, saiunit.ms, "is no multiple of time_unit"),
+        (1 * saiunit.ms, "second", "time_unit must be a unit, as saiunit.second, got 'second'"),
     ):
         with pytest.raises(TypeError, match=text):
             from_nir(graph, dt=dt, time_unit=unit)
@@ -181,7 +182,11 @@ def test_graphs_that_say_nothing_are_refused_by_name():
     path = [("in", "a"), ("a", "out")]
     mixed = nir.Delay(np.array([0, 0.001, 0.001]))
     two = nir.NIRGraph({**ends(), "other": nir.Input(np.array([N]))}, [("in", "out")])
+    nan = np.array([1.0, np.nan, 0.0])
     for nodes, edges, text in (
+        ({"a": lif(threshold=nan)}, path, r"^a \(LIF\): v_threshold has 1 entries that are NaN"),
+        ({"a": nir.Scale(nan)}, path, r"^a \(Scale\): scale has 1 entries"),
+        ({"a": nir.Delay(-np.eye(N)[1])}, path, r"^a .*: a delay must be finite and not below"),
         ({"a": matrix()}, [*path, ("a", "a")], "^a: a loop without a neuron or a delay"),
         ({"a": lif(), "late": mixed}, [*path, ("a", "late"), ("late", "a")], "^late: in a loop"),
         ({"a": lif(), "b": lif()}, [*path, ("b", "out")], r"^b \(LIF\): no edge leads to it"),
@@ -194,6 +199,12 @@ def test_graphs_that_say_nothing_are_refused_by_name():
             built(nodes, edges)
     with pytest.raises(RuntimeError, match="^lif: no states yet; call brainstate.nn.init_all"):
         from_nir(nir.NIRGraph.from_list(lif()), dt=0.1)(jnp.ones((2, N)))
+    for graph, options, text in (
+        (lif(), {}, "graph must be a nir.NIRGraph or a file, got LIF"),
+        (nir.NIRGraph.from_list(lif()), {"surrogate": "atan"}, "surrogate must be .*, got 'atan'"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            from_nir(graph, dt=0.1, **options)
     with pytest.raises(braintrace.NotSupportedError, match="a: nodes of type Other are not"):
         built({"a": type("Other", (nir.Linear,), {})(np.ones((N, N)))}, path)
     with pytest.raises(ValueError, match=r"train: \['tau_mem'\], expected names among"):

@@ -252,6 +252,9 @@ def test_labels_that_come_late_are_learned_when_they_come():
         ({"update_every": 0}, "update_every"),
         ({"features": 0}, "features"),
         ({"features": ()}, "features"),
+        ({"features": True}, "features"),
+        ({"features": "ab"}, "features must be a tuple of different names, got 'ab'"),
+        ({"features": ["a", "a"]}, "different names"),
         ({"options": {"vmap": True}}, "one example"),
         ({"model": lambda inputs, outputs: GRUNetwork(inputs, 3)}, r"maps \[1, 2\] to \[1, 1\]"),
         ({"algorithm": "nothing"}, "nothing"),
@@ -260,6 +263,47 @@ def test_labels_that_come_late_are_learned_when_they_come():
 def test_what_cannot_be_is_refused(options, text):
     with pytest.raises(ValueError, match=text):
         RecurrentRegressor(**options).learn_one({"x": 1.0}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"model": GRUNetwork(1, 1)}, "model must be a class or a function.*got GRUNetwork"),
+        ({"optimizer": "adam"}, "optax transformation, or a function.*got 'adam'"),
+    ],
+)
+def test_another_thing_in_its_place_is_refused_before_the_first_step(options, text):
+    with pytest.raises(TypeError, match=text):
+        RecurrentRegressor(**options)
+
+
+def test_numbers_that_are_not_finite_change_nothing():
+    """One of them would make every weight NaN, for the rest of the stream."""
+    model = RecurrentRegressor(Leaky, features=["a", "b"], update_every=np.int64(1), seed=0)
+    model.learn_one({"a": 1.0, "c": np.nan}, 1.0)  # c has no input
+    before = model.predict_one({"a": 1.0})
+    for x in (np.nan, None, np.inf):
+        with pytest.raises(ValueError, match="feature 'b' is .*0, or"):
+            model.learn_one({"a": 1.0, "b": x}, 1.0)
+        with pytest.raises(ValueError, match="feature 'b' is .*0, or"):
+            model.predict_one({"b": x})
+    with pytest.raises(TypeError, match="feature 'b' must be a number"):
+        model.predict_one({"b": 10**400})
+    for y, w in ((np.nan, 1.0), (np.inf, 0.0), (1.0, np.nan)):
+        with pytest.raises(ValueError, match="target and weight must be finite"):
+            model.learn_one({"a": 1.0}, y, w=w)
+    assert model.predict_one({"a": 1.0}) == before and model._inputs == {"a": 0, "b": 1}
+    with pytest.raises(ValueError, match="the class is nan"):
+        RecurrentClassifier(Leaky).learn_one({"a": 1.0}, np.nan)
+
+
+def test_each_class_has_a_place_of_its_own():
+    for classes in ("no", ("no", "no")):
+        with pytest.raises(ValueError, match="classes must be a tuple of different names"):
+            RecurrentClassifier(Leaky, classes=classes)
+    model = RecurrentClassifier(Leaky, classes=["no", "yes"])
+    model.learn_one({"x": 1.0}, "may be")
+    assert model._labels == {"no": 0, "yes": 1, "may be": 2}
 
 
 def test_memory_does_not_grow():

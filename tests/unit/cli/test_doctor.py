@@ -170,6 +170,11 @@ def test_names(site, command):
     site.hide("braintrace-lora", "importlib_metadata")
     status, text = command("doctor", "lora")
     assert status == 1 and "braintrace-lora is not installed.\n  Run: pip install brain" in text
+    site.add("braintrace-bridge", "bridge", "", requires="no-such-distribution>=2")  # an adapter
+    status, data = command("doctor", "bridge", "--json")
+    about = findings(data, "braintrace-bridge")
+    assert status == 1 and "is no plugin" in about["braintrace-bridge", "no_plugin"]["text"]
+    assert about["braintrace-bridge", "requirement"]["level"] == "error"
     status, text = command("doctor", "densse")
     assert status == 2 and "no plugin is called 'densse'; did you mean 'dense'?" in text
     status, text = command("doctor", "--timeout", "0")

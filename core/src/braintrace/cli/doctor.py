@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     absent = sorted(FAMILIES - {c.distribution for c in candidates})
     every, named = options.name is None, normalised(options.name or "")
     chosen = [c for c in candidates if every or named in (normalised(c.family), c.distribution)]
-    missing = [] if chosen or every else [_missing(options.name, candidates, absent)]
+    missing = [] if chosen or every else _missing(options.name, candidates, absent)
     reports: dict[str, Report] = {}
     for candidate in chosen:
         unexamined = next((r for r in reports.values() if r.state == "unexamined"), None)
@@ -104,14 +104,18 @@ def _safely(subject: str, check: Iterator[Found]) -> list[Found]:
     return found
 
 
-def _missing(name: str, candidates: Iterable[Candidate], absent: Sequence[str]) -> Found:
-    """What is found of an official plugin that is not installed; another name is a mistake."""
+def _missing(name: str, candidates: Iterable[Candidate], absent: Sequence[str]) -> list[Found]:
+    """What is found of a name that no plugin has: an official one that is not installed, or a
+    distribution that registers none, such as an adapter; another name is a mistake."""
     distribution = f"braintrace-{normalised(name).removeprefix('braintrace-')}"
-    if distribution not in absent:
-        known = {c.family for c in candidates} | {n.removeprefix("braintrace-") for n in absent}
-        raise UsageError(f"no plugin is called {name!r}{hint(name, known, 'plugins')}")
-    fix = how_to_install(distribution)
-    return distribution, Finding("not_installed", "error", "is not installed.", fix)
+    if distribution in absent:
+        fix = how_to_install(distribution)
+        return [(distribution, Finding("not_installed", "error", "is not installed.", fix))]
+    if version := metadata.version_of(distribution):
+        text = f"{version} is installed and is no plugin: it is imported by its own name"
+        return [(distribution, Finding("no_plugin", "info", text)), *_requirements(distribution)]
+    known = {c.family for c in candidates} | {n.removeprefix("braintrace-") for n in absent}
+    raise UsageError(f"no plugin is called {name!r}{hint(name, known, 'plugins')}")
 
 
 def _core() -> Iterator[Found]:

@@ -55,7 +55,10 @@ def to_nir(model: Network) -> nir.NIRGraph:
     True
     """
     if not isinstance(model, Network):
-        raise TypeError(f"model must be what from_nir returns, got {type(model).__name__}")
+        raise TypeError(
+            f"model must be what from_nir returns, got {type(model).__name__}"
+            + "; of a learner, give learner.model" * hasattr(model, "model")
+        )
     refused = [
         f"{name}: {why}" for name, module in model.layers.items() for why in _refused(module)
     ]

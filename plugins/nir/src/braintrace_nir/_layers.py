@@ -123,10 +123,12 @@ class Delay(Elements):
 
     def __init__(self, node: Any, dt: float) -> None:
         super().__init__({"delay": node.delay})
+        if not ((self.delay >= 0) & np.isfinite(self.delay)).all():
+            raise ValueError(f"a delay must be finite and not below zero, got {self.delay}")
         steps = self.delay / dt
         self.steps = np.rint(steps).astype(int)
         self.longest = int(self.steps.max(initial=0))
-        if (np.abs(steps - self.steps) > 1e-5 * np.maximum(1, steps)).any() or (steps < 0).any():
+        if (np.abs(steps - self.steps) > 1e-5 * np.maximum(1, steps)).any():
             wrong = steps.flat[int(np.argmax(np.abs(steps - self.steps)))]
             raise ValueError(
                 f"a delay of {wrong:.7g} steps of dt = {dt:g}; choose a dt of which every delay is "

@@ -140,11 +140,12 @@ def from_nir(
     Raises
     ------
     TypeError
-        When ``dt`` is missing its unit, or is no time.
+        When ``dt`` is missing its unit, or is no time; for a ``graph`` or ``surrogate`` that is
+        something else.
     ValueError
         For a ``dt`` that is not positive, a name that no node has in ``train``, and what is wrong
-        with the graph: shapes that do not fit, a node without an input, a delay that is no multiple
-        of ``dt``, a loop without a neuron. The message names the node.
+        with the graph: shapes that do not fit, NaN, a node without an input, a delay that is no
+        multiple of ``dt``, a loop without a neuron. The message names the node.
     NotSupportedError
         For a node of another type.
 
@@ -169,8 +170,12 @@ def from_nir(
     >>> model.order
     ('input', 'linear', 'li', 'output')
     """
-    if not isinstance(graph, nir.NIRGraph):
+    if isinstance(graph, str | os.PathLike):
         graph = nir.read(graph)
+    if not isinstance(graph, nir.NIRGraph):
+        raise TypeError(f"graph must be a nir.NIRGraph or a file, got {type(graph).__name__}")
+    if not callable(surrogate):
+        raise TypeError(f"surrogate must be a function of v - v_threshold, got {surrogate!r}")
     step = _step(dt, time_unit)
     found = flat(graph)
     _check_train(train, found)
@@ -203,6 +208,7 @@ def _build(graph: nir.NIRGraph, found: Flat, builders: Mapping[str, Build], dt: 
 
     def built(name: str, shape: Shape | None) -> Any:
         try:
+            _check_numbers(found.nodes[name])
             return builders[kinds[name]](found.nodes[name], shape)
         except (ValueError, NotSupportedError) as error:
             raise type(error)(f"{name} ({kinds[name]}): {error}") from None
@@ -224,6 +230,13 @@ def _build(graph: nir.NIRGraph, found: Flat, builders: Mapping[str, Build], dt: 
                 f"{tuple(module.in_size)}"
             )
     return Network(graph, modules, order, found.edges, dt)
+
+
+def _check_numbers(node: Any) -> None:
+    """No field has NaN in it; a threshold may be infinite."""
+    for field, value in vars(node).items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any():
+            raise ValueError(f"{field} has {int(np.isnan(value).sum())} entries that are NaN")
 
 
 def _incoming(name: str, kind: str, shapes: Mapping[str, Shape]) -> Shape | None:
@@ -250,6 +263,8 @@ def _step(dt: Any, time_unit: Any) -> float:
                 f"dt = {dt} has a unit, and a graph has none: give the unit of its time constants, "
                 "time_unit=saiunit.second for example, or dt as a number in that unit"
             )
+        if not isinstance(time_unit, saiunit.Unit | saiunit.Quantity):
+            raise TypeError(f"time_unit must be a unit, as saiunit.second, got {time_unit!r}")
         try:
             dt = dt.to_decimal(saiunit.get_unit(time_unit))
         except saiunit.UnitMismatchError as error:

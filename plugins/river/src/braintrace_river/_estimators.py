@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from river import base
 
+from ._arguments import check_arguments, is_whole, places
 from ._networks import GRUNetwork
 from ._program import Programs, Spec, Values
 
@@ -30,15 +31,10 @@ class _Recurrent(base.Estimator):
         options: dict[str, Any] | None,
         optimizer: Any,
         update_every: int,
-        features: int | tuple[Any, ...] | None,
+        features: Any,
         seed: int | None,
     ) -> None:
-        if not (isinstance(update_every, int) and update_every >= 1):
-            raise ValueError(f"update_every must be a whole number above 0, got {update_every!r}")
-        if features is not None and (features < 1 if isinstance(features, int) else not features):
-            raise ValueError(f"features must be names, or a number above 0, got {features!r}")
-        if {*(options or {})} & {"vmap", "batch_size"}:
-            raise ValueError("a stream is one example: options take no vmap and no batch_size")
+        check_arguments(model, options, optimizer, update_every, features)
         self.model = model
         self.algorithm = algorithm
         self.options = options
@@ -47,14 +43,17 @@ class _Recurrent(base.Estimator):
         self.features = features
         self.seed = seed
         self._drawn_seed: int | None = None
-        self._inputs: dict[Any, int] = {}
+        self._inputs = places("features", features) if self._named else {}
         self._many_inputs = 0
         self._warned = False
         self._programs: Programs | None = None
         self._values: Values | None = None
         self._saved: list[np.ndarray] | None = None
-        named = features if isinstance(features, tuple) else ()
-        self._inputs = {name: place for place, name in enumerate(named)}
+
+    @property
+    def _named(self) -> bool:
+        """Whether the names of the features are given."""
+        return not (self.features is None or is_whole(self.features))
 
     def reset_state(self) -> None:
         """Set the hidden states and traces to their start, after a break in the stream.
@@ -88,8 +87,8 @@ class _Recurrent(base.Estimator):
 
     def _start(self, x: Mapping[Any, Any]) -> None:
         """Make the network, for the features that there are."""
-        if isinstance(self.features, int):
-            self._many_inputs = self.features
+        if is_whole(self.features):
+            self._many_inputs = int(self.features)
         else:
             self._many_inputs = len(self._inputs) or 2 * max(1, len(x))
         if self._drawn_seed is None:
@@ -128,11 +127,18 @@ class _Recurrent(base.Estimator):
                 place = places.get(name)
                 if place is not None:
                     row[place] = value
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(
                 f"feature {name!r} must be a number, got {value!r:.80}; text and categories are "
                 "encoded before, as by river.preprocessing.OneHotEncoder"
             ) from error
+        if not np.isfinite(row).all():
+            name = next(k for k in x if k in places and not np.isfinite(row[places[k]]))
+            raise ValueError(
+                f"feature {name!r} is {x[name]}, which would spoil all weights; leave a missing "
+                "value out of the sample, which is 0, or fill it in before, as "
+                "river.preprocessing.StatImputer does for None"
+            )
         return row
 
     def _learn(self, x: Mapping[Any, Any], target: float, weight: float, classes: int) -> None:
@@ -144,11 +150,13 @@ class _Recurrent(base.Estimator):
         programs, values = self._running()
         row = self._row(programs, x)
         row[-3:] = target, weight, classes
+        if not np.isfinite(row).all():
+            raise ValueError(f"target and weight must be finite, got {target} and {weight}")
         self._values = programs.learn(values, row)
 
     def _place(self, names: Iterable[Any]) -> None:
         """Give new features the inputs that are free, whatever order they come in."""
-        if isinstance(self.features, tuple):
+        if self._named:
             return
         new = [name for name in names if name not in self._inputs]
         for name in sorted(new, key=lambda name: (type(name).__name__, str(name))):
@@ -232,10 +240,11 @@ class RecurrentRegressor(_Recurrent, base.Regressor):
     Raises
     ------
     ValueError
-        For an ``update_every`` or ``features`` below 1, and at the first step for a network of
-        other shapes.
+        For an ``update_every`` or ``features`` below 1 or names that are there twice; at the first
+        step for a network of other shapes; at a step, which changes nothing, for a feature, target
+        or weight that is not finite, as None and NaN.
     TypeError
-        At a step, for a feature that is no number.
+        For a network in place of what makes one; at a step, for a feature that is no number.
     CompilationError, NotSupportedError
         At the first step, when the network cannot be compiled.
 
@@ -314,8 +323,8 @@ class RecurrentClassifier(_Recurrent, base.Classifier):
     Raises
     ------
     ValueError
-        As for :class:`RecurrentRegressor`; and for a new class, when the network cannot be made
-        wider because its outputs are not the last axis of its readout alone.
+        As for :class:`RecurrentRegressor`; for a new class, when the network cannot be made wider
+        because its outputs are not the last axis of its readout alone; for a class that is NaN.
     TypeError, CompilationError, NotSupportedError
         As for :class:`RecurrentRegressor`.
 
@@ -342,7 +351,7 @@ class RecurrentClassifier(_Recurrent, base.Classifier):
     ) -> None:
         super().__init__(model, algorithm, options, optimizer, update_every, features, seed)
         self.classes = classes
-        self._labels: dict[Any, int] = {label: place for place, label in enumerate(classes or ())}
+        self._labels = places("classes", classes or ())
 
     @property
     def _multiclass(self) -> bool:
@@ -367,6 +376,8 @@ class RecurrentClassifier(_Recurrent, base.Classifier):
 
     def _new_class(self, x: Mapping[Any, Any], label: Any) -> int:
         """An output for a new class, of a wider network if there is no other."""
+        if label != label:
+            raise ValueError(f"the class is {label}, which is no class; leave the sample out")
         count = len(self._labels)
         if self._started() and count == self._outputs():
             old, before = self._running()
