@@ -70,7 +70,7 @@ def _axes_of(minfo: ModuleInfo, slot: StateSlot) -> list[int]:
     others = [eqn for i, eqn in enumerate(minfo.eqns) if i not in operations]
     eqns = between(others, [old], [new]).eqns  # what an operation mixes is no shift
     news = {minfo.outvars_of(s)[0] for s in minfo.slots_of(StateKind.HIDDEN)}
-    if not own and not between(others, [old], [new], news - {new}).eqns:
+    if not own and (new in news or not between(others, [old], [new], news).eqns):
         return [ONE_STEP]
     inside = [sub for eqn in eqns for sub in (eqn, *nested(eqn))]
     if SUMS.intersection(sub.primitive.name for sub in inside):
