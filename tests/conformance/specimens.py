@@ -571,7 +571,7 @@ BREAKERS: dict[str, tuple[Callable[[], ConformanceCase], str]] = {
     AT_ZEROS: (lambda: with_norms(0.0), "with zeros as x, the derivative in argument 0"),
     "jax.jvp": (no_forward_mode, "forward-mode"),
     "jax.vmap": (other_numbers_in_a_batch, "relative error"),
-    "jax.vmap_keeps_the_primitive": (lost_under_vmap, "other than x"),
+    "jax.vmap_keeps_the_primitive": (lost_under_vmap, r"binds \[\], expected one ETP"),
     "jax.vmap_over_weights": (other_numbers_for_mapped_weights, "relative error"),
     "devices.numbers": (other_numbers_on_a_mesh, "relative error"),
     "devices.explicit_axes": (without_a_place, r"the result lies at \(\), expected"),

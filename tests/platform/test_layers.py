@@ -54,12 +54,12 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 881,
+    "base": 882,
     "ops": 2833,
-    "show": 1466,
+    "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
-    "compiler": 8132,
+    "compiler": 8137,
     "executor": 2207,
     "files": 926,
     "cli": 733,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_849, 11_622
-WHOLE_CORE = 31_966
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_855, 11_625
+WHOLE_CORE = 31_981
 
 
 def module_of(file: Path) -> str:

@@ -58,6 +58,17 @@ def test_every_section_of_a_report() -> None:
     assert str(Path(__file__).parent) not in report.split("Warnings")[0]
 
 
+def test_what_is_exact_is_a_note_and_counts_as_no_warning() -> None:
+    model = brainstate.nn.Sequential(bt.nn.GRUCell(IN, HIDDEN), bt.nn.Linear(HIDDEN, 2))
+    learner = bt.compile(model, "d_rtrl", jnp.ones((2, IN)), batch_size=2)
+    text, html = learner.graph.report(width=100), learner.graph._repr_html_()
+    (note,) = to_data(summarize(learner.graph))["notes"]
+    assert text.split("Notes\n")[1].startswith("- relation_excluded_non_temporal: etp_mm(")
+    assert "Warnings" not in text + html and "<summary>Notes (1)" in html
+    assert text.endswith("0 warnings") and learner.report.counts["warnings"] == 0
+    assert note["kind"] == "relation_excluded_non_temporal"
+
+
 def test_layers_that_are_alike_share_a_row() -> None:
     graph = stack(bt.nn.LSTMCell, 20)
     report = graph.report(width=80)

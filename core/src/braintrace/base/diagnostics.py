@@ -14,7 +14,8 @@ from .types import Path
 class DiagnosticLevel(str, enum.Enum):  # noqa: UP042  str() of it is its name
     """How much attention a record deserves; a WARNING is also a :class:`CompilationWarning`.
 
-    Of the latter, those about a gradient that is exact are not issued: a readout, a large trace.
+    Those about a gradient that is exact are not issued, and stand under "Notes" in reports: a
+    readout, a large trace.
 
     No record is an ERROR: what would be one is raised as a :class:`CompilationError`.
 

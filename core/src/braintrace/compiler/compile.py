@@ -12,7 +12,6 @@ from typing import Any
 import brainstate
 
 from ..base import versions
-from ..base.diagnostics import DiagnosticLevel
 from ..base.errors import CompilationError, CompilationWarning
 from ..base.former import without_former_options
 from ..base.types import Path
@@ -27,7 +26,7 @@ from .findings.downstream import as_written, downstream_findings
 from .findings.foreign import foreign_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
-from .findings.record import EXACT
+from .findings.record import warns
 from .graph import ETraceGraph
 from .groups import HiddenGroup, find_hidden_groups_from_minfo
 from .module_info import ModuleInfo, StateKind
@@ -153,9 +152,8 @@ def compile_etrace_graph(
     records = (record for find in finders for record in find(graph))
     foreign = foreign_findings(model, graph)
     graph = replace(graph, diagnostics=Records((*records, *foreign, *graph.diagnostics)))
-    for record in graph.explain(level=DiagnosticLevel.WARNING):
-        if record.kind not in EXACT:
-            versions.warn(str(record), CompilationWarning)
+    for record in filter(warns, graph.diagnostics):
+        versions.warn(str(record), CompilationWarning)
     return graph
 
 

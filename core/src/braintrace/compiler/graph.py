@@ -28,6 +28,7 @@ from ..show.facts import (
 )
 from ..show.records import Records
 from .exact.record import ExactCredit
+from .findings.record import warns
 from .groups import HiddenGroup, member_of
 from .module_info import ModuleInfo, StateKind, StateSlot
 from .perturbation import HiddenPerturbation
@@ -175,7 +176,8 @@ class ETraceGraph(GraphViews):
         """What the compiler found, as text for a terminal.
 
         Groups, relations, parameters, where credit passes through later values of other layers and
-        where it stops, operations without a trace, warnings, and one line of totals.
+        where it stops, operations without a trace, warnings, notes on what is exact, and one line
+        of totals.
 
         Parameters
         ----------
@@ -227,8 +229,9 @@ def summarize(graph: ETraceGraph) -> Summary:
         parameters=tuple(_parameters(graph)),
         paths={node: slot.path for node, slot in _stores(graph).items()},
         flows=_flows(graph),
-        warnings=tuple(r for r in graph.diagnostics if r.level is DiagnosticLevel.WARNING),
+        warnings=tuple(filter(warns, graph.diagnostics)),
         credit=tuple(_credit(graph)),
+        notes=tuple(r for r in graph.explain(level=DiagnosticLevel.WARNING) if not warns(r)),
     )
 
 

@@ -13,8 +13,9 @@ from ..algorithms.base import LearningRule
 from ..algorithms.d_rtrl import ParamDimRule
 from ..algorithms.delayed import DelayedDRTRLRule
 from ..algorithms.influence import InfluenceRule
-from ..base.diagnostics import CompilationRecord, DiagnosticLevel
+from ..base.diagnostics import CompilationRecord
 from ..base.types import Path, bytes_of, show_path
+from ..compiler.findings.record import warns
 from ..compiler.graph import ETraceGraph
 from ..compiler.groups import LAST
 from ..compiler.module_info import StateKind
@@ -108,12 +109,11 @@ class CompilationReport(str):
     @property
     def counts(self) -> dict[str, int]:
         """Numbers of hidden groups, weights with and without a trace, warnings and errors."""
-        levels = [record.level for record in self.diagnostics]
         return {
             "hidden_groups": len(self.graph.hidden_groups),
             "etrace_weights": len(self.etrace_weights),
             "excluded_weights": len(self.excluded_weights),
-            "warnings": levels.count(DiagnosticLevel.WARNING),
+            "warnings": sum(map(warns, self.diagnostics)),
             "errors": 0,  # they are raised
         }
 

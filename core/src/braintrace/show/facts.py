@@ -90,7 +90,10 @@ class Flow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is shown of a graph; ``paths`` are those of plain parameters and states."""
+    """Everything that is shown of a graph; ``paths`` are those of plain parameters and states.
+
+    ``notes`` are about gradients that are exact.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -101,6 +104,7 @@ class Summary:
     flows: tuple[Flow, ...]
     warnings: tuple[CompilationRecord, ...]
     credit: tuple[CreditFacts, ...] = ()
+    notes: tuple[CompilationRecord, ...] = ()
 
     @property
     def relations(self) -> tuple[OperationFacts, ...]:
@@ -121,6 +125,7 @@ def to_data(summary: Summary) -> dict[str, Any]:
         "outputs": list(summary.outputs),
         **{part: [_plain(facts) for facts in getattr(summary, part)] for part in parts},
         "warnings": [record_data(record) for record in summary.warnings],
+        "notes": [record_data(record) for record in summary.notes],
     }
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import pairwise, zip_longest
+from itertools import pairwise, starmap, zip_longest
 from operator import attrgetter, sub
 from typing import Any
 
@@ -53,7 +53,7 @@ FOLDED = 4
 #: Why an operation has no trace: in a few words, and as short as it gets.
 WHY = {
     DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL.value: (
-        "reaches no hidden state; the gradient of the current step is exact",
+        "reaches no hidden state; gradient of the current step",
         "reaches no hidden state",
     ),
     DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT.value: (
@@ -265,15 +265,20 @@ def _merged(column: Sequence[Cell]) -> Cell:
 
 
 def to_text(summary: Summary, width: int | None = None, fold: bool = True) -> str:
-    """Tables, the warnings, and one line of totals; see ``ETraceGraph.report``."""
+    """Tables, warnings and notes, and one line of totals; see ``ETraceGraph.report``."""
     width = width or shutil.get_terminal_size((100, 24)).columns
     found = tables(summary, fold)
     names = Names(path for t in found for row in t.rows for cell in row for path in cell.paths)
     parts = [_as_text(table, width, names) for table in found]
-    if summary.warnings:
-        warnings = [_warning(same, width, names) for same in alike(summary.warnings)]
-        parts.append("\n".join(["Warnings", *warnings]))
+    for title, records in _told(summary):
+        parts.append("\n".join([title, *(_note(same, width, names) for same in alike(records))]))
     return "\n\n".join([*parts, "\n".join(wrap(totals(summary).split(), width))])
+
+
+def _told(summary: Summary) -> list[tuple[str, Sequence[CompilationRecord]]]:
+    """Records under their titles."""
+    every = ("Warnings", summary.warnings), ("Notes", summary.notes)
+    return [(title, records) for title, records in every if records]
 
 
 def _as_text(table: Table, width: int, names: Names) -> str:
@@ -315,7 +320,7 @@ def _words(cell: Cell, width: int, names: Names) -> list[str]:
     return (numbers(cell.numbers) if cell.numbers else cell.text).split()
 
 
-def _warning(same: Sequence[CompilationRecord], width: int, names: Names) -> str:
+def _note(same: Sequence[CompilationRecord], width: int, names: Names) -> str:
     """What one or several records say, and which layers the others are about."""
     texts = [str(same[0]).removeprefix(f"{same[0].level.value}: ")]
     paths = dict.fromkeys(
@@ -335,8 +340,7 @@ def to_html(summary: Summary, drawing: str, more: str = "") -> str:
     ``more`` is text of a learner: its rule, and what its traces take.
     """
     found = tables(summary, fold=False)
-    if summary.warnings:
-        found += (_of_records("Warnings", summary.warnings),)
+    found += tuple(starmap(_of_records, _told(summary)))
     lines = f"<details><summary>Learner</summary><pre>{escape(more)}</pre></details>" * bool(more)
     return _framed(
         f"{drawing}{''.join(map(_as_html, found))}{lines}<p>{escape(totals(summary))}</p>"

@@ -27,6 +27,8 @@ from jax.extend.core import Literal
 
 from braintrace.ops.primitive import get_primitive_spec, is_etp_primitive
 
+from .quick import jit
+
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"})
 
 Run = Callable[..., list[Any]]
@@ -101,7 +103,7 @@ class Program:
                 jacobians.extend(local)
             return [values[v] for v in range(len(self.avals))], jacobians
 
-        return jax.jit(run)
+        return jit(run)
 
 
 def flatten(

@@ -48,8 +48,12 @@ class Finding:
         return CompilationRecord(self.kind, self.level, message, *about, self.remedy)
 
 
-#: Kinds of WARNING records about a gradient that is exact, which are no Python warnings.
-EXACT = frozenset({Kind.RELATION_EXCLUDED_NON_TEMPORAL, Kind.TAIL_NOT_POSITION_WISE})
+def warns(record: CompilationRecord) -> bool:
+    """Whether a record is of level WARNING, and not about a gradient that is exact."""
+    is_readout = record.kind is Kind.RELATION_EXCLUDED_NON_TEMPORAL and not record.hidden_paths
+    is_exact = is_readout or record.kind is Kind.TAIL_NOT_POSITION_WISE
+    return record.level is DiagnosticLevel.WARNING and not is_exact
+
 
 info = partial(Finding, DiagnosticLevel.INFO)
 warning = partial(Finding, DiagnosticLevel.WARNING)

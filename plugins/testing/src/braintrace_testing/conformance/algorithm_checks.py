@@ -18,6 +18,7 @@ from braintrace.learners.named import D_RTRL, pp_prop
 
 from ..bptt import bptt
 from ..learn import Influences, carried, learn, of_products
+from ..quick import jit, options
 from ..records import Recorded, record
 from .case import ConformanceCase, once
 from .check import CASE_CHECKS, add_check, close, require
@@ -84,12 +85,21 @@ def step_of(learner: Any) -> Callable[[Any, Any], Any]:
     return lambda x, y: loss(learner(x), y)
 
 
-def online(learner: Any, sequences: Any, block_size: int, step: Any = None) -> Any:
-    """The gradient of a sequence from the start."""
+def driver(learner: Any, block_size: int) -> Callable[..., Any]:
+    """The gradient of sequences, as a program that is compiled once."""
+
+    def gradient(*sequences: Any) -> Any:
+        return learner.etrace_grad(
+            *sequences, step_fn=step_of(learner), reduction="sum", block_size=block_size
+        )
+
+    return brainstate.transform.jit(gradient, compiler_options=options())
+
+
+def online(learner: Any, sequences: Any, run: Callable[..., Any]) -> Any:
+    """The gradient of a sequence from the start, by a :func:`driver`."""
     learner.reset_state(model_states=True)
-    grads = learner.etrace_grad(
-        *sequences, step_fn=step or step_of(learner), reduction="sum", block_size=block_size
-    )
+    grads = run(*sequences)
     learner.reset_state(model_states=True)
     return grads
 
@@ -99,7 +109,8 @@ def found(case: ConformanceCase, algorithm: Algorithm, make: Make, block_size: i
     """The gradient of a learner on a model."""
     with quiet():
         work = make(case)
-        return online(compiled(algorithm, work), work.sequences, block_size)
+        learner = compiled(algorithm, work)
+        return online(learner, work.sequences, driver(learner, block_size))
 
 
 @once
@@ -113,7 +124,7 @@ def _run(case: ConformanceCase, make: Make) -> Recorded:
 def by_bptt(case: ConformanceCase, make: Make) -> Any:
     """The gradient of backpropagation through time."""
     work = make(case)
-    return bptt(work.model, work.sequences, loss)[1]
+    return jit(lambda: bptt(work.model, work.sequences, loss)[1])()
 
 
 def by_oracle(case: ConformanceCase, algorithm: Algorithm, make: Make) -> Any:
@@ -168,7 +179,8 @@ def credit_through_leaks(algorithm: Algorithm, case: ConformanceCase) -> None:
         work = below_leaks(case)
         learner = compiled(replace(algorithm, learner=D_RTRL), work)
     if learner.graph.uniform:
-        close(online(learner, work.sequences, 1), by_bptt(case, below_leaks))
+        gradient = online(learner, work.sequences, driver(learner, 1))
+        close(gradient, by_bptt(case, below_leaks))
 
 
 def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
@@ -183,7 +195,8 @@ def gradient_of_calls(algorithm: Algorithm, case: ConformanceCase) -> None:
 
         learner.reset_state(model_states=True)
         gradient = brainstate.transform.jit(
-            lambda: brainstate.transform.grad(total, learner.param_states)()
+            lambda: brainstate.transform.grad(total, learner.param_states)(),
+            compiler_options=options(),
         )
         close(gradient(), expected(case, algorithm, leaky))
 
@@ -199,8 +212,8 @@ def batch_is_the_sum(algorithm: Algorithm, case: ConformanceCase) -> None:
         ]
         alone = Task(of_one_example(work.model), *examples[0])
         learner = compiled(algorithm, alone)
-        step = step_of(learner)
-        parts = [online(learner, one, 1, step) for one in examples]
+        run = driver(learner, 1)
+        parts = [online(learner, one, run) for one in examples]
     close(whole, jax.tree.map(lambda *terms: np.sum(terms, axis=0), *parts))
 
 

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from braintrace.base.versions import is_float
 
+from ..quick import jit
 from .case import ConformanceCase, implementation, run_with
 from .check import case_check, require, same
 
@@ -51,14 +52,14 @@ def _with_gradients(function: Any, arguments: Any) -> Any:
 def numbers(case: ConformanceCase) -> None:
     """With the examples divided among devices, the numbers are those of one device."""
     arguments = case.arguments()
-    expected = jax.jit(_with_gradients(case.op, arguments))(*arguments)
+    expected = jit(_with_gradients(case.op, arguments))(*arguments)
     count = math.gcd(len(arguments[0]), jax.device_count())
     mesh = jax.make_mesh(
         (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
     )
     x = jax.device_put(arguments[0], NamedSharding(mesh, jax.P(AXIS)))
     with jax.set_mesh(mesh):
-        same(jax.jit(_with_gradients(case.op, arguments))(x, *arguments[1:]), expected)
+        same(jit(_with_gradients(case.op, arguments))(x, *arguments[1:]), expected)
 
 
 @case_check("devices.explicit_axes", _divisible)

@@ -207,7 +207,7 @@ def vmap_keeps_the_primitive(case: ConformanceCase) -> None:
 
 @case_check("jax.vmap_over_weights")
 def vmap_over_weights(case: ConformanceCase) -> None:
-    """``vmap`` over a weight gives what a loop gives (as plain JAX operations, with a warning)."""
+    """``vmap`` over a weight gives what a loop gives (as plain JAX operations)."""
     arguments = list(case.arguments())
     i = int(case.has_x)
     value = np.asarray(arguments[i])

@@ -12,7 +12,7 @@ import saiunit
 from braintrace.base.versions import is_float
 
 from ..compare import named_leaves
-from .algorithm_checks import D_RTRL_IS, compiled, found, online
+from .algorithm_checks import D_RTRL_IS, compiled, driver, found, online
 from .case import ConformanceCase, derived
 from .check import case_check, close, require, wide
 from .models import DIGITS, leaky, quiet
@@ -91,7 +91,7 @@ def _trained(case: ConformanceCase, dtype: Any) -> Any:
     with quiet():
         work = leaky(case, dtype)
         learner = compiled(D_RTRL_IS, work)
-        grads = online(learner, work.sequences, 1)
+        grads = online(learner, work.sequences, driver(learner, 1))
     traces = [trace.value for trace in learner.traces]
     for what, tree, expected in (("gradient", grads, dtype), ("trace", traces, "float32")):
         dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if is_float(leaf)}

@@ -19,6 +19,7 @@ from braintrace.ops.traces.base import TraceRules
 from braintrace.ops.traces.by_rules import StructuredTrace
 from braintrace.ops.traces.dense import DenseTrace
 
+from ..quick import jit
 from .case import (
     ConformanceCase,
     Equation,
@@ -60,7 +61,7 @@ def weights_are_trainable_operands(case: ConformanceCase) -> None:
             operands[i] = jax.lax.stop_gradient(operands[i])
         return implementation(eqn, operands)
 
-    both = jax.jit(lambda given: (through(implementation, given), through(held, given)))(weights)
+    both = jit(lambda given: (through(implementation, given), through(held, given)))(weights)
     for i, (whole, rest) in enumerate(zip(*both, strict=True)):
         require(np.asarray(whole).any(), f"weight {i} has no influence on the result")
         require(
@@ -76,7 +77,7 @@ def batch_examples_are_apart(case: ConformanceCase) -> None:
     equation = equation_of(case)
     operation, x, weights = equation.operation, equation.x, equation.weights
     require(x.shape[0] > 1, "the case needs a batch of at least two examples")
-    run, x = jax.jit(lambda x: operation.run(x, weights, equation.operands)), np.asarray(x)
+    run, x = jit(lambda x: operation.run(x, weights, equation.operands)), np.asarray(x)
     whole = np.asarray(run(x))
     require(whole.shape[:1] == x.shape[:1], "y has another leading axis than x")
     for b in range(x.shape[0]):
@@ -101,7 +102,7 @@ def xy_to_dw_is_linear_in_dy(case: ConformanceCase) -> None:
     """``xy_to_dw`` of a sum of cotangents is the sum of what it gives for each."""
     equation = equation_of(case)
     a, b = np.asarray(equation.like_y(1)), np.asarray(equation.like_y(2))
-    rule = jax.jit(lambda dy: equation.operation.xy_to_dw(equation.x, dy, equation.operands))
+    rule = jit(lambda dy: equation.operation.xy_to_dw(equation.x, dy, equation.operands))
     terms = (jax.tree.map(np.asarray, rule(dy)) for dy in (a, b))
     close(rule(2.5 * a - b), jax.tree.map(lambda p, q: 2.5 * p - q, *terms))
 
@@ -167,7 +168,7 @@ def _initial(operation: Operation, rule: str, num_state: int) -> Any:
 def _each_initial(case: ConformanceCase, rule: str) -> Iterator[tuple[str, Operation, int, Any]]:
     """Dtype, operation, number of states, and what a rule gives for them."""
     kinds = [(d, operation_of(case, d), n) for d in ("float32", "float64") for n in (1, 3)]
-    traces = jax.jit(lambda: [_initial(operation, rule, n) for _, operation, n in kinds])()
+    traces = jit(lambda: [_initial(operation, rule, n) for _, operation, n in kinds])()
     for kind, trace in zip(kinds, traces, strict=True):
         yield *kind, trace
 

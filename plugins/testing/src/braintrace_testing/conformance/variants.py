@@ -13,6 +13,7 @@ import numpy as np
 from braintrace.base.versions import is_float
 
 from ..compare import named_leaves
+from ..quick import jit
 from .case import Equation
 from .check import EXACT, require, same, wide
 
@@ -66,7 +67,7 @@ def agree(
     ``both`` is compiled once. ``x`` may be ``None`` or integers, ``signal`` is a pytree. Where what
     is expected is no finite number, anything may be found.
     """
-    compiled, operands = jax.jit(both), _operands(equation)
+    compiled, operands = jit(both), _operands(equation)
     x, signal = jax.tree.map(np.asarray, (x, signal))
     found, expected = compiled(x, signal, operands)
     same(found, expected)
