@@ -62,7 +62,7 @@ CEILINGS = {
     "compiler": 8137,
     "executor": 2207,
     "files": 926,
-    "cli": 733,
+    "cli": 739,
     "algorithms": 3188,
     "drivers": 3466,
     "learners": 3979,
@@ -70,7 +70,7 @@ CEILINGS = {
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_855, 11_625
-WHOLE_CORE = 31_981
+WHOLE_CORE = 31_987
 
 
 def module_of(file: Path) -> str:

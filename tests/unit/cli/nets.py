@@ -69,6 +69,10 @@ def make():
     return net, jnp.ones((5, 3))
 
 
+def batch():
+    return brainstate.nn.Sequential(Net()), jnp.ones((5, 3))
+
+
 def only_model():
     return Net()
 

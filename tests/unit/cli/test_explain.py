@@ -27,6 +27,7 @@ def test_a_model_in_a_process(in_a_process: Explain, folder: Path) -> None:
     ("arguments", "expected", "text"),
     [
         (["nets.py:Wrong", "--input", "3"], 1, "TypeError: add got incompatible shapes"),
+        (["nets.py:batch"], 1, "sets the batch (a step with (5, 3), batch size None; see -"),
         (["net.py:Net"], 2, "there is no file 'net.py'; did you mean 'nets.py'"),
         (["nets.py:Nett"], 2, "'nets.py' has no 'Nett'; did you mean 'Net'?"),
         (["nets.py:Net", "--input", "3;4"], 2, "--input '3;4' is not a shape"),

@@ -53,10 +53,10 @@ class NoModulatorError(ValueError, RuntimeError):
     """A rule that needs a modulator is given none."""
 
 
-def behind(error: Exception) -> Exception:
+def behind(error: BaseException) -> BaseException:
     """The error behind those that containers of ``brainstate``, such as ``Sequential``, raise."""
     while type(error).__module__.startswith("brainstate.") and error.__cause__ is not None:
-        error = error.__cause__  # type: ignore[assignment]
+        error = error.__cause__
     return error
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from ..base.errors import behind
 from ..names import OFFICIAL
 
 OK, REFUSED, USAGE = 0, 1, 2
@@ -107,4 +108,5 @@ def told(error: BaseException, file: Path) -> str:
         path = frame.f_code.co_filename
         if path.startswith(folder) and "site-packages" not in path:
             where = f"{path}:{line}"
-    return f"{where}: {type(error).__name__}: {error}"
+    cause = behind(error)
+    return f"{where}: {type(cause).__name__}: {cause}"

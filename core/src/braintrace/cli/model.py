@@ -138,6 +138,10 @@ def compiled(
         code = getattr(type(model).update, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else str(file)
         raise Refusal(f"{where}: {error}") from error
+    except (TypeError, ValueError, brainstate.BrainStateError) as error:
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(args))
+        text = f"(a step with {shapes}, batch size {options.batch_size}; see --input, --batch-size)"
+        raise Refusal(f"{told(error, file)} {text}") from error
     except Exception as error:
         raise Refusal(told(error, file)) from error
 
