@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -281,6 +282,43 @@ def test_a_modulator_of_a_call_of_several_steps_is_not_one_of_steps() -> None:
     with pytest.raises(ValueError, match="in 2 ways: along their last.*; step by step"):
         learner(bt.MultiStepData(xs), modulator=row(4))
     learner(bt.MultiStepData(xs), modulator=row(4)[None])
+    for fits in (xs[:2], xs[:1]):  # as many steps as examples: [2, 4] may be of either
+        given = (bt.MultiStepData(fits), jnp.ones((2, 4)), jnp.ones((2, 2, 1)))
+        if len(fits) == 1:
+            learner(given[0], modulator=given[1])
+            continue
+        with pytest.raises(ValueError, match=r"\(2, 4\) of every .* in 2 ways: axis by axis; step"):
+            learner(given[0], modulator=given[1])
+    square = bt.compile(bt.nn.GRUCell(2, 2), "three_factor", xs[0], batch_size=2)
+    with pytest.raises(ValueError, match="axis by axis, with the states last; step by step"):
+        square(bt.MultiStepData(xs[:2]), modulator=given[2])
+
+
+@pytest.mark.parametrize("options", [{}, {"vmap": True}, {"block_size": 2}])
+def test_masks_and_errors_of_as_many_steps_examples_and_neurons(options: dict[str, Any]) -> None:
+    """With T = B = N = 3, a mask is [T, B], an error [B, m], whatever the numbers."""
+    xs = jax.random.normal(jax.random.key(0), (3, 3, 2), float)
+    mask = jnp.arange(9.0).reshape(3, 3) % 4
+    block = {k: v for k, v in options.items() if k == "block_size"}
+    vmap = {k: v for k, v in options.items() if k == "vmap"}
+
+    def of(algorithm: str, step: Any, *sequences: Any, **how: Any) -> Any:
+        learner = bt.compile(
+            bt.nn.GRUCell(2, 3, key=1), algorithm, xs[0], batch_size=3, **vmap, **how.pop("of", {})
+        )
+        return learner.etrace_grad(
+            *sequences, step_fn=partial(step, learner), reduction="sum", **{**block, **how}
+        )
+
+    masked = of("d_rtrl", lambda learner, x: (learner(x) ** 2).sum(-1), xs, mask=mask)
+    by_hand = of("d_rtrl", lambda learner, x, m: (m[:, None] * learner(x) ** 2).sum(), xs, mask)
+    assert_tree_close(masked, by_hand)
+    random = {"of": {"feedback": "random", "random_feedback_key": 5}}
+    errors = jax.random.normal(jax.random.key(1), (3, 3, 3), float)
+    matrix = feedback_matrix(5, errors[0], errors[0])
+    fed = of("eprop", lambda learner, x, e: learner(x, error=e).sum(), xs, errors, **random)
+    direct = of("d_rtrl", lambda learner, x, e: (learner(x) * (e @ matrix)).sum(), xs, errors)
+    assert_tree_close(fed, direct)
 
 
 def test_groups_of_several_ranks_are_read_alike() -> None:

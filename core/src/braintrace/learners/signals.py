@@ -14,6 +14,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 from brainstate.nn import Module
 
 from ..algorithms.config import ETraceConfig
@@ -211,12 +212,40 @@ def arguments_and_modulator(learner: Any, args: tuple[Any, ...], modulator: Any 
     if standing is None:
         raise NoModulatorError("ThreeFactor needs a modulator: learner(x, modulator=...)")
     modulator, groups = one_array(standing), learner.graph.executed.hidden_groups
-    if {modulator.ndim - 1} == {len(group.varshape) for group in groups}:
+    shapes, steps = [group.varshape for group in groups], number_of_steps(args)
+    if {modulator.ndim - 1} == set(map(len, shapes)):
         given = tuple(_for_states(modulator, group) for group in groups)
+        if _is_of_steps(modulator, steps) and all(_fits(modulator.shape[1:], s) for s in shapes):
+            raise _unclear(modulator, shapes, ["axis by axis, with the states last", BY_STEPS])
     else:
-        of_examples, steps = learner.executor.options.get("vmap", False), number_of_steps(args)
-        given = along_positions(modulator, [g.varshape for g in groups], of_examples, steps)
+        of_examples = learner.executor.options.get("vmap", False)
+        given = along_positions(modulator, shapes, of_examples, steps)
     return learner.run_call(args, given=given)
+
+
+BY_STEPS = "step by step, by a call for each step"
+
+
+def _is_of_steps(given: jax.Array, steps: int | None) -> bool:
+    """Whether the first axis may be that of several steps of a call."""
+    return steps != 1 and given.shape[:1] == (steps,)
+
+
+def _fits(shape: tuple[int, ...], positions: tuple[int, ...]) -> bool:
+    with suppress(ValueError):
+        return np.broadcast_shapes(shape, positions) == positions
+    return False
+
+
+def _unclear(given: jax.Array, shapes: Sequence[tuple[int, ...]], ways: list[str]) -> ValueError:
+    return ValueError(
+        f"modulator has shape {given.shape}, which fits {_named(shapes)} in {len(ways)} ways: "
+        f"{'; '.join(ways)}. Say which"
+    )
+
+
+def _named(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"the positions {', '.join(map(str, dict.fromkeys(shapes)))} of every hidden group"
 
 
 def _for_states(modulator: jax.Array, group: HiddenGroup) -> jax.Array:
@@ -254,20 +283,23 @@ def along_positions(
     for first in (True,) if of_examples and not same else (True, False):
         with suppress(ValueError):
             found[first] = laid(first)
-    has = f"modulator has shape {given.shape}, which"
-    of = f"the positions {', '.join(map(str, dict.fromkeys(shapes)))} of every hidden group"
     if not found:
         why = "; with vmap=True, its first axis is that of examples" if of_examples else ""
-        raise ValueError(f"{has} does not broadcast to {of}{why}")
-    ways = [
-        f"along their {'first' if first else 'last'} axes, as modulator.reshape"
-        f"{wide(given.shape, first)} does"
-        for first in found
-    ]
-    if given.ndim < rank and given.shape[:1] == (steps,):
-        ways.append("step by step, by a call for each step")
-    if not same and len(ways) > 1:
-        raise ValueError(f"{has} fits {of} in {len(ways)} ways: {'; '.join(ways)}. Say which")
+        has = f"modulator has shape {given.shape}, which does not broadcast to"
+        raise ValueError(f"{has} {_named(shapes)}{why}")
+    ways = (
+        ["axis by axis"]
+        if same
+        else [
+            f"along their {'first' if first else 'last'} axes, as modulator.reshape"
+            f"{wide(given.shape, first)} does"
+            for first in found
+        ]
+    )
+    if _is_of_steps(given, steps):
+        ways.append(BY_STEPS)
+    if len(ways) > 1:
+        raise _unclear(given, shapes, ways)
     return next(iter(found.values()))
 
 
@@ -287,7 +319,8 @@ class ThreeFactor(ETraceVjpAlgorithm):
         ``learner(x, modulator=...)``: a number; an array that broadcasts to the positions [*V] of
         every hidden group, axis by axis, or to those of their states [*V, S]; or one with fewer
         axes: a value for each example [B], or for each neuron [N]. Where it could be either,
-        ``ValueError`` asks for [B, 1] or [1, N]; with ``vmap=True`` it is [B].
+        ``ValueError`` asks for [B, 1] or [1, N]; with ``vmap=True`` it is [B]. No axis is that of
+        the steps of a call: where one could be, the steps need calls of their own.
     model, vjp_method, trace_dtype, **options
         See :class:`ETraceVjpAlgorithm`; a ``config`` is modulatory, too.
 
