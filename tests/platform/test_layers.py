@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 739,
     "algorithms": 3188,
     "drivers": 3466,
-    "learners": 3979,
+    "learners": 4012,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_855, 11_625
-WHOLE_CORE = 31_987
+WHOLE_CORE = 32_020
 
 
 def module_of(file: Path) -> str:
