@@ -45,7 +45,7 @@ class Network(brainstate.nn.Module):
 
     Notes
     -----
-    ``update(x)`` takes [..., *shape of the input] and returns the output of the step. With several
+    ``update(x)`` takes [..., *shape] of the input and returns the output of the step. With several
     inputs it takes a dict, by their names, with several outputs it returns one. It raises
     ``RuntimeError`` before ``init_state``, and ``ValueError`` for inputs of other names or shapes.
     """

@@ -241,8 +241,8 @@ class RecurrentRegressor(_Recurrent, base.Regressor):
     ------
     ValueError
         For an ``update_every`` or ``features`` below 1 or names that are there twice; at the first
-        step for a network of other shapes; at a step, which changes nothing, for a feature, target
-        or weight that is not finite, as None and NaN.
+        step for a network of other shapes; at a step, which is not made, for a feature, target or
+        weight that is not finite, as None and NaN.
     TypeError
         For a network in place of what makes one; at a step, for a feature that is no number.
     CompilationError, NotSupportedError
