@@ -79,6 +79,7 @@ VARIANTS = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:the first gradient, of 12 steps")  # of a line of 30
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_blocks_and_carried_traces(options: Any) -> None:
     """Of any length; a sequence in two parts has the gradient of the whole."""

@@ -51,7 +51,8 @@ def say_silent(learner: Running, weights: Mapping[Any, State], grads: Any, steps
             f"the first gradient, of {steps} steps, has an array of zeros in {names}, although the "
             "step depends on it: all that came into its operation was zero, as from neurons that "
             "never fire, or no loss heard what came out. Look at the inputs, at thresholds and the "
-            "scale of weights, at the width of a surrogate derivative, and at the mask"
+            "scale of weights, at the width of a surrogate derivative, at the mask, and at delays "
+            "that are longer than these steps"
         )
 
 
