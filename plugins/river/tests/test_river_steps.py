@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from river import evaluate, metrics
+from river import evaluate, metrics, preprocessing
 from river_networks import LEAK, Feedback, Leaky
 
 import braintrace
@@ -172,6 +172,18 @@ def test_features_have_inputs_in_the_order_of_their_names_and_then_of_time():
     named = RecurrentRegressor(Leaky, features=("a",), seed=0)
     named.learn_one({"b": 1.0, "a": 1.0}, 0.0)
     assert named._inputs == {"a": 0}
+
+
+def test_hashed_features_fit_where_there_is_an_input_for_each():
+    hashed = preprocessing.FeatureHasher(n_features=4)
+    model = hashed | RecurrentRegressor(Leaky, features=4, seed=0)
+    for k in range(20):  # no warning
+        model.learn_one({f"f{k}": 1.0}, 0.0)
+    assert {*model[-1]._inputs} == {0, 1, 2, 3}
+    model = hashed.clone() | RecurrentRegressor(Leaky, seed=0)
+    with pytest.warns(UserWarning, match="with as many as the n_features of a river"):
+        for k in range(20):
+            model.learn_one({f"f{k}": 1.0}, 0.0)
 
 
 def test_classes_appear_over_time():

@@ -167,8 +167,8 @@ class _Recurrent(base.Estimator):
                 warnings.warn(
                     f"feature {name!r} is left out, as further new ones will be: the network has "
                     f"{self._many_inputs} inputs, and each has its feature; make it with more, as "
-                    f"in {type(self).__name__}(..., features={2 * self._many_inputs}), or put "
-                    "river.preprocessing.FeatureHasher before it",
+                    f"in {type(self).__name__}(..., features={2 * self._many_inputs}), or with as "
+                    "many as the n_features of a river.preprocessing.FeatureHasher before it",
                     stacklevel=4,
                 )
 
