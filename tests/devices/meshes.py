@@ -12,14 +12,31 @@ from typing import Any, NamedTuple
 
 import brainstate
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 
+import braintrace as bt
 from braintrace.base import versions
 from tests.truth import table
 
 BATCH = 8
+
+
+class BelowALeak(brainstate.nn.Module):
+    """A recurrent layer and a leaky readout, of which a filter carries the credit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.readout = bt.nn.GRUCell(3, 4, key=0), bt.nn.Linear(4, 4, key=1)
+
+    def init_state(self, batch_size: int) -> None:
+        self.y = brainstate.HiddenState(jnp.zeros((batch_size, 4)))
+
+    def update(self, x: Any) -> Any:
+        self.y.value = 0.8 * self.y.value + self.readout(self.cell(x))
+        return self.y.value
 
 
 def mesh(kind: str, *shape: int) -> Any:

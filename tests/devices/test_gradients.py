@@ -109,10 +109,14 @@ class Leaky(brainstate.nn.Module):
         return self.h.value
 
 
-@pytest.mark.parametrize("family", ["einsum", "embedding"])
-def test_contractions_and_tables(family: str) -> None:
+@pytest.mark.parametrize("family", ["einsum", "embedding", "readout"])
+def test_contractions_tables_and_filters(family: str) -> None:
+    """Compiled on the mesh, too."""
     rng = np.random.default_rng(0)
-    if family == "einsum":
+    model: Any = meshes.BelowALeak
+    if family == "readout":
+        xs = jnp.asarray(rng.normal(size=(4, 8, 3)))
+    elif family == "einsum":
         xs = jnp.asarray(rng.normal(size=(4, 8, 2, 3)))
         model = partial(Leaky, partial(bt.einsum, "bgi,gio->bgo"), (2, 4), 2, 3, 4)
     else:
@@ -121,8 +125,9 @@ def test_contractions_and_tables(family: str) -> None:
     found = []
     for on in (None, meshes.mesh("Auto", 8), meshes.mesh("Explicit", 2, 2)):
         brainstate.random.seed(0)
-        learner = bt.compile(model(), "d_rtrl", xs[0], batch_size=8)
+        built = model()
         with nullcontext() if on is None else jax.set_mesh(on):
+            learner = bt.compile(built, "d_rtrl", xs[0], batch_size=8)
             given = xs
             if on is not None:
                 units = "model" if "model" in on.axis_names else None

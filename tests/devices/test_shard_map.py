@@ -129,6 +129,8 @@ def test_compiled_inside() -> None:
     expected = gradient(own, XS, YS)
     for calls in (False, True):
         assert_tree_close(inside(lambda *a, c=calls: gradient(own, *a, c)), expected, 1e-12)
+    leaky = meshes.BelowALeak()  # of which filters are made inside, too
+    assert_tree_close(inside(lambda *a: gradient(leaky, *a)), gradient(leaky, XS, YS), 1e-12)
     # along other axes nothing varies, and nothing is summed
     for options in ({}, {"axis_names": {"data"}}):
         found = inside(lambda *a: gradient(own, *a), meshes.mesh("Auto", 2, 2), **options)

@@ -59,18 +59,18 @@ CEILINGS = {
     "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
-    "compiler": 8137,
-    "executor": 2207,
+    "compiler": 8146,
+    "executor": 2208,
     "files": 926,
     "cli": 739,
     "algorithms": 3188,
     "drivers": 3466,
-    "learners": 4012,
+    "learners": 4018,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_855, 11_625
-WHOLE_CORE = 32_020
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_865, 11_632
+WHOLE_CORE = 32_036
 
 
 def module_of(file: Path) -> str:

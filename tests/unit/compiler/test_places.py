@@ -46,3 +46,11 @@ def test_what_is_traced_inside_of_shard_map_varies_nowhere() -> None:
         placed(X, "data")
     )
     assert isinstance(seen[0], jax.ShapeDtypeStruct) and seen[0].shape == X.shape
+
+
+def test_states_that_are_made_meanwhile_are_those_of_the_caller() -> None:
+    with places.states_without_place(MESH.abstract_mesh):
+        made = brainstate.HiddenState(jnp.zeros(3))
+    assert made.stack_level == 1
+    places.made_here([made])
+    assert made.stack_level == 0

@@ -102,7 +102,8 @@ def filter_slot(
     steps_along: int | None = None,
 ) -> StateSlot:
     """A filter of the type ``like``, which starts at zero, for a place among the leaves."""
-    state = CreditFilter(jnp.zeros(like.shape, like.dtype))
+    with jax.ensure_compile_time_eval():  # a model that is traced for one device ends there
+        state = CreditFilter(jnp.zeros(like.shape, like.dtype))
     state.of = of
     one_leaf = jax.tree.structure(0)
     return StateSlot(path, state, kind, one_leaf, range(place, place + 1), steps_along)

@@ -7,7 +7,7 @@ Where an array lies is part of its type on a mesh with explicit axes, and inside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import jax
 from jax.sharding import AxisType
 
 from ..base import versions
+from ..base.types import State
 from ..base.versions import Jaxpr, jaxp
 from ..jaxprs.run import holds
 from ..ops.primitive import is_etp_primitive
@@ -45,6 +46,13 @@ def traced_without_place(trace: Callable[..., None], args: tuple[Any, ...]) -> N
             trace(*jax.tree.map(type_without_place, args))
 
     versions.without_varying(run) if varying else run()
+
+
+def made_here(states: Iterable[State]) -> None:
+    """States that were made while something was traced are as those that are made here."""
+    here = vars(brainstate.ShortTermState(0))
+    for state in states:
+        vars(state).update({name: here[name] for name in ("_level", "_trace_state")})
 
 
 @contextmanager

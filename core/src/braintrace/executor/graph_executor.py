@@ -23,7 +23,7 @@ from ..compiler.coverage import by_path
 from ..compiler.findings.downstream import as_written
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
-from ..compiler.places import traced_without_place
+from ..compiler.places import made_here, traced_without_place
 from ..compiler.requirements import check_states, checked_args
 from .executor import Executor
 from .jacobians import JACOBIANS
@@ -128,6 +128,7 @@ class ETraceGraphExecutor(FormerAttributes):
             self._compiled = self._of(self._graph)
 
         traced_without_place(compiled, args)
+        made_here(slot.state for slot in self.graph.executed.module_info.slots if slot.is_filter)
 
     def _of(self, graph: ETraceGraph) -> Executor:
         """What runs the steps of a graph, as they are written where filters are refused."""

@@ -278,12 +278,17 @@ class Places:
         x = tuple(None if own is None else next(given) for own in types.x)
         groups = {group: next(given) for group in self.executor.groups}
         pairs = zip(self.executor.links, types.f, strict=True)
-        f = tuple(k.to_y(groups[k.group], 1).astype(own.dtype) for k, own in pairs)
+        f = tuple(k.to_y(groups[k.group][: own.shape[0]], 1).astype(own.dtype) for k, own in pairs)
         rows = zip(self.executor.groups, types.transition, strict=True)
 
         def entries(group: Positions, own: Any) -> Any:  # [.., *V], of all or of some
             first = groups[group][0]
-            return jax.tree.map(lambda v: jnp.broadcast_to(first, v.shape).astype(v.dtype), own)
+
+            def entry(like: Any) -> Any:  # some are the same along some axes
+                part = first[tuple(slice(n) for n in like.shape[like.ndim - first.ndim :])]
+                return jnp.broadcast_to(part, like.shape).astype(like.dtype)
+
+            return jax.tree.map(entry, own)
 
         transition = tuple(entries(*row) for row in rows)
         jacobians = jax.tree.map(lambda v: v[None], StepJacobians(x, f, transition))
