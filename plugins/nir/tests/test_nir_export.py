@@ -163,6 +163,9 @@ def test_nodes_that_are_no_longer_nirs_are_refused_by_name():
         "lif: a module of type Dropout",
         "affine: a parameter that is not finite",
     )
+    fast = from_nir(everything(), dt=1, train=["tau", "tau_syn"])
+    fast.layers["lif"].tau.value = jnp.asarray(draw(N)).at[1].set(-0.1)
+    refused(fast, "lif: a tau that training has made zero or negative")
     with pytest.raises(TypeError, match="model must be what from_nir returns, got Linear"):
         to_nir(braintrace.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got Learner; of a learner, give learner.model"):

@@ -292,6 +292,8 @@ def test_another_thing_in_its_place_is_refused_before_the_first_step(options, te
 def test_numbers_that_are_not_finite_change_nothing():
     """One of them would make every weight NaN, for the rest of the stream."""
     model = RecurrentRegressor(Leaky, features=["a", "b"], update_every=np.int64(1), seed=0)
+    model.learn_one({"a": 1e200, "b": -1e200}, 1.0, w=0.0)  # large, and finite
+    model.reset_state()
     model.learn_one({"a": 1.0, "c": np.nan}, 1.0)  # c has no input
     before = model.predict_one({"a": 1.0})
     for x in (np.nan, None, np.inf):

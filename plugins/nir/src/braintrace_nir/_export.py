@@ -17,7 +17,7 @@ from braintrace_dense.nn import Linear
 from ._graph import is_graph
 from ._layers import Flatten, Pool, Port
 from ._network import Network
-from ._neurons import Elements, Neuron
+from ._neurons import TIME_CONSTANTS, Elements, Neuron
 
 IMPORTED = (Elements, Linear, Conv1d, Conv2d, Flatten, Pool, Port)
 
@@ -41,7 +41,7 @@ def to_nir(model: Network) -> nir.NIRGraph:
     NotSupportedError
         When the equations of some node are not NIR's: a soft reset, forward Euler, groups of
         channels, a module that was put in place of the imported one, a parameter that is not
-        finite. All of them are named.
+        finite, a time constant that is not positive. All of them are named.
     TypeError
         For a model of another type.
 
@@ -100,6 +100,9 @@ def _refused(module: Any) -> Iterator[str]:
             yield "a soft reset, where NIR's v_reset takes the place of the potential"
         if module.method != "exact":
             yield "a forward Euler step, which is not the solution of NIR's equations"
+        for name in {*module.trained} & {*TIME_CONSTANTS}:
+            if not (np.asarray(module.now(name)) > 0).all():
+                yield f"a {name} that training has made zero or negative"
     elif isinstance(module, Conv1d | Conv2d) and module.groups != 1:
         yield f"{module.groups} groups of channels, which nir's own reader refuses"
     elif not isinstance(module, IMPORTED):

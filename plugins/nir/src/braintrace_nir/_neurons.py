@@ -44,6 +44,8 @@ FIELDS = {
     "CubaLIF": ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
 }
 
+TIME_CONSTANTS = ("tau", "tau_syn", "tau_mem")
+
 
 def fast_sigmoid(x: jax.Array) -> jax.Array:
     """``x / (1 + 25 |x|)``, whose derivative ``1 / (1 + 25 |x|)^2`` is the default surrogate.
@@ -185,7 +187,7 @@ class Neuron(Elements):
         self.dt, self.surrogate, self.reset, self.method = float(dt), surrogate, reset, method
         if not self.dt > 0:
             raise ValueError(f"dt must be positive, got {dt}")
-        for name in ("tau", "tau_syn", "tau_mem"):
+        for name in TIME_CONSTANTS:
             if name in self.fields and not (np.asarray(getattr(node, name)) > 0).all():
                 raise ValueError(f"{name} must be positive everywhere, got {getattr(node, name)}")
         self.fires, self.has_current = "v_threshold" in self.fields, "w_in" in self.fields

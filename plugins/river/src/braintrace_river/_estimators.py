@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import brainstate
@@ -87,10 +88,8 @@ class _Recurrent(base.Estimator):
 
     def _start(self, x: Mapping[Any, Any]) -> None:
         """Make the network, for the features that there are."""
-        if is_whole(self.features):
-            self._many_inputs = int(self.features)
-        else:
-            self._many_inputs = len(self._inputs) or 2 * max(1, len(x))
+        named = len(self._inputs) or 2 * max(1, len(x))
+        self._many_inputs = int(self.features) if is_whole(self.features) else named
         if self._drawn_seed is None:
             drawn = int(np.random.default_rng().integers(2**31))
             self._drawn_seed = drawn if self.seed is None else self.seed
@@ -150,7 +149,7 @@ class _Recurrent(base.Estimator):
         programs, values = self._running()
         row = self._row(programs, x)
         row[-3:] = target, weight, classes
-        if not np.isfinite(row).all():
+        if not (isfinite(row[-3]) and isfinite(row[-2])):
             raise ValueError(f"target and weight must be finite, got {target} and {weight}")
         self._values = programs.learn(values, row)
 
