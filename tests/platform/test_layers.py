@@ -55,22 +55,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 882,
-    "ops": 2833,
+    "ops": 2848,
     "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
     "compiler": 8146,
-    "executor": 2208,
-    "files": 926,
+    "executor": 2214,
+    "files": 934,
     "cli": 739,
     "algorithms": 3188,
-    "drivers": 3466,
-    "learners": 4018,
+    "drivers": 3475,
+    "learners": 4023,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_865, 11_632
-WHOLE_CORE = 32_036
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_886, 11_645
+WHOLE_CORE = 32_079
 
 
 def module_of(file: Path) -> str:

@@ -223,7 +223,8 @@ def test_rows_without_room_are_an_error_or_forgotten(block):
     found = gradient(learner, data, block_size=block)["table",]
     after = gradient_after(learner, data)
     assert jnp.isnan(after).any() and (jnp.isnan(found).any() or block == "auto")
-    with pytest.raises(FloatingPointError):
+    says = r"the trace of table \(with rows=2, overflow='error'\), "
+    with pytest.raises(FloatingPointError, match=says):
         gradient(learner, data, block_size=1, check=True)
     model.options["overflow"] = "forget"
     learner = braintrace.compile(model, "d_rtrl", data[0][0])
@@ -258,3 +259,33 @@ def test_a_padding_token_is_not_trained_by_whatever_index_it_is_read():
     assert [float(row.sum()) for row in gradient] == [SIZE, 0, SIZE, 0, 0, 0, 0]
     small = jnp.array([0, 255], jnp.uint8)
     assert layer(small).shape == (2, SIZE)
+
+
+class Reading(Leaky):
+    """A table that is a layer."""
+
+    def __init__(self, **options):
+        super().__init__(BATCH)
+        del self.table
+        self.layer = Embedding(COUNT, SIZE, key=0, **options)
+
+    def read(self, x):
+        return self.layer(x)
+
+
+def test_a_file_of_another_table_is_refused_by_the_name_of_the_option(tmp_path):
+    made = {"rows": 4, "overflow": "error", "padding_idx": 0}
+
+    def learner(**options):
+        return braintrace.compile(Reading(**{**made, **options}), "d_rtrl", tokens(BATCH))
+
+    learner().save(tmp_path / "file")
+    learner().restore(tmp_path / "file")
+    for option, there, here in (
+        ("rows", "rows=4,", "rows=3,"),
+        ("overflow", "overflow='error'", "overflow='forget'"),
+        ("padding_idx", "padding_idx: 0 in", "1 here"),
+    ):
+        other = learner(**{option: {"rows": 3, "overflow": "forget", "padding_idx": 1}[option]})
+        with pytest.raises(ValueError, match=f"(?s){there}.*{here}"):
+            other.restore(tmp_path / "file")

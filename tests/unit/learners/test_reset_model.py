@@ -12,6 +12,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.learners.reset_model import _resized
+from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.learners.bench import Bench, refused
 
@@ -85,3 +86,52 @@ def test_another_shape_is_refused_and_states_are_as_they_were(make: type) -> Non
     with pytest.raises(ValueError, match=text):
         learner.reset_state(batch_size=5, model_states=True)
     assert learner.model.h is state and state.value is before
+
+
+class Starting(brainstate.nn.Module):
+    """The start of its state is a parameter: by the reset alone, also in steps, or in the first."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.w = brainstate.ParamState(jnp.ones((zoo.IN, 3)) / 7)
+        self.start = brainstate.ParamState(jnp.array([0.3, -0.2, 0.5]))
+
+    def init_state(self, batch_size: Any = None, **_: Any) -> None:
+        own = jnp.zeros(3) if self.way == "first step" else self.start.value
+        self.h = brainstate.HiddenState(jnp.broadcast_to(own, (2, 3)))
+
+    def update(self, x: Any, first: Any) -> Any:
+        h = self.h.value
+        if self.way == "first step":
+            h = h + first * bt.element_wise(self.start.value)
+        self.h.value = 0.8 * h * jnp.cos(h) + bt.matmul(x, self.w.value)
+        return self.h.value + (self.start.value if self.way == "steps" else 0.0)
+
+
+def test_a_start_that_is_trained_is_right_in_the_first_step_and_a_constant_of_a_reset() -> None:
+    xs = jax.random.normal(jax.random.key(0), (4, 2, zoo.IN), float)
+    first = jnp.arange(4) == 0
+
+    def learner(way: str) -> Any:
+        return bt.compile(Starting(way), "d_rtrl", xs[0], first[0], batch_size=2)
+
+    def found(way: str) -> Any:
+        made = learner(way)
+        return made.etrace_grad(
+            xs, first, step_fn=lambda x, f: (made(x, f) ** 2).sum(), reduction="sum"
+        )["start",]
+
+    def total(start: Any, of_h: bool, of_out: bool) -> Any:
+        held = jax.lax.stop_gradient(start)
+        h, loss = jnp.broadcast_to(start if of_h else held, (2, 3)), 0.0
+        for x in xs:
+            h = 0.8 * h * jnp.cos(h) + x @ (jnp.ones((zoo.IN, 3)) / 7)
+            loss += ((h + (start if of_out else 0.0)) ** 2).sum()
+        return loss
+
+    start = jnp.array([0.3, -0.2, 0.5])
+    assert_tree_close(found("first step"), jax.grad(total)(start, True, False))
+    assert_tree_close(found("steps"), jax.grad(total)(start, False, True))
+    with pytest.raises(bt.CompilationError, match="start: the step does not read it"):
+        learner("reset")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..algorithms.base import Block, LearningRule
 from ..base import versions
-from ..base.types import show_path
+from ..base.types import Path, show_path
 from ..executor.cascade import Cascade
 from ..ops.traces.bands import Bands
 
@@ -41,10 +41,19 @@ def flags_of(
 ) -> Flags:
     """The flags of a window: of its losses, and of gradients by what they are called."""
     named = [
-        (f"the trace of {show_path(path)}", rule.of_parameter(traces, path))
+        (f"the trace of {show_path(path)}{_options(rule, path)}", rule.of_parameter(traces, path))
         for path in (rule.traced_paths if traces is not None else ())
     ]
     return Flags(finite_of([("the loss", losses), *gradients, *named]), {})
+
+
+def _options(rule: LearningRule, path: Path) -> str:
+    """The options of the traces of a parameter, in brackets, where they have any."""
+    links = [
+        rule.links[i] for w in rule.executor.weights.values() if w.path == path for i in w.links
+    ]
+    found = ", ".join(dict.fromkeys(k.options for k in links if k.options))
+    return f" (with {found})" if found else ""
 
 
 def flags_of_block(

@@ -22,6 +22,7 @@ from ..compiler.groups import HiddenGroup
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
 from ..ops.operation import Operation
+from ..ops.traces import trace_rules
 
 
 def numbers_along(shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
@@ -158,6 +159,11 @@ class Link:
             group=self.group if self.group.mixed else self.group.group,
             least=least,
         )
+
+    @property
+    def options(self) -> str:
+        """What users chose for its trace besides its types, as they write it."""
+        return trace_rules(self.operation, self.extra, 1).options
 
     @cached_property
     def cotangent_types(self) -> dict[str, jax.ShapeDtypeStruct]:

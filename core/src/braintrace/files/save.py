@@ -190,6 +190,7 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
     """What decides about how the states of a learner go on, besides their values, in text."""
     graph, rule = learner.graph, learner.rule
     groups = {g.index: ", ".join(map(show_path, g.hidden_paths)) for g in graph.hidden_groups}
+    nodes = [*brainstate.graph.nodes(learner.model).items()]
     holders = [] if optimizer is None else [one for one in parts_of(optimizer) if _holds(one[1])]
     return {
         "learner": type(learner).__name__,
@@ -197,7 +198,8 @@ def description_of(learner: Any, optimizer: Any) -> dict[str, str]:
         **_texts("config", _fields(getattr(learner, "config", None))),
         "learning rule": _name(rule),
         **_texts("learning rule", _fields(rule)),
-        **_classes("model", brainstate.graph.nodes(learner.model).items()),
+        **_classes("model", nodes),
+        **{k: v for path, node in nodes for k, v in _chosen(named("model", path), node)},
         **_texts("setting", graph.module_info.settings),
         **{f"hidden group {i}": paths for i, paths in groups.items()},
         **{f"link {i}": _link(link) for i, link in enumerate(rule.links)},
@@ -239,15 +241,21 @@ def _classes(owner: str, parts: Iterable[tuple[Path, Any]]) -> dict[str, str]:
     return {named(owner, path): type(part).__name__ for path, part in parts}
 
 
+def _chosen(name: str, node: Any) -> Iterable[tuple[str, str]]:
+    """What a layer says in ``saved_options`` that its states depend on."""
+    return _texts(f"option of {name}:", getattr(node, "saved_options", {})).items()
+
+
 def _holds(part: Any) -> bool:
     """Whether an object has states as attributes."""
     return is_opened(part) and any(isinstance(v, brainstate.State) for v in vars(part).values())
 
 
 def _link(link: Any) -> str:
-    """``etp_mm(cell.W.weight) in hidden group 0``."""
+    """``etp_mm(cell.W.weight) in hidden group 0``, and options of its trace."""
     paths = ", ".join(map(show_path, link.relation.parameter_paths))
-    return f"{link.relation.primitive.name}({paths}) in hidden group {link.group.index}"
+    text = f"{link.relation.primitive.name}({paths}) in hidden group {link.group.index}"
+    return f"{text}, {link.options}" if link.options else text
 
 
 def _text(value: Any) -> str:

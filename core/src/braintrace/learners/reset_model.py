@@ -157,6 +157,11 @@ def reset_state(
     sequence, reset a ``copy.deepcopy(model)``, or put back the values of all of
     ``brainstate.graph.states(learner)``.
 
+    Start values are constants to every gradient, also where ``init_state`` computes them from
+    parameters: what these do in steps counts, what they do to the start does not. A parameter
+    that steps do not read is refused when the model is compiled. To train a start, add
+    ``braintrace.element_wise(start)`` to the state in the first step.
+
     Raises
     ------
     ValueError

@@ -29,6 +29,8 @@ class Rows(NamedTuple):
         end, others outside of the table as the nearest, as in an index of an array.
     forget
         Whether the row that was read longest ago makes room when there is none.
+    options
+        The options that decide about the room, as users write them: for errors and saved files.
 
     Examples
     --------
@@ -40,6 +42,7 @@ class Rows(NamedTuple):
 
     indices: Any
     forget: bool = False
+    options: str = ""
 
 
 @dataclass(frozen=True, eq=False)

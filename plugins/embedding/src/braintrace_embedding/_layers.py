@@ -112,6 +112,11 @@ class Embedding(brainstate.nn.Embedding):
             )
         self.rows, self.overflow = rows, overflow
 
+    @property
+    def saved_options(self) -> dict[str, int | None]:
+        """What a file says of this layer, beside the options of its trace."""
+        return {"padding_idx": self.padding_idx}
+
     def update(self, indices: ArrayLike) -> jax.Array | saiunit.Quantity:
         """The vectors [*indices.shape, *embedding_size] of tokens."""
         weight: Any = self.weight.value

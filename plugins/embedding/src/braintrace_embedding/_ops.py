@@ -41,9 +41,9 @@ def embedding(
         for 256, or ``V`` if that is less.
     overflow
         What happens when there are more: with ``'error'`` the trace of that example is not a number
-        from there on, and so are gradients, which ``check=True`` reports; with ``'forget'`` the row
-        that was read longest ago is forgotten, and ``learner.get_etrace_of`` counts these
-        (``'lost'``).
+        from there on, and so are gradients, which ``check=True`` reports together with these
+        options; with ``'forget'`` the row that was read longest ago is forgotten, and
+        ``learner.get_etrace_of`` counts these (``'lost'``).
 
     Returns
     -------

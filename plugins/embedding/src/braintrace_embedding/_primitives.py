@@ -23,7 +23,8 @@ def _take(x: Any, weight: Any, rows: int, forget: bool) -> jax.Array:
 
 
 def _rows(x: jax.Array, rows: int, forget: bool) -> Rows:
-    return Rows(x, forget)
+    overflow = "forget" if forget else "error"
+    return Rows(x, forget, f"{rows=}, {overflow=}")
 
 
 def _xy_to_dw(x: jax.Array, dy: jax.Array, weights: Arrays, rows: int, forget: bool) -> Arrays:

@@ -38,6 +38,11 @@ class TraceRules(ABC):
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a trace."""
 
+    @property
+    def options(self) -> str:
+        """What users chose for this trace besides its types, as they write it."""
+        return ""
+
     def of_states(self, num_state: int) -> Self:
         """The same rules for another number of states."""
         return replace(self, num_state=num_state)

@@ -30,6 +30,10 @@ class RepeatedTrace(TraceRules):
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         return self.one.types
 
+    @property
+    def options(self) -> str:
+        return self.one.options
+
     def of_states(self, num_state: int) -> Self:
         return replace(self, num_state=num_state, one=self.one.of_states(num_state))
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from ...base.precision import widened_dtype
 from ..operation import Arrays
+from ..spec import Rows
 from .bands import Bands
 from .base import TraceRules
 
@@ -52,6 +53,10 @@ class RowsTrace(TraceRules):
             ),
             **{key: jax.ShapeDtypeStruct(v, jnp.dtype("int32")) for key, v in integers.items()},
         }
+
+    @property
+    def options(self) -> str:
+        return self._room.options
 
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:
         rule = self.operation.written("yw_to_w", self.operation.widened([*operands]))
@@ -98,7 +103,7 @@ class RowsTrace(TraceRules):
     def joined(self, kept: Arrays | None, new: Arrays) -> Arrays:
         """The rows of the steps in ``new`` added to those that are kept, in their order."""
         kept = self.init() if kept is None else kept
-        forget = self.operation.written("rows_drtrl", self._nothing)(self._no_input).forget
+        forget = self._room.forget
 
         def one(kept: Arrays, new: Arrays) -> Arrays:
             return _joined(kept, new, self.key, forget)
@@ -106,13 +111,11 @@ class RowsTrace(TraceRules):
         return (jax.vmap(one, (1, 1), 1) if self.operation.spec.batched else one)(kept, new)
 
     @property
-    def _nothing(self) -> list[Any]:
-        return [None] * len(self.operation.operand_avals)
-
-    @property
-    def _no_input(self) -> Any:
+    def _room(self) -> Rows:
+        """What the operation says of any input."""
+        nothing = [None] * len(self.operation.operand_avals)
         x: Any = self.operation.x_aval
-        return jnp.zeros_like(x)
+        return self.operation.written("rows_drtrl", nothing)(jnp.zeros_like(x))
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         own = {self.key: trace[self.key]}
