@@ -161,6 +161,8 @@ def test_the_length_of_a_step_is_given():
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(TypeError, match="dt"):
         from_nir(graph)
+    with pytest.warns(UserWarning, match="dt = 1 is longer than every time constant, at most 0.01"):
+        from_nir(graph, dt=1)
     for dt, unit, text in (
         (1 * saiunit.ms, None, "has a unit, and a graph has none"),
         (1.0, saiunit.ms, "has no unit, so time_unit"),
@@ -198,17 +200,17 @@ def test_graphs_that_say_nothing_are_refused_by_name():
         with pytest.raises(ValueError, match=text):
             built(nodes, edges)
     with pytest.raises(RuntimeError, match="^lif: no states yet; call brainstate.nn.init_all"):
-        from_nir(nir.NIRGraph.from_list(lif()), dt=0.1)(jnp.ones((2, N)))
+        from_nir(nir.NIRGraph.from_list(lif()), dt=0.001)(jnp.ones((2, N)))
     for graph, options, text in (
         (lif(), {}, "graph must be a nir.NIRGraph or a file, got LIF"),
         (nir.NIRGraph.from_list(lif()), {"surrogate": "atan"}, "surrogate must be .*, got 'atan'"),
     ):
         with pytest.raises(TypeError, match=text):
-            from_nir(graph, dt=0.1, **options)
+            from_nir(graph, dt=0.001, **options)
     with pytest.raises(braintrace.NotSupportedError, match="a: nodes of type Other are not"):
         built({"a": type("Other", (nir.Linear,), {})(np.ones((N, N)))}, path)
     with pytest.raises(ValueError, match=r"train: \['tau_mem'\], expected names among"):
-        from_nir(nir.NIRGraph.from_list(lif()), dt=0.1, train=["tau_mem"])
+        from_nir(nir.NIRGraph.from_list(lif()), dt=0.001, train=["tau_mem"])
 
 
 # --- the published reference ---------------------------------------------------------------------

@@ -144,6 +144,13 @@ def test_what_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=rf"node \({type(node).__name__}\): {text}"):
             model_of(node, shape, (1,))
+    for ends in ((0, 3), (2, 1), (-4, -1)):  # 3 is the last axis where the batch is counted
+        with pytest.raises(
+            ValueError, match=rf"flattens axes {ends[0]} to {ends[1]} of \(2, 4, 5\)"
+        ):
+            model_of(nir.Flatten({"input": np.array(shape)}, *ends), shape, (40,))
+    with pytest.raises(ValueError, match=r"gets \(2, 4, 5\), smaller than its window of \(5, 5\)"):
+        model_of(nir.SumPool2d(zero + 5, zero + 1, zero), shape, (2, 1, 1))
     with pytest.raises(ValueError, match=r"node \(AvgPool2d\): gets \(3,\), expected \(channels"):
         model_of(nir.AvgPool2d(zero + 2, zero + 1, zero), (3,), (1,))
     with pytest.raises(braintrace.NotSupportedError, match="node .Linear.: a weight of shape"):

@@ -189,7 +189,12 @@ class Flatten(brainstate.nn.Module):
 
     def __init__(self, node: Any, shape: Shape) -> None:
         super().__init__()  # type: ignore[call-arg]
-        first, last = int(node.start_dim) % len(shape), int(node.end_dim) % len(shape)
+        ends, ndim = (int(node.start_dim), int(node.end_dim)), len(shape)
+        first, last = (d % ndim for d in ends)
+        if ndim > 1 and not (first <= last and all(-ndim <= d < ndim for d in ends)):
+            raise ValueError(
+                f"flattens axes {ends[0]} to {ends[1]} of {shape}; NIR counts them without batch"
+            )
         middle = math.prod(shape[first : last + 1])
         self.in_size, self.out_size = shape, (*shape[:first], middle, *shape[last + 1 :])
 
@@ -211,7 +216,10 @@ class Pool(brainstate.nn.Module):
             raise ValueError(f"gets {shape}, expected (channels, height, width)")
         found = zip(shape[1:], self.kernel_size, self.stride, self.padding, strict=True)
         self.in_size = shape
-        self.out_size = (shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in found))
+        left = [(n + 2 * p - k) // s + 1 for n, k, s, p in found]
+        self.out_size = (shape[0], *left)
+        if min(left) < 1:
+            raise ValueError(f"gets {shape}, smaller than its window of {self.kernel_size}")
 
     def update(self, x: jax.Array) -> jax.Array:
         """[..., channels, height, width] to the same with fewer positions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from operator import add
@@ -21,7 +22,7 @@ from braintrace.plugin_api import NotSupportedError
 
 from ._graph import Edge, Flat, Order, flat, order_of
 from ._layers import Delay, Flatten, Pool, Port, Scale, Shape, Threshold, convolution, product
-from ._neurons import FIELDS, Neuron, Surrogate, fast_sigmoid
+from ._neurons import FIELDS, TIME_CONSTANTS, Neuron, Surrogate, fast_sigmoid
 
 #: Fields that ``train`` may name.
 ELEMENTS = {name for fields in FIELDS.values() for name in fields} | {"scale", "threshold"}
@@ -149,6 +150,11 @@ def from_nir(
     NotSupportedError
         For a node of another type.
 
+    Warns
+    -----
+    UserWarning
+        When ``dt`` is longer than every time constant, as one in another unit is.
+
     Notes
     -----
     Between input and output everything happens in one step, but what goes round a loop, which
@@ -216,6 +222,7 @@ def _build(graph: nir.NIRGraph, found: Flat, builders: Mapping[str, Build], dt: 
     modules = {n: built(n, ()) for n, kind in kinds.items() if kind in FIELDS or kind == "Delay"}
     states = {n: kinds[n] == "Delay" for n in modules if getattr(modules[n], "waits", True)}
     order = order_of(found.nodes, found.edges, states)
+    _warn_of_unit(found, dt)
     for name in sorted(order.in_loops & modules.keys() - states.keys()):
         if modules[name].longest:
             raise ValueError(f"{name}: in a loop, with some delays of zero and some that are not")
@@ -235,8 +242,21 @@ def _build(graph: nir.NIRGraph, found: Flat, builders: Mapping[str, Build], dt: 
 def _check_numbers(node: Any) -> None:
     """No field has NaN in it; a threshold may be infinite."""
     for field, value in vars(node).items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any():
+        is_array = isinstance(value, np.ndarray | jax.Array) and value.dtype.kind == "f"
+        if is_array and np.isnan(value).any():
             raise ValueError(f"{field} has {int(np.isnan(value).sum())} entries that are NaN")
+
+
+def _warn_of_unit(found: Flat, dt: float) -> None:
+    """Say where a step is longer than every time constant: nothing is remembered then."""
+    nodes = found.nodes.values()
+    times = [np.max(getattr(n, k)) for n in nodes for k in TIME_CONSTANTS if hasattr(n, k)]
+    if times and dt > max(times):
+        warnings.warn(
+            f"a step of dt = {dt:g} is longer than every time constant, at most {max(times):g}: "
+            "give dt in the unit of the graph",
+            stacklevel=4,
+        )
 
 
 def _incoming(name: str, kind: str, shapes: Mapping[str, Shape]) -> Shape | None:
