@@ -54,7 +54,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 882,
+    "base": 891,
     "ops": 2848,
     "show": 1475,
     "jaxprs": 1608,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_886, 11_645
-WHOLE_CORE = 32_079
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_895, 11_653
+WHOLE_CORE = 32_088
 
 
 def module_of(file: Path) -> str:

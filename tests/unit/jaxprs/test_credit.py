@@ -29,6 +29,10 @@ def test_under_vmap() -> None:
     assert jnp.array_equal(jax.vmap(step)(x), step(x))
     slopes = jax.vmap(jax.grad(lambda x: step(x).sum()))(x)
     assert jnp.array_equal(slopes, 2 * x)
+    own = jnp.array([7.0, 8.0])  # the same for all that are mapped over
+    found = jax.vmap(lambda x: with_credit(own, x**2), in_axes=1)(x.T)
+    assert found.tolist() == [[7.0, 8.0]] * 3
+    assert jax.vmap(lambda x: with_credit(x, own), in_axes=1)(x.T).tolist() == x.tolist()
 
 
 def test_the_value_itself_has_no_derivative() -> None:

@@ -347,11 +347,20 @@ def install_credit(primitive: Primitive) -> None:
     def jvp(primals: Any, tangents: Any) -> tuple[Array, Any]:
         return primitive.bind(*primals), tangents[1]
 
+    def batch(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[Array, int]:
+        (size,) = {v.shape[k] for v, k in zip(args, dims, strict=True) if k is not None}
+        pairs = zip(args, dims, strict=True)
+        rows = [
+            jax.lax.broadcast(v, (size,)) if k is None else jax.numpy.moveaxis(v, k, 0)
+            for v, k in pairs
+        ]
+        return primitive.bind(*rows), 0
+
     primitive.def_abstract_eval(first)
     primitive.def_impl(first)
     mlir.register_lowering(primitive, mlir.lower_fun(first, multiple_results=False))
     ad.primitive_jvps[primitive] = jvp
-    batching.defbroadcasting(primitive)
+    batching.primitive_batchers[primitive] = batch
 
 
 def partial_at(
