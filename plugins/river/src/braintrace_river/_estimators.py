@@ -268,7 +268,7 @@ class RecurrentRegressor(_Recurrent, base.Regressor):
         optimizer: Any = None,
         loss: Callable[..., jax.Array] | None = None,
         update_every: int = 1,
-        features: int | tuple[Any, ...] | None = None,
+        features: int | tuple[Any, ...] | list[Any] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(model, algorithm, options, optimizer, update_every, features, seed)
@@ -344,8 +344,8 @@ class RecurrentClassifier(_Recurrent, base.Classifier):
         options: dict[str, Any] | None = None,
         optimizer: Any = None,
         update_every: int = 1,
-        features: int | tuple[Any, ...] | None = None,
-        classes: tuple[Any, ...] | None = None,
+        features: int | tuple[Any, ...] | list[Any] | None = None,
+        classes: tuple[Any, ...] | list[Any] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(model, algorithm, options, optimizer, update_every, features, seed)
