@@ -65,7 +65,7 @@ def test_neurons_that_never_fire_are_told_once(width: float, names: str) -> None
 
 
 def test_what_is_no_silence_is_not_told() -> None:
-    """Neurons that fire; a few steps; a factor behind another one that starts at zero; tracers."""
+    """Neurons that fire; a readout of zeros; a few steps; a factor behind another one that starts at zero; tracers."""
 
     class Adapted(Spiking):
         def __init__(self) -> None:
@@ -76,7 +76,15 @@ def test_what_is_no_silence_is_not_told() -> None:
             self.v.value = 0.8 * self.v.value + self.inputs(x) + self.adapter(x)
             return self.readout(self.spike(self.v.value - self.threshold))
 
+    begun = Spiking(0.1, 1.0)  # a readout that starts at zero hides what is below
+    weight = begun.readout.weight.value
+    begun.readout.weight.value = jax.tree.map(jnp.zeros_like, weight)
     with warnings.catch_warnings(action="error"):
+        learner = first_gradient(begun)
+        assert learner._drivers.looks_left == 1
+        begun.readout.weight.value = weight
+        learner.etrace_grad(jnp.ones((STEPS, BATCH, 3)), step_fn=loss_of(learner))
+        assert learner._drivers.looks_left == 0
         first_gradient(Spiking(0.1, 1.0))
         first_gradient(Adapted())
         learner = first_gradient(Spiking(1e2, 0.1), steps=LEAST - 1)

@@ -45,12 +45,12 @@ MOST = 16
 class Drivers:
     """The drivers that were used last, each with its key and settings of ``brainstate.environ``.
 
-    A setting that anything in a driver reads is a constant of the compiled program. ``looked_at``:
-    whether the first gradient has been looked at.
+    A setting that anything in a driver reads is a constant of the compiled program. ``looks_left``:
+    at how many gradients to look for arrays of zeros.
     """
 
     def __init__(self) -> None:
-        self.looked_at = False
+        self.looks_left = 2
         self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
 
     def clear(self) -> None:

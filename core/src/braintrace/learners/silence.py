@@ -23,24 +23,31 @@ def say_silent(learner: Running, weights: Mapping[Any, State], grads: Any, steps
     """Warn of parameters whose first gradient is zero, though the step depends on them.
 
     A dead network learns nothing, and its loss does not say why. This looks once for each compiled
-    learner, at the first gradient that is no tracer.
+    learner, at the first gradient that is no tracer; where a weight of zeros, as of a readout that
+    starts so, hides what is below it, at the next one.
     """
     leaves = jax.tree.leaves(grads)
     known = (isinstance(leaf, np.ndarray) or leaf.is_fully_addressable for leaf in leaves)
-    if learner._drivers.looked_at or steps < LEAST or any(map(versions.is_traced, leaves)):
+    if learner._drivers.looks_left == 0 or steps < LEAST or any(map(versions.is_traced, leaves)):
         return
     if not all(known):  # parts are with other processes
         return
-    learner._drivers.looked_at = True
     paths = {state: path for path, state in learner.param_states.items()}
-    silent = [
-        (paths[state], k)
+    zeros = {
+        (paths[state], k): not np.any(np.asarray(leaf))
         for key, state in weights.items()
         if state in paths
         for k, leaf in enumerate(jax.tree.leaves(grads[key]))
-        if leaf.size and not np.any(np.asarray(leaf))
-    ]
-    if not silent:
+        if leaf.size
+    }
+    silent = [place for place, zero in zeros.items() if zero]
+    hidden = bool(silent) and any(
+        v.ndim > 1 and not np.any(np.asarray(v)) and zeros.get((path, k)) is False
+        for path, state in learner.param_states.items()
+        for k, v in enumerate(jax.tree.leaves(state.value))
+    )
+    learner._drivers.looks_left = learner._drivers.looks_left - 1 if hidden else 0
+    if hidden or not silent:
         return
     info = learner.graph.module_info
     heard = heard_at_random(info)
