@@ -65,7 +65,7 @@ def test_neurons_that_never_fire_are_told_once(width: float, names: str) -> None
 
 
 def test_what_is_no_silence_is_not_told() -> None:
-    """Neurons that fire; a readout of zeros; a few steps; a factor behind another one that starts at zero; tracers."""
+    """Neurons that fire; weights that start at zero; a few steps; a factor behind one; tracers."""
 
     class Adapted(Spiking):
         def __init__(self) -> None:
