@@ -86,9 +86,8 @@ def test_vmap_over_something_else_keeps_the_primitive():
     assert "etp_elemwise" in {eqn.primitive.name for eqn in jaxpr.eqns}
 
 
-def test_vmap_over_the_weight_is_right_and_warns():
-    with pytest.warns(UserWarning, match="not trained by eligibility traces"):
-        assert_same(jax.vmap(element_wise)(draw(3, 4)), draw(3, 4))
+def test_vmap_over_the_weight_is_right():
+    assert_same(jax.vmap(element_wise)(draw(3, 4)), draw(3, 4))
 
 
 def test_default_function_and_its_two_names():
