@@ -114,6 +114,30 @@ def test_what_does_not_fit_is_refused() -> None:
             learner(bt.nn.GRUCell, rule).shard(meshes.mesh("Auto", 4, 2), units="model")
     with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
         own.shard(wide, units="model")
+    leaks = bt.compile(Leaks(), "d_rtrl", XS[0], batch_size=BATCH)
+    with pytest.raises(ValueError, match="all layers of the model are leaks.*downstream='step'"):
+        leaks.shard(wide, batch="data")
+
+
+class Leaks(brainstate.nn.Module):
+    """No layer but a leaky one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = bt.nn.Linear(IN, HIDDEN, key=0)
+
+    def init_state(self, batch_size: int) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, HIDDEN)))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = 0.8 * self.h.value + self.product(x)
+        return self.h.value
+
+
+def test_examples_of_several_steps_of_a_convolution_are_divided() -> None:
+    with meshes.prepared(Case("conv"), meshes.mesh("Auto", 2, 2)) as job:
+        assert job.xs.sharding.spec == jax.P(None, "data")
+        assert job.learner(bt.MultiStepData(job.xs)).shape[:2] == job.xs.shape[:2]
 
 
 def test_positions_in_space_of_a_convolution() -> None:

@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 739,
     "algorithms": 3188,
     "drivers": 3475,
-    "learners": 4030,
+    "learners": 4037,
     "modules": 817,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_895, 11_653
-WHOLE_CORE = 32_095
+WHOLE_CORE = 32_102
 
 
 def module_of(file: Path) -> str:

@@ -55,6 +55,11 @@ def found_places(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[S
     kernel is the same at all of these.
     """
     refused: list[ValueError] = []
+    if not learner.rule.executor.groups:
+        raise ValueError(
+            "all layers of the model are leaks, so that its traces are filters of what they hear, "
+            "of which learner.shard knows no axes. Compile it with downstream='step' to divide it"
+        )
     most = max(group.ndim for group in learner.rule.executor.groups)
     undivided = math.prod(mesh.shape[name] for name in units) == 1  # of which XLA says nothing
     for behind in range(most if units else 1):

@@ -27,6 +27,7 @@ from ..base.types import Path, State, show_path
 from ..compiler.batch_states import repeated_like
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import states_made_anew
+from ..drivers.call_arguments import number_of_steps
 from ..drivers.running import clear_filters
 from .kept_places import started
 from .putback import PutBack, reference
@@ -198,14 +199,15 @@ class Watch:
 def begin_call(learner: Any, args: Any = (), lead: int = 1) -> None:
     """Before states and traces move on: take account of resets that passed the learner by.
 
-    ``args`` have ``lead`` axes in front, of steps and examples.
+    ``args`` have ``lead`` axes in front, of steps and examples, and a ``MultiStepData`` one more.
     """
     follow_states(learner)
     if learner.is_driven:
         return
     learner._watch.call(learner)
     if versions.several_devices():
-        refused = _refusal(learner, args, lead) or learner._watch._refused
+        several = lead == 1 and number_of_steps(args) is not None
+        refused = _refusal(learner, args, lead + several) or learner._watch._refused
         if refused is not None:
             raise refused
 
