@@ -8,6 +8,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import braintrace as bt
@@ -135,3 +136,43 @@ def test_a_start_that_is_trained_is_right_in_the_first_step_and_a_constant_of_a_
     assert_tree_close(found("steps"), jax.grad(total)(start, False, True))
     with pytest.raises(bt.CompilationError, match="start: the step does not read it"):
         learner("reset")
+
+
+class Resting(brainstate.nn.Module):
+    """It starts at a trained attribute, which its steps read, too."""
+
+    rest = bt.nn.TrainedAttribute()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = jnp.array([0.5, 2.0])
+
+    def init_state(self, batch_size: Any = None, **_: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.broadcast_to(self.rest, (3, 2)))
+
+    def reset_state(self, batch_size: Any = None, **_: Any) -> None:
+        self.h.value = jnp.broadcast_to(self.rest, (3, 2))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = self.h.value + 0.3 * (self.rest - self.h.value) + x * self.h.value**2
+        return self.h.value
+
+
+def test_a_start_at_a_trained_attribute_follows_it_and_is_a_constant() -> None:
+    xs = 0.1 * jax.random.normal(jax.random.key(0), (4, 3, 2), float)
+    learner = bt.compile(Resting(), "d_rtrl", xs[0], batch_size=3)
+    learner.model.rest_param.value = jnp.log(jnp.array([0.7, 1.5]))
+    learner.reset_state(batch_size=3, model_states=True)
+    np.testing.assert_allclose(learner.model.h.value[0], [0.7, 1.5], rtol=1e-6)
+    found = learner.etrace_grad(xs, step_fn=lambda x: (learner(x) ** 2).sum(), reduction="sum")
+
+    def total(parameter: Any) -> Any:
+        rest, loss = jnp.exp(parameter), 0.0
+        h = jax.lax.stop_gradient(jnp.broadcast_to(rest, (3, 2)))
+        for x in xs:
+            h = h + 0.3 * (rest - h) + x * h**2
+            loss += (h**2).sum()
+        return loss
+
+    expected = jax.grad(total)(jnp.log(jnp.array([0.7, 1.5])))
+    assert_tree_close(found["rest_param",], expected)

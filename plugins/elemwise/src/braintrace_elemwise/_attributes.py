@@ -45,7 +45,9 @@ class TrainedAttribute:
     The parameter has the shape of what is assigned: one number for all neurons, or one for each. A
     later assignment gives the same parameter another value; it must have its shape and dimension.
     With what is trained the gradient is that of backpropagation through time, wherever the
-    neurons of a layer do not act on one another.
+    neurons of a layer do not act on one another. A start value that ``init_state`` computes from
+    the attribute follows it at each reset and is a constant to gradients: what the attribute does
+    to the start does not count, what it does in steps does.
 
     Examples
     --------
