@@ -11,6 +11,8 @@ from river_networks import Leaky
 
 from braintrace_river import RecurrentClassifier, RecurrentRegressor
 
+pytest.importorskip("sklearn", reason="the checks of river read data of scikit-learn")
+
 MODELS = {
     "regressor": RecurrentRegressor(partial(Leaky, units=2), update_every=3),
     "classifier": RecurrentClassifier(Leaky),
