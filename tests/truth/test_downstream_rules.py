@@ -26,6 +26,7 @@ from braintrace.testing import (
     e_prop_oracle,
     pp_prop_oracle,
     three_factor_oracle,
+    uoro_oracle,
     window_oracle,
 )
 from tests.zoo import spike
@@ -188,12 +189,21 @@ def test_equals_its_oracle(layer: Any, rule: str) -> None:
 
 
 @pytest.mark.parametrize("layer", [hard_reset, recurrent_leak])
-def test_random_feedback_equals_that_of_the_leak_moved_by_hand(layer: Any) -> None:
+def test_random_feedback_equals_its_oracles(layer: Any) -> None:
+    """Which keeps filters apart, or has the published rule with the leak moved by hand."""
     by_hand = brainstate.nn.init_all_states(Network(layer, moved=True), batch_size=BATCH)
-    rule = partial(e_prop_oracle, kappa=0.0, feedback=fed_back(), groups=MOVED)
-    expected = rule(by_hand, data(), loss_of).grads
-    learner = compiled(partial(bt.EProp, **random_options()), Network(layer, moved=False))
-    assert_tree_close(gradient(learner, 4), expected)
+    expected = e_prop_oracle(
+        by_hand, data(), loss_of, kappa=0.0, feedback=fed_back(), groups=MOVED
+    ).grads
+    network = Network(layer, moved=False)
+    for kappa, size in ((None, 4), (KAPPA, 6)):
+        rule = partial(bt.EProp, kappa_filter_decay=kappa or 0.0, **random_options())
+        found = gradient(compiled(rule, network), size)
+        brainstate.nn.init_all_states(network, batch_size=BATCH)
+        rule = partial(e_prop_oracle, kappa=kappa, feedback=fed_back(), uniform=ABOVE)
+        assert_tree_close(found, rule(network, data(), loss_of).grads)
+        if kappa is None:
+            assert_tree_close(found, expected)
 
 
 class Plain(Network):
@@ -273,7 +283,8 @@ def test_a_modulator_meets_what_the_readout_remembers(layer: Any) -> None:
     by_hand = brainstate.nn.init_all_states(Kept(layer), batch_size=BATCH)
     expected = three_factor_oracle(by_hand, data(), loss_of, m, groups=KEPT).grads
     make = partial(bt.ThreeFactor, downstream="linear")
-    learner = compiled(make, Network(layer, moved=False))
+    network = Network(layer, moved=False)
+    learner = compiled(make, network)
     found = learner.etrace_grad(
         *data(),
         m,
@@ -281,6 +292,9 @@ def test_a_modulator_meets_what_the_readout_remembers(layer: Any) -> None:
         reduction="sum",
         block_size=4,
     )
+    assert_tree_close(found, expected)
+    brainstate.nn.init_all_states(network, batch_size=BATCH)
+    expected = three_factor_oracle(network, data(), loss_of, m, uniform=ABOVE).grads
     assert_tree_close(found, expected)
 
 
@@ -415,6 +429,24 @@ def test_uoro_draws_the_same_as_for_the_network_with_the_leak_moved_by_hand(laye
     found = gradient(compiled(rule, Network(layer, moved=False)), 3)
     by_hand = compiled(partial(rule, downstream="step"), Network(layer, moved=True))
     assert_tree_close(found, gradient(by_hand, 3))
+    network = brainstate.nn.init_all_states(Network(layer, moved=False), batch_size=BATCH)
+    signs = {0: drawn(3, mixed=layer is not hard_reset)}
+    assert_tree_close(found, uoro_oracle(network, data(), loss_of, signs, uniform=ABOVE).grads)
+
+
+def drawn(seed: int, mixed: bool) -> np.ndarray:
+    """The signs of one group of two states, as UORO draws them: [T, S, B, WIDTH].
+
+    In a step that mixes positions, each is a state of its example.
+    """
+    key, found = jax.random.key(seed), []
+    for _ in range(STEPS):
+        key, draw = jax.random.split(key)
+        shape = (2 * WIDTH, BATCH) if mixed else (2, BATCH, WIDTH)
+        signs = np.asarray(jax.random.rademacher(jax.random.fold_in(draw, 0), shape, float))
+        laid = np.moveaxis(signs.reshape(2, WIDTH, BATCH), 1, 2) if mixed else signs
+        found.append(laid)
+    return np.stack(found)
 
 
 #: What keeps credit through the layers above by itself, or runs as it is published.

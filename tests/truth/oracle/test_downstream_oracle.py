@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace.testing import assert_tree_close, bptt, d_rtrl_oracle, e_prop_oracle, window_oracle
+from braintrace.testing import (
+    assert_tree_close,
+    bptt,
+    d_rtrl_oracle,
+    e_prop_oracle,
+    uoro_oracle,
+    window_oracle,
+)
+from braintrace_testing.filters import traced_states
+from braintrace_testing.uoro import rank_one
 
 from . import cells
-from .cells import data, loss_fn, mm
+from .cells import data, loss_fn, mm, normal
 
 RTOL = 1e-10
 STEPS = 5
@@ -28,7 +38,8 @@ class Above(cells.Cell):
     chain = False
 
     def build(self) -> None:
-        self.w, self.b, self.v = self.weight(0, 3, 2), self.weight(1, 2), self.state(0)
+        self.w, self.b = self.weight(0, self.n_in, 2), self.weight(1, 2)
+        self.v = self.state(0)
         if self.chain:
             self.u, self.a = self.weight(2, 2, 2), self.state(1)
 
@@ -118,5 +129,41 @@ def test_what_is_not_uniform_is_refused() -> None:
     for path, why in ((("layers", 0, "h"), "is not uniform"), (("q",), "must name hidden states")):
         with pytest.raises(ValueError, match=why):
             d_rtrl_oracle(model, sequences, loss_fn, uniform=[path])
-    with pytest.raises(ValueError, match="feedback is defined"):
-        e_prop_oracle(model, sequences, loss_fn, 0.2, {0: np.eye(3)}, uniform=ABOVE[Above])
+
+
+def test_a_matrix_that_changes_nothing_leaves_the_rule_as_it_is() -> None:
+    """Which keeps the influence on uniform states: what filters give is the same."""
+    sequences = data(STEPS, out=2)
+    for above in ABOVE:
+        model = network(Recurrent, above)
+        for scope in ("diagonal", "coupled"):
+            rule = partial(e_prop_oracle, model, sequences, loss_fn, uniform=ABOVE[above])
+            found = rule(None, {0: np.eye(3)}, recurrence_scope=scope).grads
+            exact = d_rtrl_oracle(
+                model, sequences, loss_fn, uniform=ABOVE[above], recurrence_scope=scope
+            )
+            assert_tree_close(found, exact.grads, RTOL)
+
+
+class One(Below):
+    n_in = n_hidden = 1
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_the_mean_of_uoro_over_all_signs_is_exact(chain: bool) -> None:
+    class Narrow(Above):
+        n_in = 1
+
+    Narrow.chain = chain
+    model = brainstate.nn.Sequential(One(batch=1), Narrow(batch=1, seed=1))
+    named, steps = (ABOVE[Chained], 2) if chain else (ABOVE[Above], 3)
+    sequences = normal(0, steps, 1, 1), normal(1, steps, 1, 2)
+    traced = traced_states(model, sequences, loss_fn, uniform=named, groups=None, scope="full")
+    every = itertools.product((-1, 1), repeat=6)  # of each state at each step
+    signs = [np.reshape(nu, (steps, -1, 1, 1)) for nu in every]
+    mean = np.mean([rank_one(traced, lambda _, nu=nu: nu) for nu in signs], axis=0)
+    exact = bptt(model, sequences, loss_fn)[1]
+    assert_tree_close(traced.result(mean).grads, exact, RTOL)
+    one = uoro_oracle(model, sequences, loss_fn, {0: signs[0]}, uniform=named).grads
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_tree_close(one, exact, 1e-2)

@@ -2,8 +2,9 @@
 """Independent references for learning rules, comparison with them, and the conformance kit.
 
 - :func:`d_rtrl_oracle`, :func:`pp_prop_oracle`, :func:`rtrl_oracle`, :func:`snap_oracle`,
-  :func:`e_prop_oracle`, :func:`three_factor_oracle`: learning rules from dense local Jacobians,
-  without the compiler; the first two and e-prop also with credit that passes uniform states;
+  :func:`e_prop_oracle`, :func:`three_factor_oracle`, :func:`uoro_oracle`: learning rules from
+  dense local Jacobians, without the compiler; all but RTRL and SnAp also with credit that passes
+  uniform states;
   :func:`influence_oracle`: RTRL and SnAp of everything that a step carries;
   :func:`window_oracle`: the same between windows of steps;
 - :func:`bptt`, :func:`truncated_bptt`: backpropagation through time; :func:`dni_reference`: with
@@ -33,6 +34,7 @@ from .learn import OracleResult
 from .oracle import d_rtrl_oracle, pp_prop_oracle, rtrl_oracle, snap_oracle
 from .records import StepRecord
 from .signals import e_prop_oracle, three_factor_oracle
+from .uoro import uoro_oracle
 from .windows import dni_reference, window_oracle
 
 __all__ = [
@@ -58,5 +60,6 @@ __all__ = [
     "static_parameters",
     "three_factor_oracle",
     "truncated_bptt",
+    "uoro_oracle",
     "window_oracle",
 ]

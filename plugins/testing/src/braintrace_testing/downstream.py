@@ -42,7 +42,7 @@ PLAIN_USE = -1
 
 
 @dataclass(frozen=True)
-class _Sums:
+class PathSums:
     """Sums over the paths of one step."""
 
     layers: Layers
@@ -112,7 +112,7 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class _Record:
+class LayersRecord:
     """A step: the matrices of the equations above, and what they are multiplied with.
 
     The rows of a home are its members, then the uniform states twice, those that were reached
@@ -138,8 +138,8 @@ class _Record:
     direct: np.ndarray
 
 
-def _record(layers: Layers, run: Run, scope: str, near: bool) -> _Record:
-    sums, rules, graph = _Sums(layers, run.jacobians), Lasting(layers, near), layers.graph
+def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRecord:
+    sums, rules, graph = PathSums(layers, run.jacobians), Lasting(layers, near), layers.graph
     regions, n = layers.uniform, sum(map(graph.program.size, graph.leaves))
 
     def of_regions(name: str, near: Any = NEAR) -> list[tuple[int, Mode]]:
@@ -157,7 +157,7 @@ def _record(layers: Layers, run: Run, scope: str, near: bool) -> _Record:
     for a, home in enumerate(layers.homes):
         rule, to = rules.kept(home), [*((h.new, None) for h in home.members), *arrivals]
         sources = of(home, "old", OPEN if scope == "coupled" else NEAR)
-        K.append(sums.at_positions(home, sources, rule, to, _places(layers, home)))
+        K.append(sums.at_positions(home, sources, rule, to, places_of(layers, home)))
         for r in layers.operations:
             F[r, a] = sums.between([(graph.y(r), (NEAR, NOWHERE))], rule, to)
         G.append(sums.between(starts, rule, to))
@@ -177,7 +177,7 @@ def _record(layers: Layers, run: Run, scope: str, near: bool) -> _Record:
     reached = sums.sums([(v, (PLAIN, NOWHERE)) for v in graph.leaves], rules.outside)
     total = sums.arrived(reached, n, [(graph.loss, None)])
     kept = sums.arrived(reached, n, [(u.hidden.new, KEPT) for u in regions])
-    return _Record(
+    return LayersRecord(
         K=K,
         F=F,
         G=G,
@@ -200,7 +200,7 @@ def _record(layers: Layers, run: Run, scope: str, near: bool) -> _Record:
     )
 
 
-def _old_signal(sums: _Sums, rules: Lasting, base: Mode) -> np.ndarray:
+def _old_signal(sums: PathSums, rules: Lasting, base: Mode) -> np.ndarray:
     """``e`` of uniform states, reached near and elsewhere.
 
     Where they are ``near``, it is that around the new value of the state from which they are
@@ -236,7 +236,7 @@ def _below(layers: Layers, k: int) -> set[int]:
 ANYWHERE = -1
 
 
-def _places(layers: Layers, home: Home) -> np.ndarray:
+def places_of(layers: Layers, home: Home) -> np.ndarray:
     """The positions of the members of a home, then of uniform states of its shape, twice."""
     near = _places_of_uniform(layers, home.members[0].varshape if home.members else None)
     far = np.full(near.size, ANYWHERE)
@@ -291,8 +291,8 @@ def learn_downstream(
         graph = across_layers(graph, [now.jacobians for now in runs], {*map(tuple, uniform)})
     near = decays is not None
     layers = find_layers(graph, uniform, runs, near)
-    steps = [_record(layers, now, scope, near) for now in runs]
-    influences = _influences(layers, steps, kappa)
+    steps = [record_layers(layers, now, scope, near) for now in runs]
+    influences = influences_of(layers, steps, kappa)
     if decays is not None:
         influences = _of_products(layers, steps, *decays)
     grad = np.sum([now.direct for now in steps], axis=0)
@@ -328,9 +328,9 @@ Influences = tuple[dict[int, np.ndarray], dict[tuple[int, int], np.ndarray]]
 """``U`` by operation, and ``M`` by operation and home."""
 
 
-def _influences(
-    layers: Layers, steps: Sequence[_Record], kappa: float | None
-) -> Iterator[tuple[_Record, Influences, Influences]]:
+def influences_of(
+    layers: Layers, steps: Sequence[LayersRecord], kappa: float | None = None
+) -> Iterator[tuple[LayersRecord, Influences, Influences]]:
     """Each step with the influences after and before it."""
     first, n = steps[0], steps[0].direct.size
     rows = len(first.K_u)
@@ -352,8 +352,8 @@ def _influences(
 
 
 def _of_products(
-    layers: Layers, steps: Sequence[_Record], decay_x: float, decay_f: float
-) -> Iterator[tuple[_Record, Influences, Influences]]:
+    layers: Layers, steps: Sequence[LayersRecord], decay_x: float, decay_f: float
+) -> Iterator[tuple[LayersRecord, Influences, Influences]]:
     """pp_prop: the input, and what leads to states, filtered apart."""
     first, homes = steps[0], range(len(layers.homes))
     x: dict[int, Any] = dict.fromkeys(first.dY, 0.0)
@@ -365,9 +365,9 @@ def _of_products(
         U = {r: decay_f * product(now.K_u, U_old[r]) + fresh * now.F_u[r] for r in U_old}
         M = {}
         for r, a in ((r, a) for r in U for a in homes):
-            past = product(now.K[a], M_old[r, a]) + product(now.G_old[a], _near(U_old[r]))
-            past = past + product(now.G_at[a], _near(product(now.K_u, U_old[r])))
-            new = now.F[r, a] + product(now.G[a], _near(now.F_u[r]))
+            past = product(now.K[a], M_old[r, a]) + product(now.G_old[a], near_rows(U_old[r]))
+            past = past + product(now.G_at[a], near_rows(product(now.K_u, U_old[r])))
+            new = now.F[r, a] + product(now.G[a], near_rows(now.F_u[r]))
             M[r, a] = decay_f * past + fresh * new
         dY = {}
         for r in U:
@@ -379,7 +379,7 @@ def _of_products(
         before = of_U, of_M
 
 
-def _near(rows: np.ndarray) -> np.ndarray:
+def near_rows(rows: np.ndarray) -> np.ndarray:
     """The first half of the rows of uniform states."""
     return rows[: len(rows) // 2]
 

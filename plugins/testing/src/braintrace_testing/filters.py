@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Rules that meet each state by itself, with uniform states: these have filters below them.
+
+Random feedback, a modulator and the noise of UORO are defined on the states that have traces. With
+uniform states ``u`` these are the members of a home and, for each of its ends ``z``, a *filter*:
+
+    Q_{u,z}^t = lambda_u^t Q_{u,z}^{t-1} + Z^t,      M_u^t = sum_z A_{u,z} Q_{u,z}^t + ...,
+
+with ``Z`` the influence on ``z`` by the paths of the home, and ``A`` that of ``z`` on ``u`` by its
+region, which is the same at all steps. An end that is another uniform state has the filters of
+that one below it, in the place of ``Z``. Both are sums over the paths of the step as it is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from .downstream import (
+    ANYWHERE,
+    LayersRecord,
+    PathSums,
+    influences_of,
+    near_rows,
+    places_of,
+    record_layers,
+)
+from .graph import across_layers, build_graph
+from .lasting import HELD, NOWHERE, OPEN, START, Lasting, Mode
+from .learn import OracleResult, by_path
+from .paths import NEAR, product
+from .program import Edge
+from .records import Run, run_steps
+from .regions import Home, Layers, find_layers
+from .step import Path, Step, trace_step
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter of a uniform state: what it passes to rows of these, reached near or not.
+
+    ``below``: the filter in front of it, and whether it is read as it was a step before.
+    """
+
+    uniform: int
+    end: int
+    near: np.ndarray
+    held: np.ndarray
+    below: tuple[int, bool] | None = None
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One step of the states of a home: ``M^t = K M^{t-1} + increments``, and their signals."""
+
+    K: np.ndarray
+    increments: dict[int, np.ndarray]
+    l: np.ndarray  # noqa: E741
+    e: np.ndarray
+
+
+@dataclass(frozen=True)
+class TracedStates:
+    """The states of a home: members with their entries, then one for each filter.
+
+    ``shape`` is that of their positions, ``counts`` are states of a position, by member.
+    ``number``: of the group of the members; -1 where there is none.
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    counts: tuple[int, ...]
+    steps: tuple[TracedStep, ...]
+
+    def laid(self, values: np.ndarray) -> np.ndarray:
+        """Numbers ``[S, *positions]`` as the entries lie."""
+        parts = np.split(values, np.cumsum(self.counts)[:-1])
+        return np.concatenate([np.moveaxis(part, 0, -1).ravel() for part in parts])
+
+    def positions(self) -> np.ndarray:
+        """The number of the position of each entry."""
+        numbers = np.arange(math.prod(self.shape)).reshape(self.shape)
+        return self.laid(np.broadcast_to(numbers, (sum(self.counts), *self.shape)))
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A sequence: the states that have traces, and the gradient that needs none of these.
+
+    ``of_uniform``: with traces of their own, ``U`` of each uniform state at each step.
+    """
+
+    step: Step
+    layers: Layers
+    runs: Sequence[Run]
+    homes: tuple[TracedStates, ...]
+    rest: np.ndarray
+    of_uniform: tuple[np.ndarray, ...] = ()
+
+    def result(self, grad: np.ndarray) -> OracleResult:
+        """The result of a rule with this gradient."""
+        graph, equations = self.layers.graph, self.layers.graph.program.equations
+        return OracleResult(
+            loss=np.stack([now.loss for now in self.runs]),
+            outputs=jax.tree.map(lambda *leaves: np.stack(leaves), *(r.out for r in self.runs)),
+            grads=by_path(self.step, graph, grad),
+            influences={},
+            groups=tuple(tuple(h.path for h in members) for members in graph.groups),
+            relations=(),
+            names={r: equations[r].primitive.name for r in self.layers.operations},
+            steps=(),
+        )
+
+
+# --- from a step with uniform states to filters ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Regions:
+    """What the regions of uniform states pass on at one step."""
+
+    layers: Layers
+    sums: PathSums
+
+    def passed(self, k: int, source: int) -> tuple[np.ndarray, np.ndarray]:
+        """From a value to a uniform state, without and with an ETP equation between."""
+        u = self.layers.uniform[k]
+
+        def rule(edge: Edge, mode: Mode) -> Mode | None:
+            if edge not in u.edges:
+                return None
+            return (HELD if edge.crosses or mode[0] == HELD else NEAR), NOWHERE
+
+        reached, n = self.sums.sums([(source, (NEAR, NOWHERE))], rule), self.sums.size(source)
+        near, held = (self.sums.arrived(reached, n, [(u.hidden.new, m)]) for m in (NEAR, HELD))
+        return near, held
+
+    def leak(self, k: int, shape: Sequence[int]) -> np.ndarray:
+        """The leak of a uniform state at each entry of a filter of some shape."""
+        own = self.layers.uniform[k].hidden
+        matrix, _ = self.passed(k, own.old)
+        leak = np.diagonal(matrix).reshape(own.varshape)
+        by_example = leak.reshape(len(leak), -1) if leak.ndim > 1 else leak[None]
+        if np.any(matrix != np.diag(leak.ravel())) or np.any(np.ptp(by_example, axis=1)):
+            raise ValueError(f"{own.path} has not one leak: there is more than one filter of it")
+        if not np.ptp(by_example):
+            return np.full(math.prod(shape), leak.flat[0])
+        return np.repeat(by_example[:, 0], math.prod(shape[1:]))
+
+
+def _filters(regions: _Regions, home: Home) -> list[Filter]:
+    """The filters of a home, each behind the one that is in front of it."""
+    layers = regions.layers
+    found = [Filter(k, z, *regions.passed(k, z)) for k, z in sorted(home.filters)]
+    for i, lower in enumerate(found):  # which grows
+        if len(found) > 4 * (1 + len(layers.uniform)) * len(home.filters):
+            raise ValueError("uniform states lead to one another in a loop: filters have no end")
+        below = layers.uniform[lower.uniform].hidden
+        for k, u in enumerate(layers.uniform):
+            for v in sorted({below.old, below.new} & u.ends if k != lower.uniform else ()):
+                if (k, v) not in layers.held:
+                    near, held = regions.passed(k, v)
+                    onward = product(near, lower.held) + product(held, lower.near + lower.held)
+                    told = i, v == below.old
+                    found.append(
+                        Filter(k, lower.end, product(near, lower.near), onward, below=told)
+                    )
+    return found
+
+
+def _to_uniform(layers: Layers, filters: Sequence[Filter], sizes: Sequence[int]) -> np.ndarray:
+    """From filters to uniform states, those that were reached near and then the others."""
+    columns = []
+    for one, size in zip(filters, sizes, strict=True):
+        rows = [
+            part if k == one.uniform else np.zeros((u.hidden.positions.size, size))
+            for part in (one.near, one.held)
+            for k, u in enumerate(layers.uniform)
+        ]
+        columns.append(np.concatenate(rows))
+    empty = np.zeros((2 * sum(u.hidden.positions.size for u in layers.uniform), 0))
+    return np.concatenate([empty, *columns], axis=1)
+
+
+@dataclass(frozen=True)
+class _OfHome:
+    """The states of one home, from step to step."""
+
+    layers: Layers
+    number: int
+    scope: str
+    kappa: float | None
+    near: bool
+    filters: Sequence[Filter]
+
+    @property
+    def home(self) -> Home:
+        return self.layers.homes[self.number]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        ends = [self.layers.graph.program.avals[z].shape for _, z in sorted(self.home.filters)]
+        return tuple([*(h.varshape for h in self.home.members), *ends][0])
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(self.shape)] * len(self.filters)
+
+    def split(self) -> np.ndarray:
+        """From members and filters to members and uniform states."""
+        own = sum(h.positions.size for h in self.home.members)
+        lower = _to_uniform(self.layers, self.filters, self.sizes)
+        return np.block(
+            [
+                [np.eye(own), np.zeros((own, lower.shape[1]))],
+                [np.zeros((len(lower), own)), lower],
+            ]
+        )
+
+    def traced(self, steps: tuple[TracedStep, ...]) -> TracedStates:
+        """The states, with their steps."""
+        paths = {h.path for h in self.home.members}
+        groups = enumerate(self.layers.graph.groups)
+        own = [g for g, members in groups if paths.intersection(h.path for h in members)]
+        counts = [*(h.num_state for h in self.home.members), *[1] * len(self.filters)]
+        return TracedStates([*own, -1][0], self.shape, tuple(counts), steps)
+
+    def at(self, run: Run, now: LayersRecord, U: Any, U_old: Any) -> TracedStep:
+        sums, rules = PathSums(self.layers, run.jacobians), Lasting(self.layers, self.near)
+        home, whole, split = self.home, self.scope != "diagonal", self.split()
+        rule = rules.kept(home)
+        olds = [(h.old, (OPEN if whole else NEAR, NOWHERE)) for h in home.members]
+        olds += [
+            (u.hidden.old, (base, NOWHERE))
+            for base in (OPEN if whole else NEAR, HELD)
+            for u in self.layers.uniform
+        ]
+        places = places_of(self.layers, home)
+        K = product(self.rows(sums, olds, rule, None if self.scope == "full" else places), split)
+        K = self.filtered(K, sums, leaks=True)
+        increments = {}
+        for r, dY in now.dY.items():
+            F = self.rows(sums, [(self.layers.graph.y(r), (NEAR, NOWHERE))], rule)
+            increments[r] = product(F, dY)
+            for name, value in (("new", U[r]), ("old", U_old[r])):
+                own = [(getattr(u.hidden, name), (START, NOWHERE)) for u in self.layers.uniform]
+                increments[r] += product(self.rows(sums, own, rule), near_rows(value))
+            increments[r] = self.filtered(increments[r], sums, leaks=False)
+        l, e = (signal[self.number] @ split for signal in (now.l, now.e))  # noqa: E741
+        return TracedStep(K, increments, l, e)
+
+    def rows(
+        self, sums: PathSums, sources: Any, rule: Any, places: np.ndarray | None = None
+    ) -> np.ndarray:
+        """From values to the members, and to the ends of filters: ``[n, sources]``.
+
+        ``places``: of the sources, where equal positions alone are kept.
+        """
+        n = sum(self.layers.graph.program.size(v) for v, _ in sources)
+        reached, home = sums.sums(sources, rule), self.home
+        found = [sums.arrived(reached, n, [(h.new, None) for h in home.members])]
+        for one in self.filters:
+            if one.below is not None:
+                found.append(np.zeros((math.prod(self.shape), n)))
+                continue
+            modes = reached.get(one.end, {}).items()
+            terms = (m for (base, _), m in modes if base != HELD)
+            found.append(sum(terms, np.zeros((math.prod(self.shape), n))))
+        matrix = np.concatenate(found)
+        if places is None:
+            return matrix
+        position = np.arange(math.prod(self.shape))
+        own = np.concatenate([*(h.positions for h in home.members), *[position] * len(self.sizes)])
+        return matrix * ((places == ANYWHERE) | (own[:, None] == places))
+
+    def filtered(self, rows: np.ndarray, sums: PathSums, leaks: bool) -> np.ndarray:
+        """The rows of filters, in which what drives them is to be found, with what they keep."""
+        rows, size = rows.copy(), math.prod(self.shape)
+        first = len(rows) - size * len(self.filters)
+        own = [slice(first + i * size, first + (i + 1) * size) for i in range(len(self.filters))]
+        for at, one in zip(own, self.filters, strict=True):
+            if one.below is not None and not one.below[1]:
+                rows[at] = rows[own[one.below[0]]]
+            elif one.below is not None and leaks:
+                rows[at, own[one.below[0]]] += np.eye(size)
+            if leaks:
+                leak = _Regions(self.layers, sums).leak(one.uniform, self.shape)
+                rows[at, at] += np.diag(leak if self.kappa is None else np.full(size, self.kappa))
+        return rows
+
+
+def traced_states(
+    model: Any,
+    sequences: tuple[Any, ...],
+    loss_fn: Callable[..., Any],
+    *,
+    uniform: Iterable[Path] | None,
+    groups: Sequence[Sequence[Path]] | None,
+    scope: str,
+    kappa: float | None = None,
+    near: bool = False,
+) -> Traced:
+    """The states that have traces, filters among them.
+
+    ``near``: uniform states keep traces of their own, too. ``uniform=None``: there are none, and
+    layers are as they are published.
+
+    Raises
+    ------
+    ValueError
+        When a uniform state has several leaks, what drives it does so by a factor that changes, or
+        uniform states lead to one another in a loop (with traces: at all).
+    """
+    step, named = trace_step(model, sequences, loss_fn), tuple(map(tuple, uniform or ()))
+    graph = build_graph(step, groups)
+    runs = list(run_steps(step, graph, sequences))
+    if groups is None and uniform is not None:
+        graph = across_layers(graph, [now.jacobians for now in runs], {*named})
+    layers = find_layers(graph, named, runs, near)
+    kept = "coupled" if scope == "full" else scope
+    records = [record_layers(layers, now, kept, near) for now in runs]
+    found = _filters_of_homes(layers, runs)
+    if near and any(one.below for filters in found for one in filters):
+        raise ValueError("uniform states with traces lead to one another")
+    homes = [_OfHome(layers, a, scope, kappa, near, own) for a, own in enumerate(found)]
+    rest = np.sum([now.direct for now in records], axis=0)
+    steps: list[list[TracedStep]] = [[] for _ in homes]
+    of_uniform = []
+    walk = zip(runs, influences_of(layers, records), strict=True)
+    for run, (now, (U, _), (U_old, _)) in walk:
+        if near:
+            own, before = (sum(u[r] for r in layers.operations) + 0 * now.plain for u in (U, U_old))
+            half = len(now.plain) // 2
+            rest = rest + product(now.l_u, now.plain) + product(now.l_u[half:], own[half:])
+            rest = rest + product(now.e_u[half:], before[half:])
+            of_uniform.append(near_rows(own))
+        else:
+            rest = rest + sum(product(now.l_u, rows) for rows in U.values())
+            rest = rest + sum(product(now.e_u, rows) for rows in U_old.values())
+        for of_steps, states in zip(steps, homes, strict=True):
+            of_steps.append(states.at(run, now, U, U_old))
+    traced = [states.traced(tuple(of)) for states, of in zip(homes, steps, strict=True)]
+    return Traced(step, layers, runs, tuple(traced), rest, tuple(of_uniform))
+
+
+def _filters_of_homes(layers: Layers, runs: Sequence[Run]) -> list[list[Filter]]:
+    """The filters of each home, which are those of all steps."""
+    regions = [_Regions(layers, PathSums(layers, now.jacobians)) for now in runs]
+    found = [_filters(regions[0], home) for home in layers.homes]
+    for other in regions[1:]:
+        for filters, home in zip(found, layers.homes, strict=True):
+            for a, b in zip(filters, _filters(other, home), strict=True):
+                pairs = (a.near, b.near), (a.held, b.held)
+                if not all(np.allclose(p, q, rtol=1e-12, atol=0) for p, q in pairs):
+                    path = layers.uniform[a.uniform].hidden.path
+                    raise ValueError(f"{path} is driven by a factor that changes: it has no filter")
+    return found
+
+
+# --- the rules -------------------------------------------------------------------------------
+
+
+def carried_by(
+    traced: Traced, signals: Callable[[TracedStates, np.ndarray, int], np.ndarray], old: bool = True
+) -> np.ndarray:
+    """D-RTRL with ``signals(states, l or e, step)``; ``old``: whether there is an ``e``."""
+    grad = traced.rest
+    for states in traced.homes:
+        M: dict[int, Any] = dict.fromkeys(states.steps[0].increments, 0.0)
+        for t, now in enumerate(states.steps):
+            e, l = (signals(states, signal, t) for signal in (now.e, now.l))  # noqa: E741
+            for r, fresh in now.increments.items():
+                before = M[r] if t else np.zeros_like(fresh)
+                M[r] = product(now.K, before) + fresh
+                grad = grad + product(l, M[r]) + (product(e, before) if old else 0.0)
+    return grad
