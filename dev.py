@@ -47,9 +47,9 @@ PACKAGE = ROOT / "core" / "src" / "braintrace"
 VENV = ROOT / os.environ.get("VENV", ".venv")
 EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
-FILES_PER_PROCESS = 4
-SLOW = ("tests/truth/property", "tests/truth", "tests/truth/neurons", "tests/conformance")
 UNITS, RANDOM = "tests/unit", "tests/truth/property"
+SLOW = (RANDOM, "tests/truth", "tests/truth/neurons", "tests/examples", "tests/benchmarks")
+FILES_PER_PROCESS, UNITS_PER_PROCESS = 4, 12
 NO_TESTS = 5  # pytest's exit status
 #: With these XLA compiles small programs in half the time; a version may lack some of them.
 XLA_OPTIONS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
@@ -283,7 +283,8 @@ def names_module(test: Path, dotted: str) -> bool:
 def quick_compilation(python: Path) -> dict[str, str]:
     """The environment variables, with what the installed XLA knows of ``XLA_OPTIONS``.
 
-    An option that it does not know would end every process that has it.
+    An option that it does not know would end every process that has it. Bytecode is kept: every
+    process would compile the sources again.
     """
     own = os.environ.get("XLA_FLAGS", "")
     cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -292,7 +293,8 @@ def quick_compilation(python: Path) -> dict[str, str]:
         code = "import jax; jax.devices(); print('known')"
         if output(str(python), "-c", code, variables={**cpu, "XLA_FLAGS": option}) == "known":
             known.append(option)
-    return {**os.environ, "XLA_FLAGS": " ".join([*known, own]).strip()}
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "XLA_FLAGS": " ".join([*known, own]).strip()}
 
 
 def test_groups(parts: Sequence[str]) -> list[list[Path]]:
@@ -304,9 +306,11 @@ def test_groups(parts: Sequence[str]) -> list[list[Path]]:
     files = sorted(file for part in parts for file in ROOT.glob(patterns[part.rstrip("/")]))
     slow = [ROOT / folder for folder in SLOW]
     folders = sorted({file.parent for file in files} - {*slow})
-    size, groups = FILES_PER_PROCESS, []
+    groups = []
     for folder in [*slow, *folders]:
         inside = [file for file in files if file.parent == folder]
+        quick = folder.is_relative_to(ROOT / UNITS)
+        size = UNITS_PER_PROCESS if quick else FILES_PER_PROCESS
         groups += [inside[i : i + size] for i in range(0, len(inside), size)]
     return groups
 
@@ -482,7 +486,7 @@ def try_wheels(
 
     What the programs print is shown when they have ended: there is one such environment for each
     interpreter at a time. What does not depend on the Python is shared between the two: the
-    plugins' own tests are run with the newest, the doctor is asked in every subset with this one.
+    plugins' own tests are run with the newest, pairs of families are tried with this one.
     """
     target = Path(tempfile.mkdtemp(dir=folder))
     subprocess.check_call([interpreter, "-m", "venv", target])
@@ -493,7 +497,7 @@ def try_wheels(
     smoke = shutil.copy(ROOT / "tests" / "wheels" / "smoke.py", target)
     first = ["-I", "-c", "import braintrace; print(braintrace.matmul)"]
     options = [*options, *(["own-tests"] if interpreter == (newer_python() or interpreter) else [])]
-    options += ["every-doctor"] if interpreter == Path(sys.executable) else []
+    options += ["pairs"] if interpreter == Path(sys.executable) else []
     matrix = ["-P", str(ROOT / "tests" / "wheels" / "matrix.py"), str(files[0].parent), *options]
     quick = quick_compilation(python)
     with (target / "printed.txt").open("w+") as printed:
@@ -536,6 +540,13 @@ def without_python_path(variables: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in variables.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
+def made(options: Sequence[str]) -> int:
+    """Make the environment and print its interpreter (for .ci/run)."""
+    refuse("environment", options)
+    print(environment())
+    return 0
+
+
 def newest(options: Sequence[str]) -> int:
     """Print a Python newer than this one, when there is one (for .ci/run)."""
     refuse("newest", options)
@@ -559,6 +570,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "docs": docs,
     "wheels": wheels,
     "release": release,
+    "environment": made,
     "newest": newest,
 }
 
@@ -570,7 +582,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *options = arguments
     if name not in COMMANDS:
-        known = ", ".join(command for command in COMMANDS if command != "newest")
+        known = ", ".join(c for c in COMMANDS if c not in ("environment", "newest"))
         print(f"dev.py: unknown command {name!r}; commands are {known}")
         return 2
     return COMMANDS[name](options)

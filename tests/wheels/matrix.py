@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Subsets of the families, installed by file into this interpreter's own environment.
 
-``python -P tests/wheels/matrix.py WHEELS [own-tests] [every-doctor] [every-subset]`` is run by the
+``python -P tests/wheels/matrix.py WHEELS [own-tests] [pairs] [every-subset]`` is run by the
 interpreter of an environment that has core, its dependencies, pytest and hatchling. Subsets are
-none of the families, each, every pair and all, or with ``every-subset`` every one. For each: what
-is present works and what is absent says so; ``braintrace doctor`` agrees, which loads each plugin
-in a process of its own and therefore takes long: it is asked with none, one and all of the plugins,
-and in every subset with ``every-doctor``. With ``own-tests``, each plugin's own tests are run with
-core, that plugin and ``braintrace-testing`` alone; those of an adapter, which is no family, with
-the families that it requires. The tests of the plugin host are run with the
-oldest pluggy and the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a
-foreign distribution that writes over the package is found.
+none of the families, each, with ``pairs`` every pair, and all, or with ``every-subset`` every one.
+For each: what is present works and what is absent says so; ``braintrace doctor`` agrees, which
+loads each plugin in a process of its own and therefore takes long: it is asked with none, one and
+all of the plugins, and in every subset with ``pairs``. With ``own-tests``, each plugin's own tests
+are run with core, that plugin and ``braintrace-testing`` alone; those of an adapter, which is no
+family, with the families that it requires. The tests of the plugin host are run with the oldest
+pluggy and the newest, and those of a plugin that ``braintrace new-plugin`` writes; and a foreign
+distribution that writes over the package is found.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SHARE = {"BRAINTRACE_PROPERTY_RUNS": "0.3"}
 
 
-def subsets(families: Sequence[str], every: bool) -> Iterator[tuple[str, ...]]:
-    """None, each, every pair and all of the families; or every subset.
+def subsets(families: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """None, each, every pair if so wished, and all of the families; or every subset.
 
     Every subset: each is one plugin away from the one before.
     """
-    for size in () if every else (0, 1, 2, len(families)):
+    every = "every-subset" in options
+    for size in () if every else (0, 1, *([2] if "pairs" in options else []), len(families)):
         yield from combinations(families, size)
     for count in range(2 ** len(families) if every else 0):
         code = count ^ (count >> 1)
@@ -91,11 +92,11 @@ def try_subsets(wheels: dict[str, Path], testing: Path, options: Sequence[str]) 
     """
     installed: tuple[str, ...] = tuple(wheels)
     pip("uninstall", "--yes", TESTING)
-    for subset in subsets(tuple(wheels), "every-subset" in options):
+    for subset in subsets(tuple(wheels), options):
         start = time.monotonic()
         change(wheels, installed, subset)
         installed = subset
-        ask = "every-doctor" in options or len(subset) in (0, 1, len(wheels))
+        ask = "pairs" in options or len(subset) in (0, 1, len(wheels))
         run("-I", HERE / "subset.py", *(["--doctor"] if ask else []), *subset)
         tests = ""
         if "own-tests" in options and len(subset) == 1:

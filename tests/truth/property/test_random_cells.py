@@ -31,6 +31,7 @@ from .programs import Program, Way, cases, sequence, single_steps
 
 RUNS = float(os.environ.get("BRAINTRACE_PROPERTY_RUNS", "1"))
 RTOL = 1e-9
+SIMPLER = 30
 
 #: What a good part of the cells has, so that a run is not about trivial ones.
 OFTEN = ("gradients", "traces", "late reads", "direct parts", "several groups", "several states")
@@ -163,15 +164,20 @@ def run(count: int, drawn: Any, scope: str = "diagonal") -> Tally:
 
 
 def explore(count: int, drawn: Any, check: Callable[[Any], None]) -> None:
-    """Draw cases, each checked once."""
+    """Draw cases, each checked once, and few after one that fails: simpler ones."""
+    after: list[Any] = []
 
     @cache  # shrinking changes many bytes that no choice is read from
     def outcome(case: Any) -> Exception | None:
-        try:
-            check(case)
-        except Exception as error:
-            return error
-        return None
+        error = None
+        if len(after) < SIMPLER:
+            try:
+                check(case)
+            except Exception as raised:
+                error = raised
+        if error or after:
+            after.append(case)
+        return error
 
     @settings(
         max_examples=round(count * RUNS),
@@ -180,6 +186,7 @@ def explore(count: int, drawn: Any, check: Callable[[Any], None]) -> None:
         deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
     )
     @given(case=drawn)
     def property_(case: Any) -> None:
