@@ -175,7 +175,7 @@ def test_features_have_inputs_in_the_order_of_their_names_and_then_of_time():
 
 
 def test_hashed_features_fit_where_there_is_an_input_for_each():
-    hashed = preprocessing.FeatureHasher(n_features=4)
+    hashed = preprocessing.FeatureHasher(n_features=4, seed=0)  # a seed at random by default
     model = hashed | RecurrentRegressor(Leaky, features=4, seed=0)
     for k in range(20):  # no warning
         model.learn_one({f"f{k}": 1.0}, 0.0)

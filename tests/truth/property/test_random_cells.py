@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import braintrace as bt
+from braintrace.compiler.delay_lines import with_delay_lines
 from braintrace.testing import OracleResult, assert_tree_close, d_rtrl_oracle
 
 from .models import Cell, data, loss_fn
@@ -108,7 +109,8 @@ def of_steps(learner: Any) -> Any:
 def check(program: Program, way: Way, tally: Tally, scope: Any) -> None:
     """The gradient is that of the oracle, or the cell is refused with its place."""
     model, (xs, ys) = Cell(program), data(program, way.total)
-    result = d_rtrl_oracle(model, (xs, ys), loss_fn, recurrence_scope=scope)
+    hidden, groups = with_lines(program, model, xs[0])
+    result = d_rtrl_oracle(hidden, (xs, ys), loss_fn, groups=groups, recurrence_scope=scope)
     size = _norm(result.grads)
     if not (result.groups and np.isfinite(size) and size < 1e8):
         return
@@ -127,6 +129,29 @@ def check(program: Program, way: Way, tally: Tally, scope: Any) -> None:
     found = gradient(learner, way, xs, ys)
     kept = result.grads.keys() - moving(learner)
     compare({path: found[path] for path in kept}, {path: result.grads[path] for path in kept})
+
+
+def with_lines(program: Program, model: Cell, x: Any) -> tuple[Cell, Any]:
+    """The cell with delay lines of one step as hidden states, for the oracle, and its groups.
+
+    Which of the other states are lines, and of which group, is the compiler's word; without lines
+    the oracle finds the groups itself.
+    """
+    if all(state.kind != "other" for states in program.layers for state in states):
+        return model, None
+    minfo = with_delay_lines(bt.extract_module_info(model, x))
+    lines = [slot.state for slot in minfo.slots if slot.steps_along is not None]
+    if not lines:
+        return model, None
+    layers = tuple(
+        tuple(
+            replace(spec, kind="plain") if any(state is line for line in lines) else spec
+            for spec, state in zip(specs, states, strict=True)
+        )
+        for specs, states in zip(program.layers, model.states, strict=True)
+    )
+    groups, _ = bt.find_hidden_groups_from_minfo(minfo)
+    return Cell(replace(program, layers=layers)), [group.hidden_paths for group in groups]
 
 
 def moving(learner: Any) -> set[Any]:

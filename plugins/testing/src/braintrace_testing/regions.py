@@ -9,7 +9,7 @@ drive the state, its *ends*: hidden values, and results of any other equation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -334,6 +334,24 @@ def _homes(
     def shape(z: int) -> tuple[int, ...]:
         return tuple(program.avals[z].shape)
 
+    def follows(starts: dict[int, Any], h: Hidden, passes: Callable[[Edge], bool]) -> bool:
+        """Whether a state depends on values, given with their positions, by position alone."""
+        sources = starting_at(program, [*starts], NEAR)
+        from_ = np.concatenate([*starts.values()])
+        found = np.zeros((h.positions.size, from_.size), bool)
+        for jacobians in steps:
+            reached = path_sums(
+                program.edges,
+                jacobians,
+                sources,
+                lambda edge, mode: None if edge.crosses or not passes(edge) else mode,
+            )
+            found |= arriving_at(program, reached, [h.new], from_.size) != 0
+        return bool(found.any() and not (found & (h.positions[:, None] != from_)).any())
+
+    def passes_none(edge: Edge) -> bool:
+        return edge.source not in news
+
     for k, members in enumerate(groups):
         for h in members:
             reached = near.directly([h.old, h.new], news)
@@ -341,15 +359,21 @@ def _homes(
                 if one[1] in reached | {h.old, h.new} and shape(one[1]) == h.varshape:
                     join(k, one)
     for one in filters:
-        u = uniform[one[0]]
-        if not _is_near(program, u, one[1], steps):
+        u, n = uniform[one[0]], shape(one[1])
+        end = np.resize(np.arange(math.prod(n)), program.size(one[1]))
+        if n != u.hidden.varshape or not follows({one[1]: end}, u.hidden, u.edges.__contains__):
             continue
+        place = u.hidden.positions
+        both = {u.hidden.old: place, u.hidden.new: place}
         reached = near.directly([u.hidden.old, u.hidden.new], news)
         for k, members in enumerate(groups):
-            if any(h.new in reached and h.varshape == shape(one[1]) for h in members):
+            if any(
+                h.new in reached and h.varshape == n and follows(both, h, passes_none)
+                for h in members
+            ):
                 join(k, one)
         for other in filters:
-            if other[1] in reached and shape(other[1]) == shape(one[1]):
+            if other[1] in reached and shape(other[1]) == n:
                 join(one, other)
     return tuple(
         Home(
@@ -358,22 +382,3 @@ def _homes(
         )
         for part in parts
     )
-
-
-def _is_near(
-    program: Program, uniform: Uniform, end: int, steps: Sequence[Sequence[np.ndarray]]
-) -> bool:
-    """Whether an end leads to the state across no ETP equation, position by position."""
-    if program.avals[end].shape != uniform.hidden.varshape:
-        return False
-
-    def rule(edge: Edge, mode: Any) -> Any:
-        return None if edge.crosses or edge not in uniform.edges else mode
-
-    place, n = uniform.hidden.positions, program.size(end)
-    found = np.zeros((place.size, n), bool)
-    for jacobians in steps:
-        reached = path_sums(program.edges, jacobians, starting_at(program, [end], NEAR), rule)
-        found |= arriving_at(program, reached, [uniform.hidden.new], n) != 0
-    far = place[:, None] != np.resize(np.arange(math.prod(uniform.hidden.varshape)), n)
-    return bool(found.any() and not (found & far).any())
