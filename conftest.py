@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
-OF_NUMBERS = "conformance devices platform/test_docstrings.py published/test_programs.py truth unit"
+OF_NUMBERS = "benchmarks conformance devices platform/test_docstrings.py published/test_programs.py"
+OF_NUMBERS += " truth unit"
 NUMBERS = {ROOT / "plugins", *(ROOT / "tests" / name for name in OF_NUMBERS.split())}
 FEWEST = 4
 

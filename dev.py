@@ -294,6 +294,7 @@ def quick_compilation(python: Path) -> dict[str, str]:
         if output(str(python), "-c", code, variables={**cpu, "XLA_FLAGS": option}) == "known":
             known.append(option)
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    kept |= {"JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "1"}  # in compiled programs; a tenth of lowering
     return {**kept, "XLA_FLAGS": " ".join([*known, own]).strip()}
 
 
