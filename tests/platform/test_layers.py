@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 891,
-    "ops": 2848,
+    "base": 889,
+    "ops": 2841,
     "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
-    "compiler": 8146,
+    "compiler": 8135,
     "executor": 2214,
     "files": 934,
     "cli": 739,
-    "algorithms": 3188,
-    "drivers": 3475,
-    "learners": 4037,
-    "modules": 817,
+    "algorithms": 3180,
+    "drivers": 3471,
+    "learners": 4039,
+    "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_895, 11_653
-WHOLE_CORE = 32_102
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_867, 11_631
+WHOLE_CORE = 32_070
 
 
 def module_of(file: Path) -> str:

@@ -110,7 +110,5 @@ INSTEAD = {
         **dict.fromkeys(_PRIVATE_MODULES.split(), _PRIVATE),
         "train_synthetic_gradient": "braintrace.DNI, which trains its predictions with the weights",
     },
-    "nn": {
-        **{name: f"brainpy.state.{name}" for name in _NEURONS.split()},
-    },
+    "nn": {**{name: f"brainpy.state.{name}" for name in _NEURONS.split()}},
 }

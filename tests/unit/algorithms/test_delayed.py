@@ -37,6 +37,10 @@ class Line(brainstate.nn.Module):
         self.line = brainstate.ShortTermState(jnp.zeros((self.steps, B, UNITS)))
         self.t = brainstate.ShortTermState(jnp.zeros((), int))
 
+    def reset_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        for state in brainstate.graph.states(self, brainstate.ShortTermState).values():
+            state.value = jnp.zeros_like(state.value)
+
     def update(self, x: Any) -> Any:
         old, k = self.line.value, self.t.value % self.steps
         late = old[k] if self.ring else old[-1]
@@ -89,7 +93,7 @@ def test_blocks_and_carried_traces(options: Any) -> None:
     assert isinstance(learner.rule, DelayedDRTRLRule) == nilpotent
     assert_tree_close(gradient(learner, XS, carry_trace=False), exact, rtol=1e-9)
     for size in (1, 3, "auto"):
-        learner = compiled(Line(**options))
+        learner.reset_state(B, model_states=True)
         first = gradient(learner, XS[:12], block_size=size)
         found = jax.tree.map(jnp.add, first, gradient(learner, XS[12:], block_size=T))
         assert_tree_close(found, exact, rtol=1e-9)

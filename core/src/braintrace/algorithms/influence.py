@@ -235,11 +235,7 @@ class InfluenceRule(LearningRule):
         return jax.lax.scan(one, start, (jnp.arange(steps), kept))[0]
 
     def _moved(
-        self,
-        traces: Traces,
-        kept: Sequence[Any],
-        params: Mapping[Path, Any],
-        begins: bool = False,
+        self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any], begins: bool = False
     ) -> Traces:
         """The traces after a step."""
         new = self._unmasked(traces, kept, params, begins)
@@ -249,11 +245,7 @@ class InfluenceRule(LearningRule):
         )
 
     def _unmasked(
-        self,
-        traces: Traces,
-        kept: Sequence[Any],
-        params: Mapping[Path, Any],
-        begins: bool = False,
+        self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any], begins: bool = False
     ) -> list[jax.Array]:
         """``J M + P``; ``P`` where nothing is before the step."""
         info = self.executor.graph.module_info

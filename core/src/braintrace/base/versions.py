@@ -275,9 +275,7 @@ def _is_float_dtype(dtype: Any) -> bool:
 
 
 def install_rules(
-    primitive: Primitive,
-    impl: Callable[..., Array],
-    batch: Callable[..., tuple[Array, int]],
+    primitive: Primitive, impl: Callable[..., Array], batch: Callable[..., tuple[Array, int]]
 ) -> None:
     """Give ``primitive`` evaluation, lowering, JVP, transposition and batching from ``impl``.
 

@@ -143,12 +143,7 @@ def compile_etrace_graph(
         graph = filtered(graph)
     if downstream == "exact":
         graph = _with_exact_credit(graph, analysed, filtered)
-    finders = (
-        operation_findings,
-        group_findings,
-        model_findings,
-        downstream_findings,
-    )
+    finders = (operation_findings, group_findings, model_findings, downstream_findings)
     records = (record for find in finders for record in find(graph))
     foreign = foreign_findings(model, graph)
     graph = replace(graph, diagnostics=Records((*records, *foreign, *graph.diagnostics)))

@@ -18,11 +18,7 @@ from .keywords import shown
 from .module_info import ModuleInfo, StateKind, StateSlot
 
 
-def checked_args(
-    info: ModuleInfo,
-    args: tuple[Any, ...],
-    remedy: str | None = None,
-) -> list[Any]:
+def checked_args(info: ModuleInfo, args: tuple[Any, ...], remedy: str | None = None) -> list[Any]:
     """The leaves of the arguments of a step, as compiled; ``remedy``: what to do about shapes."""
     args = in_units_of(info.arg_treedef, info.with_environment(args))
     treedef = jax.tree.structure(args)

@@ -163,11 +163,7 @@ def credited_paths(graph: ETraceGraph) -> list[Path]:
 
 
 def credit_at_start(
-    graph: ETraceGraph,
-    bars: Mapping[Path, Any],
-    states: Any,
-    params: Any,
-    filters: Sequence[Path],
+    graph: ETraceGraph, bars: Mapping[Path, Any], states: Any, params: Any, filters: Sequence[Path]
 ) -> tuple[dict[Path, Any], dict[Path, Any]]:
     """Cotangents of filters and parameters from those of such states, where a window starts."""
     moving, exact = graph.moving, graph.exact

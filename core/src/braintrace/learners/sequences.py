@@ -260,26 +260,10 @@ def etrace_update(
     update = as_optimizer(self, optimizer, weights)
     bar = Progress(-(-steps // every) if progress else 0)
 
-    def update_after(now: Any, mask: Any) -> Any:
-        found = gradient(self, options, now, mask)
-        names = options.names(self.param_states).items()
-
-        def move() -> list[tuple[str, Any]]:
-            update(options.by_key(found.grads))
-            return [(f"{name} after its update", state.value) for state, name in names]
-
-        def useless(after: list[tuple[str, Any]]) -> jax.Array:
-            finite = guards.Flags(guards.finite_of(after), {})
-            return guards.failed(found.flags).all() | guards.failed(finite)
-
-        after, _ = undo.unless(move, useless) if check == SKIP else (move(), None)
-        flags = guards.and_at_end(found.flags, after) if check else None
-        return found._replace(flags=flags)
-
     def run(sequences: Any, mask: Any) -> Any:
         def one(carry: None, numbered: Any) -> tuple[None, Any]:
             number, (mask, *now) = numbered
-            found = update_after(tuple(now), mask)
+            found = _updated(self, options, update, tuple(now), mask)
             bar.advance(number, found.losses)
             return carry, (found.losses, (found.aux, found.flags), None)
 
@@ -296,6 +280,24 @@ def etrace_update(
 
     key = (step_fn, "update", options, every, update, bar)
     return _finished(check, self._drivers.get(key, run), (sequences, mask), finish)
+
+
+def _updated(learner: Running, options: GradOptions, update: Any, now: Any, mask: Any) -> Any:
+    """The gradient of some steps, after which the weights are changed."""
+    found = gradient(learner, options, now, mask)
+    names = options.names(learner.param_states).items()
+
+    def move() -> list[tuple[str, Any]]:
+        update(options.by_key(found.grads))
+        return [(f"{name} after its update", state.value) for state, name in names]
+
+    def useless(after: list[tuple[str, Any]]) -> jax.Array:
+        finite = guards.Flags(guards.finite_of(after), {})
+        return guards.failed(found.flags).all() | guards.failed(finite)
+
+    after, _ = undo.unless(move, useless) if options.check == SKIP else (move(), None)
+    flags = guards.and_at_end(found.flags, after) if options.check else None
+    return found._replace(flags=flags)
 
 
 def etrace_evolve(

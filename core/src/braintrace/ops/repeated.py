@@ -89,7 +89,7 @@ def repeat(one: ETPPrimitive, operands: list[Any], params: dict[str, Any]) -> ja
         return repeated(one).bind(*operands, **params)
     i: int = one.spec.x_invar_index  # type: ignore[assignment]
     x = operands[i]
-    y = one.bind(*operands[:i], _folded(x), *operands[i + 1 :], **params)
+    y = one.bind(*operands[:i], x.reshape(-1, *x.shape[2:]), *operands[i + 1 :], **params)
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -108,7 +108,3 @@ def _batch(
     folded = x.reshape(x.shape[0], -1, *x.shape[3:])
     y = primitive.bind(*args[:i], folded, *args[i + 1 :], **params)
     return y.reshape(*x.shape[:3], *y.shape[2:]), 1
-
-
-def _folded(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])

@@ -13,7 +13,7 @@ from ...base.errors import NotSupportedError
 from ...base.types import Path, show_path
 from ...base.versions import Var
 from ...jaxprs.positions.alignment import align
-from ..groups import Groups, HiddenGroup, member_of
+from ..groups import Groups, member_of
 from ..module_info import CreditFilter, ModuleInfo
 from ..reach import Reach
 from ..uniform.state import UniformState
@@ -152,12 +152,11 @@ def _keeps_examples(credit: ExactCredit, key: Key, member: Member) -> bool:
         shape = tuple(var.aval.shape) if source is None else source.group.varshape
         if not shape or not result.ndim or shape[0] != result.varshape[0]:
             return False
-        own = {} if source is None else _states_of(source.group)
+        own = {}
+        if source is not None:
+            of = source.group
+            own = of.state_axes_of(of.hidden_invars) | of.state_axes_of(of.hidden_outvars)
         found = align(way.eqns, var, [member.new], result.ndim, len(shape), {**own, **lines})
         return found is None or shape[0] == 1 or found.axes[0] == 0
 
     return all(map(kept, way.ins))
-
-
-def _states_of(group: HiddenGroup) -> dict[Var, int]:
-    return group.state_axes_of(group.hidden_invars) | group.state_axes_of(group.hidden_outvars)

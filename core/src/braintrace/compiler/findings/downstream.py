@@ -115,8 +115,7 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     seeds: dict[Any, Marks] = {v: frozenset({p}) for (p, _), v in info.parameter_leaves.items()}
     seeds |= {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
     marks = info.credit(
-        seeds,
-        emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member),
+        seeds, emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member)
     )
 
     def behind(atoms: Iterable[Any]) -> Marks:

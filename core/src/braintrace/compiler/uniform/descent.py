@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -247,7 +247,8 @@ class Descent:
             raise NotUniform(f"its old value leads to it in more than {MOST_TERMS} ways")
         for atom in (f.atom for f in factors if f.atom is not None):
             leaves = self.step.minfo.trained_by(atom)
-            if self.step.credit(atom) and (self.step.moves(atom) or not self.are_numbers(leaves)):
+            sizes = {self.step.minfo.parameter_leaves[leaf].aval.size for leaf in leaves}
+            if self.step.credit(atom) and (self.step.moves(atom) or sizes - {1}):
                 raise NotUniform("its leak depends on a hidden state or on many parameters")
             self.trained |= dict.fromkeys(sorted(leaves, key=str))
             if self.is_uniform(atom):
@@ -256,10 +257,6 @@ class Descent:
                 raise NotUniform("its leak is not the same at all positions")
             self.by_position.append(self.step.constant(atom))
         self.leak.append(factors)
-
-    def are_numbers(self, leaves: Iterable[Leaf]) -> bool:
-        """Whether parameter leaves are single numbers."""
-        return all(self.step.minfo.parameter_leaves[leaf].aval.size == 1 for leaf in leaves)
 
     def source(self, atom: Atom, factors: Factors, barrier: bool, trained: bool) -> UniformSource:
         """What drives the state by a value that is followed no further."""

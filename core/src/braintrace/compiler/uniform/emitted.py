@@ -136,14 +136,13 @@ class Emitted:
             return False
         values = {info.hidden_path_to_invar[p]: frozenset({0}) for p in group.hidden_paths}
         values |= {info.hidden_path_to_outvar[p]: frozenset({0}) for p in group.hidden_paths}
-        scaled = depends(info.eqns, values, lambda i, eqn, k: _is_scaled(eqn, k))
+
+        def is_scaled(i: int, eqn: JaxprEqn, k: int) -> bool:
+            return is_sum(eqn) or k in PRODUCTS.get(eqn.primitive.name, ())
+
+        scaled = depends(info.eqns, values, is_scaled)
         whole = (info.eqns[i] for i, _ in places if i != RESULT)
         return not scaled.keys().isdisjoint(places.values()) or any(map(_sums_up, whole))
-
-
-def _is_scaled(eqn: JaxprEqn, operand: int) -> bool:
-    """Whether an equation is linear in one of its operands."""
-    return is_sum(eqn) or operand in PRODUCTS.get(eqn.primitive.name, ())
 
 
 def _sums_up(eqn: JaxprEqn) -> bool:

@@ -207,86 +207,90 @@ class Run:
 
     def mapped(self, uniform: UniformState, at: At) -> Any:
         """``sum_r A_r(w) q_r`` of the filters ``at`` the keys of a state."""
-        parts = range(len(uniform.parts))
-        found = sum_of_parts([self.mapped_part(uniform, at, r) for r in parts], uniform)
+        new = self.info.outvars_of(uniform.slot)[0]
+        parts = (MappedPart(self, uniform, at, r) for r in range(len(uniform.parts)))
+        found = sum_of_parts([part.value(new) for part in parts], uniform)
         for leaf in uniform.trained:
             value = self.env[self.info.parameter_leaves[leaf]].reshape(())
             found = found + at((leaf,)) * (value - jax.lax.stop_gradient(value))
         return found
 
-    def mapped_part(self, uniform: UniformState, values: At, part: int) -> Any:
-        """That of the filters with one of the leaks."""
 
-        def at(key: Key) -> Any:
-            return values((*key, part))
+class MappedPart:
+    """What :meth:`Run.mapped` finds from the filters with one of the leaks of a state."""
 
-        known: dict[Atom, Any] = {}
-        least = jnp.dtype(jnp.float32)  # filters end far behind what half precision holds
+    least = jnp.dtype(jnp.float32)  # filters end far behind what half precision holds
 
-        def kind(atom: Atom) -> Any:
-            return widened_dtype(atom.aval.dtype, least)
+    def __init__(self, run: Run, uniform: UniformState, values: At, part: int) -> None:
+        self.run, self.uniform, self.values, self.part = run, uniform, values, part
+        self.known: dict[Atom, Any] = {}
 
-        def value(atom: Atom) -> Any:
-            if atom not in known:
-                known[atom] = leaf(atom) if atom in uniform.sources else of_equation(atom)
-            return known[atom]
+    def at(self, key: Key) -> Any:
+        return self.values((*key, self.part))
 
-        def leaf(atom: Atom) -> Any:
-            source, like, own = uniform.sources[atom], atom.aval, at((atom,))
-            own = jnp.zeros(like.shape) if own is None else own
-            if source.of is not None:
-                found = self.mapped(self.uniform[source.of], lambda key: at((atom, *key)))
-                found = found.astype(kind(atom))
-                if self.moving.keeps_traces:
-                    return own.astype(kind(atom)) + found
-                return with_credit(own.astype(kind(atom)), found) if source.trained else found
-            return own.astype(kind(atom))
+    def kind(self, atom: Atom) -> Any:
+        return widened_dtype(atom.aval.dtype, self.least)
 
-        def of_equation(var: Var) -> Any:
-            if var not in uniform.region:  # the old value: it is in the filters
-                return jnp.zeros(var.aval.shape, kind(var))
-            eqn, followed = uniform.region[var]
-            if is_sum(eqn):
-                found = of_sum(eqn, {k: value(eqn.invars[k]) for k in followed}, var)
-                if var not in uniform.affine:
-                    return found
-                behind = uniform.affine[var].behind
-                once = of_sum(eqn, {k: read(self.env, eqn.invars[k]) for k in behind}, var)
-                return found + _along_first(at((var,)), once.ndim).astype(once.dtype) * once
-            (k,) = followed
-            moved = value(eqn.invars[k])
-            if any(self.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
-                return jnp.broadcast_to(moved, var.aval.shape)
-            operands = [moved if i == k else self.held(a) for i, a in enumerate(eqn.invars)]
-            (found,) = bound_in(least, eqn, operands)
-            return found + of_constant(var, operands, k) if var in uniform.affine else found
+    def value(self, atom: Atom) -> Any:
+        """The value of a variable between the sources and the new value."""
+        if atom not in self.known:
+            found = self.leaf if atom in self.uniform.sources else self.of_equation
+            self.known[atom] = found(atom)
+        return self.known[atom]
 
-        def of_sum(eqn: Any, given: Mapping[int, Any], var: Var) -> Any:
-            """The sum of some operands."""
-            if eqn.primitive.name == "select_n" and self.moves(eqn.invars[0]):
-                return sum(given.values(), jnp.zeros(var.aval.shape, kind(var)))
-            operands = [
-                given[k]
-                if k in given
-                else jnp.zeros(a.aval.shape, kind(a))
-                if versions.is_float(a.aval)
-                else read(self.env, a)
-                for k, a in enumerate(eqn.invars)
-            ]
-            return bound_in(least, eqn, operands)[eqn.outvars.index(var)]
+    def leaf(self, atom: Atom) -> Any:
+        source, own = self.uniform.sources[atom], self.at((atom,))
+        own = (jnp.zeros(atom.aval.shape) if own is None else own).astype(self.kind(atom))
+        if source.of is None:
+            return own
+        run, at = self.run, self.at
+        found = run.mapped(run.uniform[source.of], lambda key: at((atom, *key)))
+        found = found.astype(self.kind(atom))
+        if run.moving.keeps_traces:
+            return own + found
+        return with_credit(own, found) if source.trained else found
 
-        def of_constant(var: Var, operands: list[Any], k: int) -> Any:
-            """``(q_1 - 1) op(0)``: of the constant ``op(0)``, so much is missing in ``op(q)``."""
-            (eqn, _), affine = uniform.region[var], uniform.affine[var]
-            operands = [
-                v if i in affine.behind else jax.lax.stop_gradient(v)
-                for i, v in enumerate(operands)
-            ]
-            operands[k] = jnp.zeros_like(operands[k])
-            (once,) = bound_in(least, eqn, operands)
-            return _along_first(at((var,)) - 1, once.ndim).astype(once.dtype) * once
+    def of_equation(self, var: Var) -> Any:
+        run, affine = self.run, self.uniform.affine
+        if var not in self.uniform.region:  # the old value: it is in the filters
+            return jnp.zeros(var.aval.shape, self.kind(var))
+        eqn, followed = self.uniform.region[var]
+        if is_sum(eqn):
+            found = self.of_sum(eqn, {k: self.value(eqn.invars[k]) for k in followed}, var)
+            if var not in affine:
+                return found
+            behind = {k: read(run.env, eqn.invars[k]) for k in affine[var].behind}
+            once = self.of_sum(eqn, behind, var)
+            return found + _along_first(self.at((var,)), once.ndim).astype(once.dtype) * once
+        (k,) = followed
+        moved = self.value(eqn.invars[k])
+        if any(run.moves(a) for i, a in enumerate(eqn.invars) if i != k):  # it is in time
+            return jnp.broadcast_to(moved, var.aval.shape)
+        operands = [moved if i == k else run.held(a) for i, a in enumerate(eqn.invars)]
+        (found,) = bound_in(self.least, eqn, operands)
+        return found + self.of_constant(var, operands, k) if var in affine else found
 
-        return value(self.info.outvars_of(uniform.slot)[0])
+    def of_sum(self, eqn: Any, given: Mapping[int, Any], var: Var) -> Any:
+        """The sum of some operands."""
+        if eqn.primitive.name == "select_n" and self.run.moves(eqn.invars[0]):
+            return sum(given.values(), jnp.zeros(var.aval.shape, self.kind(var)))
+
+        def other(atom: Atom) -> Any:
+            if versions.is_float(atom.aval):
+                return jnp.zeros(atom.aval.shape, self.kind(atom))
+            return read(self.run.env, atom)
+
+        operands = [given[k] if k in given else other(a) for k, a in enumerate(eqn.invars)]
+        return bound_in(self.least, eqn, operands)[eqn.outvars.index(var)]
+
+    def of_constant(self, var: Var, operands: Sequence[Any], k: int) -> Any:
+        """``(q_1 - 1) op(0)``: of the constant ``op(0)``, so much is missing in ``op(q)``."""
+        (eqn, _), behind = self.uniform.region[var], self.uniform.affine[var].behind
+        held = jax.lax.stop_gradient
+        operands = [v if i in behind else held(v) for i, v in enumerate(operands)]
+        operands[k] = jnp.zeros_like(operands[k])
+        (once,) = bound_in(self.least, eqn, operands)
+        return _along_first(self.at((var,)) - 1, once.ndim).astype(once.dtype) * once
 
 
 def sum_of_parts(values: Sequence[Any], uniform: UniformState) -> Any:

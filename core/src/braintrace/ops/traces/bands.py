@@ -173,7 +173,9 @@ class Bands:
         count = range(len(states))
         bands = bands_of(tuple(tuple((i, j) in source for j in count) for i in count))
         if not bands:
-            whole = jnp.zeros(_square(self.values[0], len(states), lead), self.values[0].dtype)
+            like = self.values[0]
+            shape = *like.shape[:lead], len(states), len(states), *like.shape[lead + 1 :]
+            whole = jnp.zeros(shape, like.dtype)
             before = (slice(None),) * lead
             for b, values in enumerate(self.values):
                 own = [(k, *entry) for entry, (n, k) in source.items() if n == b]
@@ -287,8 +289,3 @@ def bands_of_products(bands: tuple[Band, ...], num_state: int) -> tuple[Band, ..
     for _ in range(num_state.bit_length()):
         known = known.astype(np.float32) @ known.astype(np.float32) > 0
     return bands_of(tuple(map(tuple, known.tolist())))
-
-
-def _square(band: jax.Array, states: int, lead: int) -> tuple[int, ...]:
-    """The shape of a whole matrix [*lead, S, S, ..] with such a band [*lead, n, ..]."""
-    return (*band.shape[:lead], states, states, *band.shape[lead + 1 :])
