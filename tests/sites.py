@@ -58,6 +58,9 @@ library.distributions = lambda **options: (
 """
 
 
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # programs are small
+
+
 def source(family: str, *primitives: str, api: tuple[int, int] = (1, 0), version: str = "") -> str:
     """The module of a correct plugin; ``op`` binds the first primitive."""
     return PLUGIN.format(family=family, primitives=primitives, api=api, version=version)
@@ -128,7 +131,7 @@ def run() -> Callable[..., Any]:
     def in_fresh_interpreter(code: str, *sites: Site, env: Mapping[str, str] | None = None) -> Any:
         variables = {k: v for k, v in os.environ.items() if not k.startswith("BRAINTRACE_")}
         paths = [str(s.folder) for s in sites] + [variables.get("PYTHONPATH", "")]
-        variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(env or {})}
+        variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **QUICK, **(env or {})}
         program = (
             "import json, sys\n"
             "def out(value): print('OUT' + json.dumps(value))\n" + textwrap.dedent(code)
@@ -185,7 +188,7 @@ def command(site):
     def run(*arguments, env=None):
         variables = {k: v for k, v in os.environ.items() if not k.startswith("BRAINTRACE_")}
         path = [str(site.folder), variables.get("PYTHONPATH", "")]
-        variables |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), **(env or {})}
+        variables |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), **QUICK, **(env or {})}
         done = subprocess.run(
             [sys.executable, "-m", "braintrace", *arguments],
             env=variables, capture_output=True, text=True, cwd=site.folder.parent,
