@@ -39,6 +39,18 @@ class BelowALeak(brainstate.nn.Module):
         return self.y.value
 
 
+class Shown(brainstate.nn.Module):
+    """A cell, and a readout whose parameters are not all operands of products."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.cell, self.readout = bt.nn.GRUCell(inputs, units), brainstate.nn.Linear(units, 4)
+        self.gain = brainstate.ParamState(jnp.ones(units, brainstate.environ.dftype()))
+
+    def update(self, x: Any) -> Any:
+        return self.readout(self.cell(x) * self.gain.value)
+
+
 def mesh(kind: str, *shape: int) -> Any:
     """A mesh of ``shape``: axes ``data`` and, if there is a second one, ``model``."""
     axes = ("data", "model")[: len(shape)]

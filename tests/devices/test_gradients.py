@@ -109,12 +109,15 @@ class Leaky(brainstate.nn.Module):
         return self.h.value
 
 
-@pytest.mark.parametrize("family", ["einsum", "embedding", "readout"])
+@pytest.mark.parametrize("family", ["einsum", "embedding", "readout", "shown", "shown by rtrl"])
 def test_contractions_tables_and_filters(family: str) -> None:
     """Compiled on the mesh, too."""
     rng = np.random.default_rng(0)
     model: Any = meshes.BelowALeak
-    if family == "readout":
+    rule = "rtrl" if family.endswith("rtrl") else "d_rtrl"
+    if "shown" in family:
+        model = partial(meshes.Shown, 3, 4)
+    if family == "readout" or "shown" in family:
         xs = jnp.asarray(rng.normal(size=(4, 8, 3)))
     elif family == "einsum":
         xs = jnp.asarray(rng.normal(size=(4, 8, 2, 3)))
@@ -127,10 +130,10 @@ def test_contractions_tables_and_filters(family: str) -> None:
         brainstate.random.seed(0)
         built = model()
         with nullcontext() if on is None else jax.set_mesh(on):
-            learner = bt.compile(built, "d_rtrl", xs[0], batch_size=8)
+            learner = bt.compile(built, rule, xs[0], batch_size=8)
             given = xs
             if on is not None:
-                units = "model" if "model" in on.axis_names else None
+                units = "model" if "model" in on.axis_names and rule == "d_rtrl" else None
                 learner.shard(on, batch="data", units=units)
                 given = jax.device_put(xs, jax.NamedSharding(on, jax.P(None, "data")))
             grads = learner.etrace_grad(

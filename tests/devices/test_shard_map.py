@@ -24,11 +24,15 @@ from . import meshes
 P, DATA = jax.P, jax.P(None, "data")
 CASES = [
     *(Case("dense", rule) for rule in ("d_rtrl", "pp_prop", "eprop", "snap-2", "rtrl")),
-    *(Case("dense", rule) for rule in ("three-factor-standing", "d_rtrl-coupled")),
+    *(Case("dense", rule) for rule in ("three-factor-standing", "d_rtrl-coupled", "uoro")),
     *(Case(model) for model in "lstm conv sparse lora groups tokens element-wise own lif".split()),
     *(Case("dense", "d_rtrl", d) for d in ("update", "update-1", "call", "carried", "block-1")),
     Case("dense", "pp_prop", "windows-2"),
     Case("dense", "rtrl", "call"),
+    Case("dense", "uoro", "call"),
+    Case("dense", "uoro", "update-1"),
+    Case("dense", "pp_prop", "update-1"),
+    Case("dense", "pp_prop", "call"),
 ]
 
 

@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 889,
-    "ops": 2841,
+    "base": 927,
+    "ops": 2886,
     "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
     "compiler": 8135,
-    "executor": 2214,
+    "executor": 2232,
     "files": 934,
     "cli": 739,
-    "algorithms": 3180,
-    "drivers": 3471,
-    "learners": 4039,
+    "algorithms": 3229,
+    "drivers": 3583,
+    "learners": 4048,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 18_867, 11_631
-WHOLE_CORE = 32_070
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_017, 11_724
+WHOLE_CORE = 32_341
 
 
 def module_of(file: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 import braintrace as bt
 from braintrace.algorithms import Block, ParamDimRule
 from braintrace.algorithms.base import accept_old_name, add, check_jacobians
+from braintrace.testing import assert_tree_close
 from tests import zoo
 from tests.unit.algorithms.blocks import block_of, ready
 
@@ -107,3 +108,22 @@ def test_what_a_rule_inherits() -> None:
     ]
     assert jnp.allclose(found["weight"], halves[0] + halves[1], rtol=1e-12)
     assert rule.bytes_per_step == 0 and rule.held_by(rule.init(), 0).keys() == {"weight"}
+
+
+def test_parts_of_the_examples_are_added_up_in_the_end() -> None:
+    """Of rules that say so themselves; what others make of a sum is their own."""
+
+    class Own(ParamDimRule):
+        """Looks at sums."""
+
+    parts, whole = jnp.ones((2, 3)), jnp.full(3, 5.0)
+    assert add({"w": parts}, {"w": whole})["w"].tolist() == [7.0] * 3
+    assert add({"w": parts}, {"w": parts})["w"].shape == (2, 3)
+    executor, operands = ready()
+    whole_rule, block = ParamDimRule(executor), block_of(executor)
+    traces = whole_rule.update(None, block_of(executor, seed=1), operands)
+    expected = whole_rule.solve(traces, block, operands)
+    executor.divide(2, None)
+    assert (ParamDimRule(executor).parts, Own(executor).parts) == (2, 1)
+    for rule in (ParamDimRule(executor), Own(executor)):
+        assert_tree_close(rule.solve(traces, block, operands), expected, 1e-12)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 
+import braintrace as bt
 from braintrace.base.errors import NotSupportedError
 from braintrace.base.versions import varying_axes
 from braintrace.drivers import by_device
+from tests import zoo
 
 MESH = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
 X, W = jnp.arange(6.0).reshape(2, 3), jnp.ones(3)
@@ -64,6 +66,39 @@ def test_states_vary_as_what_they_are_made_of() -> None:
         return found[None]
 
     assert float(mapped(run, DATA)[0]) == pytest.approx(float(scanned(X, W)[0]))
+
+
+class Counting(zoo.Leaky):
+    """Counts its steps, and how often its first unit is positive."""
+
+    def init_state(self, batch_size: int) -> None:
+        super().init_state(batch_size)
+        self.steps = brainstate.ShortTermState(jnp.zeros((), int))
+        self.often = brainstate.ShortTermState(jnp.zeros((), int))
+
+    def update(self, x: Any) -> Any:
+        y = super().update(x)
+        self.steps.value = self.steps.value + 1
+        self.often.value = self.often.value + (y[:, 0] > 0).sum()
+        return y
+
+
+def test_a_count_that_no_example_reaches_stays_in_a_loop_as_it_is() -> None:
+    learner = bt.compile(
+        Counting(), "pp_prop", jnp.ones((2, zoo.IN)), batch_size=2, decay_or_rank=0.9
+    )
+    model = learner.model
+
+    def run(x: Any, w: Any) -> Any:
+        with brainstate.StateTraceStack() as trace:
+            by_device.vary_as(learner, x)
+            kinds = [varying_axes(s.value) for s in (model.steps, model.often, model.h)]
+            kinds += [varying_axes(jax.tree.leaves(trace.value)[0]) for trace in learner.traces[:2]]
+            trace.recovery_original_values()
+        assert kinds == [frozenset(), {"data"}, {"data"}, frozenset(), {"data"}]
+        return x
+
+    mapped(run, DATA)
 
 
 def test_what_devices_tell_one_another_in_a_step() -> None:

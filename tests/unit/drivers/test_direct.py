@@ -14,6 +14,7 @@ import pytest
 import braintrace as bt
 from braintrace.base import versions
 from braintrace.drivers.direct import DirectProducts, direct_products
+from braintrace.ops.traces.base import together
 from braintrace.testing import assert_tree_close
 
 RNG = np.random.default_rng(0)
@@ -22,9 +23,9 @@ W, XS = RNG.normal(size=(3, 2)), RNG.normal(size=(4, 5, 3))
 Loss = Callable[[Any, Any], Any]
 
 
-def found(loss: Loss, wanted: bool = True) -> DirectProducts:
+def found(loss: Loss, wanted: bool = True, divided: bool = False) -> DirectProducts:
     jaxpr = versions.make_jaxpr(lambda w, x: (loss(w, x),), W, XS[0])
-    return direct_products(jaxpr, frozenset({0}), frozenset({0} if wanted else ()))
+    return direct_products(jaxpr, frozenset({0}), frozenset({0} if wanted else ()), (), divided)
 
 
 PRODUCTS: dict[str, Loss] = {
@@ -41,6 +42,17 @@ def test_the_gradient_of_a_block_is_the_sum_of_those_of_its_steps(name: str) -> 
     loss = PRODUCTS[name]
     direct = found(loss)
     assert direct.products and 0 not in direct.elsewhere
+    values, recorded, dys = run(direct)
+    assert_tree_close(values, jax.vmap(lambda x: loss(W, x))(XS), 1e-12)
+    expected = jax.vmap(lambda x: jax.grad(loss)(W, x))(XS).sum(0)
+    assert_tree_close(direct.gradients({0: W}, recorded, dys), {0: expected}, 1e-12)
+    in_parts = direct.gradients({0: W}, recorded, dys, 5)[0]
+    assert in_parts.ndim == 2 + (name == "an operation")
+    assert_tree_close(together(in_parts, 2), expected, 1e-12)
+
+
+def run(direct: DirectProducts) -> tuple[Any, Any, Any]:
+    """Values of steps, their records, and the gradients of shifts."""
 
     def step(x: Any) -> Any:
         def of_shifts(shifts: Any) -> Any:
@@ -50,8 +62,24 @@ def test_the_gradient_of_a_block_is_the_sum_of_those_of_its_steps(name: str) -> 
         (value, recorded), dys = jax.value_and_grad(of_shifts, has_aux=True)(direct.shifts())
         return value, recorded, dys
 
-    values, recorded, dys = jax.vmap(step)(XS)
-    assert_tree_close(values, jax.vmap(lambda x: loss(W, x))(XS), 1e-12)
+    found: tuple[Any, Any, Any] = jax.vmap(step)(XS)
+    return found
+
+
+ELEMENTWISE: dict[str, Loss] = {
+    "added": lambda w, x: jnp.sin(x[:, :2] + w[0]).sum(),
+    "scaled, and from 2": lambda w, x: jnp.sin(x[:, :2] * w[1] - (2.0 - w[2]) / x[:, 1:]).sum(),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_products_where_examples_are_divided(name: str) -> None:
+    """Else a sum over them would be one of devices at every step."""
+    loss = ELEMENTWISE[name]
+    assert not found(loss).products
+    direct = found(loss, divided=True)
+    assert direct.products and 0 not in direct.elsewhere
+    _, recorded, dys = run(direct)
     expected = jax.vmap(lambda x: jax.grad(loss)(W, x))(XS).sum(0)
     assert_tree_close(direct.gradients({0: W}, recorded, dys), {0: expected}, 1e-12)
 

@@ -46,6 +46,24 @@ def test_steps_are_added_up(batched: bool, several: bool, monkeypatch: pytest.Mo
     assert_tree_close(found, {"weight": sum(terms)}, 1e-12)
 
 
+@pytest.mark.parametrize("batched, parts", [(True, 2), (True, 3), (False, 2)])
+def test_sums_of_parts_of_the_examples(batched: bool, parts: int) -> None:
+    """Where the examples can be divided so; the whole else."""
+    op = replace(operation(batched), y_aval=jax.ShapeDtypeStruct((4, 2)[not batched :], "float64"))
+    rng = np.random.default_rng(1)
+    xs = jnp.asarray(rng.normal(size=(5, *op.operand_avals[0].shape)))
+    dys = jnp.asarray(rng.normal(size=(5, *op.y_aval.shape)))
+    found = op.contract(xs, dys, OPERANDS, parts)["weight"]
+    whole = op.contract(xs, dys, OPERANDS)["weight"]
+    if not batched or 4 % parts:
+        assert_tree_close(found, whole, 0.0)
+        return
+    each = zip(np.split(xs, parts, 1), np.split(dys, parts, 1), strict=True)
+    own = jnp.stack([op.contract(*pair, OPERANDS)["weight"] for pair in each])
+    assert_tree_close(found, own, 1e-12)
+    assert_tree_close(found.sum(0), whole, 1e-12)
+
+
 def test_a_rule_gets_the_constants_that_it_declares() -> None:
     def rule(x: Any, dy: Any, weights: Any, *, constants: Any) -> Any:
         return {"weight": constants[0]}

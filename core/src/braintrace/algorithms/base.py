@@ -20,7 +20,7 @@ from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
-from ..ops.traces.base import TraceRules, add
+from ..ops.traces.base import TraceRules, add, together
 
 Traces = tuple[Any, ...]
 """A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
@@ -147,6 +147,8 @@ class LearningRule(ABC):
     takes_steps: bool = False
     #: Whether every step is differentiated by itself, whatever the size of a block.
     in_single_steps: bool = False
+    #: Which entries of the traces are the same whatever the examples are: a count, random bits.
+    of_no_example: tuple[int, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -244,6 +246,9 @@ class LearningRule(ABC):
             own = {key: leaf.astype(types[key].dtype) for key, leaf in one.items()}
             own = own or {key: jnp.zeros(v.shape, v.dtype) for key, v in types.items()}
             total[r] = add(total.get(r, {}), own)
+        for link in self.links:
+            r, types = link.relation.index, link.cotangent_types
+            total[r] = {key: together(v, types[key].ndim) for key, v in total[r].items()}
         return [total[r] for r in sorted(total)]
 
     # --- what drivers and learners ask besides -------------------------------------------------
@@ -320,8 +325,17 @@ class ParameterTraces(LearningRule):
             i, entry = link.index, entries.get(link.group.index)
             if traces is not None and entry is not None and rules.num_state:
                 kept, held = self.read(link, entry, 0), operands[link.relation.index]
-                total[i] = add(total[i], rules.solve(link.to_y(kept, 1), traces[i], held))
+                own = link.to_y(kept, 1), traces[i], held
+                total[i] = add(total[i], rules.solve_in_parts(*own, self.parts))
         return total
+
+    @property
+    def parts(self) -> int:
+        """In how many parts cotangents per link are held until :meth:`summed` adds them up.
+
+        Those of a class that does not say so itself are whole.
+        """
+        return self.executor.parts if vars(type(self)).get("adds_up_parts") else 1
 
     def read(self, link: Link, array: jax.Array, *axes: int) -> jax.Array:
         """The entries of the states that a trace of the link has, along axes of states."""

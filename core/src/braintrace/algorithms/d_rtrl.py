@@ -65,6 +65,7 @@ class ParamDimRule(ParameterTraces):
     (2, 7, 4, 1)
     """
 
+    adds_up_parts = True
     of_model: bool = field(default=False, kw_only=True, repr=False, metadata={"saved": False})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,7 +123,7 @@ class ParamDimRule(ParameterTraces):
             if link.index not in met:
                 return self.contracted(link, block, signals, operands)
             x, held = block.jacobians.x[link.relation.index], operands[link.relation.index]
-            return link.operation.contract(x, met[link.index], held)
+            return link.operation.contract(x, met[link.index], held, self.parts)
 
         return [*map(contracted, self.links)], entries
 
@@ -133,7 +134,7 @@ class ParamDimRule(ParameterTraces):
         x, f, _ = block.jacobians.of(link)
         met = meet(f, link.to_y(signals[link.group.index], 2), self._driving(link))
         held = operands[link.relation.index]
-        return link.operation.contract(x, link.sum_to_y(met, 1), held)
+        return link.operation.contract(x, link.sum_to_y(met, 1), held, self.parts)
 
     def _driving(self, link: Link) -> tuple[bool, ...] | None:
         return self.executor.driving(link.index) if self.of_model else None

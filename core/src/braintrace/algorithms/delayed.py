@@ -68,6 +68,8 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
     Traces are a dict of arrays [R, ..] per link, and then :class:`Records`.
     """
 
+    adds_up_parts = True
+
     lag: int = field(default=1, kw_only=True, metadata={"saved": False})
 
     @property
@@ -177,7 +179,8 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         for link in self.links:
             if link.index in met:
                 held = operands[link.relation.index]
-                own = link.operation.contract(x[link.relation.index], met[link.index], held)
+                recorded = x[link.relation.index], met[link.index], held
+                own = link.operation.contract(*recorded, self.parts)
                 total[link.index] = add(total[link.index], own)
         return ParameterTraces.with_entries(self, total, traces, before, operands)
 

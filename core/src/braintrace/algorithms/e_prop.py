@@ -59,6 +59,8 @@ class EPropRule(ParamDimRule):
     (2, 7, 4, 1)
     """
 
+    adds_up_parts = True
+
     kappa: float = 0.0
 
     @property

@@ -47,6 +47,7 @@ from ..executor.tangents import (
     run_cut,
 )
 from ..jaxprs.depends import Along, program_influences
+from ..ops.operation import split
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
 
 NO_BLOCKS = "RTRL runs the steps themselves (run, after_steps, credit), and reads no block"
@@ -271,43 +272,54 @@ class InfluenceRule(LearningRule):
         first: Any = False,
         after: Traces | None = None,
         signals: Sequence[Any] = (),
+        parts: int = 1,
     ) -> dict[Path, Any]:
         """Gradients through the traces, by parameter.
 
         ``olds`` are gradients with respect to old states, by path, which meet the traces in front
         of these steps; ``signals`` those of perturbations, which meet the traces ``after`` them.
+        With ``parts``, those of parts of the examples come first, where all states have them.
         """
         if not self.carried or (traces is None and after is None):
             return {}
+        if any(s.aval.shape[:1] == () or s.aval.shape[0] % parts for s in self.carried):
+            parts = 1
         found = jnp.zeros(self.num_entries)
         if traces is not None:
             leaves = (jax.tree.leaves(olds[s.path])[s.leaf] for s in self.carried)
             old = [v if v.dtype == jax.dtypes.float0 else _unless(first, v) for v in leaves]
-            found = found + self._met(traces, old)
+            found = found + self._met(traces, old, parts)
         if after is not None and signals:
-            found = found + self._met(after, signals)
+            found = found + self._met(after, signals, parts)
         return self._by_path(found, params)
 
-    def _met(self, traces: Traces, signals: Sequence[Any]) -> jax.Array:
-        """``< signal, M >`` [P] of all carried states."""
+    def _met(self, traces: Traces, signals: Sequence[Any], parts: int) -> jax.Array:
+        """``< signal, M >`` [P] of all carried states; of several parts, [parts, P]."""
+
+        product = partial(jnp.matmul, precision="highest")
+        product = product if parts == 1 else jax.vmap(product)
+
+        def rows(array: jax.Array, *lead: int) -> jax.Array:
+            array = array if parts == 1 else split(array, len(lead), parts)
+            return array.reshape(*(() if parts == 1 else (parts,)), *lead, -1)
+
         total: Any = 0.0
         for signal, trace in zip(signals, traces, strict=True):
             if signal.dtype != jax.dtypes.float0:
                 dtype = sum_dtype(jnp.result_type(signal, trace))
-                rows = trace.reshape(self.num_entries, -1).astype(dtype)
-                found = jnp.matmul(rows, signal.reshape(-1).astype(dtype), precision="highest")
-                total = total + jnp.real(found)
-        return jnp.broadcast_to(total, (self.num_entries,))
+                pair = rows(trace, self.num_entries).astype(dtype), rows(signal).astype(dtype)
+                total = total + jnp.real(product(*pair))
+        return jnp.broadcast_to(total, (*jnp.shape(total)[:-1], self.num_entries))
 
     def _by_path(self, entries: jax.Array, params: Mapping[Path, Any]) -> dict[Path, Any]:
         """Gradients of the parameters from their entries."""
-        pieces, found = jnp.split(entries, self.ends[:-1]), {}
+        pieces, found = jnp.split(entries, self.ends[:-1], axis=-1), {}
         for path in dict.fromkeys(p.path for p in self.parameters):
             leaves, tree = jax.tree.flatten(params[path])
             new = [*map(versions.zero_cotangent, leaves)]
             for p, piece in zip(self.parameters, pieces, strict=True):
                 if p.path == path:
-                    new[p.leaf] = p.gradient(piece)
+                    new[p.leaf] = (jax.vmap(p.gradient) if piece.ndim > 1 else p.gradient)(piece)
             found[path] = jax.tree.unflatten(tree, new)
         return found
 

@@ -102,6 +102,8 @@ class LaggedDRTRLRule(ParamDimRule):
     then the last step, which holds every input once.
     """
 
+    adds_up_parts = True
+
     of_model: bool = field(default=True, kw_only=True, repr=False, metadata={"saved": False})
 
     def states_of(self, link: Link) -> int:

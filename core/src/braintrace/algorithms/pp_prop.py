@@ -110,6 +110,7 @@ class IODimRule(LearningRule):
     """
 
     takes_steps = True
+    of_no_example = (0,)
 
     executor: Executor
     decay_x: float

@@ -54,6 +54,8 @@ class SnApRule(ParamDimRule):
     (2, 7, 4, 4)
     """
 
+    adds_up_parts = True
+
     jacobians = "whole"
     order: int = 1
 
@@ -96,9 +98,11 @@ class SnApRule(ParamDimRule):
         for link, rules in zip(self.links, self.rules, strict=True):
             held, (x, f, _) = operands[link.relation.index], block.jacobians.of(link)
             entry, signal = self._accumulated(link, block)
-            one = link.operation.contract(x, link.sum_to_y((f * signal).sum(1), 1), held)
+            dy = link.sum_to_y((f * signal).sum(1), 1)
+            one = link.operation.contract(x, dy, held, self.parts)
             if traces is not None:
-                one = add(one, rules.solve(entry, traces[link.index], held))
+                own = entry, traces[link.index], held
+                one = add(one, rules.solve_in_parts(*own, self.parts))
             found.append(one)
         return self.summed(found, operands)
 

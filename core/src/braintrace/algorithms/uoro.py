@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.own_part import own_part
 from ..base.precision import wide_dtype, widened
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link
@@ -66,7 +67,9 @@ class UORORule(ParameterTraces):
     True
     """
 
+    adds_up_parts = True
     jacobians = "whole"
+    of_no_example = (2,)
     seed: Any = 0
 
     @property
@@ -93,8 +96,9 @@ class UORORule(ParameterTraces):
         s, theta = {}, [*held.theta]
         for n, group in enumerate(self.executor.driven):
             g, s_old = group.index, widened(held.s[group.index], group.wide)
-            signs = jax.random.rademacher(jax.random.fold_in(draw, n), s_old.shape, s_old.dtype)
             links = [link for link in self.links if link.group is group]
+            own = partial(jax.random.rademacher, jax.random.fold_in(draw, n), dtype=s_old.dtype)
+            signs = own_part(own, s_old.shape, 1 + _axis_of_examples(links))
             fresh = [self._drawn(link, now, signs, operands) for link in links]
             kept = [held.theta[link.index] for link in links]
             transition = now.transition[g]
@@ -182,6 +186,12 @@ class UORORule(ParameterTraces):
         held = RankOne(*traces)
         theta = {key: leaf[0] for key, leaf in held.theta[index].items()}
         return {**theta, "s": jnp.moveaxis(held.s[self.links[index].group.index], 0, -1)}
+
+
+def _axis_of_examples(links: Sequence[Link]) -> int:
+    """Along which axis of positions [*V] the examples lie."""
+    axes = (k.alignment.axes[0] for k in links if k.relation.spec.batched)
+    return next((axis for axis in axes if axis is not None), 0)
 
 
 def _balanced(theta: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:

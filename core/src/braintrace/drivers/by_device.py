@@ -10,6 +10,7 @@ over the axes along which their parameters do not vary. So are those of ``jax.gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,11 +21,12 @@ import numpy as np
 
 from ..base import versions
 from ..base.errors import NotSupportedError
+from ..base.own_part import on_device
 from ..base.types import State
 from ..base.versions import jaxp
-from ..compiler.module_info import StateKind
+from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.places import states_without_place, type_without_place
-from ..jaxprs.depends import depends
+from ..jaxprs.depends import Along, depends, program_influences
 
 Axes = frozenset[str]
 
@@ -39,6 +41,7 @@ def alone(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if not varying(args):
         return run(*args)
     leaves, tree = jax.tree.flatten(args)
+    axes = varying(args)
     own, smooth = [*map(varying, leaves)], [i for i, v in enumerate(leaves) if versions.is_float(v)]
 
     def of(*leaves: Any) -> Any:
@@ -49,7 +52,7 @@ def alone(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             of_smooth = versions.partial_at(of, leaves, smooth)
             return jax.vjp(of_smooth, *(leaves[i] for i in smooth))
 
-        return _by_itself(pulled, leaves)
+        return _by_itself(pulled, leaves, axes)
 
     def backward(pull: Any, cotangents: Any) -> Any:
         bars, tree = jax.tree.flatten(cotangents)
@@ -60,18 +63,19 @@ def alone(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             both = given | zeros
             return pull(jax.tree.unflatten(tree, [both[i] for i in range(len(bars))]))
 
-        found = dict(zip(smooth, _by_itself(pulled, (pull, given)), strict=True))
+        found = dict(zip(smooth, _by_itself(pulled, (pull, given), axes), strict=True))
         return tuple(
             _summed_to(found[i], own[i]) if i in found else None for i in range(len(leaves))
         )
 
-    call: Any = jax.custom_vjp(lambda *leaves: _by_itself(of, leaves))
+    call: Any = jax.custom_vjp(lambda *leaves: forward(*leaves)[0])
     call.defvjp(forward, backward)
     return call(*leaves)
 
 
 def alone_with_states(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """The same for a function that reads and writes states, and is not differentiated."""
+    run, args = _of_device(run, args, varying(args))
     types = jax.tree.map(type_without_place, args)
     stateful = brainstate.transform.StatefulFunction(run, return_only_write=False)
 
@@ -100,13 +104,34 @@ def gradients_of(run: Callable[..., Any], args: tuple[Any, ...], weights: Sequen
 
 
 def vary_as(learner: Any, args: Any) -> None:
-    """States and traces vary as the arguments do, so that a loop finds and leaves them alike."""
-    slots = learner.graph.executed.module_info.slots
-    states = [slot.state for slot in slots if slot.kind is not StateKind.PARAM]
-    states += learner.traces
-    axes = varying((args, [state.value for state in states]))
+    """States and traces vary as the arguments do, so that a loop finds and leaves them alike.
+
+    Counts of steps and random states, which no example reaches, stay the same on all devices.
+    """
+    info, still = learner.graph.executed.module_info, learner.rule.of_no_example
+    states = [slot.state for slot in info.slots if slot.kind is not StateKind.PARAM]
+    states += [trace for i, trace in enumerate(learner.traces) if i not in still]
+    axes, counts = varying((args, [state.value for state in states])), _counts(info)
     for state in states:
-        state.value = jax.tree.map(partial(versions.vary, axes=axes), state.value)
+        if state not in counts:
+            state.value = jax.tree.map(partial(versions.vary, axes=axes), state.value)
+
+
+def _counts(info: ModuleInfo) -> set[State]:
+    """The states without a derivative that are made from others of these alone."""
+    behind = program_influences(info.jaxpr, Along.VALUES)[info.num_out :]
+    slots = [slot for slot in info.slots if slot.kind is not StateKind.PARAM]
+    found = {s.state: s.leaves for s in slots if not any(map(_is_smooth, info.invars_of(s)))}
+    while True:
+        known = {info.num_args + i for leaves in found.values() for i in leaves}
+        kept = {s: of for s, of in found.items() if all(behind[i] <= known for i in of)}
+        if len(kept) == len(found):
+            return {*kept}
+        found = kept
+
+
+def _is_smooth(var: Any) -> bool:
+    return versions.is_float(var.aval)
 
 
 def _summed_to(value: Any, own: Axes) -> Any:
@@ -114,8 +139,9 @@ def _summed_to(value: Any, own: Axes) -> Any:
     return jax.lax.psum(value, (*sorted(axes),)) if axes else value
 
 
-def _by_itself(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _by_itself(run: Callable[..., Any], args: tuple[Any, ...], axes: Axes) -> Any:
     """``run(*args)`` of which every result varies as any of the arguments does."""
+    run, args = _of_device(run, args, axes)
     types = jax.tree.map(type_without_place, args)
     program, shapes = versions.without_varying(
         lambda: jax.make_jaxpr(run, return_shape=True)(*types)
@@ -123,10 +149,25 @@ def _by_itself(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), _bound(program, jax.tree.leaves(args)))
 
 
+def _of_device(
+    run: Callable[..., Any], args: tuple[Any, ...], axes: Axes
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """``run`` that knows which device it is for along some axes, and its arguments."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (*(name for name in mesh.axis_names if name in axes),)
+    count = math.prod(mesh.shape[name] for name in names)
+
+    def own(number: Any, *args: Any) -> Any:
+        with on_device(number, count):
+            return run(*args)
+
+    return own, (jax.lax.axis_index(names) if names else np.int32(0), *args)
+
+
 def _bound(program: Any, operands: Sequence[Any], along: bool = False) -> list[Any]:
     """The results of a program that was traced without varying axes.
 
-    ``along``: a result varies as those operands do that it depends on.
+    ``along``: a result varies as those operands do that it depends on. So does a count of steps.
     """
     _refuse_communication(program)
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.invars]
@@ -136,13 +177,16 @@ def _bound(program: Any, operands: Sequence[Any], along: bool = False) -> list[A
     found = versions.jaxpr_as_fun(whole)(*operands)
     given = {var: varying(value) for var, value in versions.start_env(whole, operands).items()}
     every = Axes().union(*given.values()) | _numbered(program)
-    if _numbered(program) or not along:
+    if _numbered(program):
         return [versions.vary(value, every) for value in found]
     marks = depends(whole.eqns, given)
-    return [
-        versions.vary(v, marks.get(a, Axes()) if versions.is_var(a) else Axes())
-        for v, a in zip(found, whole.outvars, strict=True)
-    ]
+
+    def own(value: Any, atom: Any) -> Axes:
+        if not along and versions.is_float(value):
+            return every
+        return marks.get(atom, Axes()) if versions.is_var(atom) else Axes()
+
+    return [versions.vary(v, own(v, a)) for v, a in zip(found, whole.outvars, strict=True)]
 
 
 def _numbered(program: Any) -> Axes:

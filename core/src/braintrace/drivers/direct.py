@@ -28,9 +28,12 @@ from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
 from ..ops.operation import Operation
 from ..ops.primitive import is_etp_primitive
+from ..ops.traces.base import added
 
 #: Operations of JAX that are products of what changes from step to step with what does not.
 PRODUCTS = (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
+#: Those that are taken for products where examples are divided: a sum over them is one of devices.
+ELEMENTWISE = (jax.lax.add_p, jax.lax.sub_p, jax.lax.mul_p, jax.lax.div_p)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +51,13 @@ class DirectProduct:
     trained: tuple[int, ...]
     wide: Any
 
-    def contract(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
+    def contract(
+        self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any], parts: int
+    ) -> list[Any]:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
 
         From the moving operands [K, ...], the cotangents of the result [K, *Y], and the others.
+        Those of parts of the examples come first, where they can be told apart.
         """
         if not is_etp_primitive(self.eqn.primitive):
             return self._pulled(moving, dy, operands)
@@ -61,7 +67,7 @@ class DirectProduct:
         keys = {i: key for key, i in positions.items() if i in self.trained}
         chosen = tuple(keys.values())
         operation = Operation(spec, self.eqn.params, avals, y_aval, chosen, least=self.wide)
-        found = operation.contract(moving[0] if moving else None, dy, operands)
+        found = operation.contract(moving[0] if moving else None, dy, operands, parts)
         types = {i: operation.cotangent_type(key) for i, key in keys.items()}
         return [found[keys[i]].astype(types[i].dtype) for i in self.trained]
 
@@ -148,12 +154,16 @@ class DirectProducts:
         return [read(env, atom) for atom in self.jaxpr.outvars], tuple(recorded)
 
     def gradients(
-        self, values: Mapping[int, Any], recorded: Sequence[Any], dys: Sequence[jax.Array]
+        self,
+        values: Mapping[int, Any],
+        recorded: Sequence[Any],
+        dys: Sequence[jax.Array],
+        parts: int = 1,
     ) -> dict[int, Any]:
         """Direct gradients of the parameters, by input, summed over ``K`` steps, as wide as sums.
 
         Of every product, ``recorded`` are the moving operands [K, ...], and ``dys`` the gradients
-        of the shifts [K, *Y].
+        of the shifts [K, *Y]. With ``parts``, some are those of parts of the examples [parts, ..].
         """
 
         env = versions.constants(self.jaxpr)
@@ -164,36 +174,68 @@ class DirectProducts:
         for p, moving, dy in zip(self.products, recorded, dys, strict=True):
             atoms = p.eqn.invars
             held = [None if k in p.moving else read(env, a) for k, a in enumerate(atoms)]
-            targets += zip((atoms[k] for k in p.trained), p.contract(moving, dy, held), strict=True)
+            bars = p.contract(moving, dy, held, parts)
+            targets += zip((atoms[k] for k in p.trained), bars, strict=True)
         leaves = {self.jaxpr.invars[i]: values[i] for i in self.leaves}
-        found = pulled_to(leaves, given, chain, targets)
+        found = _pulled_to(leaves, given, chain, targets)
         inputs = {self.jaxpr.invars[i]: i for i in self.leaves}
         return {inputs[var]: value for var, value in found.items()}
 
 
+def _pulled_to(
+    leaves: Mapping[Var, Any], known: Any, chain: Sequence[JaxprEqn], targets: Sequence[Any]
+) -> dict[Var, Any]:
+    """:func:`pulled_to` of cotangents, of which some, and what they give, are in parts [parts, ..].
+
+    What is in parts meets no zeros of what is not, as long as its leaves have nothing else.
+    """
+    found: dict[Var, Any] = {}
+    for several in (False, True):
+        some = [(atom, bar) for atom, bar in targets if (bar.ndim > atom.aval.ndim) == several]
+        ends = [atom for atom, _ in some]
+        steps = [chain[i] for i in slice_to(chain, ends, along=Along.EQUATIONS)]
+        reached = {*filter(versions.is_var, (*ends, *(a for eqn in steps for a in eqn.invars)))}
+        own = {var: value for var, value in leaves.items() if var in reached}
+
+        def pull(bars: Any, own: Any = own, ends: Any = ends, steps: Any = steps) -> list[Any]:
+            found = pulled_to(own, known, steps, [*zip(ends, bars, strict=True)])
+            return [found.get(var) for var in own]
+
+        bars = [bar for _, bar in some]
+        values = jax.vmap(pull)(bars) if several and bars else pull(bars)
+        for var, bar in zip(own, values, strict=True):
+            if bar is not None:
+                found[var] = added(found[var], bar) if var in found else bar
+    return found
+
+
 def direct_products(
-    jaxpr: Jaxpr, parameters: frozenset[int], wanted: frozenset[int], more: Sequence[Atom] = ()
+    jaxpr: Jaxpr,
+    parameters: frozenset[int],
+    wanted: frozenset[int],
+    more: Sequence[Atom] = (),
+    divided: bool = False,
 ) -> DirectProducts:
     """Find the products of a step, whose first result is the loss, with wanted parameters.
 
     These are some of ``parameters``, the inputs that do not change during the step. ``more`` are
-    results whose gradients are taken, too.
+    results whose gradients are taken, too. ``divided``: examples lie on several devices.
     """
+    known = (*PRODUCTS, *(ELEMENTWISE if divided else ()))
     ends = (*jaxpr.outvars[:1], *more)
     eqns, invars = jaxpr.eqns, jaxpr.invars
     moves = moving_with(eqns, (v for i, v in enumerate(invars) if i not in parameters))
     led = depends(eqns, {invars[i]: frozenset({i}) for i in wanted}, along=Along.DERIVATIVES)
     useful = slice_to(eqns, ends, along=Along.DERIVATIVES)
-    candidates = (_product(i, eqns[i], moves, led, invars) for i in useful if _is_product(eqns[i]))
+    chosen = (
+        i for i in useful if is_etp_primitive(eqns[i].primitive) or eqns[i].primitive in known
+    )
+    candidates = (_product(i, eqns[i], moves, led, invars) for i in chosen)
     found = tuple(product for product in candidates if product is not None)
     behind = [a for p in found for k, a in enumerate(p.eqn.invars) if k not in p.moving]
     leaves = {i for p in found for k in p.trained for i in led[p.eqn.invars[k]]}
     chains = slice_to(eqns, behind, along=Along.EQUATIONS)
     return DirectProducts(jaxpr, found, tuple(chains), tuple(sorted(leaves)), ends)
-
-
-def _is_product(eqn: JaxprEqn) -> bool:
-    return is_etp_primitive(eqn.primitive) or eqn.primitive in PRODUCTS
 
 
 def _product(

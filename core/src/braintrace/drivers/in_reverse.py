@@ -10,7 +10,7 @@ model alone, so that blocks change no number.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -21,12 +21,13 @@ from ..base.precision import start_of_sum, widened
 from ..base.types import Path, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
+from ..ops.traces.base import added, together
 from . import guards, undo
 from .block_size import auto_block_size
 from .loops import Progress, in_parts
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
-from .steps import add_gradients, add_traced, end_of_sum
+from .steps import add_gradients, end_of_sum
 from .traced import TracedStep, trace_step
 
 
@@ -36,7 +37,10 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
     steps, inputs = common_length(sequences), (mask, *sequences)
     check_states(learner.model, learner.graph.module_info)
     first = jax.tree.map(lambda v: v[0], inputs)
-    step = trace_step(learner, masked_step(options.step_fn, options.has_aux), first, ())
+    parts = rule.executor.parts
+    targets = [state for _, state in options.weights] if parts > 1 else ()
+    step_fn = masked_step(options.step_fn, options.has_aux)
+    step = trace_step(learner, step_fn, first, targets, carried=True)
     size = options.block_size
     if isinstance(size, str):
         size = auto_block_size(rule, steps, options.carry_trace)
@@ -52,7 +56,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
         for path, state in learner.states_of(kind).items()
     }
 
-    run = partial(_differentiated, step, [*rule.perturbations()], weights, states)
+    run = partial(_differentiated, step, [*rule.perturbations()], weights, states, parts)
 
     hidden = {
         i: f"the state {show_path(path)}"
@@ -74,10 +78,11 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
         ends = last and not (options.carry_trace or options.check or rule.in_single_steps)
         begins = is_first(number)
         after = None if ends else rule.after_steps(traces, kept, params, begins)
-        by_path = rule.credit(traces, olds, params, begins, after, signal)
+        by_path = rule.credit(traces, olds, params, begins, after, signal, parts)
         for i, state in weights.items():
-            if (path := model.get(state)) in by_path:
-                found[i] = add_traced({0: found[i]}, {0: by_path[path]})[0]
+            path = model.get(state)
+            traced = (by_path[path],) if path in by_path else ()
+            found[i] = jax.tree.map(_whole, values[i], found[i], *traced)
         progress.advance(number, losses)
         flags: Any = None
         if options.check:
@@ -111,6 +116,7 @@ def _differentiated(
     perturb: Sequence[Any],
     weights: Mapping[int, Any],
     states: Mapping[Path, Any],
+    parts: int,
     leaves: Mapping[int, Any],
     inputs: Any,
 ) -> tuple[Any, ...]:
@@ -128,31 +134,50 @@ def _differentiated(
     given = {i: leaf.dtype for i, leaf in leaves.items()}
     narrow = any(widened(leaves[i], least).dtype != given[i] for i in smooth)
     wide = least if narrow else None
+    start, steps = leaves, jax.tree.leaves(inputs)[0].shape[0]
+    shifts = [
+        jnp.zeros((steps, *v.shape), v.dtype) for v in (() if narrow else step.direct.shifts())
+    ]
     if narrow:  # so are the sums of signals that go back through the states
         perturb = widened(perturb, least)
         leaves = {**leaves, **widened({i: leaves[i] for i in smooth}, least)}
 
-    def of_block(perturb: Any, olds: Mapping[int, Any], wanted: Mapping[int, Any]) -> Any:
-        def one(moving: Mapping[int, Any], inputs: Any) -> Any:
+    def of_block(
+        perturb: Any, olds: Mapping[int, Any], wanted: Mapping[int, Any], shifts: Any
+    ) -> Any:
+        def one(moving: Mapping[int, Any], now: Any) -> Any:
             own = {i: v if narrow else v.astype(given[i]) for i, v in wanted.items()}
-            loss, aux, (kept, _), new, _ = step.run(perturb, inputs, {**moving, **own}, (), wide)
+            inputs, shifts = now
+            changed = {**moving, **own}
+            loss, aux, (kept, _), new, of = step.run(perturb, inputs, changed, shifts, wide)
             held = jax.lax.stop_gradient({i: v for i, v in new.items() if i not in smooth})
             if narrow:
                 held = {
                     i: v if v.dtype == given[i] else v.astype(given[i]) for i, v in held.items()
                 }
-            return {**new, **held}, (loss, aux, kept)
+            return {**new, **held}, (loss, aux, kept, jax.lax.stop_gradient(of))
 
-        end, (losses, aux, kept) = jax.lax.scan(one, {**leaves, **olds}, inputs)
-        return losses.sum(), (end, kept, losses, aux)
+        end, (losses, aux, kept, of) = jax.lax.scan(one, {**leaves, **olds}, (inputs, shifts))
+        return losses.sum(), (of, end, kept, losses, aux)
 
-    of = perturb, {i: leaves[i] for i in sorted(smooth)}, wanted
-    differentiated = jax.value_and_grad(of_block, argnums=(0, 1, 2), has_aux=True)
-    (_, (end, *records)), (signal, olds, direct) = differentiated(*of)
+    differentiated = jax.value_and_grad(of_block, argnums=(0, 1, 2, 3), has_aux=True)
+    (_, (of, end, *records)), (signal, olds, direct, dys) = differentiated(
+        perturb, {i: leaves[i] for i in sorted(smooth)}, wanted, shifts
+    )
+    if not narrow:
+        for i, value in step.direct.gradients(start, of, dys, parts).items():
+            direct[i] = added(direct[i], value) if i in step.direct.elsewhere else value
     end = {i: v.astype(given[i]) if i in smooth else v for i, v in end.items()}
     found = {k: _like(state, step, direct) for k, state in weights.items()}
     by_path = {path: _like(state, step, olds) for path, state in states.items()}
     return found, signal, by_path, (end, *records)
+
+
+def _whole(like: Any, *terms: Any) -> Any:
+    """The sum of gradients of one leaf, of which each may be in parts; integer leaves have none."""
+    if any(term.dtype == jax.dtypes.float0 for term in terms):
+        return terms[0]
+    return together(reduce(added, terms), jnp.ndim(like))
 
 
 def _like(state: Any, step: TracedStep, gradients: Mapping[int, Any]) -> Any:

@@ -109,6 +109,7 @@ def trace_step(
         parameters=frozenset(i for s, where in leaves.items() if _is_parameter(s) for i in where),
         wanted=frozenset(i for target in targets for i in leaves.get(target, ())),
         more=[atom for atom in new if atom not in jaxpr.invars],  # those that stay lead nowhere
+        divided=learner.rule.executor.parts > 1,
     )
 
     def run(

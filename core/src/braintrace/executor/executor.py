@@ -65,12 +65,25 @@ class Executor:
         given by its bands, as :class:`Bands`. Those of a delay line do not.
     cascaded
         Whether ``D`` of a group with filters that follow its other states is a :class:`Cascade`.
+    parts
+        In how many parts sums over examples are held until all their terms are there: as many as
+        the devices that the examples are divided among.
+    inputs_on
+        Where the inputs of operations are recorded, of whose units a device has some: where the
+        product has gathered them, so that they need not travel once more; or ``None``.
     """
 
     graph: ETraceGraph
     jacobians: str = "near"
     banded: bool = False
     cascaded: bool = False
+    parts: int = 1
+    inputs_on: Any = None
+
+    def divide(self, parts: int, inputs_on: Any) -> None:
+        """Among devices, from now on; ``learner.shard`` does so."""
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "inputs_on", inputs_on)
 
     @cached_property
     def groups(self) -> tuple[Positions, ...]:
@@ -232,6 +245,10 @@ class Executor:
             transition, found = jacobians_of_group(info.eqns, cone, group, links, env, *how)
             transitions.append(transition)
             f |= found
+        if self.inputs_on is not None:
+            plain = (k for k in self.links if k.operation.spec.batched and not k.operation.of_one)
+            for var in {k.relation.x_var for k in plain} & {*env}:
+                env[var] = jax.lax.with_sharding_constraint(env[var], self.inputs_on)
         return self._step(lambda x: read(env, x), lambda link: f[link.index], transitions)
 
     def _step(

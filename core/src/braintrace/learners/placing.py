@@ -42,6 +42,10 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
         why = "the trace of a unit is made of those of all others, which would travel"
         raise _mixed(learner, mesh, axes["units"], why)
     found = found_places(learner, mesh, **axes)
+    parts, columns = (math.prod(mesh.shape[name] for name in own) for own in axes.values())
+    whole = NamedSharding(_automatic(mesh), PartitionSpec(axes["batch"] or None))
+    learner.rule.executor.divide(parts, whole if columns > 1 else None)
+    learner._drivers.clear()
     for state in brainstate.graph.states(learner).values():
         spec = found.get(state, PartitionSpec())
         specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(state.value))
@@ -99,6 +103,11 @@ def _names(mesh: Mesh, what: str, given: Any) -> Names:
                 f"Name one of them, or make the mesh with that axis"
             )
     return names
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The same, on which XLA chooses."""
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def _shown(mesh: Mesh) -> str:
@@ -225,7 +234,7 @@ class Places:
         }
         inputs = [*self._inputs()]
         given = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v, _ in inputs]
-        mesh = Mesh(self.mesh.devices, self.mesh.axis_names)  # on which XLA chooses
+        mesh = _automatic(self.mesh)
         places = [NamedSharding(mesh, spec) for _, spec in inputs]
 
         def one_step(values: Any, params: Any) -> Any:

@@ -156,12 +156,16 @@ class Operation:
         y, pull = jax.vjp(lambda w: self.run(x, w, operands), weights)
         return pulled_in(y.dtype, lambda dy: pull(dy)[0], dy)
 
-    def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+    def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any], parts: int = 1) -> Arrays:
         """``sum_k xy_to_dw(x^k, dy^k)`` over ``K`` steps, as one product, for the traced operands.
 
         ``x`` is [K, *X], or ``None`` for an operation without input, and ``dy`` is [K, *Y]. The sum
-        is taken, and given, in a dtype no narrower than :attr:`wide`.
+        is taken, and given, in a dtype no narrower than :attr:`wide`. With ``parts``, those of
+        so many parts of the examples [parts, *W], where they can be told apart.
         """
+        if self.in_parts(parts) and x is not None:
+            run = partial(self.contract, operands=operands)
+            return jax.vmap(run)(split(x, 1, parts), split(dy, 1, parts))
         if isinstance(self.spec, MovingSpec):
             return self._moved(self.spec, x, dy, operands)
         if (one := self.of_one) is not None:
@@ -181,6 +185,11 @@ class Operation:
             each = jax.vmap(lambda a, b: self.xy_to_dw(a, b, operands))(x, dy)
             found = {key: value.sum(0) for key, value in each.items()}
         return {key: found[key] for key in self.traced}
+
+    def in_parts(self, parts: int) -> bool:
+        """Whether sums over examples can be held in so many parts."""
+        known = parts > 1 and self.spec.batched and self.of_one is None
+        return known and self.y_aval.shape[0] % parts == 0
 
     def _moved(self, spec: MovingSpec, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
         """:meth:`contract` with weights of its own at each step."""
@@ -249,3 +258,10 @@ def folded(array: jax.Array) -> jax.Array:
     if versions.several_devices():
         array = array.swapaxes(0, 1)
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
+
+
+def split(array: jax.Array, axis: int, parts: int) -> jax.Array:
+    """An axis of examples in parts, which come first [parts, ..]."""
+    shape = array.shape
+    size = (parts, shape[axis] // parts)
+    return jnp.moveaxis(array.reshape(*shape[:axis], *size, *shape[axis + 1 :]), axis, 0)

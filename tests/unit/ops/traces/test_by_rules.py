@@ -86,3 +86,31 @@ def test_large_examples_are_added_up_one_by_one(
     assert not any(e.primitive.name in ("cond", "scan", "platform_index") for e in program.eqns)
     together = form.solve(signal.astype(dtype), trace, operands)
     assert_tree_close(together, whole, 1e-12 if dtype == "float64" else 1e-2)
+
+
+@pytest.mark.parametrize("traced", [("w", "b"), ("b",)])
+def test_what_parts_of_the_examples_find_in_a_trace(traced: tuple[str, ...]) -> None:
+    x, f, signal, operands = data()
+    form = rules(traced)
+    trace = form.increments(x, f, operands)
+    found = form.solve_in_parts(signal, trace, operands, 5)
+    for b in range(5):
+        alone = jax.tree.map(
+            lambda v, b=b: v * (jnp.arange(5) == b).reshape(-1, *(1,) * (v.ndim - 2)), trace
+        )
+        expected = form.solve(signal, alone, operands)
+        assert_tree_close(jax.tree.map(lambda v, b=b: v[b], found), expected, 1e-12)
+    whole = form.solve(signal, trace, operands)
+    assert_tree_close(form.solve_in_parts(signal, trace, operands, 2), whole, 1e-12)
+
+
+def test_a_rule_that_adds_up_examples_itself_gives_no_parts() -> None:
+    x, f, signal, operands = data()
+
+    def summed(dy: Any, trace: Any, weights: Any) -> Any:
+        return {key: leaf.sum(0) for key, leaf in scale(dy, trace).items()}
+
+    own = rules(solve_drtrl=summed)
+    trace = own.increments(x, f, operands)
+    found = own.solve_in_parts(signal, trace, operands, 5)
+    assert_tree_close(found, rules().solve(signal, trace, operands), 1e-12)

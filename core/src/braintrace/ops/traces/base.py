@@ -150,6 +150,12 @@ class TraceRules(ABC):
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``< signal, eps >``: cotangents of the traced operands."""
 
+    def solve_in_parts(
+        self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
+    ) -> Arrays:
+        """The same of parts of the examples [parts, *W], where they can be told apart."""
+        return self.solve(signal, trace, operands)
+
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
@@ -167,7 +173,18 @@ def is_parted(trace: Mapping[str, Any]) -> bool:
 
 def add(a: Arrays, b: Arrays) -> Arrays:
     """The sum of two dicts of arrays; an empty one is zero."""
-    return jax.tree.map(jnp.add, a, b) if a and b else a or b
+    return jax.tree.map(added, a, b) if a and b else a or b
+
+
+def added(a: Any, b: Any) -> Any:
+    """The sum of two arrays, of which either may be in parts [parts, ..]."""
+    ndim = min(a.ndim, b.ndim)
+    return jnp.add(together(a, ndim), together(b, ndim))
+
+
+def together(array: Any, ndim: int) -> Any:
+    """An array of ``ndim`` axes, the sum of its parts if it has one more."""
+    return array.sum(0) if array.ndim > ndim else array
 
 
 def sum_over_steps(rule: Callable[[Any, jax.Array], Arrays], x: Any, f: jax.Array) -> Arrays:

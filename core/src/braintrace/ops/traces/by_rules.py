@@ -15,7 +15,7 @@ import numpy as np
 
 from ...base import versions
 from ...base.precision import start_of_sum, widened_dtype
-from ..operation import Arrays
+from ..operation import Arrays, split
 from .base import UNROLL_STATES, TraceRules, stacked, sum_over_steps
 
 #: How many examples are added up in one pass over a gradient, on processors.
@@ -171,6 +171,18 @@ class StructuredTrace(TraceRules):
             return whole(signal, trace) | found
 
         return jax.lax.platform_dependent(signal, trace, cpu=by_example, default=whole)
+
+    def solve_in_parts(
+        self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
+    ) -> Arrays:
+        op, axis = self.operation, len(self.extra)
+        if not op.in_parts(parts) or op.spec.solve_drtrl is not None:
+            return self.solve(signal, trace, operands)
+        signal, operands = op.widened((signal, [*operands]))
+        each = self.sum_over_states(self.scale(operands), signal, trace)  # [*E, B, *W]
+        return {
+            key: split(leaf, axis, parts).sum((*range(1, axis + 2),)) for key, leaf in each.items()
+        }
 
     def _summed(
         self, rule: Callable[..., Arrays], signal: jax.Array, trace: Arrays, axes: int
