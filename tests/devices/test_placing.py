@@ -114,24 +114,39 @@ def test_what_does_not_fit_is_refused() -> None:
             learner(bt.nn.GRUCell, rule).shard(meshes.mesh("Auto", 4, 2), units="model")
     with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
         own.shard(wide, units="model")
-    leaks = bt.compile(Leaks(), "d_rtrl", XS[0], batch_size=BATCH)
-    with pytest.raises(ValueError, match="all layers of the model are leaks.*downstream='step'"):
-        leaks.shard(wide, batch="data")
 
 
 class Leaks(brainstate.nn.Module):
-    """No layer but a leaky one."""
+    """No layers but leaky ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
-        self.product = bt.nn.Linear(IN, HIDDEN, key=0)
+        self.first, self.last = bt.nn.Linear(inputs, units, key=0), bt.nn.Linear(units, 6, key=1)
+        self.units = units
 
     def init_state(self, batch_size: int) -> None:
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, HIDDEN)))
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, self.units)))
+        self.k = brainstate.HiddenState(jnp.zeros((batch_size, 6)))
 
     def update(self, x: Any) -> Any:
-        self.h.value = 0.8 * self.h.value + self.product(x)
-        return self.h.value
+        self.h.value = 0.8 * self.h.value + self.first(x)
+        self.k.value = 0.7 * self.k.value + self.last(self.h.value)
+        return self.k.value
+
+
+def test_layers_of_leaks_alone() -> None:
+    """There are no traces, but filters of what the layers hear."""
+    expected = gradient(learner(Leaks))
+    for on, lies in (
+        (meshes.mesh("Auto", 8), ("data", None)),
+        (meshes.mesh("Auto", 2, 2), ("data", "model")),
+    ):
+        own = learner(Leaks, on=on)
+        assert not any(jax.tree.leaves(trace.value) for trace in own.traces)
+        assert tuple(own.model.h.value.sharding.spec) == lies
+        filters = [f.value for f in own.filters if f.value.ndim]
+        assert filters and all(f.sharding.spec[0] == "data" for f in filters)
+        assert_tree_close(gradient(own), expected, 1e-12)
 
 
 def test_examples_of_several_steps_of_a_convolution_are_divided() -> None:

@@ -50,9 +50,8 @@ def traced_without_place(trace: Callable[..., None], args: tuple[Any, ...]) -> N
 
 def made_here(states: Iterable[State]) -> None:
     """States that were made while something was traced are as those that are made here."""
-    here = vars(brainstate.ShortTermState(0))
     for state in states:
-        vars(state).update({name: here[name] for name in ("_level", "_trace_state")})
+        vars(state).update(vars(state.copy()))  # a copy is made here
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ..algorithms.base import Block
 from ..base import versions
 from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
+from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
 
@@ -59,11 +60,9 @@ def found_places(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[S
     kernel is the same at all of these.
     """
     refused: list[ValueError] = []
-    if not learner.rule.executor.groups:
-        raise ValueError(
-            "all layers of the model are leaks, so that its traces are filters of what they hear, "
-            "of which learner.shard knows no axes. Compile it with downstream='step' to divide it"
-        )
+    if not learner.rule.executor.groups:  # all layers are leaks, and filters of what they hear
+        leaks = Places(learner, mesh, batch, units)
+        return {**leaks.of_parameters(), **leaks.of_states()}
     most = max(group.ndim for group in learner.rule.executor.groups)
     undivided = math.prod(mesh.shape[name] for name in units) == 1  # of which XLA says nothing
     for behind in range(most if units else 1):
@@ -133,10 +132,11 @@ class Places:
     units: Names
     behind: int = 0
 
-    @property
+    @cached_property
     def executor(self) -> Any:
-        """What runs the step that the learning rule sees."""
-        return self.learner.rule.executor
+        """What runs the step that the learning rule sees; if that has no groups, the model's."""
+        found = self.learner.rule.executor
+        return found if found.groups else Executor(self.learner.graph)
 
     @cached_property
     def examples(self) -> dict[Positions, int]:
