@@ -98,7 +98,8 @@ class UORORule(ParameterTraces):
             g, s_old = group.index, widened(held.s[group.index], group.wide)
             links = [link for link in self.links if link.group is group]
             own = partial(jax.random.rademacher, jax.random.fold_in(draw, n), dtype=s_old.dtype)
-            signs = own_part(own, s_old.shape, 1 + _axis_of_examples(links))
+            axis = min(1 + _axis_of_examples(links), s_old.ndim - 1)
+            signs = own_part(own, s_old.shape, axis)
             fresh = [self._drawn(link, now, signs, operands) for link in links]
             kept = [held.theta[link.index] for link in links]
             transition = now.transition[g]
