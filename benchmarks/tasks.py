@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 from _tasks import report, stream
 from _tasks.catalogue import TASKS, missing
+from _tasks.classify import Classification
 from _tasks.report import Run
 from _tasks.rules import RULES
 
@@ -46,11 +47,12 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tasks.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add, names = parser.add_argument, ", ".join(TASKS)
-    add("--task", nargs="+", choices=TASKS, metavar="TASK", help=f"{names} (default: A to G)")
+    add("--task", nargs="+", choices=TASKS, metavar="TASK", help=f"{names} (default: A to J)")
     add("--rule", nargs="+", choices=RULES, default=list(RULES)[:3], metavar="RULE",
         help=f"{', '.join(RULES)} (default: the first three)")  # fmt: skip
     add("--seeds", type=whole_number(1), default=3, metavar="N", help="trainings of each")
     add("--epochs", type=whole_number(0), metavar="N", help="passes, instead of the task's own")
+    add("--memory", action="store_true", help="measure that of gradients, at T and at 4 T")
     add("--json", type=Path, metavar="FILE", help="write all figures to a file")
     add("--stream", type=whole_number(1), metavar="STEPS", help="learn so many steps of a stream")
     found = parser.parse_args(arguments)
@@ -76,13 +78,11 @@ def trainings(chosen: argparse.Namespace) -> list[dict[str, object]]:
         if missing(name):
             print(f"left out: {missing(name)}\n", file=sys.stderr, flush=True)
             continue
-        runs += [
-            training(name, rule, seed, chosen.epochs)
-            for rule in chosen.rule
-            for seed in range(chosen.seeds)
-        ]
-        below = report.without(name)
-        print("\n".join([*report.lines_of(name, runs), *([below] if below else [])]))
+        for rule in chosen.rule:
+            runs += trained(name, rule, chosen.seeds, chosen.epochs)
+        print("\n".join([*report.lines_of(name, runs), *report.below(name)]))
+        if chosen.memory:
+            print("\n".join(memory(name, chosen.rule)))
         print(flush=True)
     return [{**asdict(run), "value": finite(run.value)} for run in runs]
 
@@ -92,11 +92,36 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def training(name: str, rule: str, seed: int, epochs: int | None) -> Run:
-    """One training."""
-    start = time.perf_counter()
-    value = TASKS[name].work.train(rule, seed, epochs)
-    return Run(name, rule, seed, epochs, value, time.perf_counter() - start)
+def trained(name: str, rule: str, seeds: int, epochs: int | None) -> list[Run]:
+    """Trainings from several seeds: one after the other, or together if the task says so."""
+    work, runs = TASKS[name].work, []
+    together = getattr(work, "together", False)
+    for batch in [range(seeds)] if together else [[seed] for seed in range(seeds)]:
+        start = time.perf_counter()
+        if together:
+            values = work.train_together(rule, batch, epochs)
+        else:
+            values = [work.train(rule, seed, epochs) for seed in batch]
+        seconds = (time.perf_counter() - start) / len(batch)
+        runs += [
+            Run(name, rule, seed, epochs, value, seconds)
+            for seed, value in zip(batch, values, strict=True)
+        ]
+    return runs
+
+
+def memory(name: str, rules: Sequence[str]) -> list[str]:
+    """Lines of the memory of a compiled gradient, for sequences as they are and four times so."""
+    work = TASKS[name].work
+    if not isinstance(work, Classification):
+        return [f"   memory is not measured in {name}"]
+    lines = []
+    for rule in rules:
+        once, four = (work.memory(rule, longer) / 2**20 for longer in (1, 4))
+        lines.append(
+            f"   {RULES[rule]:<20}{once:9.2f} MiB of temporary arrays, {four:9.2f} MiB at 4 T"
+        )
+    return lines
 
 
 def streams(chosen: argparse.Namespace) -> list[dict[str, object]]:

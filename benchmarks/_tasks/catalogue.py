@@ -11,7 +11,7 @@ from typing import Protocol
 from _shared import digits as images
 from _shared import networks, text, vowels
 
-from _tasks import digits, matching, predict
+from _tasks import adaptive, archive, digits, evidence, matching, predict, spoken
 from _tasks.classify import Classification
 
 ACCURACY = "held-out accuracy"
@@ -35,7 +35,8 @@ class Task:
     """A task and what is known about it.
 
     ``known`` has figures of earlier measurements in hand-written JAX, three seeds, by rule;
-    ``without`` computes the figure of a model without recurrence.
+    ``without`` computes the figure of a model without recurrence; ``published`` are figures of
+    others, which are not measured here.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Task:
     work: Trained
     known: dict[str, str]
     without: tuple[str, Callable[[], float]] | None = None
+    published: str = ""
 
 
 LOGISTIC = ("logistic regression on all pixels", digits.logistic_regression)
@@ -127,6 +129,64 @@ TASKS = {
         {},
         LOGISTIC,
     ),
+    "H1": Task(
+        "appliances of ACSF1 by their power, 128 modes",
+        ACCURACY,
+        Classification(
+            build=archive.filters(archive.ACSF1, fastest=0.5, phase=3.14),
+            load=archive.ACSF1.split,
+            encode=archive.steps_first,
+            rate=1e-2,
+            decay=0.9,
+            epochs=30,
+            batch_size=50,
+            block_size=4,
+            together=True,
+        ),
+        {},
+        published="HIVE-COTE 2 0.91, InceptionTime 0.91, FreshPRINCE 0.89, WEASEL 2.0 0.93",
+    ),
+    "H2": Task(
+        "pigs of PigCVP by their venous pressure, 128 modes",
+        ACCURACY,
+        Classification(
+            build=archive.filters(archive.PIGS, fastest=0.9, phase=0.5),
+            load=archive.PIGS.split,
+            encode=archive.steps_first,
+            rate=1e-2,
+            decay=0.9,
+            epochs=30,
+            batch_size=52,
+            block_size=4,
+            together=True,
+        ),
+        {},
+        published="HIVE-COTE 2 0.95, InceptionTime 0.97, FreshPRINCE 0.80, WEASEL 2.0 0.96",
+    ),
+    "I": Task(
+        "evidence accumulation, 100 neurons, half of them adaptive",
+        ACCURACY,
+        evidence.Evidence(),
+        {},
+        published="e-prop: mlGeNN 0.911, NEST 0.938",
+    ),
+    "J": Task(
+        "synthetic spoken digits, 100 neurons, half of them adaptive",
+        ACCURACY,
+        Classification(
+            build=partial(
+                adaptive.adaptive, spoken.CHANNELS, 100, spoken.CLASSES, spoken.STEP, 200.0
+            ),
+            load=spoken.split,
+            encode=spoken.steps_first,
+            rate=5e-3,
+            decay=0.9,
+            epochs=20,
+            block_size=8,
+        ),
+        {},
+        ("logistic regression on counts of spikes", spoken.of_counts),
+    ),
     "control": Task(
         "digits pixel by pixel, 64 leaky tanh units",
         ACCURACY,
@@ -145,4 +205,7 @@ TASKS = {
 
 def missing(name: str) -> str | None:
     """What has to be installed before a task can be run, if anything."""
+    found = {"H1": archive.ACSF1.missing, "H2": archive.PIGS.missing}
+    if name in found:
+        return found[name]()
     return vowels.MISSING if name == "D" and vowels.folder() is None else None

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import brainstate
 import jax
@@ -22,6 +23,8 @@ class Classification:
 
     ``build()`` makes the network; ``load()`` the examples; ``encode(key, inputs [B, ...])`` a
     sequence [T, B, in]. ``rate`` is Adam's at the start; it falls to zero. ``decay`` is pp_prop's.
+    ``block_size`` is of online rules: as many steps at a time. ``together``: the seeds are one
+    program.
     """
 
     build: Callable[[], brainstate.nn.Module]
@@ -31,10 +34,75 @@ class Classification:
     decay: float
     epochs: int = 40
     batch_size: int = 64
+    block_size: int | str = "auto"
+    together: bool = False
 
     def train(self, rule: str, seed: int, epochs: int | None = None) -> float:
         """Held-out accuracy after ``epochs`` passes (of the task, if ``None``)."""
         return _train(self, rule, seed, self.epochs if epochs is None else epochs)
+
+    def train_together(
+        self, rule: str, seeds: Sequence[int], epochs: int | None = None
+    ) -> list[float]:
+        """As :meth:`train` from the weights of every seed, in one program."""
+        return _train_together(self, rule, seeds, self.epochs if epochs is None else epochs)
+
+    def memory(self, rule: str, longer: int = 1) -> int:
+        """Bytes of temporary arrays of a batch's gradient, ``longer`` times as many steps."""
+        return _memory(self, rule, longer)
+
+
+def _train_together(
+    task: Classification, rule: str, seeds: Sequence[int], epochs: int
+) -> list[float]:
+    split, size = task.load(), task.batch_size
+
+    def start(seed: int) -> dict[Any, Any]:
+        brainstate.random.seed(seed)
+        return rules.values_of(task.build())
+
+    def run(weights: dict[Any, Any], key: jax.Array) -> jax.Array:
+        model = task.build()
+        for path, state in brainstate.graph.states(model, brainstate.ParamState).items():
+            state.value = weights[path]
+        learn = _learner(task, model, split.train, rule, epochs)
+        key, test_key = jax.random.split(key)
+
+        def epoch(key: jax.Array) -> jax.Array:
+            batches = learning.batches(key, len(split.train.labels), size)
+            keys = jax.random.split(key, len(batches))
+            return brainstate.transform.for_loop(learn, batches, keys).mean()
+
+        brainstate.transform.for_loop(epoch, jax.random.split(key, epochs))
+        return _right(model, task, split.test, test_key)
+
+    starts = jax.tree.map(lambda *each: jnp.stack(each), *map(start, seeds))
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    together = brainstate.transform.jit(brainstate.transform.vmap(run))
+    return [float(value) for value in together(starts, keys)]
+
+
+def _right(
+    model: brainstate.nn.Module, task: Classification, test: Examples, key: jax.Array
+) -> jax.Array:
+    """As :func:`_accuracy`, inside of a program."""
+    xs = task.encode(key, jnp.asarray(test.inputs))
+    brainstate.nn.init_all_states(model, batch_size=len(test.labels))
+    found = brainstate.transform.for_loop(model, xs)
+    answers = jnp.einsum("nt,tnc->nc", jnp.asarray(test.weights), found).argmax(-1)
+    return jnp.mean(answers == jnp.asarray(test.labels))
+
+
+def _memory(task: Classification, rule: str, longer: int) -> int:
+    train, size = task.load().train, task.batch_size
+    model = task.build()
+    xs = task.encode(jax.random.key(0), jnp.asarray(train.inputs[:size]))
+    weights, labels = jnp.asarray(train.weights[:size].T), jnp.asarray(train.labels[:size])
+    given = xs, weights, jnp.broadcast_to(labels, weights.shape)
+    gradient = rules.gradient_of(rule, model, _loss, xs[0], task.decay, block_size=task.block_size)
+    program = brainstate.transform.jit(lambda *sequences: gradient(*sequences)[0])
+    long = [jnp.tile(a, (longer, *(1 for _ in a.shape[1:]))) for a in given]
+    return int(program.lower(*long).compile().memory_analysis().temp_size_in_bytes)
 
 
 def _train(task: Classification, rule: str, seed: int, epochs: int) -> float:
@@ -59,9 +127,9 @@ def _learner(
     """A function that learns from one batch (indices [B]) and returns its mean loss."""
     inputs, weights, labels = map(jnp.asarray, (train.inputs, train.weights, train.labels))
     first = task.encode(jax.random.key(0), inputs[: task.batch_size])[0]
-    gradient = rules.gradient_of(rule, model, _loss, first, task.decay)
+    gradient = rules.gradient_of(rule, model, _loss, first, task.decay, block_size=task.block_size)
     updates = epochs * (len(labels) // task.batch_size)
-    update = rules.updater(model, learning.adam(learning.falling(task.rate, updates)))
+    update = rules.updater(model, rules.optimiser(rule, learning.falling(task.rate, updates)))
 
     def learn(batch: jax.Array, key: jax.Array) -> jax.Array:
         xs, counts = task.encode(key, inputs[batch]), weights[batch].T

@@ -46,7 +46,7 @@ def _learner(task: Matching, rule: str) -> Callable[[jax.Array], jax.Array]:
     model = networks.adaptive(INPUTS, task.units, 2)
     example = jnp.zeros((task.batch_size, INPUTS), jnp.float32)
     gradient = rules.gradient_of(rule, model, _loss, example, task.decay)
-    update = rules.updater(model, learning.adam(task.rate))
+    update = rules.updater(model, rules.optimiser(rule, task.rate))
     asked = jnp.arange(STEPS) >= STEPS - TEST
 
     def learn(key: jax.Array) -> jax.Array:

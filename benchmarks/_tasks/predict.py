@@ -49,7 +49,7 @@ def learner(
     example = jnp.zeros((task.num_streams, size), jnp.float32)
     loss = partial(_loss, size)
     gradient = rules.gradient_of(rule, model, loss, example, task.decay, go_on=True)
-    update = rules.updater(model, learning.adam(rate))
+    update = rules.updater(model, rules.optimiser(rule, rate))
 
     def learn(now: jax.Array, after: jax.Array) -> jax.Array:
         grads, losses, _ = gradient(now, after)

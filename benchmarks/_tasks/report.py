@@ -51,10 +51,12 @@ def _line(name: str, rule: str, title: str, runs: Sequence[Run]) -> str:
     return f"   {title:<20}{seeds:<26}{show(mean(values)):>8}   {known:<20}{seconds:>8.1f}"
 
 
-def without(name: str) -> str | None:
-    """The line of the model without recurrence, if the task has one."""
-    task = TASKS[name]
-    if task.without is None:
-        return None
-    title, compute = task.without
-    return f"   {title}: {FORMATS[task.measures].format(compute())}"
+def below(name: str) -> list[str]:
+    """Lines of a model without recurrence and of published figures, if the task has them."""
+    task, lines = TASKS[name], []
+    if task.without is not None:
+        title, compute = task.without
+        lines.append(f"   {title}: {FORMATS[task.measures].format(compute())}")
+    if task.published:
+        lines.append(f"   published: {task.published}")
+    return lines

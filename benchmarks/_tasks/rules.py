@@ -9,6 +9,7 @@ from typing import Any
 import brainstate
 import jax
 import optax
+from _shared import learning
 
 import braintrace
 
@@ -18,7 +19,8 @@ RULES = {
     "pp_prop": "pp_prop",
     "bptt": "BPTT",
     "no_trace": "no trace",
-    "e_prop": "e-prop, kappa 0.9",
+    "no_trace_rms": "no trace, RMSprop",
+    "e_prop": "e-prop",
     "d_rtrl_step": "D-RTRL, published",
     "pp_prop_step": "pp_prop, published",
     "e_prop_step": "e-prop, published",
@@ -37,6 +39,8 @@ def gradient_of(
     example: jax.Array,
     decay: float,
     go_on: bool = False,
+    kappa: float = 0.9,
+    block_size: int | str = "auto",
 ) -> Gradient:
     """A function that gives the gradients of the mean loss over the steps of a sequence.
 
@@ -44,7 +48,8 @@ def gradient_of(
     ----------
     rule
         A key of :data:`RULES`. ``no_trace`` is pp_prop with decay 0: credit for the current step
-        alone; with ``_step`` behind it, a rule is as it was published.
+        alone (``no_trace_rms``: the same for another optimiser); with ``_step`` behind it, a rule
+        is as it was published.
     model
         The network; its states are made here.
     loss
@@ -55,18 +60,25 @@ def gradient_of(
         Of pp_prop.
     go_on
         Whether states and traces go on from call to call; else every sequence starts from a reset.
+    kappa
+        Of e-prop.
+    block_size
+        How many steps an online rule takes at a time; the numbers are the same.
     """
     if rule == "bptt":
         return _through_time(model, loss, len(example), go_on)
-    return _online(_learner(rule, model, example, decay), loss, len(example), go_on)
+    learner = _learner(rule, model, example, decay, kappa)
+    return _online(learner, loss, len(example), go_on, block_size)
 
 
-def _learner(rule: str, model: brainstate.nn.Module, example: jax.Array, decay: float) -> Any:
-    name = rule.removesuffix("_step")
+def _learner(
+    rule: str, model: brainstate.nn.Module, example: jax.Array, decay: float, kappa: float
+) -> Any:
+    name = rule.removesuffix("_step").removesuffix("_rms")
     algorithm = {"no_trace": "pp_prop"}.get(name, name)
     options = {
         "d_rtrl": {},
-        "e_prop": {"kappa_filter_decay": 0.9},
+        "e_prop": {"kappa_filter_decay": kappa},
         "no_trace": {"decay_or_rank": 0.0},
         "pp_prop": {"decay_or_rank": decay},
     }[name]
@@ -81,7 +93,9 @@ def _learner(rule: str, model: brainstate.nn.Module, example: jax.Array, decay: 
     )
 
 
-def _online(learner: Any, loss: Loss, batch_size: int, go_on: bool) -> Gradient:
+def _online(
+    learner: Any, loss: Loss, batch_size: int, go_on: bool, block_size: int | str
+) -> Gradient:
     def step(*inputs: jax.Array) -> tuple[jax.Array, Any]:
         return loss(learner, *inputs)
 
@@ -89,7 +103,12 @@ def _online(learner: Any, loss: Loss, batch_size: int, go_on: bool) -> Gradient:
         if not go_on:
             learner.reset_state(batch_size=batch_size, model_states=True)
         return learner.etrace_grad(
-            *sequences, step_fn=step, carry_trace=go_on, has_aux=True, return_value=True
+            *sequences,
+            step_fn=step,
+            carry_trace=go_on,
+            has_aux=True,
+            return_value=True,
+            block_size=block_size,
         )
 
     return gradient
@@ -115,6 +134,24 @@ def _through_time(
         return grads, losses, aux
 
     return gradient
+
+
+def optimiser(rule: str, rate: Any) -> optax.GradientTransformation:
+    """Adam, or for ``no_trace_rms`` RMSprop (decay 0.99); gradients of norm 1 at most.
+
+    RMSprop is Adam without momentum. A. Shalev Merin, "Temporal credit is free", arXiv 2603.28750
+    (2026), has it as enough where no trace is kept.
+    """
+    if not rule.endswith("_rms"):
+        return learning.adam(rate)
+    rms = optax.adam(rate, b1=0.0, b2=0.99)
+    return optax.chain(optax.clip_by_global_norm(1.0), rms)
+
+
+def values_of(model: brainstate.nn.Module) -> dict[Any, Any]:
+    """The weights of a model, by path."""
+    states = brainstate.graph.states(model, brainstate.ParamState)
+    return {path: weight.value for path, weight in states.items()}
 
 
 def updater(

@@ -28,7 +28,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The modules of the program, in float32."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    own = "catalogue digits predict stream".split()
+    own = "archive catalogue digits evidence predict rules spoken stream".split()
     shared = "matching networks text vowels".split()
     names = [f"_tasks.{name}" for name in own] + [f"_shared.{name}" for name in shared]
     with jax.enable_x64(False), brainstate.environ.context(precision=32):
@@ -96,6 +96,82 @@ def test_trials_are_what_they_are_said_to_be(parts: Any) -> None:
     sample, test = spikes[1:51].sum(0), spikes[151:].sum(0)
     same = (sample / 40 - test / 40) ** 2  # a stimulus that comes again excites the same inputs
     assert same.mean(1)[match == 1].max() < same.mean(1)[match == 0].min()
+
+
+FILES = {"sets_{}.ts": "# a set\n@data\n{}", "sets_{}.txt": "{}"}
+WAVES = np.sin(np.arange(12) * np.linspace(0.3, 1.5, 8)[:, None])
+
+
+@pytest.mark.parametrize("files", FILES)
+def test_long_series_are_learned_by_d_rtrl_as_by_bptt(
+    parts: Any, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small package with slow and fast waves: the numbers of BPTT, in a memory without T."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / f"waves_{Path(files).suffix[1:]}"
+    archive = parts.archive.Archive(folder.name, files, 12, 2)
+    assert "--no-deps waves_" in archive.missing()
+    folder.mkdir()
+    for part in ("TRAIN", "TEST"):
+        rows = [(",".join(map(str, wave)), i // 4) for i, wave in enumerate(WAVES)]
+        if files.endswith(".ts"):
+            text = "\n".join(f"{values}:{label}" for values, label in rows)
+        else:
+            text = "\n".join(f"{label + 1} {values.replace(',', ' ')}" for values, label in rows)
+        (folder / files.format(part)).write_text(FILES[files].format(text))
+    importlib.invalidate_caches()
+    assert archive.missing() is None
+    train = archive.split().train
+    np.testing.assert_allclose(train.inputs.std(1), 1.0, rtol=1e-5)
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+    if files.endswith(".ts"):
+        return
+    task = replace(
+        parts.catalogue.TASKS["H2"].work,
+        build=parts.archive.filters(archive, fastest=0.5, phase=3.14, units=4),
+        load=archive.split,
+        batch_size=4,
+    )
+    found = {rule: task.train_together(rule, [0, 1], 80) for rule in ("d_rtrl", "bptt")}
+    assert found["d_rtrl"] == found["bptt"]
+    assert min(found["bptt"]) > 0.7
+    assert task.memory("d_rtrl", 4) <= 1.1 * task.memory("d_rtrl")
+    assert task.memory("bptt", 4) > 2 * task.memory("bptt")
+
+
+def test_most_cues_are_on_the_side_of_the_answer(parts: Any) -> None:
+    spikes, answers = map(np.asarray, parts.evidence.trials(jax.random.key(0), count=100))
+    assert spikes.shape == (225, 100, 40)
+    left, right, recall, noise = np.split(spikes, 4, axis=-1)
+    counts = (right.sum((0, 2)), left.sum((0, 2)))
+    assert ((counts[0] > counts[1]) == answers).mean() > 0.95
+    assert 0.35 < answers.mean() < 0.65
+    assert not spikes[10:15, :, :30].any() and not spikes[105:210, :, :30].any()
+    assert not recall[:210].any() and 0.37 < recall[210:].mean() < 0.43
+    assert 0.09 < noise.mean() < 0.11
+    small = replace(
+        parts.catalogue.TASKS["I"].work, units=4, batch_size=4, epochs=1, round=1, tests=1
+    )
+    assert 0.0 <= small.train("e_prop", 0) <= 1.0
+
+
+def test_no_trace_with_rmsprop_takes_steps_of_one_size(parts: Any) -> None:
+    for rule in ("no_trace_rms", "no_trace"):
+        optimiser = parts.rules.optimiser(rule, 0.01)
+        state = optimiser.init(jnp.zeros(2))
+        first, state = optimiser.update(jnp.array([0.5, 1e-3]), state)
+        np.testing.assert_allclose(first, -0.01, rtol=1e-3)
+        again, _ = optimiser.update(jnp.zeros(2), state)  # RMSprop has no momentum
+        assert bool((again == 0).all()) == (rule == "no_trace_rms")
+
+
+def test_spoken_digits_are_held_out_by_voice(parts: Any) -> None:
+    assert parts.spoken.FILE.stat().st_size < 2 * 2**20
+    split = parts.spoken.split()
+    for part, words in ((split.train, 640), (split.test, 320)):
+        assert part.inputs.shape == (words, 112, 70)
+        assert np.bincount(part.labels).tolist() == [words // 20] * 20
+        assert 0.04 < part.inputs.mean() < 0.08
 
 
 def test_streams_follow_the_text(parts: Any) -> None:

@@ -91,3 +91,14 @@ class WithoutItsInverse(Neurons):
 def test_functions_that_do_not_undo_one_another_are_refused():
     with pytest.raises(ValueError, match=r"tau of WithoutItsInverse .* must undo one another"):
         WithoutItsInverse(10.0 * u.ms, 1.0 * u.mV)
+
+
+def test_a_module_can_be_made_inside_of_a_program():
+    """For several seeds at once; values are checked where they are known."""
+
+    def made(tau):
+        return Trained(tau * u.ms, 1.0 * u.mV).tau / u.ms
+
+    taus = jnp.array([5.0, 10.0])
+    assert_tree_close(jax.jit(made)(taus), taus)
+    assert_tree_close(brainstate.transform.vmap(made)(taus), taus)

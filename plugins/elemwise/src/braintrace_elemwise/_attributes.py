@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import saiunit
 
@@ -95,16 +96,8 @@ class TrainedAttribute:
             unit = vars(module)[f"{self.name}_unit"]
             number = saiunit.get_mantissa(saiunit.Quantity(value).in_unit(unit))
         parameter: Any = self.inverse(number)
-        if not jnp.isfinite(parameter).all():
-            raise ValueError(
-                f"{self.name} of {type(module).__name__} cannot start at {value}: inverse of that "
-                "is not finite"
-            )
-        if not jnp.allclose(self.fn(parameter), number, rtol=0.05, atol=1e-6):
-            raise ValueError(
-                f"{self.name} of {type(module).__name__} cannot start at {value}: fn of inverse of "
-                f"that is {self.fn(parameter)} instead; fn and inverse must undo one another"
-            )
+        if not isinstance(parameter, jax.core.Tracer):  # nothing is known of it inside of a jit
+            self._require_start(type(module).__name__, value, number, parameter)
         if state is None:
             setattr(module, f"{self.name}_unit", unit)
             setattr(module, f"{self.name}_param", brainstate.ParamState(parameter))
@@ -115,3 +108,15 @@ class TrainedAttribute:
             )
         else:
             state.value = parameter
+
+    def _require_start(self, owner: str, value: Any, number: Any, parameter: Any) -> None:
+        """Raise unless ``parameter`` is finite and ``fn`` of it is ``number``."""
+        if not jnp.isfinite(parameter).all():
+            raise ValueError(
+                f"{self.name} of {owner} cannot start at {value}: inverse of that is not finite"
+            )
+        if not jnp.allclose(self.fn(parameter), number, rtol=0.05, atol=1e-6):
+            raise ValueError(
+                f"{self.name} of {owner} cannot start at {value}: fn of inverse of "
+                f"that is {self.fn(parameter)} instead; fn and inverse must undo one another"
+            )
