@@ -603,3 +603,67 @@ def test_a_file_goes_on(rule: str, tmp_path: Any) -> None:
     total = jax.tree.map(jnp.add, *found[:2])
     whole = gradient(compiled(make, Network(hard_reset, moved=False)), 4)
     assert_tree_close(total, whole)
+
+
+class Above(brainstate.nn.Module):
+    """A state of the width of the layer below: ``step(state, input)``."""
+
+    def __init__(self, step: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.step = step
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.y = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
+
+    def reset_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.y.value = jnp.zeros_like(self.y.value)
+
+    def update(self, z: Any) -> Any:
+        self.y.value = self.step(self.y.value, z)
+        return self.y.value
+
+
+class Low(Network):
+    """The layer alone."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer, moved=False)
+        del self.up
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
+
+    def update(self, x: Any) -> Any:
+        return self.layer(self, x)
+
+
+MIXING = np.random.default_rng(2).normal(size=(WIDTH, WIDTH))
+STEP = {
+    "direct": lambda y, z: LEAK * y + z,
+    "mixed": lambda y, z: LEAK * y + z @ MIXING,
+    "gated": lambda y, z: 0.5 * y * jnp.tanh(y) + z,
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "rule", "steps"),
+    [
+        (vanilla, "coupled", ("direct",)),
+        (hard_reset, "d_rtrl", ("direct", "gated")),
+        (hard_reset, "d_rtrl", ("mixed", "gated")),
+        (hard_reset, "pp_prop", ("direct", "gated")),
+        (hard_reset, "pp_prop", ("mixed", "gated")),
+    ],
+)
+def test_a_leak_without_an_operation_in_front_of_it(layer: Any, rule: str, steps: Any) -> None:
+    """It is a state of the layer, of which the recurrence in ``D`` is that at equal positions.
+
+    What follows it position by position is of that group, too, but where a state has its own trace.
+    """
+    make, oracle = RULES[rule]
+    above = (Above(STEP[step]) for step in steps)
+    network = brainstate.nn.Sequential(Low(layer), *above, lambda y: y[..., :OUT])
+    learner = compiled(make, network)
+    assert list(learner.graph.uniform) == [("layers", 1, "y")]
+    expected = oracle(network, data(), loss_of, uniform=[("layers", 1, "y")]).grads
+    assert_tree_close(gradient(learner, 4), expected)

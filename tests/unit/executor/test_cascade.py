@@ -89,12 +89,14 @@ def drawn(*shape: int) -> Any:
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("first", [1, 2])
-def test_a_block_of_what_follows_is_that_of_the_whole(first: int, old: bool) -> None:
-    follows = ((True,) * first, (True,) + (False,) * (first - 1))
-    between = drawn(K, 2, first, V) * jnp.asarray(follows)[..., None]
-    D = Cascade(drawn(K, first, first, V), 1 + drawn(K, 2, 2, 1), between, follows)
-    whole, f, signal = jax.vmap(Cascade.composed)(D), drawn(K, first, V), drawn(K, first + 2, V)
+@pytest.mark.parametrize(("first", "last"), [(1, 2), (2, 2), (1, 6), (5, 7)])
+def test_a_block_of_what_follows_is_that_of_the_whole(first: int, last: int, old: bool) -> None:
+    follows = ((True,) * first, *((True,) + (False,) * (first - 1) for _ in range(last - 1)))
+    between = drawn(K, last, first, V) * jnp.asarray(follows)[..., None]
+    more = drawn(K, last, first, V, 1)[..., 0] if old else None
+    D = Cascade(drawn(K, first, first, V), 1 + drawn(K, last, last, 1), between, follows, more)
+    whole, f = jax.vmap(Cascade.composed)(D), drawn(K, first, V)
+    signal = drawn(K, first + last, V)
     every = jnp.concatenate([f, jnp.einsum("kqhv,khv->kqv", between, f)], 1)
     e = 2 * signal if old else None
     met, entry = accumulate(D, signal, e)
@@ -103,6 +105,8 @@ def test_a_block_of_what_follows_is_that_of_the_whole(first: int, old: bool) -> 
     np.testing.assert_allclose(entry, start, rtol=1e-10)
     products, ahead = suffix_products(D)
     expected, start = suffix_products(whole)
+    assert isinstance(ahead, Cascade) == D.is_large == (first + last > 4)
+    ahead = ahead.composed() if D.is_large else ahead
     driven, known = jax.vmap(apply)(products, f), jax.vmap(apply)(expected, every)
     np.testing.assert_allclose(driven, known, rtol=1e-10)
     np.testing.assert_allclose(ahead, start, rtol=1e-10, atol=1e-12)

@@ -108,6 +108,8 @@ def _cascade_backward(passing: Pattern | None) -> Callable[..., Any]:
         first = first + apply(turned(D.between), last, tuple(zip(*D.follows, strict=True)))
         of_first, of_last = D.patterns(passing and tuple(zip(*passing, strict=True)))
         new = apply(turned(D.first), first, of_first), apply(turned(D.last), last, of_last)
+        if D.old is not None:
+            new = new[0] + apply(turned(D.old), last), new[1]
         return (new if old is None else (new[0] + old[0], new[1] + old[1])), first
 
     return step
@@ -115,11 +117,12 @@ def _cascade_backward(passing: Pattern | None) -> Callable[..., Any]:
 
 def suffix_products(
     transition: jax.Array | Cascade, decays: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | Cascade]:
     """``P^t`` for t = 1..K [K, S, S, *V] (the last is the identity), and ``P^0``.
 
     With ``decays`` [K], ``Q^t = decays^t + Q^{t+1} D^{t+1}`` in place of ``P^t``, and ``Q^1 D^1``.
-    Of a :class:`Cascade`, ``P^t`` is for ``f`` of the first states [K, S, H, *V].
+    Of a :class:`Cascade`, ``P^t`` is for ``f`` of the first states [K, S, H, *V], and ``P^0`` is
+    one, too, if it is large; its filters then follow nothing but old values.
     """
     if isinstance(transition, Cascade):
         return _products_of_cascade(transition)
@@ -157,11 +160,12 @@ def _multiplied(product: jax.Array, now: tuple[Any, Any]) -> tuple[jax.Array, ja
     return compose(product, transition), product
 
 
-def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array]:
+def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array | Cascade]:
     """``P^t`` for ``f`` of the first states, and ``P^0``.
 
-    Backward, with ``M^t`` the product of the filters' leaks after step t: ``P^t`` is
-    ``P^{t+1} D^{t+1}`` and, in the rows of the filters, ``M^t N^t`` besides.
+    Backward, with ``L^t`` the product of the filters' leaks after step t: ``P^t`` is
+    ``P^{t+1} D^{t+1}`` and, in the rows of the filters, ``L^t N^t`` besides, and ``L^t M^t`` before
+    the step.
     """
     dtype = sum_dtype(moving.first.dtype)
     one, leak = (_identity(v[0]).astype(dtype) for v in (moving.first, moving.last))
@@ -169,18 +173,24 @@ def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array]:
     below = jnp.zeros((filters, *one.shape[1:]), dtype)
     ends, products = jax.lax.scan(_multiplied_cascade, (one, below, leak), moving, reverse=True)
     (one, below, leak), shape = ends, (filters, filters, *one.shape[2:])
+    products = jnp.concatenate(products, 1)
+    if moving.is_large:
+        nothing = ((False,) * states,) * filters
+        return products, Cascade(one, leak, jnp.zeros_like(below), nothing, below)
     above = jnp.zeros((states, filters, *one.shape[2:]), dtype)
     whole = (
         jnp.concatenate([one, above], 1),
         jnp.concatenate([below, jnp.broadcast_to(leak, shape)], 1),
     )
-    return jnp.concatenate(products, 1), jnp.concatenate(whole)
+    return products, jnp.concatenate(whole)
 
 
 def _multiplied_cascade(carried: tuple[Any, Any, Any], now: Cascade) -> tuple[Any, Any]:
     one, below, leak = carried
     below = below + compose(leak, now.between)
     new = compose(one, now.first), compose(below, now.first), compose(leak, now.last)
+    if now.old is not None:
+        new = new[0], new[1] + compose(leak, now.old), new[2]
     return tuple(map(jnp.astype, new, (v.dtype for v in carried))), (one, below)
 
 
@@ -204,14 +214,26 @@ def apply(
     """
     if isinstance(matrix, Bands):
         return matrix.times(vector)
-    if matrix.shape[1] > UNROLL_STATES:
+    if min(matrix.shape[:2]) > UNROLL_STATES:
+        if matrix.shape[2:] != vector.shape[1:]:
+            return by_example(matrix, vector)
         return jnp.einsum("ij...,j...->i...", matrix, vector)
     columns = [*enumerate(vector)]
+    if len(matrix) > UNROLL_STATES:
+        return _summed([matrix[:, j] * v for j, v in columns], matrix[:, 0])
     terms = [
         [matrix[i, j] * v for j, v in columns if passing is None or passing[i][j]]
         for i in range(len(matrix))
     ]
     return jnp.stack([_summed(row, columns[0][1]) for row in terms])
+
+
+def by_example(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """``matrix`` [S, S', B or 1, 1, ..] times ``vector`` [S', B, ..], example by example."""
+    examples = matrix.shape[2]
+    flat = vector.reshape(len(vector), examples, -1)
+    found = jnp.einsum("ijb,jbn->ibn", matrix.reshape(*matrix.shape[:2], examples), flat)
+    return found.reshape(len(matrix), *vector.shape[1:])
 
 
 def meet(f: jax.Array, signal: jax.Array, driving: Sequence[bool] | None = None) -> jax.Array:

@@ -262,9 +262,9 @@ class ETraceConfig(ConfigViews):
         executor = banded if banded.bands else executor
         if (lag := lag_of(executor, dtype)) > 1:
             return DelayedDRTRLRule(executor, dtype, lag=lag)
-        if may_lag(executor):
-            return LaggedDRTRLRule(executor, dtype)
         cascaded = replace(executor, cascaded=True)
+        if may_lag(executor) and not cascaded.above:
+            return LaggedDRTRLRule(executor, dtype)
         executor = cascaded if cascaded.cascades else executor
         return ParamDimRule(executor, dtype, of_model=True)
 

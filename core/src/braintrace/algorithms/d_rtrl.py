@@ -31,6 +31,7 @@ from .block_algebra import (
     products_by_bands,
     suffix_products,
 )
+from .by_example import goes_by_example, moved_by_example
 from .in_place import step_of_trace
 
 
@@ -173,7 +174,10 @@ class ParamDimRule(ParameterTraces):
         """:meth:`solve` and :meth:`update`; a single step of parted traces writes over them."""
         moving, of_old = block.jacobians.transition, any(e is not None for e in block.old_signal)
         by_bands = any(isinstance(one, Bands) for one in moving)
-        if not self._are_parted(traces) or of_old or by_bands or not self.reads_new(block):
+        pairs = zip(self.rules, (moving[link.group.index] for link in self.links), strict=True)
+        large = traces is not None and any(goes_by_example(*pair) for pair in pairs)
+        at_once = self._are_parted(traces) or (type(self) is ParamDimRule and large)
+        if not at_once or of_old or by_bands or not self.reads_new(block):
             return super().advance(traces, block, operands)
         steps = [self._one_step(link, traces, block, operands) for link in self.links]
         return self.summed([found for _, found in steps], operands), tuple(new for new, _ in steps)
@@ -191,6 +195,9 @@ class ParamDimRule(ParameterTraces):
             found = self.contracted(link, block, {g: block.signal[g]}, operands)
             new = rules.increments(x, f, held)
             return self.stored(link, rules.parted(new) if is_parted(trace) else new), found
+        if goes_by_example(rules, transition):
+            signal = link.to_y(block.signal[g][0], 1)
+            return self._by_example(link, transition, trace, block, operands, signal)
         if isinstance(transition, Cascade) and not is_parted(trace):
             whole = jax.vmap(lambda one: one.composed(self.links))(block.jacobians)
             x, f, transition = whole.of(link)
@@ -207,6 +214,21 @@ class ParamDimRule(ParameterTraces):
         kept = rules.propagate(moving, trace, held)
         new = self.stored(link, rules.joined(kept, rules.increments(x, f, held)))
         return new, rules.solve(signal, new, held)
+
+    def _by_example(
+        self,
+        link: Link,
+        transition: Cascade,
+        trace: Arrays,
+        block: Block,
+        operands: Operands,
+        signal: jax.Array | None = None,
+    ) -> tuple[Arrays, Arrays]:
+        """The trace of a link with many states after a single step, and what a signal finds."""
+        x, f, _ = block.jacobians.of(link)
+        now = jax.tree.map(lambda v: v[0], transition).laid(link.to_y)
+        held = operands[link.relation.index]
+        return moved_by_example(self.rules[link.index], now, trace, held, (x, f), signal)
 
     def reads_new(self, block: Block) -> bool:
         """Whether a block is a single step, or without operations, with exact traces after it."""
@@ -240,6 +262,11 @@ class ParamDimRule(ParameterTraces):
             if isinstance(own := self.read(link, transition, 1, 2), Bands):
                 new.append(self._moved_by_bands(link, own, traces, block, operands))
                 continue
+            single = len(f) == 1 and traces is not None and decays is None and kept is None
+            if single and goes_by_example(rules, own):
+                trace, _ = self._by_example(link, own, traces[link.index], block, operands)
+                new.append(trace)
+                continue
             if transition is None and decays is None:  # only the last step is left in the trace
                 x, f = jax.tree.map(lambda v: v[-1:], (x, f))
             elif transition is None:
@@ -252,10 +279,18 @@ class ParamDimRule(ParameterTraces):
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
             before = None if kept is None else kept[link.index]
             if g in products and traces is not None:
-                whole = link.to_y(products[g][1], 2)
-                before = rules.plus(rules.propagate(whole, traces[link.index], held), before)
+                moved = self._propagated(link, products[g][1], traces[link.index], held)
+                before = rules.plus(moved, before)
             new.append(rules.joined(before, rules.increments(x, f, held)))
         return new
+
+    def _propagated(self, link: Link, whole: Any, trace: Arrays, held: Sequence[Any]) -> Arrays:
+        """``P^0 . eps^0``."""
+        rules = self.rules[link.index]
+        if goes_by_example(rules, whole):
+            return moved_by_example(rules, whole.laid(link.to_y), trace, held)[0]
+        whole = whole.composed() if isinstance(whole, Cascade) else whole
+        return rules.propagate(link.to_y(whole, 2), trace, held)
 
     def _moved_by_bands(
         self, link: Link, transition: Bands, traces: Traces | None, block: Block, operands: Operands

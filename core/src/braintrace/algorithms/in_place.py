@@ -66,6 +66,7 @@ def step_of_trace(
         terms = [(D.between[s - first, j], new(j)) for j in range(first) if D.follows[s - first][j]]
         others = (j for j in range(first, rules.num_state) if passing[s][j])
         terms += [(D.last[s - first, j - first], old(j)) for j in others]
+        terms += [] if D.old is None else [(D.old[s - first, j], old(j)) for j in range(first)]
         row = reduce(add, [scale(*term) for term in terms])
         return {key: leaf.astype(rules.types[key].dtype) for key, leaf in row.items()}
 

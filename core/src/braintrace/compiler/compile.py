@@ -187,7 +187,7 @@ def _with_exact_credit(
         below = (graph := filtered(graph, stay=stay)).executed
     exact = find_above(below.module_info, below.hidden_groups, below.reach)
     if exact.above:
-        step = exact_step(exact)
+        step, exact = exact_step(exact)
         run = analysed(step, find_hidden_groups_from_minfo(step, across_layers=True))
         graph = replace(graph, filtered=replace(run, moving=graph.moving, exact=exact))
     return replace(graph, exact=exact)

@@ -75,9 +75,10 @@ def record_bytes(rule: LearningRule) -> int:
         states = len(own[0]) if own else link.group.num_state
         total += states * math.prod(link.extra) * bytes_of(link.relation.y_var.aval)
     for group in {link.group.index: link.group for link in rule.links}.values():
+        if group.index in executor.cascades:
+            total += bytes_of(executor.jacobian_types.transition[group.index])
+            continue
         bands = executor.bands.get(group.index)
         entries = sum(band.length for band in bands) if bands else group.num_state**2
-        if own := executor.cascades.get(group.index):
-            entries = len(own[0]) * group.num_state
         total += entries * math.prod(group.varshape) * width
     return total

@@ -41,7 +41,8 @@ def without_past(jacobians: StepJacobians, first: Any, moves: Any = None) -> Ste
 
     def cut(D: Any, moves: Any) -> Any:
         if isinstance(D, Cascade):  # what follows new values has no past
-            pairs = {name: (getattr(D, name), getattr(moves, name)) for name in ("first", "last")}
+            names = ("first", "last", *(() if D.old is None else ("old",)))
+            pairs = {name: (getattr(D, name), getattr(moves, name)) for name in names}
             return replace(D, **{name: cut(*pair) for name, pair in pairs.items()})
         if not isinstance(D, Bands):
             return _cut(D, first) if moves else D

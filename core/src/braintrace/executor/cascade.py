@@ -11,12 +11,14 @@ as the derivatives are. Its trace is a filter of that of ``h``,
 
 so that ``f`` and ``D`` of ``q``, which are ``N f`` and ``[N D, A]``, need neither be computed nor
 recorded, and no increment is made for it. What does not know of it has them from :func:`composed`.
+A value of a small layer above is such a state, too (``downstream='exact'``), and may read old
+values of the layer besides, ``M h^{t-1}``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -44,12 +46,15 @@ class Cascade:
         ``N`` [Q, H, *V].
     follows
         Which filter follows which state [Q][H].
+    old
+        ``M`` [Q, H, *V]; ``None`` for zero.
     """
 
     first: Any
     last: Any
     between: Any
     follows: Pattern = field(metadata={"static": True})
+    old: Any = None
 
     @property
     def num_first(self) -> int:
@@ -60,6 +65,11 @@ class Cascade:
         """What is of the first states, and of the filters."""
         return None if array is None else tuple(jnp.split(array, [self.num_first], axis))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more states than loops over them are written out for."""
+        return len(self.follows) + self.num_first > UNROLL_STATES
+
     def patterns(self, passing: Pattern | None) -> tuple[Pattern | None, Pattern | None]:
         """Of the entries [S][S] of all states, those between the first, and between filters."""
         first, count = self.num_first, len(self.follows[0]) + len(self.follows)
@@ -69,9 +79,16 @@ class Cascade:
         one, other = (tuple(tuple(passing[i][j] for j in own) for i in own) for own in parts)
         return one, other
 
+    def laid(self, to_y: Callable[[jax.Array, int], jax.Array]) -> Cascade:
+        """With all but the leaks laid out by ``to_y``."""
+        old = None if self.old is None else to_y(self.old, 2)
+        first, between = to_y(self.first, 2), to_y(self.between, 2)
+        return replace(self, first=first, between=between, old=old)
+
     def composed(self) -> jax.Array:
         """``D`` of all states [S, S, *V]."""
         below = jnp.einsum("qj...,jh...->qh...", self.between, self.first)
+        below = below if self.old is None else below + self.old
         shape = (*self.last.shape[:2], *self.first.shape[2:])
         right = jnp.broadcast_to(self.last, shape)
         above = jnp.zeros((self.num_first, *shape[1:]), right.dtype)

@@ -25,6 +25,7 @@ from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
 from ..ops.traces.bands import Band, Bands, bands_of
 from ..ops.traces.base import UNROLL_STATES
+from .above import Above
 from .cascade import Cascade, follows
 from .jacobians import (
     StepJacobians,
@@ -117,7 +118,8 @@ class Executor:
             held = () if cone.transition is None else cone.transition.free
             wanted += [*group.group.hidden_invars, *cone.free, *held]
             if own := self.cascades.get(group.index):
-                wanted += group.group.hidden_outvars[: len(own[0])]
+                above = self.above.get(group.index)
+                wanted += above.atoms if above else group.group.hidden_outvars[: len(own[0])]
         wanted += [atom for relation in relations for atom in (relation.y_var, relation.x_var)]
         known = {*info.producers, *info.jaxpr.invars}
         return tuple(dict.fromkeys(v for v in wanted if versions.is_var(v) and v in known))
@@ -172,14 +174,26 @@ class Executor:
     def cascades(self) -> dict[int, Pattern]:
         """By group, which filters follow which other states, where ``D`` is a :class:`Cascade`."""
         found: dict[int, Pattern] = {}
-        if not self.cascaded or self.jacobians != "near" or self.graph.exact is not None:
+        if not self.cascaded or self.jacobians != "near":
             return found
+        if self.graph.exact is not None:
+            return {g: above.follows for g, above in self.above.items()}
         filters = {s.path for s in self.graph.module_info.slots if s.is_filter}
         for group in self.driven:
             paths = group.group.hidden_paths
             last = len([*takewhile(filters.__contains__, reversed(paths))])
             cone, eqns = self.graph.cones[group.index], self.graph.module_info.eqns
             if group.index not in self.bands and (own := follows(group.group, cone, eqns, last)):
+                found[group.index] = own
+        return found
+
+    @cached_property
+    def above(self) -> dict[int, Above]:
+        """By group, the values of small groups above it that are its last states."""
+        exact, found = self.graph.exact, {}
+        for group in self.driven if exact and self.cascaded else ():
+            own = Above.of(exact, group.group, self.graph.cones[group.index])
+            if group.index not in self.bands and own:
                 found[group.index] = own
         return found
 
@@ -241,7 +255,8 @@ class Executor:
         transitions: list[Any] = []
         for group, cone in zip(self.groups, self.graph.cones, strict=True):
             links = [link for link in self.links if link.group is group]
-            how = self.bands.get(group.index, ()), self.cascades.get(group.index)
+            above = self.above.get(group.index)
+            how = self.bands.get(group.index, ()), above or self.cascades.get(group.index)
             transition, found = jacobians_of_group(info.eqns, cone, group, links, env, *how)
             transitions.append(transition)
             f |= found
@@ -283,10 +298,12 @@ class Executor:
                 return Bands(tuple(types), bands, states)
             if own := self.cascades.get(group.index):
                 last, first, shape = len(own), len(own[0]), group.varshape
-                leak = (*shape[:1], *(1 for _ in shape[1:]))
+                above = self.above.get(group.index)
+                examples = (above.examples,) if above else shape[:1]
+                leak = (*examples, *(1 for _ in shape[1:]))
                 sizes = (first, first, *shape), (last, last, *leak), (last, first, *shape)
                 D, A, N = (array(size, *olds) for size in sizes)
-                return Cascade(D, A, N, own)
+                return Cascade(D, A, N, own, N if above and above.reads_old else None)
             return array((states, states, *group.varshape), *olds)
 
         return self._step(lambda x: array(x.aval.shape, x), factor, map(transition, self.groups))

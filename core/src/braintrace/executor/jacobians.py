@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from ..jaxprs.pull import converts
 from ..jaxprs.run import holds, read, run_equations
 from ..ops.traces.bands import Band, Bands
 from ..ops.traces.base import UNROLL_STATES
+from .above import Above
 from .cascade import Cascade, composed
 from .layout import Link, Positions, numbers_along
 from .pulled import Pulled
@@ -177,7 +178,8 @@ class Pullback:
         if not axes:
             return of_y(self.sums)
         found = jnp.moveaxis(self.each(axes, of_y), 0, 1)  # [S of the group, M E, *Y]
-        return found.reshape(positions.num_state, *link.extra, *found.shape[2:])
+        states = self.group.num_state * positions.num_mixed
+        return found.reshape(states, *link.extra, *found.shape[2:])
 
 
 def takes_forward_mode(
@@ -257,6 +259,13 @@ class GroupStep:
             env.update((new, given[new]) for new in given.keys() & eqn.outvars)
         return [env[var] for var in self.group.hidden_outvars]
 
+    def first(
+        self, count: int, olds: Sequence[Any], shifts: Mapping[int, Any], news: Sequence[Any] = ()
+    ) -> list[Any]:
+        """The new values of the first members, from old values of these."""
+        own = [self.values[var] for var in self.group.hidden_invars[count:]]
+        return self([*olds, *own], shifts, news)[:count]
+
     def in_turn(
         self, olds: Sequence[Any], shifts: Mapping[int, Any], news: Sequence[Any]
     ) -> list[Any]:
@@ -277,13 +286,13 @@ def jacobians_of_group(
     links: Sequence[Link],
     values: dict[Var, Any],
     banded: tuple[Band, ...] = (),
-    follows: Pattern | None = None,
+    follows: Pattern | Above | None = None,
 ) -> tuple[Any, dict[int, jax.Array]]:
     """``D`` of a group, and ``f`` of the links that lead to it, by number.
 
     Where it is ``banded``, ``D`` is given by these bands, from as many derivatives as
     :mod:`.sweeps` needs. Where its last states only follow the first, as ``follows`` says, it is a
-    :class:`Cascade`.
+    :class:`Cascade`. Of values of small groups above, it is known already but for the first states.
 
     They are computed from the ``values`` of variables.
 
@@ -294,8 +303,14 @@ def jacobians_of_group(
     """
     if not links:
         return None, {}
-    group, transition = positions.group, cone.transition
-    step = GroupStep(eqns, cone, group, links, values)
+    transition = cone.transition
+    step: Any = GroupStep(eqns, cone, positions.group, links, values)
+    if isinstance(follows, Above):
+        above, positions = follows, Positions(follows.first)
+        step, follows = partial(step.first, len(above.first.hidden_paths)), None
+    else:
+        above = None
+    group = positions.group
     zeros = {
         k.index: jnp.zeros(k.relation.y_var.aval.shape, shift_dtype(eqns, cone, k)) for k in links
     }
@@ -320,6 +335,8 @@ def jacobians_of_group(
     }
     if transition is None:
         return None, factors
+    if above:
+        return above.cascade(pullback.olds(pullback.sums), partial(read, values)), factors
     if follows:
         return pullback.cascade(follows), {i: f[: len(news)] for i, f in factors.items()}
     held = [read(values, var) for var in transition.free]

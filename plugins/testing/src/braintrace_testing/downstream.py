@@ -95,7 +95,8 @@ class PathSums:
         """
 
         def entering(edge: Edge, before: Mode, after: Mode, matrix: np.ndarray) -> np.ndarray:
-            if before[1] or not after[1] or edge.source in self.layers.number_of:
+            inside = after[1] or edge.target in self.layers.number_of  # where it may end at once
+            if before[1] or not inside or edge.source in self.layers.number_of:
                 return matrix
             position = np.arange(math.prod(self.graph.program.avals[edge.source].shape))
             return matrix * _equal(np.resize(position, len(matrix)), places)

@@ -14,7 +14,7 @@ from tests.unit.compiler.exact.layers import Gated, graph_of
 
 def test_values_are_those_of_the_step() -> None:
     graph = graph_of(Gated(3, 4), Gated(4, 3), Gated(3, 2))
-    info, step = graph.module_info, exact_step(graph.exact)
+    info, (step, _) = graph.module_info, exact_step(graph.exact)
     filters = [slot.path for slot in step.slots if slot.is_filter]
     assert filters == [("<exact>", str(i)) for i in range(3)]
     random = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from ...base import versions
 from ...base.precision import sum_dtype
 from ...base.types import Path
-from ...base.versions import Var
+from ...base.versions import Atom, Var
 from ...jaxprs.credit import with_credit
-from ...jaxprs.depends import Along
+from ...jaxprs.depends import Along, slice_to
 from ...jaxprs.run import Slice, between
 from ..groups import HiddenGroup
 from ..module_info import CreditFilter, ModuleInfo
@@ -96,6 +96,10 @@ class ExactCredit:
         How many values other groups above one have, by their first state.
     operations
         The operations that may be below a group.
+    entries
+        In the step with these states, by what is below and by path of what is above: derivatives of
+        the new value above in old ones above [n, *examples, m], and in values below [n, *V], by
+        variable of the step as it was.
 
     Examples
     --------
@@ -115,6 +119,7 @@ class ExactCredit:
     by_example: bool
     too_large: Mapping[Path, int]
     operations: Mapping[Var, Reach]
+    entries: Mapping[tuple[Key, Path], Mapping[Var, Atom]] = field(default_factory=dict)
 
     @cached_property
     def small(self) -> dict[Path, Member]:
@@ -217,5 +222,6 @@ def way_to(credit: ExactCredit, key: Key, member: Member) -> Slice:
     others = {v for g in credit.groups for v in g.hidden_outvars} - {m.new for m in above}
     ins, held = [*(m.old for m in above), *below], others - {*below}
     way = between(info.eqns, ins, [member.new], held, along=Along.DERIVATIVES)
+    way = replace(way, eqns=tuple(way.eqns[i] for i in slice_to(way.eqns, way.outs)))
     read = {atom for eqn in way.eqns for atom in eqn.invars if versions.is_var(atom)}
     return replace(way, ins=tuple(v for v in way.ins if v in read))

@@ -41,24 +41,37 @@ TOGETHER = 64
 PLAIN = "plain"
 
 
-def exact_step(credit: ExactCredit) -> ModuleInfo:
-    """The step with every value of small groups as a state of each group below them."""
+def exact_step(credit: ExactCredit) -> tuple[ModuleInfo, ExactCredit]:
+    """The step with every value of small groups as a state of each group below them.
+
+    With it comes the record that knows the ``entries``.
+    """
     info, filters = credit.minfo, credit.filters
     inputs = info.jaxpr.in_avals
+    names: list[tuple[tuple[Key, Path], Var]] = []
 
     def run(*values: Any) -> list[Any]:
         old = dict(zip(filters, values[len(inputs) :], strict=True))
-        return _Run(credit, values[: len(inputs)], old).outputs()
+        one = _Run(credit, values[: len(inputs)], old)
+        outputs = one.outputs()
+        names[:] = one.entries
+        return [*outputs, *one.entries.values()]
 
     avals = [*inputs, *filters.values()]
     with versions.types_of(avals):
         jaxpr = versions.make_jaxpr(run, *avals)
+    count = len(info.jaxpr.outvars) + len(filters)
+    entries: dict[tuple[Key, Path], dict[Var, Atom]] = {name: {} for name in filters}
+    for (name, var), atom in zip(names, jaxpr.outvars[count:], strict=True):
+        entries[name][var] = atom
+    jaxpr = versions.with_outvars(jaxpr, jaxpr.outvars[:count])
     first = sum(len(slot.leaves) for slot in info.slots)
     added = [
         filter_slot(filter_path(i), path, kind, first + i, steps_along=0)
         for i, ((_, path), kind) in enumerate(filters.items())
     ]
-    return replace(info, jaxpr=jaxpr, slots=(*info.slots, *added))
+    step = replace(info, jaxpr=jaxpr, slots=(*info.slots, *added))
+    return step, replace(credit, entries=entries)
 
 
 class _Run:
@@ -73,6 +86,7 @@ class _Run:
     ) -> None:
         self.credit, self.info, self.old = credit, credit.minfo, old
         self.new: dict[tuple[Key, Path], Any] = {}
+        self.entries: dict[tuple[tuple[Key, Path], Var], Any] = {}
         self.values = versions.start_env(self.info.jaxpr, inputs)  # in whatever context
         self.computed: dict[tuple[Var, Hashable], Any] = {}
         self.small = [*credit.small.values()]
@@ -171,7 +185,9 @@ class _Run:
             ins = [hold(self.values[v]) for v in way.ins]
             like = self.credit.filters[key, path]
             rows = self.rows(member, way, free, ins)
-            terms = (self.term(key, v, hold(row)) for v, row in zip(way.ins, rows, strict=True))
+            for v, row in zip(way.ins, rows, strict=True):
+                self.entries[(key, path), v] = hold(self.laid(key, v, row, like.dtype))
+            terms = (self.term(key, v, self.entries[(key, path), v]) for v in way.ins)
             zeros = jnp.zeros(like.shape, like.dtype)
             of = sum((jnp.asarray(term, like.dtype) for term in terms), zeros)
             self.new[key, path] = with_credit(zeros, of)
@@ -189,15 +205,21 @@ class _Run:
         count = values_of([member], self.credit.by_example)
         return versions.mapped(row, jnp.eye(count, dtype=new.dtype), TOGETHER)
 
+    def laid(self, key: Key, var: Var, rows: Any, dtype: Any) -> Any:
+        """The derivatives in a value: of one above, as a matrix [n, examples, m]."""
+        above = {m.old: m for m in self.credit.members_above(key)}
+        if var in above:
+            rows = above[var].entries(rows, self.credit.examples(above[var]), 1)
+        return rows.astype(dtype)
+
     def term(self, key: Key, var: Var, rows: Any) -> Any:
         """What ``q`` [n, *V] of a group or operation has of a value."""
         above = {m.old: m for m in self.credit.members_above(key)}
         if var in above:
-            source, q = above[var], self.old[key, above[var].path]
-            matrix = source.entries(rows, self.credit.examples(source), 1).astype(q.dtype)
+            q = self.old[key, above[var].path]
             if self.credit.by_example:
-                return jnp.einsum("jbk,kb...->jb...", matrix, q)
-            return jnp.tensordot(matrix[:, 0], q, 1)
+                return jnp.einsum("jbk,kb...->jb...", rows, q)
+            return jnp.tensordot(rows[:, 0], q, 1)
         below = self.credit.values_below(key)[var]
         if below is None:
             return rows * self.computed[var, var]

@@ -34,6 +34,11 @@ class TraceRules(ABC):
     num_state: int
 
     @property
+    def has_examples(self) -> bool:
+        """Whether traces can be taken example by example; see :class:`StructuredTrace`."""
+        return False
+
+    @property
     @abstractmethod
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a trace."""
@@ -154,6 +159,10 @@ class TraceRules(ABC):
         self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
     ) -> Arrays:
         """The same of parts of the examples [parts, *W], where they can be told apart."""
+        return self.solve(signal, trace, operands)
+
+    def solve_at_once(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        """:meth:`solve`, all examples together."""
         return self.solve(signal, trace, operands)
 
 

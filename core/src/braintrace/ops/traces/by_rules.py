@@ -154,10 +154,8 @@ class StructuredTrace(TraceRules):
         op, extra = self.operation, len(self.extra)
         signal, operands = op.widened((signal, [*operands]))
         if op.spec.solve_drtrl is not None:
-            own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
-            return self._summed(self._each(self._on_whole(own)), signal, trace, extra)
-        rule = self.scale(operands)
-        whole = partial(self._summed, rule, axes=extra + op.spec.batched)
+            return self.solve_at_once(signal, trace, operands)
+        rule, whole = self.scale(operands), partial(self.solve_at_once, operands=operands)
         large: list[str] = []
         alone = not versions.several_devices()  # else each device adds up its own examples
         if op.spec.batched and not extra and alone:  # the second axis of a leaf is of the examples
@@ -183,6 +181,18 @@ class StructuredTrace(TraceRules):
         return {
             key: split(leaf, axis, parts).sum((*range(1, axis + 2),)) for key, leaf in each.items()
         }
+
+    def solve_at_once(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
+        op, extra = self.operation, len(self.extra)
+        if op.spec.solve_drtrl is not None:
+            own = partial(op.written("solve_drtrl", operands), weights=op.weights(operands))
+            return self._summed(self._each(self._on_whole(own)), signal, trace, extra)
+        return self._summed(self.scale(operands), signal, trace, extra + op.spec.batched)
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether the second axis of leaves, of factors and of inputs is of examples."""
+        return self.operation.spec.batched and not self.extra
 
     def _summed(
         self, rule: Callable[..., Arrays], signal: jax.Array, trace: Arrays, axes: int
