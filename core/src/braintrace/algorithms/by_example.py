@@ -96,7 +96,8 @@ def _parts(
     olds = {key: leaf[:states] for key, leaf in trace.items()}
     news = first.propagate(moving.first, olds, operands)
     if driven is not None:
-        news = add(news, first.increments(*driven, operands))
+        x, f = driven
+        news = add(news, first.increments(x, f, operands))
     leak = moving.last.reshape(leaks)
     kept = {key: jnp.tensordot(leak, leaf[states:], 1) for key, leaf in trace.items()}
     base = {key: jnp.concatenate([v, kept[key].astype(v.dtype)]) for key, v in news.items()}

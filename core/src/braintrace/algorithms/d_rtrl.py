@@ -262,10 +262,10 @@ class ParamDimRule(ParameterTraces):
             if isinstance(own := self.read(link, transition, 1, 2), Bands):
                 new.append(self._moved_by_bands(link, own, traces, block, operands))
                 continue
-            single = len(f) == 1 and traces is not None and decays is None and kept is None
-            if single and goes_by_example(rules, own):
-                trace, _ = self._by_example(link, own, traces[link.index], block, operands)
-                new.append(trace)
+            single = len(f) == 1 and decays is None and kept is None
+            if single and traces is not None and goes_by_example(rules, transition):
+                trace = traces[link.index]
+                new.append(self._by_example(link, transition, trace, block, operands)[0])
                 continue
             if transition is None and decays is None:  # only the last step is left in the trace
                 x, f = jax.tree.map(lambda v: v[-1:], (x, f))

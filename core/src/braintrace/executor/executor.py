@@ -190,8 +190,10 @@ class Executor:
     @cached_property
     def above(self) -> dict[int, Above]:
         """By group, the values of small groups above it that are its last states."""
-        exact, found = self.graph.exact, {}
-        for group in self.driven if exact and self.cascaded else ():
+        exact, found = self.graph.exact, dict[int, Above]()
+        if exact is None or not self.cascaded:
+            return found
+        for group in self.driven:
             own = Above.of(exact, group.group, self.graph.cones[group.index])
             if group.index not in self.bands and own:
                 found[group.index] = own
