@@ -55,22 +55,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 927,
-    "ops": 2886,
+    "ops": 2905,
     "show": 1475,
     "jaxprs": 1608,
     "plugins": 1730,
-    "compiler": 8134,
-    "executor": 2232,
+    "compiler": 8162,
+    "executor": 2422,
     "files": 934,
     "cli": 739,
-    "algorithms": 3230,
-    "drivers": 3583,
+    "algorithms": 3414,
+    "drivers": 3585,
     "learners": 4048,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_017, 11_724
-WHOLE_CORE = 32_341
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_438, 12_014
+WHOLE_CORE = 32_764
 
 
 def module_of(file: Path) -> str:
