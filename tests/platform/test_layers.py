@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 934,
     "cli": 739,
     "algorithms": 3414,
-    "drivers": 3585,
+    "drivers": 3588,
     "learners": 4048,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_438, 12_014
-WHOLE_CORE = 32_764
+WHOLE_CORE = 32_767
 
 
 def module_of(file: Path) -> str:

@@ -90,9 +90,8 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     of all and has no finite derivative. ``index`` is as for :func:`online_step`.
     """
     executor, graph = rule.executor, rule.executor.graph
-    slots = graph.module_info.slots
-    hidden = [slot.path for slot in slots if slot.kind is StateKind.HIDDEN]
-    filters = [slot.path for slot in slots if slot.is_filter]
+    hidden = [slot.path for slot in graph.module_info.slots_of(StateKind.HIDDEN)]
+    filters = [slot.path for slot in graph.module_info.slots if slot.is_filter]
 
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
         def program(wide: Any, args: Any, states: Any) -> Any:
@@ -129,31 +128,35 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
             new_bar = {**new_bar, **added}
         params_bar, args_bar, old_bar = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
-        if lent := credited_paths(graph):
-            bars = _arrays(old_bar, lent)
-            bars = dict(zip(bars, unless_first((*bars.values(),), index == 0), strict=True))
-            of_filters, of_params = credit_at_start(graph, bars, states, params, filters)
+        if lent := _arrays(old_bar, credited_paths(graph)):
+            lent = dict(zip(lent, unless_first((*lent.values(),), index == 0), strict=True))
+            of_filters, of_params = credit_at_start(graph, lent, states, params, filters)
             olds |= {path: bar for path, bar in of_filters.items() if path in olds}
             params_bar = add_traced(params_bar, of_params)
-        signals = executor.old_signals(olds, range(len(executor.graph.hidden_groups)))
+        signals = executor.old_signals(olds, range(len(graph.hidden_groups)))
         signals = unless_first(signals, index == 0)
         found = rule.solve_at_start(traces, signals, executor.operand_values(params))
-        params_bar = add_traced(params_bar, executor.param_gradients(params, found))
-        params_bar = narrowed(params_bar, params)
+        by_traces = executor.param_gradients(params, found)
+        params_bar = narrowed(add_traced(params_bar, by_traces), params)
         given_bar = jax.tree.map(versions.zero_cotangent, given)
         if predict is not None:
-            start = _arrays(states, hidden)
-            predicted, pull_to_given = jax.vjp(lambda given: predict(given, start), given)
-            missed = {path: predicted[path] - olds[path] for path in start}
-            known = {p: jnp.isfinite(olds[p]) | (index != 0) for p in start}
-            learned = {p: jnp.where(known[p], v, 0) for p, v in missed.items()}
-            (given_bar,) = pull_to_given(learned)
+            given_bar = _missed(predict, given, _arrays(states, hidden), olds, index)
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, index))
         found_bars = guarded((params_bar, args_bar, given_bar), params)
         return *found_bars[:2], *zeros[:2], found_bars[2], zeros[2]
 
     step.defvjp(forward, backward)
     return step
+
+
+def _missed(
+    predict: Predict, given: Any, start: Mapping[Path, Any], olds: Mapping[Path, Any], index: Any
+) -> Any:
+    """The gradient of what ``predict`` missed at the start of a window, for its parameters."""
+    predicted, pull = jax.vjp(lambda given: predict(given, start), given)
+    missed = {path: predicted[path] - olds[path] for path in start}
+    known = {path: jnp.isfinite(olds[path]) | (index != 0) for path in start}
+    return pull({path: jnp.where(known[path], v, 0) for path, v in missed.items()})[0]
 
 
 def credited_paths(graph: ETraceGraph) -> list[Path]:
