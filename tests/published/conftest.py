@@ -11,6 +11,7 @@ import brainstate
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
 NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
 
 
