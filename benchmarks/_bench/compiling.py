@@ -62,6 +62,7 @@ def measure(pythons: Mapping[bool, Path], rounds: int, short: bool = False) -> d
         found["again"] = workers["ours"].ask("again", "gru", SHORT, short)
     with tempfile.TemporaryDirectory() as folder:
         cache = variables(
+            pythons[False],
             JAX_COMPILATION_CACHE_DIR=folder,
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
             JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",

@@ -47,7 +47,7 @@ def measure(python: Path, short: bool = False) -> dict[str, Any]:
     """
 
     def ask(one: Contender, name: str, sizes: Sizes) -> Any:
-        return run_json(python, "_bench.memory", one, name, sizes, env=variables())
+        return run_json(python, "_bench.memory", one, name, sizes, env=variables(python))
 
     lengths = SHORT_LENGTHS if short else LENGTHS
     blocked = BLOCKED._replace(block=SHORT_BLOCK) if short else BLOCKED

@@ -15,9 +15,14 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[1]
 
 
-def variables(**more: str) -> dict[str, str]:
-    """Environment variables for a process that measures: float32, on the CPU unless told."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+def variables(python: Path, **more: str) -> dict[str, str]:
+    """Environment variables for a process that measures: float32, on the CPU unless told.
+
+    Paths of sources are passed on to the Python that runs the program, not to the peer's.
+    """
+    own = python == Path(sys.executable)
+    dropped = ("PYTHONHOME",) if own else ("PYTHONPATH", "PYTHONHOME")
+    kept = {k: v for k, v in os.environ.items() if k not in dropped}
     return {"JAX_PLATFORMS": "cpu", **kept, "JAX_ENABLE_X64": "0", **more}
 
 
@@ -28,7 +33,7 @@ class Process:
         self.process = subprocess.Popen(
             [python, "-m", module, json.dumps(arguments)],
             cwd=FOLDER,
-            env=variables(**env),
+            env=variables(python, **env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -44,5 +44,5 @@ def measure(pythons: Mapping[bool, Path], rounds: int) -> dict[str, Any]:
 def run(python: Path, code: str) -> float:
     """Seconds of a process."""
     start = time.perf_counter()
-    subprocess.run([python, "-c", code], check=True, cwd=FOLDER, env=variables())
+    subprocess.run([python, "-c", code], check=True, cwd=FOLDER, env=variables(python))
     return time.perf_counter() - start
