@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from itertools import product
 from typing import Any
@@ -209,33 +209,43 @@ class StructuredTrace(TraceRules):
         XLA's CPU backend runs this at the speed of the memory, in contrast to a sum over a leading
         axis, as long as every term is cut out of the whole arrays by itself.
         """
+        many = self.num_state > UNROLL_STATES  # a program for each of them would be long
 
-        def term(state: int, example: Any) -> Arrays:
+        @partial(jax.jit, static_argnums=() if many else 0)  # traced once for all examples
+        def term(state: Any, example: Any, signal: Any, trace: Any) -> Arrays:
+            def cut(array: jax.Array, *start: Any) -> jax.Array:
+                one, rest = (1,) * len(start), array.shape[len(start) :]
+                where = (*start, *(np.int32(0),) * len(rest))
+                return jax.lax.dynamic_slice(
+                    array, where, (*one, *rest), allow_negative_indices=False
+                )
+
             def at(array: Any) -> jax.Array:
                 if isinstance(array, tuple):
-                    return jax.lax.dynamic_slice_in_dim(array[state], example, 1)
-                start = (state, example, *(0,) * (array.ndim - 2))
-                return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0]
+                    return cut(array[state], example)
+                return cut(array, state if many else np.int32(state), example)[0]
 
             one = rule(at(signal), {key: at(leaf) for key, leaf in trace.items()})
             return {key: one[key][0] for key in keys}
 
+        def added(total: Arrays, state: Any, examples: Iterable[Any]) -> Arrays:
+            for s, b in product(own, examples):
+                new = term(state + s, b, signal, trace)
+                total = jax.tree.map(jnp.add, total, new)
+            return total
+
         def add(total: Arrays, at: Any) -> tuple[Arrays, None]:
             state, example = at if many else (0, at)
-            for s, b in product(own, range(EXAMPLES_AT_ONCE)):
-                total = jax.tree.map(jnp.add, total, term(state + s, example + b))
-            return total, None
+            return added(total, state, [example + b for b in range(EXAMPLES_AT_ONCE)]), None
 
         def add_first(total: Arrays, state: Any) -> tuple[Arrays, None]:
-            for s, b in product(own, range(rest)):
-                total = jax.tree.map(jnp.add, total, term(state + s, b))
-            return total, None
+            return added(total, state, np.arange(rest, dtype=np.int32)), None
 
-        many = self.num_state > UNROLL_STATES  # a program for each of them would be long
         own, examples = range(1 if many else self.num_state), signal.shape[1]
         rest = examples % EXAMPLES_AT_ONCE
-        groups, states = np.arange(rest, examples, EXAMPLES_AT_ONCE), np.arange(self.num_state)
-        like = jax.eval_shape(partial(term, 0), 0)
+        groups = np.arange(rest, examples, EXAMPLES_AT_ONCE, dtype=np.int32)
+        states = np.arange(self.num_state, dtype=np.int32)
+        like = term.eval_shape(np.int32(0) if many else 0, np.int32(0), signal, trace)
         total = jax.tree.map(start_of_sum, like)
         total, _ = jax.lax.scan(add_first, total, states) if many else add_first(total, 0)
         pairs = np.repeat(states, len(groups)), np.tile(groups, len(states))
