@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 927,
-    "ops": 2905,
+    "base": 946,
+    "ops": 2930,
     "show": 1475,
-    "jaxprs": 1608,
+    "jaxprs": 1615,
     "plugins": 1730,
-    "compiler": 8162,
-    "executor": 2422,
+    "compiler": 8167,
+    "executor": 2426,
     "files": 934,
     "cli": 739,
-    "algorithms": 3414,
+    "algorithms": 3415,
     "drivers": 3588,
     "learners": 4048,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_438, 12_014
-WHOLE_CORE = 32_767
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_499, 12_061
+WHOLE_CORE = 32_828
 
 
 def module_of(file: Path) -> str:

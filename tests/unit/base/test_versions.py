@@ -82,6 +82,31 @@ def test_an_equation_runs_at_its_own_place_in_the_source() -> None:
     assert elsewhere(True) == versions.source_of(eqn) != elsewhere(False)
 
 
+def test_a_rule_that_is_kept_gives_the_tangents_of_the_results() -> None:
+    traced = []
+
+    @jax.custom_jvp
+    def pair(x: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x * n, jnp.floor(x)
+
+    @pair.defjvp
+    def rule(primals: Any, dots: Any) -> Any:
+        traced.append(primals)
+        (x, n), (dot, _) = primals, dots
+        return pair(x, n), (dot[::-1] * n, jnp.zeros_like(x))
+
+    (eqn,) = jax.make_jaxpr(pair)(jnp.ones(3), 2).eqns
+    for _ in range(2):
+        kept = versions.kept_rule(eqn)
+        assert kept is not None
+        program, dots, results = kept
+        assert [v.aval.shape for v in dots] == [(3,), ()] and len(results) == 2
+        primals = (jnp.arange(3.0), 2, jnp.arange(3.0), np.zeros((), jax.dtypes.float0))
+        found = jax.core.eval_jaxpr(program, [], *primals)
+        np.testing.assert_allclose(found[program.outvars.index(results[0])], [4.0, 2.0, 0.0])
+    assert len(traced) == 1
+
+
 def test_a_cell_of_a_notebook_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     (eqn,) = jax.make_jaxpr(lambda x: x + 1)(1.0).eqns
     before = versions.source_of(eqn)

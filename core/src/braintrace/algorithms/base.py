@@ -360,6 +360,7 @@ class ParameterTraces(LearningRule):
             }
 
         def kept(key: str, leaf: Any) -> Any:
-            return jax.tree.map(lambda v: v.astype(types[key].dtype), leaf)
+            own = types[key].dtype
+            return jax.tree.map(lambda v: v if v.dtype == own else v.astype(own), leaf)
 
         return {key: kept(key, leaf) for key, leaf in trace.items()}

@@ -39,6 +39,7 @@ else:
     JaxprEqn = jex_core.JaxprEqn
     Var = jex_core.Var
 jaxpr_as_fun = jex_core.jaxpr_as_fun
+Literal = jex_core.Literal
 
 #: Primitives whose single sub-jaxpr is run once on the operands, in order.
 CALL_PRIMITIVES = frozenset({jaxp.jit_p, jaxp.remat_p, jaxp.closed_call_p})
@@ -163,6 +164,24 @@ def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = Tru
     with at_source(eqn) if own_source else nullcontext():
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+#: A program, the tangents among its inputs, and those of the results; a literal is a zero.
+Tangents = tuple[Jaxpr, Sequence[Var], Sequence[Atom]]
+
+
+def kept_rule(eqn: JaxprEqn) -> Tangents | None:
+    """The rule of a function with its own JVP, which JAX traces once and keeps with the equation.
+
+    ``None`` where it is kept in another form; to differentiate the equation gives it in any case.
+    """
+    rule, count = eqn.params.get("jvp_jaxpr_fun"), len(eqn.invars)
+    if rule is None or eqn.params["num_consts"] or eqn.params["symbolic_zeros"]:
+        return None
+    program, _, zeros = rule.call_wrapped(*(False,) * count)
+    tangents = iter(program.outvars[len(zeros) :])
+    nothing = jex_core.Literal(np.float32(0), jax.typeof(np.float32(0)))
+    return program, program.invars[count:], [nothing if z else next(tangents) for z in zeros]
 
 
 def with_results_of(eqn: JaxprEqn, dtype_of: Callable[[Any], Any]) -> JaxprEqn:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,11 +128,14 @@ class Executor:
     @cached_property
     def weights(self) -> dict[State, WeightAddress]:
         """The parameters of the step."""
-        info, found = self.graph.module_info, {}
-        for slot in info.slots_of(StateKind.PARAM):
-            links = (k.index for k in self.links if slot.path in k.relation.parameter_paths)
-            found[slot.state] = WeightAddress(slot.path, info.invars_of(slot), (*links,))
-        return found
+        info, links = self.graph.module_info, defaultdict[Path, list[int]](list)
+        for link in self.links:
+            for path in link.relation.parameter_paths:
+                links[path].append(link.index)
+        return {
+            slot.state: WeightAddress(slot.path, info.invars_of(slot), (*links[slot.path],))
+            for slot in info.slots_of(StateKind.PARAM)
+        }
 
     @cached_property
     def sources(self) -> dict[int, int]:

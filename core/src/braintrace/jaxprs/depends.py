@@ -39,8 +39,8 @@ class Along(enum.Enum):
 def depends(
     eqns: Sequence[JaxprEqn],
     seeds: dict[Var, frozenset[Any]],
-    passes: Callable[[int, JaxprEqn, int], bool] = lambda i, eqn, operand: True,
-    emits: Callable[[int, JaxprEqn], frozenset[Any]] = lambda i, eqn: frozenset(),
+    passes: Callable[[int, JaxprEqn, int], bool] | None = None,
+    emits: Callable[[int, JaxprEqn], frozenset[Any]] | None = None,
     through: Callable[[Var, frozenset[Any]], frozenset[Any]] = lambda var, marks: marks,
     along: Along = Along.VALUES,
 ) -> dict[Var, frozenset[Any]]:
@@ -55,19 +55,20 @@ def depends(
     """
     marks, empty = dict(seeds), frozenset[Any]()
     smooth = along is Along.DERIVATIVES
+    still = {var for var in seeds if smooth and not versions.is_float(var.aval)}
+    known, literal = marks.get, versions.Literal
     for i, eqn in enumerate(eqns):
-        if smooth and eqn.primitive is jaxp.stop_gradient_p:
-            continue
-        emitted = emits(i, eqn)
-        arriving = {
-            k: marks[atom]
-            for k, atom in enumerate(eqn.invars)
-            if versions.is_var(atom)
-            and marks.get(atom)
-            and not (smooth and not versions.is_float(atom.aval))
-            and passes(i, eqn, k)
-        }
-        if not arriving and not emitted:
+        arriving = {}
+        for k, atom in enumerate(eqn.invars):
+            if (
+                not isinstance(atom, literal)
+                and (found := known(atom))
+                and atom not in still
+                and (passes is None or passes(i, eqn, k))
+            ):
+                arriving[k] = found
+        emitted = empty if emits is None else emits(i, eqn)
+        if not (arriving or emitted) or (smooth and eqn.primitive is jaxp.stop_gradient_p):
             continue
         behind = influences(eqn, along)
         found = emitted.union(*arriving.values())
@@ -150,7 +151,9 @@ def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
     Functions with a custom differentiation rule are not looked into: their derivative may flow
     otherwise than their values.
     """
-    rule = _one_by_one if carries(eqn) else _INFLUENCES.get(eqn.primitive)
+    rule = _INFLUENCES.get(eqn.primitive)
+    if rule is None and carries(eqn):
+        rule = _one_by_one
     return None if rule is None or along is Along.EQUATIONS else rule(eqn, along)
 
 

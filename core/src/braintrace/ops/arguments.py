@@ -60,7 +60,11 @@ def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, 
     (2.0, 'mV')
     """
     try:
-        mantissa, unit = saiunit.split_mantissa_unit(value)
+        mantissa, unit = (
+            (value, saiunit.UNITLESS)
+            if isinstance(value, jax.Array)
+            else saiunit.split_mantissa_unit(value)
+        )
         array = jnp.asarray(mantissa)
     except (TypeError, ValueError) as error:
         raise TypeError(
@@ -156,6 +160,8 @@ def bias_in_unit(
         raise ValueError(f"{operation}: bias must have shape {shape}, got shape {value.shape}")
     if not own.has_same_dim(unit):
         raise TypeError(f"{operation}: bias has the unit {own}, expected the unit of {of}, {unit}")
+    if own == unit:
+        return value
     return jnp.asarray(saiunit.Quantity(value, unit=own).to_decimal(unit))
 
 
@@ -176,6 +182,8 @@ def with_unit(array: jax.Array, unit: Any) -> jax.Array | saiunit.Quantity:
     >>> with_unit(jnp.ones(2), saiunit.UNITLESS).tolist()
     [1.0, 1.0]
     """
+    if unit == saiunit.UNITLESS:
+        return array
     return saiunit.maybe_decimal(saiunit.Quantity(array, unit=unit))
 
 

@@ -85,7 +85,7 @@ def matmul(
     dtype = jnp.result_type(*operands)
     y = bind(
         ETP_MV if x_value.ndim == 1 else ETP_MM,
-        *(operand.astype(dtype) for operand in operands),
+        *(v if v.dtype == dtype else v.astype(dtype) for v in operands),
         has_bias=bias is not None,
     )
     return with_unit(y, unit)

@@ -13,6 +13,7 @@ import pytest
 import braintrace as bt
 from braintrace.ops.operation import Operation
 from braintrace.ops.traces import trace_rules
+from braintrace.ops.traces.base import zeros_of
 from braintrace.ops.traces.by_rules import StructuredTrace
 from braintrace.ops.traces.dense import DenseTrace
 from braintrace.testing import assert_tree_close
@@ -72,3 +73,11 @@ def test_another_number_of_states() -> None:
     assert form.of_states(3).types["weight"].shape == (3, 3, 2)
     assert form.types["weight"].shape == (1, 3, 2)
     assert not form.init()["weight"].any()
+
+
+def test_zeros_are_made_by_a_program_that_is_compiled_once() -> None:
+    make = zeros_of((2, 3), jnp.dtype("float32"))
+    assert make is zeros_of((2, 3), jnp.dtype("float32"))
+    found, again = make(), make()
+    assert found.dtype == jnp.float32 and not found.any() and found.shape == (2, 3)
+    assert found.unsafe_buffer_pointer() != again.unsafe_buffer_pointer()  # each may be given away

@@ -38,7 +38,9 @@ KNOWN = frozenset(
 
 def foreign_findings(model: Any, found: ETraceGraph) -> Iterator[CompilationRecord]:
     """The layers of other libraries whose arrays are constants of the step."""
-    constants = found.module_info.jaxpr.consts
+    constants = [c for c in found.module_info.jaxpr.consts if np.ndim(c)]
+    if not constants:
+        return
     for path, node in brainstate.graph.nodes(model).items():
         for name, value in vars(node).items():
             for where, layer in _layers(value, (*path, name), []):

@@ -24,6 +24,9 @@ def operations_without_derivative(info: ModuleInfo) -> Iterator[tuple[JaxprEqn, 
 
     Of each primitive, the first one is tried.
     """
+    others = {sub.primitive for eqn in info.eqns for sub in (eqn, *nested(eqn))} - KNOWN
+    if all(map(is_etp_primitive, others)):
+        return
     tried: set[Any] = set()
     for i in slice_to(info.eqns, info.jaxpr.outvars, along=Along.DERIVATIVES):
         eqn = info.eqns[i]

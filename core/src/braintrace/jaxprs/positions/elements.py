@@ -66,10 +66,10 @@ def _back(eqn: JaxprEqn, operands: list[int], outs: Found, count: int) -> Found:
         pairs = zip(eqn.outvars, outs, strict=True)
         columns = list(zip(*(o or (blank(v.aval.ndim),) * count for v, o in pairs), strict=True))
         return [tuple(MOVES[primitive](eqn, k, column) for column in columns) for k in operands]
-    if primitive not in ALONG and (program := _tangents(eqn, operands)) is not None:
-        last = len(program.invars)
+    if primitive not in ALONG and (own := _tangents(eqn, operands)) is not None:
+        program, dots, results = own
         with _following(primitive):
-            return through(program, range(last - len(operands), last), outs)
+            return reached(program.eqns, dots, zip(results, outs, strict=True))
     rule = ALONG.get(primitive, lambda eqn, k: ())
     return [_spread(eqn, k, rule, outs) for k in operands]
 
@@ -159,7 +159,7 @@ def _has_no_end(primitive: Any) -> bool:
     return _FOLLOWED.get().count(primitive) >= (DEEPEST if own else 1)
 
 
-def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
+def _tangents(eqn: JaxprEqn, operands: list[int]) -> versions.Tangents | None:
     """The program ``operands, tangents of some -> tangents of the results``.
 
     So is told what becomes of positions in an ETP operation, a function with a JVP rule of its own
@@ -179,7 +179,11 @@ def _tangents(eqn: JaxprEqn, operands: list[int]) -> Jaxpr | None:
 
     avals = [v.aval for v in eqn.invars]
     try:
-        return versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
+        if custom and (kept := versions.kept_rule(eqn)) is not None:
+            program, dots, results = kept
+            return program, [dots[i] for i in operands], results
+        program = versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
+        return program, program.invars[len(avals) :], program.outvars
     except (TypeError, ValueError, NotImplementedError):
         return None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import jax
@@ -18,6 +19,12 @@ from .bands import Bands
 UNROLL_STATES = 4
 #: And products with a trace, which is large: row by row, it would be read once for each of them.
 UNROLL_PRODUCTS = 12
+
+
+@lru_cache(maxsize=256)
+def zeros_of(shape: tuple[int, ...], dtype: Any) -> Callable[[], jax.Array]:
+    """What makes zeros, compiled once: ``jnp.zeros`` takes ten times as long for a small array."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype))
 
 
 @dataclass(eq=False)
@@ -54,7 +61,7 @@ class TraceRules(ABC):
 
     def init(self) -> Arrays:
         """A trace of zeros."""
-        return jax.tree.map(jnp.zeros_like, self.types)
+        return {key: zeros_of(v.shape, v.dtype)() for key, v in self.types.items()}
 
     def parted(self, trace: Arrays) -> dict[str, Any]:
         """A trace whose leaves are tuples of an array for each of several states, if it may be."""
