@@ -48,7 +48,13 @@ VENV = ROOT / os.environ.get("VENV", ".venv")
 EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 UNITS, RANDOM = "tests/unit", "tests/truth/property"
-SLOW = (RANDOM, "tests/truth", "tests/truth/neurons", "tests/truth/oracle", "tests/examples")
+SLOW: tuple[str, ...] = (
+    RANDOM,
+    "tests/truth",
+    "tests/truth/neurons",
+    "tests/truth/oracle",
+    "tests/examples",
+)
 SLOW += ("tests/benchmarks", "tests/devices")
 FILES_PER_PROCESS, UNITS_PER_PROCESS = 4, 12
 NO_TESTS = 5  # pytest's exit status
