@@ -238,12 +238,12 @@ def check(choice: Choice, met: Counter[str]) -> None:
 
 
 def defined(choice: Choice) -> Choice:
-    """What the rules define: e-prop below one leak on each way, loops through one layer at least
-    that is not uniform (in a loop of leaks alone, it is the compiler's choice which edge is cut).
-    The oracle of pp_prop takes what follows a leak across no operation for a state of its group.
+    """What the rules define: e-prop below one leak on each way. The oracle of pp_prop takes what
+    follows a leak across no operation for a state of its group, and that of coupled D-RTRL refuses
+    some leaks in loops.
     """
-    if choice.loop and all(name in LEAKS for name, _, _ in choice.layers):
-        choice = replace(choice, loop=False)
+    if choice.loop and choice.rule == "coupled" and {a for a, *_ in choice.layers} & {*LEAKS}:
+        choice = replace(choice, rule="d_rtrl")
     pairs = zip(choice.layers, choice.layers[1:], strict=False)
     near = any(a[0] in LEAKS and b[0] in OTHERS and b[1] in NEAR for a, b in pairs)
     if (choice.rule == "pp_prop" and near) or (choice.rule == "kappa" and not choice.has_kappa):
@@ -252,14 +252,15 @@ def defined(choice: Choice) -> Choice:
 
 
 def choices(*rules: str) -> st.SearchStrategy[Choice]:
-    layer = st.tuples(
-        st.one_of(st.sampled_from([*OTHERS]), st.sampled_from([*LEAKS])),
-        st.sampled_from([*MAPS]),
-        st.sampled_from([*READS]),
+    others, leaks = (
+        st.tuples(st.sampled_from([*of]), st.sampled_from([*MAPS]), st.sampled_from([*READS]))
+        for of in (OTHERS, LEAKS)
     )
+    layers = st.lists(st.one_of(others, leaks), min_size=2, max_size=4).map(tuple)
+    moving = st.tuples(others, leaks)
     return st.builds(
         Choice,
-        layers=st.lists(layer, min_size=2, max_size=4).map(tuple),
+        layers=st.one_of(layers, moving, st.tuples(others, leaks, leaks)),
         loop=st.sampled_from([False, False, False, True]),
         shifted=st.booleans(),
         rule=st.sampled_from(rules),

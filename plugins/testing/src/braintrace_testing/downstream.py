@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from .graph import Graph, Hidden, across_layers, build_graph
-from .lasting import HELD, KEPT, NOWHERE, OPEN, PLAIN, START, Lasting, Mode
+from .lasting import HELD, KEPT, NOWHERE, OPEN, PLAIN, START, Inside, Lasting, Mode
 from .learn import OracleResult, by_path
 from .paths import NEAR, Change, Reached, path_sums, product
 from .program import Edge
@@ -131,7 +131,7 @@ class LayersRecord:
     K_u: np.ndarray
     F_u: dict[int, np.ndarray]
     l_u: np.ndarray
-    e_u: np.ndarray
+    e_u: dict[int, np.ndarray]
     dY: dict[int, np.ndarray]
     dY_at: dict[int, Callable[[Any], np.ndarray]]
     x: dict[int, np.ndarray | None]
@@ -189,7 +189,7 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
         K_u=sums.between(of_regions("old"), whole, arrivals),
         F_u=F_u,
         l_u=sums.to_loss(of_regions("new", (NEAR, -1)), rules.outside),
-        e_u=_old_signal(sums, rules, ((NEAR, -1), NOWHERE)),
+        e_u=_old_signals(sums, rules, ((NEAR, -1), NOWHERE)),
         dY={r: sums.arrived(reached, n, [(graph.y(r), (NEAR, r))]) for r in layers.operations},
         dY_at={r: partial(with_input, graph, run.values, reached, r, n) for r in layers.operations},
         x={r: input_of(graph, run.values, r) for r in layers.operations},
@@ -201,36 +201,56 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
     )
 
 
-def _old_signal(sums: PathSums, rules: Lasting, base: Mode) -> np.ndarray:
-    """``e`` of uniform states, reached near and elsewhere.
+def _old_signals(sums: PathSums, rules: Lasting, base: Mode) -> dict[int, np.ndarray]:
+    """``e`` of uniform states, reached near and elsewhere, by operation.
 
     Where they are ``near``, it is that around the new value of the state from which they are
-    reached: of itself, or of those that drive it.
+    reached: of itself, or of that in whose region the operation is.
     """
     layers = rules.layers
-    found = []
-    for start in (base, (HELD, NOWHERE)):
-        for k, u in enumerate(layers.uniform):
-            stops = {u.hidden.new} if start is base else _below(layers, k)
+    regions = {r: layers.regions_of(layers.graph.y(r)) for r in layers.operations}
+    regions[PLAIN_USE] = NOWHERE
 
-            def rule(edge: Edge, mode: Mode, stops: set[int] = stops) -> Mode | None:
-                around = rules.near and edge.target in stops
-                return None if around else rules.outside(edge, mode)
+    def signal(own: frozenset[int]) -> np.ndarray:
+        found = [np.zeros(0)]
+        for start in (base, (HELD, NOWHERE)):
+            for k, u in enumerate(layers.uniform):
+                origin = (frozenset({k}) if start is base else own - {k}) if rules.near else NOWHERE
+                begin = (start[0], BEFORE), start[1]
+                around = _around(rules, origin, wholly=start is base)
+                found.append(sums.to_loss([(u.hidden.old, begin)], around))
+        return np.concatenate(found)
 
-            found.append(sums.to_loss([(u.hidden.old, start)], rule))
-    return np.concatenate([np.zeros(0), *found])
+    found = {own: signal(own) for own in {*regions.values()}}
+    return {r: found[own] for r, own in regions.items()}
 
 
-def _below(layers: Layers, k: int) -> set[int]:
-    """The new values of uniform states that lead to one through regions."""
-    found: set[int] = set()
-    todo = [k]
-    while todo:
-        ends = layers.uniform[todo.pop()].ends
-        lower = {layers.number_of[z] for z in ends & layers.number_of.keys()} - {k}
-        todo += [j for j in lower if layers.uniform[j].hidden.new not in found]
-        found |= {layers.uniform[j].hidden.new for j in lower}
-    return found
+#: A path that has met no lower state yet, or one, or passes an origin that this one drives.
+BEFORE, PAST, PASSING = "before", "past", "passing"
+
+
+def _around(rules: Lasting, origin: Inside, wholly: bool) -> Any:
+    """The rule of :meth:`Lasting.outside` for paths that pass no new value of some states.
+
+    Unless ``wholly``: what comes from below an origin passes it by its region, to what is above.
+    """
+    layers = rules.layers
+    stops = {layers.uniform[k].hidden.new for k in origin}
+    lower = {} if wholly else layers.below
+    passed = {layers.uniform[j].hidden.new for k in origin for j in lower.get(k, ())}
+
+    def rule(edge: Edge, mode: Mode) -> Mode | None:
+        (base, seen), inside = mode
+        after = rules.outside(edge, (base, inside))
+        if seen == PASSING and not any(edge in u.edges for u in layers.uniform):
+            return None
+        if edge.target in stops:
+            seen = PASSING if seen == PAST else None
+        elif edge.target in passed or (seen == PASSING and edge.target in layers.number_of):
+            seen = PAST
+        return None if after is None or seen is None else ((after[0], seen), after[1])
+
+    return rule
 
 
 #: The place of what has none among the positions of a home.
@@ -265,6 +285,10 @@ def _equal(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return (columns == ANYWHERE) | (rows[:, None] == columns)
 
 
+class FeedbackError(ValueError):
+    """Uniform states lead to what drives them, and recurrent input is kept."""
+
+
 # --- a sequence ------------------------------------------------------------------------------
 
 
@@ -292,6 +316,8 @@ def learn_downstream(
         graph = across_layers(graph, [now.jacobians for now in runs], {*map(tuple, uniform)})
     near = decays is not None
     layers = find_layers(graph, uniform, runs, near)
+    if scope == "coupled" and layers.feeds_back:
+        raise FeedbackError
     steps = [record_layers(layers, now, scope, near) for now in runs]
     influences = influences_of(layers, steps, kappa)
     if decays is not None:
@@ -304,7 +330,7 @@ def learn_downstream(
         for r in U:
             grad = grad + product(now.l_u, U[r])
         for r in U_old:
-            grad = grad + product(now.e_u, U_old[r])
+            grad = grad + product(now.e_u[r], U_old[r])
         for r, a in M:
             grad = grad + product(now.l[a], M[r, a])
         for r, a in M_old:

@@ -22,12 +22,11 @@ import jax
 import numpy as np
 
 from .downstream import (
-    ANYWHERE,
+    PLAIN_USE,
     LayersRecord,
     PathSums,
     influences_of,
     near_rows,
-    places_of,
     record_layers,
 )
 from .graph import across_layers, build_graph
@@ -158,12 +157,10 @@ def _filters(regions: _Regions, home: Home) -> list[Filter]:
     layers = regions.layers
     found = [Filter(k, z, *regions.passed(k, z)) for k, z in sorted(home.filters)]
     for i, lower in enumerate(found):  # which grows
-        if len(found) > 4 * (1 + len(layers.uniform)) * len(home.filters):
-            raise ValueError("uniform states lead to one another in a loop: filters have no end")
         below = layers.uniform[lower.uniform].hidden
         for k, u in enumerate(layers.uniform):
             for v in sorted({below.old, below.new} & u.ends if k != lower.uniform else ()):
-                if (k, v) not in layers.held:
+                if (k, v) not in layers.held | layers.loops:
                     near, held = regions.passed(k, v)
                     onward = product(near, lower.held) + product(held, lower.near + lower.held)
                     told = i, v == below.old
@@ -234,33 +231,35 @@ class _OfHome:
         sums, rules = PathSums(self.layers, run.jacobians), Lasting(self.layers, self.near)
         home, whole, split = self.home, self.scope != "diagonal", self.split()
         rule = rules.kept(home)
-        olds = [(h.old, (OPEN if whole else NEAR, NOWHERE)) for h in home.members]
-        olds += [
-            (u.hidden.old, (base, NOWHERE))
-            for base in (OPEN if whole else NEAR, HELD)
-            for u in self.layers.uniform
-        ]
-        places = places_of(self.layers, home)
-        K = product(self.rows(sums, olds, rule, None if self.scope == "full" else places), split)
+        states = (*home.members, *(u.hidden for u in self.layers.uniform))
+        olds = [(h.old, (OPEN if whole else NEAR, NOWHERE)) for h in states]
+        own = len(split) - 2 * len(near_rows(U[PLAIN_USE]))
+        above = np.split(split[own:], 2)
+        reached = np.concatenate([split[:own], sum(above) if whole else above[0]])
+        K = product(self.rows(sums, olds, rule), reached)
+        if self.scope != "full":
+            K = K * (self.positions[:, None] == self.positions)
         K = self.filtered(K, sums, leaks=True)
         increments = {}
         for r, dY in now.dY.items():
             F = self.rows(sums, [(self.layers.graph.y(r), (NEAR, NOWHERE))], rule)
             increments[r] = product(F, dY)
             for name, value in (("new", U[r]), ("old", U_old[r])):
-                own = [(getattr(u.hidden, name), (START, NOWHERE)) for u in self.layers.uniform]
-                increments[r] += product(self.rows(sums, own, rule), near_rows(value))
+                news = [(getattr(u.hidden, name), (START, NOWHERE)) for u in self.layers.uniform]
+                increments[r] += product(self.rows(sums, news, rule), near_rows(value))
             increments[r] = self.filtered(increments[r], sums, leaks=False)
         l, e = (signal[self.number] @ split for signal in (now.l, now.e))  # noqa: E741
         return TracedStep(K, increments, l, e)
 
-    def rows(
-        self, sums: PathSums, sources: Any, rule: Any, places: np.ndarray | None = None
-    ) -> np.ndarray:
-        """From values to the members, and to the ends of filters: ``[n, sources]``.
+    @property
+    def positions(self) -> np.ndarray:
+        """The number of the position of each member entry, and of those of filters."""
+        position = np.arange(math.prod(self.shape))
+        own = (h.positions for h in self.home.members)
+        return np.concatenate([*own, *[position] * len(self.filters)])
 
-        ``places``: of the sources, where equal positions alone are kept.
-        """
+    def rows(self, sums: PathSums, sources: Any, rule: Any) -> np.ndarray:
+        """From values to the members, and to the ends of filters: ``[n, sources]``."""
         n = sum(self.layers.graph.program.size(v) for v, _ in sources)
         reached, home = sums.sums(sources, rule), self.home
         found = [sums.arrived(reached, n, [(h.new, None) for h in home.members])]
@@ -271,12 +270,7 @@ class _OfHome:
             modes = reached.get(one.end, {}).items()
             terms = (m for (base, _), m in modes if base != HELD)
             found.append(sum(terms, np.zeros((math.prod(self.shape), n))))
-        matrix = np.concatenate(found)
-        if places is None:
-            return matrix
-        position = np.arange(math.prod(self.shape))
-        own = np.concatenate([*(h.positions for h in home.members), *[position] * len(self.sizes)])
-        return matrix * ((places == ANYWHERE) | (own[:, None] == places))
+        return np.concatenate(found)
 
     def filtered(self, rows: np.ndarray, sums: PathSums, leaks: bool) -> np.ndarray:
         """The rows of filters, in which what drives them is to be found, with what they keep."""
@@ -314,7 +308,7 @@ def traced_states(
     ------
     ValueError
         When a uniform state has several leaks, what drives it does so by a factor that changes, or
-        uniform states lead to one another in a loop (with traces: at all).
+        uniform states with traces lead to one another.
     """
     step, named = trace_step(model, sequences, loss_fn), tuple(map(tuple, uniform or ()))
     graph = build_graph(step, groups)
@@ -334,18 +328,36 @@ def traced_states(
     walk = zip(runs, influences_of(layers, records), strict=True)
     for run, (now, (U, _), (U_old, _)) in walk:
         if near:
-            own, before = (sum(u[r] for r in layers.operations) + 0 * now.plain for u in (U, U_old))
-            half = len(now.plain) // 2
+            half, own = len(now.plain) // 2, sum(U[r] for r in layers.operations) + 0 * now.plain
             rest = rest + product(now.l_u, now.plain) + product(now.l_u[half:], own[half:])
-            rest = rest + product(now.e_u[half:], before[half:])
+            held = (product(now.e_u[r][half:], U_old[r][half:]) for r in layers.operations)
             of_uniform.append(near_rows(own))
         else:
             rest = rest + sum(product(now.l_u, rows) for rows in U.values())
-            rest = rest + sum(product(now.e_u, rows) for rows in U_old.values())
+            held = (product(now.e_u[r], rows) for r, rows in U_old.items())
+        rest = rest + sum(held)
         for of_steps, states in zip(steps, homes, strict=True):
             of_steps.append(states.at(run, now, U, U_old))
     traced = [states.traced(tuple(of)) for states, of in zip(homes, steps, strict=True)]
     return Traced(step, layers, runs, tuple(traced), rest, tuple(of_uniform))
+
+
+def learn_coupled(
+    model: Any,
+    sequences: tuple[Any, ...],
+    loss_fn: Callable[..., Any],
+    *,
+    uniform: Iterable[Path],
+    groups: Sequence[Sequence[Path]] | None,
+) -> OracleResult:
+    """D-RTRL in the scope ``'coupled'``, where uniform states may lead to what drives them.
+
+    That is recurrent input of filters at equal positions, which they must be apart for.
+    """
+    traced = traced_states(
+        model, sequences, loss_fn, uniform=uniform, groups=groups, scope="coupled"
+    )
+    return traced.result(carried_by(traced, lambda states, signal, _: signal))
 
 
 def _filters_of_homes(layers: Layers, runs: Sequence[Run]) -> list[list[Filter]]:

@@ -78,7 +78,7 @@ class Lasting:
         layers = self.layers
 
         def enters(base: Any, k: int, z: int) -> bool:
-            if (k, z) in layers.held:
+            if (k, z) in layers.held | layers.loops:
                 return False
             own = home is not None and (k, z) in home.filters
             return base != START if z in layers.number_of else base != HELD and own
@@ -107,7 +107,7 @@ class Lasting:
         layers = self.layers
 
         def enters(base: Any, k: int, z: int) -> bool:
-            if base == FAR or (k, z) in layers.held:
+            if base == FAR or (k, z) in layers.held | layers.loops:
                 return (k, z) in layers.held
             return z in layers.number_of or (base == NEAR and (k, z) in home.filters)
 
@@ -126,8 +126,9 @@ class Lasting:
         layers = self.layers
 
         def enters(base: Any, k: int, z: int) -> bool:
-            own = (k, z) in layers.held or (k, z) in home.filters
-            return own or (
+            if (k, z) in layers.held | layers.loops:
+                return (k, z) in layers.held
+            return (k, z) in home.filters or (
                 z in layers.number_of and z == layers.uniform[layers.number_of[z]].hidden.old
             )
 
@@ -154,7 +155,7 @@ class Lasting:
             return PLAIN, NOWHERE
 
         def enters(base: Any, k: int, z: int) -> bool:
-            if base == FAR or (k, z) in layers.held:
+            if base == FAR or (k, z) in layers.held | layers.loops:
                 return (k, z) in layers.held
             return z in layers.number_of or base == NEAR
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .downstream import learn_downstream
+from .downstream import FeedbackError, learn_downstream
+from .filters import learn_coupled
 from .graph import Graph
 from .learn import OracleResult, carried, learn, masked, of_products
 from .records import StepRecord, positions_of, record
@@ -64,13 +65,16 @@ def d_rtrl_oracle(
     OracleResult
         With ``uniform``, ``influences`` hold what the rule keeps of each operation on each group,
         on whatever way, those of number -1 of parameters outside of operations; ``steps`` is empty.
+        With ``'coupled'``, there are no ``influences`` where these states lead to what drives them.
 
     Raises
     ------
     ValueError
         When the sequences have no common length, the loss is not a scalar, ``groups`` names
         something else than hidden states, ``recurrence_scope`` is none of the above, an ETP
-        operation stands inside control flow, or a state that is named as uniform is not.
+        operation stands inside control flow, or a state that is named as uniform is not. With
+        ``'coupled'``, where uniform states lead to what drives them, also when one of them has
+        several leaks, or a factor other than its leak changes.
 
     Examples
     --------
@@ -103,9 +107,13 @@ def d_rtrl_oracle(
     """
     scope = checked(recurrence_scope)
     if uniform is not None:
-        return learn_downstream(
-            model, sequences, loss_fn, uniform=uniform, groups=groups, scope=scope
-        )
+        named = tuple(uniform)
+        try:
+            return learn_downstream(
+                model, sequences, loss_fn, uniform=named, groups=groups, scope=scope
+            )
+        except FeedbackError:
+            return learn_coupled(model, sequences, loss_fn, uniform=named, groups=groups)
     return learn(record(model, sequences, loss_fn, groups, scope), carried)
 
 

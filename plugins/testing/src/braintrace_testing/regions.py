@@ -63,6 +63,61 @@ class Layers:
     varying: frozenset[int]
 
     @cached_property
+    def loops(self) -> frozenset[Filter]:
+        """What closes loops of uniform states: filters whose end is the value of another one.
+
+        That leads to it in turn, and lies no nearer to what drives these states from elsewhere.
+        Such a path counts in the step in which it is.
+        """
+        count = range(len(self.uniform))
+        between = {
+            (k, z): self.number_of[z]
+            for k, u in enumerate(self.uniform)
+            for z in u.ends & self.number_of.keys()
+            if (k, z) not in self.held and self.number_of[z] != k
+        }
+        below = {k: {j for (own, _), j in between.items() if own == k} for k in count}
+        for _ in count:
+            below = {k: own.union(*(below[j] for j in own)) for k, own in below.items()}
+        looped = {one: j for one, j in between.items() if one[0] in below[j]}
+        depth = [0 if self.is_driven(k, {*looped}) else len(count) for k in count]
+        for _ in count:
+            for (k, _z), j in looped.items():
+                depth[k] = min(depth[k], depth[j] + 1)
+        return frozenset(one for one, j in looped.items() if depth[j] >= depth[one[0]])
+
+    @cached_property
+    def below(self) -> dict[int, set[int]]:
+        """The uniform states that drive each, by others of them, where no loop is closed."""
+        found: dict[int, set[int]] = {k: set() for k in range(len(self.uniform))}
+        for _ in found:
+            for k, u in enumerate(self.uniform):
+                for z in u.ends & self.number_of.keys():
+                    j = self.number_of[z]
+                    if j != k and (k, z) not in self.held | self.loops:
+                        found[k] |= {j, *found[j]}
+        return found
+
+    @cached_property
+    def feeds_back(self) -> bool:
+        """Whether uniform states lead to what drives them, in whatever way."""
+        program = self.graph.program
+        for home in self.homes:
+            above = {k for k, _ in home.filters}
+            above |= {k for k, lower in self.below.items() if lower & above}
+            to = {*home.news, *(z for _, z in home.filters)}
+            hidden = (self.uniform[k].hidden for k in above)
+            if any(to & connected(program, v, everywhere) for h in hidden for v in (h.old, h.new)):
+                return True
+        return False
+
+    def is_driven(self, k: int, looped: set[Filter]) -> bool:
+        """Whether something beside loops drives a uniform state, or parameters and inputs do."""
+        u, made = self.uniform[k], {edge.target for edge in self.uniform[k].edges}
+        ends = {(k, z) for z in u.ends - {u.hidden.old}} - self.held - looped
+        return bool(ends or u.inside - made)
+
+    @cached_property
     def number_of(self) -> dict[int, int]:
         """Of the old and new values of uniform states, which these are."""
         pairs = [(u.hidden, k) for k, u in enumerate(self.uniform)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -48,6 +49,29 @@ def test_a_uniform_state_is_named() -> None:
     assert record.kind is Kind.UNIFORM_DYNAMICS
     assert record.hidden_paths == (("layers", 1, "v"),)
     assert "a filter [2, 3]" in record.message
+
+
+class Episodes(brainstate.nn.Module):
+    """Neurons below a leaky readout, which starts anew where an input says so."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.low, self.w, self.ends = Leaky(3, 3, True), bt.nn.Linear(3, 3), ends
+        self.r = brainstate.HiddenState(jnp.zeros((2, 3)))
+
+    def update(self, x: Any) -> Any:
+        leak = 0.8 * (1 - x[:, :1]) if self.ends else 0.8
+        self.r.value = leak * self.r.value + self.w(self.low(x))
+        return self.r.value
+
+
+@pytest.mark.parametrize(("ends", "kappa"), [(True, 0.5), (True, None), (False, 0.5)])
+def test_kappa_in_place_of_a_leak_that_ends_with_an_episode(ends: bool, kappa: Any) -> None:
+    x, options = jnp.ones((2, 3)), {"downstream": "linear", "kappa": kappa}
+    graph = bt.compile_etrace_graph(Episodes(ends), x, **options)
+    (record,) = graph.explain(kind=Kind.UNIFORM_DYNAMICS)
+    said = "credit passes also where that leak is zero, as at the end of an episode"
+    assert (said in record.message) == (ends and kappa is not None)
 
 
 def test_where_credit_stops_is_said_with_the_reason() -> None:
@@ -179,5 +203,20 @@ def test_leaks_that_stay_where_they_are_are_said_with_the_reason() -> None:
     assert record.kind is Kind.CREDIT_STOPS and record.message.endswith("no credit: no room")
 
 
-def test_nothing_is_said_of_the_published_rule() -> None:
+def test_the_published_rule_says_where_credit_ends_without_a_warning() -> None:
+    """Where it was asked for; rules that keep the whole influence ask for nothing."""
     assert records(True, True) == []
+    (record,) = records(True, True, downstream="step")
+    assert record.level.value == "info" and record.hidden_paths == (("layers", 1, "v"),)
+    assert record.message.endswith("no credit: downstream='step' is the rule as it is published")
+    assert "downstream='linear'" in record.remedy
+    late = brainstate.nn.Sequential(Leaky(3, 3, True), Late(3, 3, True))
+    with warnings.catch_warnings(action="error"):
+        learner = bt.compile(late, "d_rtrl", jnp.ones((2, 3)), downstream="step")
+        whole = bt.compile(late, "rtrl", jnp.ones((2, 3)))
+    (record,) = of_credit(learner.graph)
+    assert "the gradient of layers[0].w.weight is zero" in record.message
+    table = str(learner.report).split("Credit over time")[1].split("\n\n")[0]
+    assert "stops: downstream='step'" in table
+    assert "within each hidden group alone" in str(learner.report)
+    assert not of_credit(whole.graph)

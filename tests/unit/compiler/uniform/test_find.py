@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import brainstate
 import jax.numpy as jnp
+import pytest
 
+import braintrace as bt
 from braintrace.compiler.filters import move_leaks
 from braintrace.compiler.module_info import StateKind
+from braintrace.compiler.uniform.find import find_uniform
 from braintrace.compiler.uniform.moving import Moving
 from tests.unit.compiler.uniform.leaky import analysed
 
@@ -29,3 +33,49 @@ def test_recurrent_input_is_held() -> None:
     _, found, _ = analysed(step)
     (state,) = found.values()
     assert sorted(source.cut for source in state.sources.values()) == [False, True]
+
+
+class Ring(brainstate.nn.Module):
+    """Leaks, each driven by another one through a product, and some by the input."""
+
+    def __init__(self, driven: str, nonlinear: str = "") -> None:
+        super().__init__()
+        self.driven, self.nonlinear = driven, nonlinear
+        self.products = {name: bt.nn.Linear(3, 3) for name in "abc"}
+        for name in "abc":
+            setattr(self, name, brainstate.HiddenState(jnp.zeros((2, 3))))
+
+    def update(self, x: Any) -> Any:
+        old = {name: getattr(self, name).value for name in "abc"}
+        for name, before in zip("abc", "cab", strict=True):
+            drive = self.products[name](old[before] + (x if name in self.driven else 0))
+            new = 0.9 * old[name] + drive
+            getattr(self, name).value = jnp.tanh(new) if name == self.nonlinear else new
+        return self.c.value
+
+
+@pytest.mark.parametrize(
+    ("driven", "nonlinear", "closed"),
+    [
+        ("a", "", {"a": "c"}),
+        ("b", "", {"b": "a"}),
+        ("abc", "", {"a": "c", "b": "a", "c": "b"}),
+        ("a", "b", {}),
+    ],
+)
+def test_loops_are_open_towards_what_drives_them(
+    driven: str, nonlinear: str, closed: dict[str, str]
+) -> None:
+    """Away from it, from state to state; where a state is not uniform, there is no loop."""
+    minfo = bt.extract_module_info(Ring(driven, nonlinear), jnp.ones((2, 3)))
+    found, refused = find_uniform(minfo, bt.find_hidden_groups_from_minfo(minfo)[1])
+    assert len(found) == (2 if nonlinear else 3) and len(refused) == len(nonlinear)
+    states = {var: path for path, var in minfo.hidden_path_to_invar.items()}
+    loops = {
+        (path[0], states[v][0]) for path, u in found.items() for v, s in u.sources.items() if s.loop
+    }
+    assert loops == {*closed.items()}
+    seen: list[Any] = []
+    for path, uniform in found.items():  # lower ones first
+        assert all(s.of is None or s.of in seen for s in uniform.sources.values())
+        seen.append(path)

@@ -13,8 +13,10 @@ from ...base.types import Path, show_path
 from ..exact.find import MOST_VALUES
 from ..graph import ETraceGraph
 from ..groups import HiddenGroup, member_of
-from ..module_info import CreditFilter, Marks
+from ..module_info import DYNAMIC, CreditFilter, Marks
 from .record import Kind, info, warning
+
+Paths = tuple[Path, ...]
 
 PASSES = info(
     Kind.UNIFORM_DYNAMICS,
@@ -53,7 +55,12 @@ STAYS = info(
     "Nothing to do; downstream='step' asks for this rule",
 )
 
-
+WITHIN = info(
+    Kind.CREDIT_STOPS,
+    "what {lower} does to later values of {states} gets no credit: {why}{zero}",
+    "Nothing to do where that is meant; with downstream='linear' it passes what is linear and the "
+    "same everywhere",
+)
 AS_WRITTEN = info(
     Kind.CREDIT_STOPS,
     "credit is as with downstream='step', and kappa, if there is one, filters the traces: {why}",
@@ -85,7 +92,7 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         if shapes:
             groups = (g for g in graph.executed.hidden_groups if path in _filters(g))
             below = tuple(own for group in groups for own in _own(graph, group))
-            filters = ", ".join(f"a filter {[*s]}" for s in shapes)
+            filters = ", ".join(f"a filter {[*s]}" for s in shapes) + _of_kappa(graph, path)
             yield PASSES(hidden_paths=(path,), context={"filters": filters, "below": below})
     for below, above, count, before in () if graph.exact is None else graph.exact.costs():
         lower, told = ", ".join(map(show_path, below)), {"below": below, "count": count}
@@ -99,6 +106,21 @@ def downstream_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
         yield from _loops(graph)
 
 
+def _of_kappa(graph: ETraceGraph, path: Path) -> str:
+    """What it means that kappa stands for a leak that changes in time."""
+    atoms = (f.atom for factors in graph.uniform[path].leak for f in factors)
+    if (
+        graph.moving is None
+        or graph.moving.kappa is None
+        or not any(DYNAMIC in graph.module_info.behind(atom) for atom in atoms if atom is not None)
+    ):
+        return ""
+    return (
+        " with kappa in place of a leak that changes from step to step: credit passes also where "
+        "that leak is zero, as at the end of an episode"
+    )
+
+
 def _joined(graph: ETraceGraph) -> Iterator[CompilationRecord]:
     """Groups of the model that are one group of the rule."""
     for group in () if graph.filtered is None else graph.executed.hidden_groups:
@@ -109,7 +131,34 @@ def _joined(graph: ETraceGraph) -> Iterator[CompilationRecord]:
             yield JOINED(hidden_paths=rest, context={"below": first}, lower=lower)
 
 
+def published_findings(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    """Between which layers there is credit within a step alone, as ``downstream='step'`` asks.
+
+    That is meant, so that no record of it is a warning.
+    """
+    for _, above, below, silent in _pairs(graph):
+        names = ", ".join(sorted(map(show_path, silent)))
+        zero = f". At single steps the gradient of {names} is zero" if silent else ""
+        told = {"below": below, "why": "downstream='step' is the rule as it is published"}
+        lower = ", ".join(map(show_path, below))
+        yield WITHIN(hidden_paths=above, context=told, lower=lower, zero=zero)
+
+
 def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
+    for group, above, below, silent in _pairs(graph):
+        yield (UNHEARD if silent else STOPS)(
+            hidden_paths=above,
+            context={"below": below, "why": _why(graph, group, above)},
+            lower=", ".join(map(show_path, below)),
+            parameters=", ".join(sorted(map(show_path, silent))),
+        )
+
+
+def _pairs(graph: ETraceGraph) -> Iterator[tuple[HiddenGroup, Paths, Paths, frozenset[Path]]]:
+    """A group, its states, and those of one below to whose credit it does not pass later values.
+
+    Last, the parameters of which the result of the model hears in no other way.
+    """
     executed = graph.executed
     info, member = executed.module_info, member_of(executed.hidden_groups)
     seeds: dict[Any, Marks] = {v: frozenset({p}) for (p, _), v in info.parameter_leaves.items()}
@@ -138,13 +187,8 @@ def _stops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
                 continue
             other = executed.hidden_groups[index]
             below, unheard = _shown(graph, other), behind(other.hidden_outvars) - heard
-            silent = {p for p in unheard if isinstance(p, tuple)} - graph.frozen
-            yield (STOPS if index in heard or not silent else UNHEARD)(
-                hidden_paths=above,
-                context={"below": below, "why": _why(graph, group, above)},
-                lower=", ".join(map(show_path, below)),
-                parameters=", ".join(sorted(map(show_path, silent))),
-            )
+            silent = frozenset(p for p in unheard if isinstance(p, tuple)) - graph.frozen
+            yield group, above, below, frozenset() if index in heard else silent
 
 
 def _stops_in_groups(graph: ETraceGraph) -> Iterator[CompilationRecord]:
@@ -173,8 +217,16 @@ def _filters(group: HiddenGroup) -> tuple[Path, ...]:
 
 
 def _loops(graph: ETraceGraph) -> Iterator[CompilationRecord]:
-    """Uniform states that the layer below them reads: that is a recurrent product of its group."""
+    """Uniform states that one below them reads: that is a recurrent product of its group."""
     info = graph.module_info
+    olds = {var: path for path, var in info.hidden_path_to_invar.items()}
+    states = olds | dict(info.outvar_to_hidden_path)
+    for path, uniform in graph.uniform.items():
+        others = dict.fromkeys(states[v] for v, s in uniform.sources.items() if s.loop)
+        for other in others:
+            why = "the two drive one another, and recurrent products are cut"
+            told = {"below": (other,), "why": why}
+            yield STOPS(hidden_paths=(path,), context=told, lower=show_path(other))
     for group in graph.executed.hidden_groups:
         own = _own(graph, group)
         for path in sorted({*_filters(group)} & {*graph.uniform} - {*own}):

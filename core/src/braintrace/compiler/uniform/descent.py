@@ -57,8 +57,6 @@ class Descent:
 
     def result(self) -> UniformState:
         """The state, if it is uniform and its leak gains by standing elsewhere."""
-        if self.type.ndim != len(self.slot.varshape):
-            raise NotUniform("it holds several states in one array")
         self.follow(self.new, (), inside=True, barrier=False, trained=False)
         if self.by_example and not self.ends:
             mixed = {v: e for v, (e, way) in self.region.items() if not keeps_examples(e, way)}
@@ -241,6 +239,11 @@ class Descent:
         return tuple(f for f in factors if f.atom is not None and self.step.moves(f.atom))
 
     def take_leak(self, factors: Factors, inside: bool) -> None:
+        if not inside and self.type.ndim != len(self.slot.varshape):
+            raise NotUniform(
+                "it holds several states in one array, which are taken apart; give each of them a "
+                "HiddenState of its own"
+            )
         if not inside:
             raise NotUniform("its old value is moved to other positions")
         if len(self.leak) == MOST_TERMS:

@@ -127,7 +127,7 @@ class Moving:
             lower = self.filter(self.uniform[source.of], key[1:-1])
             shape, credit = lower.type.shape, lower.credit
         elif source is not None:
-            held = source.cut or (source.of is not None and not self.keeps_traces)
+            held = source.cut or source.loop or (source.of is not None and not self.keeps_traces)
             shape, credit = key[0].aval.shape, key[0] in self.minfo.with_derivative and not held
         if uniform.by_example and not shape:
             shape = hidden.shape[:1]

@@ -117,7 +117,8 @@ class Run:
 
         def value(atom: Atom) -> Any:
             if atom in uniform.sources:
-                return jax.lax.stop_gradient(self.env[atom])
+                loop = uniform.sources[atom].loop
+                return self.env[atom] if loop else jax.lax.stop_gradient(self.env[atom])
             if atom not in known:
                 eqn, followed = uniform.region[atom]
                 pairs = enumerate(eqn.invars)

@@ -68,6 +68,9 @@ class UniformSource:
         Path of the uniform state, lower down, whose value it is; ``None`` for any other value.
     trained
         Whether a map with parameters lies behind it.
+    loop
+        Whether it is the value of a uniform state that this one drives in turn: it carries credit
+        within the step, and none from step to step.
 
     Examples
     --------
@@ -81,6 +84,7 @@ class UniformSource:
     cut: bool = False
     of: Path | None = None
     trained: bool = False
+    loop: bool = False
 
 
 @dataclass(frozen=True, eq=False)
