@@ -18,6 +18,7 @@ EXPECTED = {
         r"\['I', 'V'\] positions \(4, 8\) S 2[\s\S]*\['Wz', 'Wh'\]"
         r"[\s\S]*current, potential: \[2\.44\d*, 0\.487\d*\][\s\S]*D is structurally zero"
         r"[\s\S]*\['line', 'neurons\.I', 'neurons\.V'\] S 7"
+        r"[\s\S]*\(\('x',\), \('y',\)\) \{'trace'\}"
     ),
     "docs/credit.md": (
         r"step (1e\+00|[89]e-01)\nlinear exact\n"

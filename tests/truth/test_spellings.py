@@ -188,3 +188,52 @@ def test_six_spellings(name: str) -> None:
         _, exact = bptt(model, sequences, loss_of)
         found = learner.etrace_grad(*sequences, step_fn=step, reduction="sum", block_size=3)
         assert_tree_close(found, exact)
+
+
+class Modes(brainstate.nn.Module):
+    """A complex recurrence ``h' = lambda h + B x``: a complex array, or two real states."""
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.is_real = real
+        self.b, self.c = (bt.nn.Linear(IN, WIDTH, key=k) for k in (1, 2))
+        self.nu, self.theta = (
+            brainstate.ParamState(jnp.linspace(k, k + 1.0, WIDTH)) for k in (-1, 0)
+        )
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        zeros = jnp.zeros((batch_size, WIDTH))
+        self.x, self.y = brainstate.HiddenState(zeros), brainstate.HiddenState(zeros)
+        self.h = brainstate.ShortTermState(zeros + 0j)
+
+    def update(self, inputs: Any) -> Any:
+        nu, theta = bt.element_wise(self.nu.value), bt.element_wise(self.theta.value)
+        if not self.is_real:
+            new = jnp.exp(-jnp.exp(nu) + 1j * theta) * self.h.value
+            self.h.value = new + self.b(inputs) + 1j * self.c(inputs)
+            return jnp.abs(self.h.value) ** 2
+        radius, x, y = jnp.exp(-jnp.exp(nu)), self.x.value, self.y.value
+        real, imaginary = radius * jnp.cos(theta), radius * jnp.sin(theta)
+        self.x.value = real * x - imaginary * y + self.b(inputs)
+        self.y.value = imaginary * x + real * y + self.c(inputs)
+        return self.x.value**2 + self.y.value**2
+
+
+def test_a_complex_recurrence_in_real_numbers() -> None:
+    """A function of the modulus is not holomorphic, and is exact below a leak all the same."""
+    random = np.random.default_rng(0)
+    xs = random.normal(size=(STEPS, BATCH, IN))
+    sequences = xs, random.normal(size=(STEPS, BATCH, OUT)), np.ones(STEPS)
+
+    def network(real: bool) -> Any:
+        return started(brainstate.nn.Sequential(Modes(real), *readout("literal")), BATCH)
+
+    brainstate.random.seed(0)
+    model, exact = network(True), network(False)
+    for path, state in model.states(brainstate.ParamState).items():
+        exact.states(brainstate.ParamState)[path].value = state.value
+    learner = learner_of(model, xs[0])
+    found = learner.etrace_grad(
+        *sequences, step_fn=lambda x, *rest: loss_of(learner(x), *rest), reduction="sum"
+    )
+    assert_tree_close(found, bptt(exact, sequences, loss_of)[1])

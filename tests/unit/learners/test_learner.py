@@ -218,7 +218,7 @@ class MakesState(zoo.Leaky):
         (ChangesStructure, r"structure"),
         (Integer, r"no brainstate.HiddenState of a floating-point dtype"),
         (Empty, r"state h has shape \(2, 0\), which holds no elements"),
-        (Complex, r"state h has the complex dtype complex128; .*two states"),
+        (Complex, r"state h has the complex dtype complex128.*zoo.py:\d+.*; .*two states"),
         (MakesState, r"the step makes the state seen, .*__init__ or init_state"),
     ],
 )

@@ -262,7 +262,7 @@ def _check(info: ModuleInfo) -> None:
                 f"the hidden state {name} holds {len(old)} arrays; it must hold one (use a "
                 "HiddenTreeState for several)"
             )
-        for aval in (var.aval for var in hidden):
+        for k, aval in enumerate(var.aval for var in hidden):
             if 0 in aval.shape:
                 raise CompilationError(
                     f"the hidden state {name} has shape {aval.shape}, which holds no elements. "
@@ -270,9 +270,10 @@ def _check(info: ModuleInfo) -> None:
                 )
             if jax.numpy.issubdtype(aval.dtype, jax.numpy.complexfloating):
                 raise NotSupportedError(
-                    f"the hidden state {name} has the complex dtype {aval.dtype}; eligibility "
-                    "traces are defined for real numbers. Keep real and imaginary parts in two "
-                    "states"
+                    f"the hidden state {name} has the complex dtype {aval.dtype}"
+                    f"{_computed_at(info, new[k])}; eligibility traces are defined for real "
+                    "numbers. Keep real and imaginary parts in two states: (a + ib)(x + iy) is "
+                    "ax - by in one and bx + ay in the other"
                 )
         for a, b in zip(old, new, strict=True):
             if (a.aval.shape, a.aval.dtype) != (b.aval.shape, b.aval.dtype):
