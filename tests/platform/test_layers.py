@@ -59,18 +59,18 @@ CEILINGS = {
     "show": 1475,
     "jaxprs": 1615,
     "plugins": 1730,
-    "compiler": 8167,
+    "compiler": 8284,
     "executor": 2426,
     "files": 934,
     "cli": 739,
     "algorithms": 3415,
     "drivers": 3588,
-    "learners": 4048,
+    "learners": 4050,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_499, 12_061
-WHOLE_CORE = 32_828
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_616, 12_141
+WHOLE_CORE = 32_947
 
 
 def module_of(file: Path) -> str:

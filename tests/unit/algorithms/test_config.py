@@ -129,7 +129,8 @@ def test_more_jacobians_than_needed_may_be_asked_for() -> None:
     model = zoo.Leaky()
     brainstate.nn.init_all_states(model, batch_size=2)
     step = bt.ETraceConfig(downstream="step")
-    assert step.executor(model, "whole").options == {"recurrence_scope": "coupled"}
+    options = {"recurrence_scope": "coupled", "downstream": "step"}
+    assert step.executor(model, "whole").options == options
     full = bt.ETraceConfig(recurrence_scope="full", downstream="step")
     assert full.executor(model, "near").jacobians == "whole"
     assert replace(full, downstream="linear").executor(model).jacobians == "near"

@@ -225,7 +225,7 @@ class ETraceConfig(ConfigViews):
         jacobians = self.jacobians if jacobians in (None, "near") else jacobians
         near = jacobians == "near" and self.recurrence_scope == "diagonal"
         scope = "diagonal" if near else "coupled"
-        if self.moves_leaks:
+        if self.moves_leaks or (self.downstream == "step" and self.trace_factorization != "none"):
             options = {"downstream": self.downstream, **options}
         if self.keeps_traces and options.get("downstream") == "linear":
             options = {"keeps_traces": True, **options}

@@ -22,7 +22,7 @@ from .delay_lines import with_delay_lines
 from .exact.find import find_above, states_that_stay
 from .exact.step import exact_step
 from .filters import check_downstream, move_leaks
-from .findings.downstream import as_written, downstream_findings
+from .findings.downstream import as_written, downstream_findings, published_findings
 from .findings.foreign import foreign_findings
 from .findings.model import group_findings, model_findings
 from .findings.operations import operation_findings
@@ -47,7 +47,7 @@ def compile_etrace_graph(
     control_flow: ControlFlowPolicy | None = None,
     recurrence_scope: str = "diagonal",
     vmap: bool = False,
-    downstream: str = "step",
+    downstream: str | None = None,
     keeps_traces: bool = False,
     kappa: float | None = None,
     delay_lines: bool = True,
@@ -79,8 +79,9 @@ def compile_etrace_graph(
         branch that is taken example by example becomes a select, as everywhere under ``vmap``.
     downstream
         How far credit goes in the layers above that of a weight. ``'step'``: through what happens
-        in the same step. ``'linear'``: through later steps, too, where the dynamics above are
-        linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
+        in the same step, with a record of each pair of layers between which it ends. ``None``: the
+        same without these records. ``'linear'``: through later steps, too, where the dynamics above
+        are linear and the same everywhere, as those of a leaky readout are; see :attr:`uniform
         <braintrace.ETraceGraph>`. And where a state above follows the layer position by position.
         ``'exact'``: so it is, and through all later steps of groups of few values above, whatever
         their dynamics: each of these values is one more state of each position below.
@@ -120,7 +121,8 @@ def compile_etrace_graph(
     {('Wz', 'weight'): 'trace', ('Wr', 'weight'): 'direct', ('Wh', 'weight'): 'trace'}
     """
     check_scope(recurrence_scope)
-    check_downstream(downstream)
+    if downstream is not None:
+        check_downstream(downstream)
     minfo = extract_module_info(model, *args, control_flow=control_flow, vmap=vmap)
     minfo = with_delay_lines(minfo) if delay_lines else minfo
     if not minfo.slots_of(StateKind.HIDDEN):
@@ -139,11 +141,13 @@ def compile_etrace_graph(
         _analysed, scope=recurrence_scope, spared=spared, with_perturbation=include_hidden_perturb
     )
     filtered = partial(_with_filters, analysed=analysed, keeps_traces=keeps_traces, kappa=kappa)
-    if downstream != "step":
+    if downstream in ("linear", "exact"):
         graph = filtered(graph)
     if downstream == "exact":
         graph = _with_exact_credit(graph, analysed, filtered)
-    finders = (operation_findings, group_findings, model_findings, downstream_findings)
+    finders = [operation_findings, group_findings, model_findings, downstream_findings]
+    if downstream == "step":
+        finders.append(published_findings)
     records = (record for find in finders for record in find(graph))
     foreign = foreign_findings(model, graph)
     graph = replace(graph, diagnostics=Records((*records, *foreign, *graph.diagnostics)))

@@ -87,8 +87,8 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
             )
         if random_feedback_key is not None and config.learning_signal == "random_feedback":
             config = replace(config, seed=random_feedback_key)
-        own_rule = type(self).make_rule is not ETraceVjpAlgorithm.make_rule
-        if downstream is not None or own_rule:
+        self._own_rule = type(self).make_rule is not ETraceVjpAlgorithm.make_rule
+        if downstream is not None or self._own_rule:
             config = replace(config, downstream=downstream or "step")
         check_method(vjp_method, config)
         if type(self) is ETraceVjpAlgorithm and config.learning_signal in OWN_LEARNERS:
@@ -105,7 +105,9 @@ class ETraceVjpAlgorithm(ETraceAlgorithm):
         """What gives the Jacobians that the configuration asks for."""
         options = {"vjp_method": self.vjp_method, **options}
         if self.vjp_method == "multi-step" and self.config.kappa is not None:
-            options = {"downstream": "step", **options}  # a window starts from filtered traces
+            options = {"downstream": None, **options}  # a window starts from filtered traces
+        if self._own_rule and self.config.downstream == "step":
+            options = {"downstream": None, **options}  # it may keep credit of its own
         return self.config.executor(model, self.jacobians, **options)
 
     def make_rule(self, executor: Executor) -> LearningRule:
