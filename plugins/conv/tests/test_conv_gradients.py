@@ -272,6 +272,22 @@ def test_the_trace_keeps_output_positions():
     assert shapes == {"weight": (2, BATCH, 3, 4, 3, 1), "bias": (2, BATCH, 3, 4)}
 
 
+def test_blocks_write_the_trace_over_itself():
+    xs, steps = draw(24, 8, 16, 4), 24
+    model = leaky(Conv1d((16, 4), 8, 15, b_init=NORMAL, key=2), xs[0])
+    learner, targets = compiled(model, xs[0]), draw(steps, *model.shape, seed=9)
+    options = {"step_fn": step_of(learner), "block_size": 3}
+    program = brainstate.transform.StatefulFunction(
+        lambda xs: learner.etrace_grad(xs, targets, **options), return_only_write=False
+    )
+    program.make_jaxpr(xs)
+    values = [state.value for state in program.get_states(xs)]
+    run = jax.jit(program.jaxpr_call, donate_argnums=0).lower(values, xs).compile()
+    (trace,) = learner.traces
+    size = sum(leaf.nbytes for leaf in trace.value.values())
+    assert run.memory_analysis().temp_size_in_bytes < 2 * size  # three with sums of arrays
+
+
 def test_half_precision_runs():
     xs, kernel = draw(STEPS, BATCH, 4, 2), draw(3, 2, 3, seed=1)
 

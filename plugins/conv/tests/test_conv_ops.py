@@ -279,6 +279,17 @@ def test_sums_are_the_same_in_parts(part, monkeypatch):
         assert_same(found, whole)
 
 
+@pytest.mark.parametrize("together", [4, 7])
+def test_a_large_trace_is_solved_some_positions_at_a_time(together, monkeypatch):
+    signal, trace = draw(2, 3, 3, 4), {"weight": draw(2, 3, 3, 4, 3, 2, 5, seed=1)}
+    expected = jnp.einsum("bxyo,bxyokli->klio", signal, trace["weight"])
+    monkeypatch.setattr(_primitives, "TOGETHER", together)
+    for large in (2**16, 1):
+        monkeypatch.setattr(_primitives, "LARGE", large)
+        solved = ETP_CONV.solve_drtrl(signal, trace, {})["weight"]
+        np.testing.assert_allclose(solved, expected, 1e-12, 1e-12)
+
+
 # --- units --------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
+from braintrace.drivers import block_size
 from braintrace.drivers.block_size import (
     LARGE,
     MIB,
@@ -19,6 +21,7 @@ from braintrace.drivers.block_size import (
     equal_blocks,
     record_bytes,
 )
+from braintrace.ops.traces.by_rules import StructuredTrace
 from tests import zoo
 
 
@@ -70,3 +73,15 @@ def test_short_sequences_are_one_block_unless_a_trace_is_carried(rule: Any) -> N
 def test_what_parameters_without_a_trace_record_makes_blocks_shorter(rule: Any) -> None:
     assert auto_block_size(rule, 10_000, besides=NEAR // 10) <= 12
     assert auto_block_size(rule, 10_000, besides=10 * NEAR) == 1
+
+
+def test_traces_that_are_written_example_by_example_are_passed_over_more_often(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, less = block_size.TIMES_THE_TRACES, block_size.TIMES_BY_EXAMPLE
+    assert block_size.times_the_traces(rule) == usual
+    monkeypatch.setattr(StructuredTrace, "by_example", True)
+    assert block_size.times_the_traces(rule) == pytest.approx(less)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # each block starts many kernels
+    assert block_size.times_the_traces(rule) == usual
+    assert budget(100 * MIB, times=less) == 100 * MIB * less

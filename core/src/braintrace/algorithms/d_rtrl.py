@@ -32,7 +32,7 @@ from .block_algebra import (
     suffix_products,
 )
 from .by_example import goes_by_example, moved_by_example
-from .in_place import step_of_trace
+from .in_place import after, step_of_trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +178,21 @@ class ParamDimRule(ParameterTraces):
         large = traces is not None and any(goes_by_example(*pair) for pair in pairs)
         at_once = self._are_parted(traces) or (type(self) is ParamDimRule and large)
         if not at_once or of_old or by_bands or not self.reads_new(block):
-            return super().advance(traces, block, operands)
+            return self._in_order(traces, block, operands)
         steps = [self._one_step(link, traces, block, operands) for link in self.links]
         return self.summed([found for _, found in steps], operands), tuple(new for new, _ in steps)
+
+    def _in_order(
+        self, traces: Traces | None, block: Block, operands: Operands
+    ) -> tuple[Cotangents, Traces]:
+        """:meth:`solve`, then :meth:`update`, where a trace is written over itself in a loop."""
+        in_loop = traces is not None and any(rules.by_example for rules in self.rules)
+        if not in_loop or self.reads_new(block):
+            return super().advance(traces, block, operands)
+        found = self.solve(traces, block, operands)
+        moving = after(block.jacobians.f, found)
+        block = block._replace(jacobians=block.jacobians._replace(f=moving))
+        return found, self.update(traces, block, operands)
 
     def _are_parted(self, traces: Traces | None) -> bool:
         return type(self) is ParamDimRule and any(map(is_parted, traces or ()))
@@ -279,8 +291,11 @@ class ParamDimRule(ParameterTraces):
                 f = driven(link.to_y(products[g][0], 3), self.read(link, f, 1))
             before = None if kept is None else kept[link.index]
             if g in products and traces is not None:
-                moved = self._propagated(link, products[g][1], traces[link.index], held)
-                before = rules.plus(moved, before)
+                whole, trace = products[g][1], traces[link.index]
+                if before is None and not isinstance(whole, Cascade):
+                    new.append(rules.moved(link.to_y(whole, 2), trace, x, f, held))
+                    continue
+                before = rules.plus(self._propagated(link, whole, trace, held), before)
             new.append(rules.joined(before, rules.increments(x, f, held)))
         return new
 

@@ -7,7 +7,7 @@ import math
 
 import jax
 
-from ..algorithms.base import LearningRule
+from ..algorithms.base import LearningRule, ParameterTraces
 from ..base import versions
 from ..base.types import bytes_of
 
@@ -20,6 +20,8 @@ WHOLE = 64 * MIB
 LARGE = 256 * MIB
 #: A block passes over the traces a few times. With a record this much larger, that is a small part.
 TIMES_THE_TRACES = 2.5
+#: Where a processor writes traces over themselves, example by example, a pass costs less.
+TIMES_BY_EXAMPLE = 0.4
 #: How long a block may be that divides the sequence, in parts of what the budget gives.
 NEAR_ENOUGH = 0.6, 1.25
 
@@ -41,12 +43,23 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
     traces = bytes_of(jax.eval_shape(rule.init))
     if not carried and steps * per_step <= budget(traces, WHOLE):
         return steps
-    return equal_blocks(steps, max(1.0, budget(traces) / max(1, per_step)))
+    record = budget(traces, times=times_the_traces(rule))
+    return equal_blocks(steps, max(1.0, record / max(1, per_step)))
 
 
-def budget(traces: int, least: int = NEAR) -> float:
+def times_the_traces(rule: LearningRule) -> float:
+    """How much larger than the traces a record should be."""
+    rules = rule.rules if isinstance(rule, ParameterTraces) else ()
+    if jax.default_backend() != "cpu" or not any(one.by_example for one in rules):
+        return TIMES_THE_TRACES
+    sizes = [(bytes_of(one.types), one.by_example) for one in rules]
+    parts = [size * (TIMES_BY_EXAMPLE if fast else TIMES_THE_TRACES) for size, fast in sizes]
+    return sum(parts) / max(1, sum(size for size, _ in sizes))
+
+
+def budget(traces: int, least: int = NEAR, times: float = TIMES_THE_TRACES) -> float:
     """How many bytes a record should take beside traces of so many."""
-    return min(max(least, TIMES_THE_TRACES * traces), max(LARGE, traces))
+    return min(max(least, times * traces), max(LARGE, traces))
 
 
 def equal_blocks(steps: int, longest: float) -> int:

@@ -60,6 +60,27 @@ def test_the_own_rule_for_steps_equals_the_derived_increments(
     assert_tree_close(own, rules().increments(x, f, operands), 1e-12)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_block_moves_a_trace_example_by_example(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, f, _, operands = data()
+    form, plain = rules(increments_drtrl=increments), rules()
+    assert form.by_example and not plain.by_example
+    trace = form.increments(x[:1], f[:1], operands)
+    whole = jnp.asarray(RNG.normal(size=(2, 2, 5, 2)))
+    expected = plain.moved(whole, trace, x, f, operands)
+    by_hand = jnp.einsum("stbo,tbio->sbio", whole, trace["w"]) + jnp.einsum("kbi,ksbo->sbio", x, f)
+    assert_tree_close(expected["w"], by_hand, 1e-12)
+    monkeypatch.setattr(versions, "several_devices", lambda: several)
+
+    assert_tree_close(form.moved(whole, trace, x, f, operands), expected, 1e-12)
+    parted = form.moved(whole, form.parted(trace), x, f, operands)
+    assert_tree_close(form.whole(parted), expected, 1e-12)
+    narrow = jax.tree.map(lambda v: v.astype("float32"), trace)
+    assert form.moved(whole, narrow, x, f, operands)["w"].dtype == "float64"
+
+
 def test_a_weight_that_is_held_has_no_trace() -> None:
     x, f, signal, operands = data()
     whole, part = rules(), rules(("b",))

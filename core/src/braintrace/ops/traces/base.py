@@ -158,6 +158,18 @@ class TraceRules(ABC):
         new = self.parted(new) if kept and is_parted(kept) else new
         return new if kept is None else jax.tree.map(jnp.add, new, kept)
 
+    @property
+    def by_example(self) -> bool:
+        """Whether :meth:`moved` goes through the examples of a block, each of which is small."""
+        return False
+
+    def moved(
+        self, whole: jax.Array, trace: Arrays, x: Any, f: jax.Array, operands: Sequence[Any]
+    ) -> Arrays:
+        """``P . eps + sum_k f^k (x) x^k``, the trace after a block, with ``P`` [S, S, *E, *Y]."""
+        kept = self.propagate(whole, trace, operands)
+        return self.joined(kept, self.increments(x, f, operands))
+
     @abstractmethod
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """``< signal, eps >``: cotangents of the traced operands."""

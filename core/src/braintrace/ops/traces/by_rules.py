@@ -16,7 +16,7 @@ import numpy as np
 from ...base import versions
 from ...base.precision import start_of_sum, widened_dtype
 from ..operation import Arrays, split
-from .base import UNROLL_STATES, TraceRules, stacked, sum_over_steps
+from .base import UNROLL_STATES, TraceRules, is_parted, stacked, sum_over_steps
 
 #: How many examples are added up in one pass over a gradient, on processors.
 EXAMPLES_AT_ONCE = 4
@@ -78,6 +78,37 @@ class StructuredTrace(TraceRules):
         if self.operation.spec.batched and self._takes_blocks(f.shape[0]):
             return self._over_examples(x, f, operands)
         return self._of_all(x, f, operands)
+
+    @property
+    def by_example(self) -> bool:
+        spec = self.operation.spec  # several devices have their own examples
+        written = spec.batched and spec.increments_drtrl is not None
+        return written and not versions.several_devices()
+
+    def moved(
+        self, whole: jax.Array, trace: Arrays, x: Any, f: jax.Array, operands: Sequence[Any]
+    ) -> Arrays:
+        """The same, one example after the other: each is written over itself."""
+        x, f, whole, held = self.operation.widened((x, f, whole, [*operands]))
+        axis, types = 1 + len(self.extra), self.types
+        same = not is_parted(trace) and all(v.dtype == types[k].dtype for k, v in trace.items())
+        one_by_one = self.by_example and self._takes_blocks(f.shape[0])
+        if not (same and one_by_one and whole.shape[axis + 1] == x.shape[1]):
+            return super().moved(whole, trace, x, f, operands)
+
+        def place(b: Any, trace: Arrays) -> Arrays:
+            def of(array: jax.Array, axis: int) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(array, b, 1, axis)
+
+            def put(all_of: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
+                one = (kept + new).astype(all_of.dtype)
+                return jax.lax.dynamic_update_slice_in_dim(all_of, one, b, axis)
+
+            kept = {key: of(leaf, axis) for key, leaf in trace.items()}
+            kept = self.propagate(of(whole, axis + 1), kept, operands)
+            return jax.tree.map(put, trace, kept, self._of_all(of(x, 1), of(f, 1 + axis), held))
+
+        return jax.lax.fori_loop(0, x.shape[1], place, trace)
 
     def _takes_blocks(self, steps: int) -> bool:
         """Whether the family's own rule for several steps is used."""
