@@ -5,7 +5,7 @@ a driver brings, and compiled drivers are kept for the next call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_same_states, check_states, checked_args
 from ..executor.graph_executor import ETraceGraphExecutor
 from .call_arguments import number_of_steps, one_step_of, steps_of
+from .donating import Donating
 from .explicit import Like, automatic, automatic_with_states
 
 Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
@@ -58,11 +59,16 @@ class Drivers:
         self._kept.clear()
 
     def get(
-        self, key: tuple[Any, ...], run: Callable[..., Any], like: Like = nothing
+        self,
+        key: tuple[Any, ...],
+        run: Callable[..., Any],
+        like: Like = nothing,
+        traces: Callable[[], Iterable[State]] = tuple,
     ) -> Callable[..., Any]:
         """The driver for a function and options, which is ``run`` if there is none yet.
 
-        ``like`` says where its results lie on a mesh with explicit axes.
+        ``like`` says where its results lie on a mesh with explicit axes; ``traces()`` are states
+        that it may write over themselves.
         """
         found = next((d for d in self._kept if d[0] == key and changed_setting(d[1]) is None), None)
         if found is None:
@@ -75,7 +81,7 @@ class Drivers:
                 settings.update(read)
                 return result
 
-            found = key, settings, brainstate.transform.jit(recorded)
+            found = key, settings, Donating(recorded, traces)
         self._kept = [*(d for d in self._kept if d is not found), found][-MOST:]
         return found[2]
 
@@ -98,6 +104,7 @@ class Running(Protocol):
     synthesizer: Any
     _drivers: Drivers
     _optimizers: list[Any]
+    traces: Any
 
     @property
     def running_index(self) -> State: ...

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -146,7 +146,7 @@ def etrace_grad(
         return outcome._replace(grads=grads, losses=None, aux=None, flags=None)
 
     run = partial(gradient, self, options)
-    driver = self._drivers.get((step_fn, "grad", options), run, like)
+    driver = self._drivers.get((step_fn, "grad", options), run, like, _donated(self, check))
 
     def finish(outcome: Any) -> Any:
         if check:
@@ -162,6 +162,11 @@ def etrace_grad(
         return tuple(parts) if len(parts) > 1 else parts[0]
 
     return _finished(check, driver, (sequences, mask), finish)
+
+
+def _donated(learner: Running, check: bool | str) -> Callable[[], Iterable[State]]:
+    """The traces, which a call may write over; a guarded one may put them back."""
+    return tuple if check else lambda: learner.traces
 
 
 def _finished(
@@ -279,7 +284,8 @@ def etrace_update(
         return (losses, aux) if has_aux else losses
 
     key = (step_fn, "update", options, every, update, bar)
-    return _finished(check, self._drivers.get(key, run), (sequences, mask), finish)
+    driver = self._drivers.get(key, run, traces=_donated(self, check))
+    return _finished(check, driver, (sequences, mask), finish)
 
 
 def _updated(learner: Running, options: GradOptions, update: Any, now: Any, mask: Any) -> Any:
@@ -340,7 +346,8 @@ def etrace_evolve(
         let_vary(self, sequences)
         return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
-    return self._drivers.get((run, "evolve", return_outputs, steps, bar), evolve)(sequences)
+    key = (run, "evolve", return_outputs, steps, bar)
+    return self._drivers.get(key, evolve, traces=_donated(self, False))(sequences)
 
 
 def _say(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:

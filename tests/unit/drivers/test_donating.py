@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces are written over themselves where nobody else holds them, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace as bt
+from braintrace.base import versions
+from braintrace.drivers.donating import is_held_alone
+from tests import zoo
+
+XS = np.ones((3, 2, zoo.IN))
+
+
+@pytest.fixture
+def called() -> tuple[Any, Callable[..., Any]]:
+    xs = jnp.asarray(XS)
+    learner = bt.compile(zoo.Leaky(), "d_rtrl", xs[0], batch_size=2, downstream="step")
+
+    def step(x: Any) -> Any:
+        return (learner(x) ** 2).sum()
+
+    def call(**options: Any) -> bool:
+        """Whether the trace lies where it lay before."""
+        place = leaf(learner).unsafe_buffer_pointer()
+        learner.etrace_grad(xs, step_fn=step, **options)
+        return leaf(learner).unsafe_buffer_pointer() == place
+
+    return learner, call
+
+
+def leaf(learner: Any) -> jax.Array:
+    return next(iter(learner.traces[0].value.values()))
+
+
+def test_a_trace_is_written_over_itself(called: Any) -> None:
+    learner, call = called
+    assert call()
+    learner.reset_state()
+    assert call()
+    assert not call(check=True)  # which may put it back
+    call(carry_trace=False)
+    assert not leaf(learner).any()
+
+
+@pytest.mark.parametrize("held", ["array", "dict", "view", "snapshot"])
+def test_what_is_held_elsewhere_is_kept(called: Any, held: str) -> None:
+    learner, call = called
+    call()
+    (trace,) = learner.traces
+    kept: Any = {
+        "array": lambda: leaf(learner),
+        "dict": lambda: trace.value,
+        "view": lambda: memoryview(leaf(learner)),
+        "snapshot": lambda: brainstate.graph.treefy_states(learner),
+    }[held]()
+    before = jnp.array(leaf(learner))
+    assert not is_held_alone(trace)
+    assert not call()
+    if held != "snapshot":
+        array = kept["weight"] if held == "dict" else kept
+        assert (jnp.asarray(array) == before).all()
+    else:
+        brainstate.graph.update_states(learner, kept)
+        assert (leaf(learner) == before).all()
+
+
+def test_values_of_other_kinds_and_several_devices_are_kept(
+    called: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_held_alone(brainstate.ShortTermState(jnp.ones(2)))
+    assert not is_held_alone(brainstate.ShortTermState({"a": 1.0}))
+    monkeypatch.setattr(versions, "several_devices", lambda: True)
+    assert not called[1]()
+    with jax.disable_jit():
+        called[0].etrace_evolve(jnp.asarray(XS))
