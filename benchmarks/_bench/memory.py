@@ -2,7 +2,8 @@
 """What a gradient takes in memory, for sequences of several lengths and beside its largest array.
 
 Two measurements: XLA's analysis of the program, and the peak resident memory of a process while the
-program runs, above what it held just before. Sequences are left out of both.
+program runs, above what it held just before. Sequences are left out of both. Programs may write new
+states over the old ones, as a learner's own drivers do.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def bytes_of(contender: Sequence[Any], name: str, sizes: Sequence[int]) -> dict[
 
     one, chosen = Contender(*contender), Sizes(*sizes)
     data = sequences(name, chosen)
-    program = program_of(one, name, chosen)
+    program = program_of(one, name, chosen, donated=True)
     compiled = program.compile(data)
     program.reset()
     before = resident()

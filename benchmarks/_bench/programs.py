@@ -70,32 +70,46 @@ class Program:
         return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-class Calls(Program):
-    """A contender that is called step by step from Python; the old states are given away.
+class Donated(Program):
+    """A program to which the old states are given away, as a learner's own drivers do.
 
     A jitted call cannot write its result over its arguments unless they are donated, and
     ``brainstate.transform.jit`` donates no states, so the states are passed by hand here.
     """
 
     def lower(self, data: Data) -> Any:
-        first = [part[0] for part in data]
         function = brainstate.transform.StatefulFunction(self.built.work, return_only_write=False)
-        function.make_jaxpr(*first)
-        self.states = function.get_states(*first)
+        function.make_jaxpr(*data)
+        self.states = function.get_states(*data)
         self.program = jax.jit(function.jaxpr_call, donate_argnums=0)
-        self.steps = [[part[t] for part in data] for t in range(len(data[0]))]
         self.reset()
-        return self.program.lower(self._values(), *first)
+        return self.program.lower(self._values(), *data)
 
     def _values(self) -> tuple[Any, ...]:
         return tuple(state.value for state in self.states)
 
     def execute(self, data: Data) -> Any:
+        values, found = jax.block_until_ready(self.program(self._values(), *data))
+        self._write(values)
+        return found
+
+    def _write(self, values: Any) -> None:
+        for state, value in zip(self.states, values, strict=True):
+            state.value = value
+
+
+class Calls(Donated):
+    """A contender that is called step by step from Python."""
+
+    def lower(self, data: Data) -> Any:
+        self.steps = [[part[t] for part in data] for t in range(len(data[0]))]
+        return super().lower(tuple(self.steps[0]))
+
+    def execute(self, data: Data) -> Any:
         values = self._values()
         for step in self.steps:
             values, _ = self.program(values, *step)
-        for state, value in zip(self.states, jax.block_until_ready(values), strict=True):
-            state.value = value
+        self._write(jax.block_until_ready(values))
         return weights(self.built.network)
 
 
@@ -105,6 +119,7 @@ def program_bytes(stats: Any) -> int:
     return held + stats.temp_size_in_bytes - stats.alias_size_in_bytes
 
 
-def program_of(contender: Contender, case: str, sizes: Sizes) -> Program:
-    """The program of a contender."""
-    return (Calls if contender.kind == "calls" else Program)(contender, case, sizes)
+def program_of(contender: Contender, case: str, sizes: Sizes, donated: bool = False) -> Program:
+    """The program of a contender; ``donated``: it may write over the states of before."""
+    alone = Donated if donated else Program
+    return (Calls if contender.kind == "calls" else alone)(contender, case, sizes)

@@ -51,7 +51,7 @@ class Donating:
         traces = {*self.traces()}
         own = [i for i, state in enumerate(trace.states) if state in traces]
         states = [trace.states[i] for i in own]
-        plain = jax.config.jax_disable_jit or versions.several_devices()
+        plain = jax.config.jax_disable_jit or versions.several_devices()  # type: ignore[attr-defined]
         written = all(trace.been_writen[i] for i in own)
         return own if written and not plain and all(map(is_held_alone, states)) else []
 
