@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 946,
-    "ops": 2930,
+    "ops": 2973,
     "show": 1475,
     "jaxprs": 1615,
     "plugins": 1730,
@@ -63,14 +63,14 @@ CEILINGS = {
     "executor": 2426,
     "files": 934,
     "cli": 739,
-    "algorithms": 3415,
-    "drivers": 3588,
-    "learners": 4050,
+    "algorithms": 3430,
+    "drivers": 3686,
+    "learners": 4057,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_616, 12_141
-WHOLE_CORE = 32_947
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_674, 12_186
+WHOLE_CORE = 33_110
 
 
 def module_of(file: Path) -> str:
