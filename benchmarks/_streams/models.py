@@ -119,22 +119,26 @@ def classifiers() -> dict[str, Made]:
 def ours(series: str) -> dict[str, Made]:
     """Gated units of every rule, with the same settings on every series."""
 
+    from _tasks import rules
+
     from braintrace_river import GRUNetwork, RecurrentClassifier, RecurrentRegressor
 
     network = partial(GRUNetwork, units=UNITS)
-    rules = {
-        "GRU, D-RTRL": ("d_rtrl", None),
-        "GRU, pp_prop": ("pp_prop", {"decay_or_rank": 0.9}),
-        "GRU, no trace": ("pp_prop", {"decay_or_rank": 0.0}),
+    rms = rules.optimiser("no_trace_rms", 1e-3)
+    kinds = {
+        "GRU, D-RTRL": ("d_rtrl", None, None),
+        "GRU, pp_prop": ("pp_prop", {"decay_or_rank": 0.9}, None),
+        "GRU, no trace": ("pp_prop", {"decay_or_rank": 0.0}, None),
+        "GRU, no trace, RMSprop": ("pp_prop", {"decay_or_rank": 0.0}, rms),
     }
 
-    def make(algorithm: str, options: dict[str, Any] | None, seed: int) -> Any:
+    def make(algorithm: str, options: dict[str, Any] | None, optimiser: Any, seed: int) -> Any:
+        given = network, algorithm, options, optimiser
         if series == "shuttle":
-            model = RecurrentClassifier(network, algorithm, options, seed=seed)
-            return preprocessing.StandardScaler() | model
-        return scaled(RecurrentRegressor(network, algorithm, options, seed=seed))
+            return preprocessing.StandardScaler() | RecurrentClassifier(*given, seed=seed)
+        return scaled(RecurrentRegressor(*given, seed=seed))
 
-    return {name: (partial(make, *rule), True) for name, rule in rules.items()}
+    return {name: (partial(make, *kind), True) for name, kind in kinds.items()}
 
 
 def deep(series: str) -> dict[str, Made]:

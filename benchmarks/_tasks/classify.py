@@ -24,7 +24,7 @@ class Classification:
     ``build()`` makes the network; ``load()`` the examples; ``encode(key, inputs [B, ...])`` a
     sequence [T, B, in]. ``rate`` is Adam's at the start; it falls to zero. ``decay`` is pp_prop's.
     ``block_size`` is of online rules: as many steps at a time. ``together``: the seeds are one
-    program.
+    program. ``rms`` times the rate is that of RMSprop.
     """
 
     build: Callable[[], brainstate.nn.Module]
@@ -36,6 +36,7 @@ class Classification:
     batch_size: int = 64
     block_size: int | str = "auto"
     together: bool = False
+    rms: float = 1.0
 
     def train(self, rule: str, seed: int, epochs: int | None = None) -> float:
         """Held-out accuracy after ``epochs`` passes (of the task, if ``None``)."""
@@ -129,7 +130,8 @@ def _learner(
     first = task.encode(jax.random.key(0), inputs[: task.batch_size])[0]
     gradient = rules.gradient_of(rule, model, _loss, first, task.decay, block_size=task.block_size)
     updates = epochs * (len(labels) // task.batch_size)
-    update = rules.updater(model, rules.optimiser(rule, learning.falling(task.rate, updates)))
+    rate = task.rate * (task.rms if rule.endswith("_rms") else 1.0)
+    update = rules.updater(model, rules.optimiser(rule, learning.falling(rate, updates)))
 
     def learn(batch: jax.Array, key: jax.Array) -> jax.Array:
         xs, counts = task.encode(key, inputs[batch]), weights[batch].T
