@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 934,
     "cli": 739,
     "algorithms": 3430,
-    "drivers": 3686,
-    "learners": 4057,
+    "drivers": 3692,
+    "learners": 4081,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_674, 12_186
-WHOLE_CORE = 33_110
+WHOLE_CORE = 33_140
 
 
 def module_of(file: Path) -> str:

@@ -73,6 +73,29 @@ def test_what_is_held_elsewhere_is_kept(called: Any, held: str) -> None:
         assert (leaf(learner) == before).all()
 
 
+def test_a_call_that_stops_says_that_its_traces_start_anew(called: Any) -> None:
+    learner, xs = called[0], jnp.asarray(XS)
+    learner.etrace_evolve(xs)
+    states = learner.model.states(brainstate.HiddenState)
+    before = {path: state.value for path, state in states.items()}
+    driver = learner._drivers._kept[-1][2]
+    program = driver.donated
+
+    def stopped(*args: Any) -> Any:
+        program(*args)
+        raise KeyboardInterrupt
+
+    driver.donated = stopped
+    with pytest.raises(KeyboardInterrupt) as error:
+        learner.etrace_evolve(xs)
+    driver.donated = program
+    assert "check=True" in error.value.__notes__[-1]
+    assert not leaf(learner).any()
+    assert all(state.value is before[path] for path, state in states.items())
+    learner.etrace_evolve(xs)
+    assert leaf(learner).any()
+
+
 def test_values_of_other_kinds_and_several_devices_are_kept(
     called: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,8 @@
 A program that donates an argument may write a result in its place, and the array of before is gone.
 A trace is the largest array of a learner, so that one in place of two is what counts; but a program
 may hold the traces of before, to put them back. Python counts who holds an object, so they are
-donated when only their state does, and are kept otherwise.
+donated when only their state does, and are kept otherwise. (Arrays that share their memory with a
+trace, as ``jax.device_put`` makes them, are not seen; to read them afterwards is an error of JAX.)
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Donating:
         plain = jax.config.jax_disable_jit or versions.several_devices()  # type: ignore[attr-defined]
         written = all(trace.been_writen[i] for i in own)
         return own if written and not plain and all(map(is_held_alone, states)) else []
+
+
+def is_lost(values: Any) -> bool:
+    """Whether a call that stopped on its way gave away an array of these, and left no other."""
+    return any(_is_array(one) and one.is_deleted() for one in jax.tree.leaves(values))
 
 
 def is_held_alone(state: Any) -> bool:

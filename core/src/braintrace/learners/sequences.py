@@ -18,6 +18,7 @@ from ..base.errors import NotSupportedError
 from ..base.types import State
 from ..compiler.requirements import check_states
 from ..drivers import guards, undo
+from ..drivers.donating import is_lost
 from ..drivers.gradients import gradient
 from ..drivers.loops import Progress, in_parts
 from ..drivers.options import (
@@ -35,6 +36,13 @@ from .restarts import begin_call, start_traces
 from .silence import say_silent
 
 LOSS_OUTPUTS = ("per_step", "masked", "scalar")
+
+#: What is said of a call that stopped when it had begun to write.
+LOST = (
+    "The call had begun to write over the eligibility traces when it stopped: they start from "
+    "zero, and all other states are as before. A call with check=True leaves the traces as "
+    "before, too; learner.reset_state(model_states=True) starts all anew."
+)
 
 
 def etrace_grad(
@@ -161,7 +169,7 @@ def etrace_grad(
             parts.append(outcome.aux)
         return tuple(parts) if len(parts) > 1 else parts[0]
 
-    return _finished(check, driver, (sequences, mask), finish)
+    return _finished(self, check, driver, (sequences, mask), finish)
 
 
 def _donated(learner: Running, check: bool | str) -> Callable[[], Iterable[State]]:
@@ -170,10 +178,25 @@ def _donated(learner: Running, check: bool | str) -> Callable[[], Iterable[State
 
 
 def _finished(
-    check: bool | str, driver: Any, args: tuple[Any, ...], finish: Callable[[Any], Any]
+    learner: Running,
+    check: bool | str,
+    driver: Any,
+    args: tuple[Any, ...],
+    finish: Callable[[Any], Any] = lambda result: result,
 ) -> Any:
-    """What a driver's result becomes; a guarded call that raises leaves all states as before."""
-    return undo.unless_it_raises(driver, args, finish) if check else finish(driver(*args))
+    """What a driver's result becomes; a guarded call that raises leaves all states as before.
+
+    Another one may have begun to write over the traces, which start anew then.
+    """
+    if check:
+        return undo.unless_it_raises(driver, args, finish)
+    try:
+        return finish(driver(*args))
+    except BaseException as error:
+        if is_lost(learner.read_traces()):
+            start_traces(learner)
+            error.add_note(LOST)
+        raise
 
 
 def grad_options(
@@ -285,7 +308,7 @@ def etrace_update(
 
     key = (step_fn, "update", options, every, update, bar)
     driver = self._drivers.get(key, run, traces=_donated(self, check))
-    return _finished(check, driver, (sequences, mask), finish)
+    return _finished(self, check, driver, (sequences, mask), finish)
 
 
 def _updated(learner: Running, options: GradOptions, update: Any, now: Any, mask: Any) -> Any:
@@ -347,7 +370,8 @@ def etrace_evolve(
         return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
     key = (run, "evolve", return_outputs, steps, bar)
-    return self._drivers.get(key, evolve, traces=_donated(self, False))(sequences)
+    driver = self._drivers.get(key, evolve, traces=_donated(self, False))
+    return _finished(self, False, driver, (sequences,))
 
 
 def _say(flags: Any, options: GradOptions, steps: int, every: int | None = None) -> None:
