@@ -150,10 +150,12 @@ def across_layers(
     """The graph with groups joined where a state leads to another position by position.
 
     That is in the local ``jacobians`` of all steps, without crossing an ETP equation or passing a
-    further state; states that are ``apart`` are left as they are.
+    further state; states that are ``apart``, or several at a position, are left as they are.
     """
     program, label = graph.program, {h.path: g for g, own in enumerate(graph.groups) for h in own}
-    hidden = [h for members in graph.groups for h in members if h.path not in apart]
+    hidden = [
+        h for members in graph.groups for h in members if h.path not in apart and h.num_state == 1
+    ]
     news = {h.new for members in graph.groups for h in members}
     for i in hidden:
         shaped = [j for j in hidden if j.varshape == i.varshape and label[i.path] != label[j.path]]

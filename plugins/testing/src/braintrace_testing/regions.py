@@ -390,7 +390,9 @@ def _homes(
         return tuple(program.avals[z].shape)
 
     def follows(starts: dict[int, Any], h: Hidden, passes: Callable[[Edge], bool]) -> bool:
-        """Whether a state depends on values, given with their positions, by position alone."""
+        """Whether a state, one at a position, depends on values by their positions alone."""
+        if h.num_state > 1:
+            return False
         sources = starting_at(program, [*starts], NEAR)
         from_ = np.concatenate([*starts.values()])
         found = np.zeros((h.positions.size, from_.size), bool)
