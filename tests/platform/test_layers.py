@@ -57,20 +57,20 @@ CEILINGS = {
     "base": 946,
     "ops": 2973,
     "show": 1475,
-    "jaxprs": 1615,
+    "jaxprs": 1839,
     "plugins": 1730,
     "compiler": 8284,
     "executor": 2426,
     "files": 934,
     "cli": 739,
     "algorithms": 3430,
-    "drivers": 3692,
+    "drivers": 3825,
     "learners": 4081,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_674, 12_186
-WHOLE_CORE = 33_140
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_898, 12_333
+WHOLE_CORE = 33_497
 
 
 def module_of(file: Path) -> str:

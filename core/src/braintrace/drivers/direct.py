@@ -26,12 +26,11 @@ from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
 from ..jaxprs.pull import pulled_to
 from ..jaxprs.run import read, run_equations
+from ..jaxprs.stages import PRODUCTS
 from ..ops.operation import Operation
 from ..ops.primitive import is_etp_primitive
 from ..ops.traces.base import added
 
-#: Operations of JAX that are products of what changes from step to step with what does not.
-PRODUCTS = (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p)
 #: Those that are taken for products where examples are divided: a sum over them is one of devices.
 ELEMENTWISE = (jax.lax.add_p, jax.lax.sub_p, jax.lax.mul_p, jax.lax.div_p)
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
+from ..base.versions import Jaxpr, Var
 from ..jaxprs.depends import Along, moving_with, slice_to
 from ..jaxprs.run import read, run_equations
+from ..jaxprs.stages import stages_of
+from .in_stages import LEAST, in_stages, steps_together
 
 WIDTH = 40
 UPDATES = 100
@@ -85,18 +88,15 @@ def marked_scan(
     jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)
     carried, tree = len(jax.tree.leaves(start)), jax.tree.structure(start)
     outputs = jaxpr.outvars[carried:]
-    moves = moving_with(jaxpr.eqns, jaxpr.invars)
+    kept = {v for v, new in zip(jaxpr.invars, jaxpr.outvars[:carried], strict=False) if v is new}
+    moves = moving_with(jaxpr.eqns, (v for v in jaxpr.invars if v not in kept))
     moving = {a: carried + i for i, a in enumerate(outputs) if versions.is_var(a) and a in moves}
     fixed = [a for a in outputs if not versions.is_var(a) or a not in moves]
     env = versions.constants(jaxpr)
+    env.update(zip(jaxpr.invars, jax.tree.leaves(start), strict=False))
     run_equations([jaxpr.eqns[i] for i in slice_to(jaxpr.eqns, fixed, along=Along.EQUATIONS)], env)
-    call = versions.jaxpr_as_fun(jaxpr)
-
-    def step(carry: Any, now: Any) -> tuple[Any, list[Any]]:
-        flat = call(*jax.tree.leaves((carry, now)))
-        return jax.tree.unflatten(tree, flat[:carried]), [flat[i] for i in moving.values()]
-
-    end, found = jax.lax.scan(step, start, inputs)
+    end, found = _scanned(jaxpr, carried, moving, jax.tree.leaves(start), jax.tree.leaves(inputs))
+    end = jax.tree.unflatten(tree, end)
     stacked = dict(zip(moving, found, strict=True))
 
     def whole(atom: Any) -> Any:
@@ -108,6 +108,27 @@ def marked_scan(
     marks = [versions.is_var(atom) and atom in stacked for atom in outputs]
     tree = jax.tree.structure(shapes[1])
     return end, *(jax.tree.unflatten(tree, found) for found in (map(whole, outputs), marks))
+
+
+def _scanned(
+    body: Jaxpr, carried: int, moving: Mapping[Var, int], start: list[Any], inputs: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """A loop of ``body``: carried values after it, and some of its results, given by number.
+
+    It is run in stages where its steps are small, and step by step where they have effects.
+    """
+    steps, wanted = len(inputs[0]), (*moving,)
+    if steps >= LEAST and not any(eqn.effects for eqn in body.eqns):
+        stages = stages_of(body, carried, wanted)
+        if size := steps_together(stages, steps):
+            return in_stages(body, stages, start, inputs, wanted, size)
+    call = versions.jaxpr_as_fun(body)
+
+    def step(carry: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
+        flat = call(*carry, *now)
+        return flat[:carried], [flat[i] for i in moving.values()]
+
+    return jax.lax.scan(step, start, inputs)
 
 
 @dataclass(frozen=True)
