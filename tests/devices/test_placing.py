@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def test_every_trace_is_divided_and_stays_so() -> None:
     assert own.traces[0].value["weight"].sharding.is_equivalent_to(kept.sharding, kept.ndim)
     own.reset_state(BATCH, model_states=True)
     assert places(own) == before
+
+
+def test_a_copy_is_divided_alike() -> None:
+    """Also where the rule has an executor of its own, as one for filters is."""
+    own = learner(lambda *_: meshes.BelowALeak(), on=meshes.mesh("Auto", 2, 2))
+    executors = own.rule.executor, copy.deepcopy(own).rule.executor
+    assert all(one.cascades and one.parts == 2 and one.inputs_on for one in executors)
 
 
 def test_a_file_does_not_tell_how_many_devices_wrote_it(tmp_path: Path) -> None:

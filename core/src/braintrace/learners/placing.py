@@ -45,7 +45,8 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
     found = found_places(learner, mesh, **axes)
     parts, columns = (math.prod(mesh.shape[name] for name in own) for own in axes.values())
     whole = NamedSharding(_automatic(mesh), PartitionSpec(axes["batch"] or None))
-    learner.rule.executor.divide(parts, whole if columns > 1 else None)
+    for executor in (learner.rule.executor, learner.executor.compiled):  # a copy has the second's
+        executor.divide(parts, whole if columns > 1 else None)
     learner._drivers.clear()
     for state in brainstate.graph.states(learner).values():
         spec = found.get(state, PartitionSpec())
