@@ -185,3 +185,8 @@ def test_positions_in_space_of_a_convolution() -> None:
         xs = jax.device_put(job.xs, place)
         with pytest.raises(NotSupportedError, match="an argument of shape .* divided as"):
             job.learner.etrace_grad(xs, job.ys, step_fn=job.step)
+
+
+def test_arguments_may_lie_elsewhere_than_states_on_a_mesh_that_is_not_set() -> None:
+    own = learner(bt.nn.GRUCell, on=meshes.mesh("Explicit", 4, 2))
+    assert_tree_close(gradient(own), gradient(learner(bt.nn.GRUCell)), 1e-12)

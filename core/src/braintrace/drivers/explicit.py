@@ -10,7 +10,7 @@ shares with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import brainstate
@@ -18,6 +18,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..base import versions
+from ..base.types import State
 from ..compiler.places import (
     as_automatic,
     explicit_mesh,
@@ -40,9 +41,11 @@ def automatic(run: Callable[..., Any], args: tuple[Any, ...], like: Like) -> Any
     return _placed(result, like(result), args, mesh)
 
 
-def automatic_with_states(run: Callable[..., Any], args: tuple[Any, ...], like: Like) -> Any:
-    """The same for a function that reads and writes states."""
-    mesh = explicit_mesh(args)
+def automatic_with_states(
+    run: Callable[..., Any], args: tuple[Any, ...], like: Like, states: Iterable[State] = ()
+) -> Any:
+    """The same for a function that reads and writes states, which alone may lie on such a mesh."""
+    mesh = explicit_mesh((args, [state._value for state in states]))
     if mesh is None:
         return run(*args)
     types = jax.tree.map(type_without_place, args)

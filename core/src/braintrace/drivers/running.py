@@ -64,11 +64,12 @@ class Drivers:
         run: Callable[..., Any],
         like: Like = nothing,
         traces: Callable[[], Iterable[State]] = tuple,
+        states: Callable[[], Iterable[State]] = tuple,
     ) -> Callable[..., Any]:
         """The driver for a function and options, which is ``run`` if there is none yet.
 
-        ``like`` says where its results lie on a mesh with explicit axes; ``traces()`` are states
-        that it may write over themselves.
+        ``like`` says where its results lie on a mesh with explicit axes, which the arguments lie
+        on, or ``states()``; ``traces()`` are states that it may write over themselves.
         """
         found = next((d for d in self._kept if d[0] == key and changed_setting(d[1]) is None), None)
         if found is None:
@@ -77,7 +78,7 @@ class Drivers:
 
             def recorded(*args: Any) -> Any:
                 with recorded_settings() as read:
-                    result = automatic_with_states(run, args, like)
+                    result = automatic_with_states(run, args, like, states())
                 settings.update(read)
                 return result
 

@@ -159,7 +159,9 @@ def credit_ledger(
     by_step = step_fn if (options.chunk_size or 1) == 1 else partial(_of_one_step, self, step_fn)
     exact = None if follows_the_model(self.graph) else Exactly(self, self.executor.with_leaks)
     run = partial(probed, self, options, by_step, exact)
-    driver = self._drivers.get((step_fn, "credit", options), run)
+    driver = self._drivers.get(
+        (step_fn, "credit", options), run, states=lambda: self.param_states.values()
+    )
     whole, found = driver(sequences, mask)
     known = [path for path in weights if path in whole]
     graph = rule.executor.graph if exact is None else exact.graph.executed

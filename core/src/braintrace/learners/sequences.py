@@ -30,7 +30,7 @@ from ..drivers.options import (
     require_callable,
     shown_losses,
 )
-from ..drivers.running import Running, let_vary
+from ..drivers.running import Running, let_vary, nothing
 from .optimizers import as_optimizer, trained_and_frozen, zeros_of
 from .restarts import begin_call, start_traces
 from .silence import say_silent
@@ -154,7 +154,7 @@ def etrace_grad(
         return outcome._replace(grads=grads, losses=None, aux=None, flags=None)
 
     run = partial(gradient, self, options)
-    driver = self._drivers.get((step_fn, "grad", options), run, like, _donated(self, check))
+    driver = _driver(self, (step_fn, "grad", options), run, check, like)
 
     def finish(outcome: Any) -> Any:
         if check:
@@ -172,9 +172,19 @@ def etrace_grad(
     return _finished(self, check, driver, (sequences, mask), finish)
 
 
-def _donated(learner: Running, check: bool | str) -> Callable[[], Iterable[State]]:
-    """The traces, which a call may write over; a guarded one may put them back."""
-    return tuple if check else lambda: learner.traces
+def _driver(
+    learner: Running,
+    key: tuple[Any, ...],
+    run: Callable[..., Any],
+    check: bool | str,
+    like: Callable[[Any], Any] = nothing,
+) -> Callable[..., Any]:
+    """The driver, which may write over the traces; a guarded call may put them back."""
+
+    def traces() -> Iterable[State]:
+        return () if check else learner.traces
+
+    return learner._drivers.get(key, run, like, traces, lambda: learner.param_states.values())
 
 
 def _finished(
@@ -307,7 +317,7 @@ def etrace_update(
         return (losses, aux) if has_aux else losses
 
     key = (step_fn, "update", options, every, update, bar)
-    driver = self._drivers.get(key, run, traces=_donated(self, check))
+    driver = _driver(self, key, run, check)
     return _finished(self, check, driver, (sequences, mask), finish)
 
 
@@ -370,7 +380,7 @@ def etrace_evolve(
         return brainstate.transform.for_loop(body, jnp.arange(steps), *sequences)
 
     key = (run, "evolve", return_outputs, steps, bar)
-    driver = self._drivers.get(key, evolve, traces=_donated(self, False))
+    driver = _driver(self, key, evolve, False)
     return _finished(self, False, driver, (sequences,))
 
 
