@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 739,
     "algorithms": 3430,
     "drivers": 3829,
-    "learners": 4093,
+    "learners": 4094,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_898, 12_333
-WHOLE_CORE = 33_513
+WHOLE_CORE = 33_514
 
 
 def module_of(file: Path) -> str:
