@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 934,
     "cli": 739,
     "algorithms": 3430,
-    "drivers": 3829,
+    "drivers": 3834,
     "learners": 4094,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_898, 12_333
-WHOLE_CORE = 33_514
+WHOLE_CORE = 33_519
 
 
 def module_of(file: Path) -> str:

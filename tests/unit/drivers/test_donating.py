@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import braintrace as bt
@@ -94,6 +96,24 @@ def test_a_call_that_stops_says_that_its_traces_start_anew(called: Any) -> None:
     assert all(state.value is before[path] for path, state in states.items())
     learner.etrace_evolve(xs)
     assert leaf(learner).any()
+
+
+def test_traces_of_zeros_are_kept_where_weights_are_mapped() -> None:
+    xs = jnp.asarray(XS[:, 0])
+
+    def lesson(shift: jax.Array) -> Any:
+        model = bt.nn.MGUCell(zoo.IN, 4)
+        for state in model.states(brainstate.ParamState).values():
+            state.value = jax.tree.map(lambda v: v + shift, state.value)
+        learner = bt.compile(model, "d_rtrl", xs[0])
+        return learner.etrace_update(
+            xs, step_fn=lambda x: (learner(x) ** 2).sum(), optimizer=optax.sgd(0.1)
+        )
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Some donated buffers")
+        found = brainstate.transform.vmap(lesson)(jnp.arange(5.0))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 def test_values_of_other_kinds_and_several_devices_are_kept(

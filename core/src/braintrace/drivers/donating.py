@@ -39,7 +39,7 @@ class Donating:
 
     def __call__(self, *args: Any) -> Any:
         trace = self.stateful_fun.get_state_trace(*args, compile_if_miss=True)
-        given = [] if any(map(versions.is_traced, jax.tree.leaves(args))) else self._given(trace)
+        given = [] if _is_traced(args, trace) else self._given(trace)
         if not given:
             return self.kept(*args)
         read, values = trace.get_read_state_values(True), dict(enumerate(trace.get_state_values()))
@@ -68,6 +68,11 @@ def is_held_alone(state: Any) -> bool:
         return False
     found = references(state.value)
     return found[0] <= ALONE[0] and max(found[1:], default=0) <= ALONE[1]
+
+
+def _is_traced(args: tuple[Any, ...], trace: Any) -> bool:
+    """Whether arguments or states are those of a program that is being traced, or mapped."""
+    return any(map(versions.is_traced, jax.tree.leaves((args, trace.get_state_values()))))
 
 
 def _is_array(value: Any) -> bool:
