@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import braintrace
+from braintrace.drivers import in_stages, loops
 
 jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small programs
 
@@ -19,6 +20,13 @@ jax.config.update("jax_disable_most_optimizations", True)  # hundreds of small p
 def float64() -> Iterator[None]:
     with brainstate.environ.context(precision=64):
         yield
+
+
+@pytest.fixture(autouse=True)
+def stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks run in stages, which otherwise those of 16 steps and more do."""
+    monkeypatch.setattr(loops, "LEAST", 2)
+    monkeypatch.setattr(in_stages, "LEAST", 2)
 
 
 @pytest.fixture(autouse=True)
