@@ -405,7 +405,7 @@ def test_direct_products_equal_reverse_mode_of_every_step(
     case = zoo.case(name, 2)
     learner = compiled(case)
     fast = gradient(case, learner, case.xs, case.ys, block_size=size, carry_trace=False)
-    monkeypatch.setattr(direct, "_is_product", lambda eqn: False)
+    monkeypatch.setattr(direct, "_product", lambda *_: None)
     brainstate.random.seed(0)
     case = zoo.case(name, 2)
     learner = compiled(case)
