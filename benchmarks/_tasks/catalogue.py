@@ -47,6 +47,21 @@ class Task:
     published: str = ""
 
 
+def _long(series: archive.Archive, fastest: float, phase: float, batch_size: int) -> Classification:
+    """Long series to label, with the loss at their last step."""
+    return Classification(
+        build=archive.filters(series, fastest=fastest, phase=phase),
+        load=series.split,
+        encode=archive.steps_first,
+        rate=1e-2,
+        decay=0.9,
+        epochs=30,
+        batch_size=batch_size,
+        block_size=4,
+        together=True,
+    )
+
+
 LOGISTIC = ("logistic regression on all pixels", digits.logistic_regression)
 
 TASKS = {
@@ -135,34 +150,14 @@ TASKS = {
     "H1": Task(
         "appliances of ACSF1 by their power, 128 modes",
         ACCURACY,
-        Classification(
-            build=archive.filters(archive.ACSF1, fastest=0.5, phase=3.14),
-            load=archive.ACSF1.split,
-            encode=archive.steps_first,
-            rate=1e-2,
-            decay=0.9,
-            epochs=30,
-            batch_size=50,
-            block_size=4,
-            together=True,
-        ),
+        _long(archive.ACSF1, fastest=0.5, phase=3.14, batch_size=50),
         {},
         published="HIVE-COTE 2 0.91, InceptionTime 0.91, FreshPRINCE 0.89, WEASEL 2.0 0.93",
     ),
     "H2": Task(
         "pigs of PigCVP by their venous pressure, 128 modes",
         ACCURACY,
-        Classification(
-            build=archive.filters(archive.PIGS, fastest=0.9, phase=0.5),
-            load=archive.PIGS.split,
-            encode=archive.steps_first,
-            rate=1e-2,
-            decay=0.9,
-            epochs=30,
-            batch_size=52,
-            block_size=4,
-            together=True,
-        ),
+        _long(archive.PIGS, fastest=0.9, phase=0.5, batch_size=52),
         {},
         published="HIVE-COTE 2 0.95, InceptionTime 0.97, FreshPRINCE 0.80, WEASEL 2.0 0.96",
     ),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from .paths import (
     NEAR,
+    Rule,
     arriving_at,
     connected,
     everywhere,
@@ -164,13 +165,7 @@ def across_layers(
             def rule(edge: Edge, mode: Any, source: int = source) -> Any:
                 return None if edge.crosses or edge.source in news - {source} else mode
 
-            found = []
-            for local in jacobians:
-                start = starting_at(program, [source], NEAR)
-                reached = path_sums(program.edges, local, start, rule)
-                found.append(arriving_at(program, reached, [j.new], program.size(source)) != 0)
-            far = j.positions[:, None] != i.positions
-            if np.any(found) and not np.any(found & far):
+            if follows(program, jacobians, {source: i.positions}, j, rule):
                 label = {p: label[i.path] if k == label[j.path] else k for p, k in label.items()}
     every = [h for members in graph.groups for h in members]
     groups = tuple(
@@ -178,6 +173,22 @@ def across_layers(
     )
     relations = _find_relations(program, graph.parameters, groups)
     return replace(graph, groups=groups, relations=tuple(relations))
+
+
+def follows(
+    program: Program,
+    jacobians: Sequence[Sequence[np.ndarray]],
+    starts: Mapping[int, np.ndarray],
+    hidden: Hidden,
+    rule: Rule,
+) -> bool:
+    """Whether a new value depends on variables, given with their positions, by these alone."""
+    positions, found = np.concatenate([*starts.values()]), np.zeros((), bool)
+    for local in jacobians:
+        start = starting_at(program, [*starts], NEAR)
+        reached = path_sums(program.edges, local, start, rule)
+        found = found | (arriving_at(program, reached, [hidden.new], positions.size) != 0)
+    return bool(found.any() and not (found & (hidden.positions[:, None] != positions)).any())
 
 
 def _same_layer(a: Path, b: Path) -> bool:

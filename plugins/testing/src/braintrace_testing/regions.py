@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Hidden
-from .paths import NEAR, arriving_at, connected, everywhere, path_sums, starting_at, uncrossed
+from .graph import Graph, Hidden, follows
+from .paths import connected, everywhere, uncrossed
 from .program import Edge, Equation, Program, evaluate, is_float, matrix_of
 from .records import Run
 from .step import Path
@@ -389,24 +389,13 @@ def _homes(
     def shape(z: int) -> tuple[int, ...]:
         return tuple(program.avals[z].shape)
 
-    def follows(starts: dict[int, Any], h: Hidden, passes: Callable[[Edge], bool]) -> bool:
-        """Whether a state, one at a position, depends on values by their positions alone."""
-        if h.num_state > 1:
-            return False
-        sources = starting_at(program, [*starts], NEAR)
-        from_ = np.concatenate([*starts.values()])
-        found = np.zeros((h.positions.size, from_.size), bool)
-        for jacobians in steps:
-            reached = path_sums(
-                program.edges,
-                jacobians,
-                sources,
-                lambda edge, mode: None if edge.crosses or not passes(edge) else mode,
-            )
-            found |= arriving_at(program, reached, [h.new], from_.size) != 0
-        return bool(found.any() and not (found & (h.positions[:, None] != from_)).any())
+    def leads(starts: dict[int, Any], h: Hidden, passes: Callable[[Edge], bool]) -> bool:
+        def rule(edge: Edge, mode: Any) -> Any:
+            return None if edge.crosses or not passes(edge) else mode
 
-    def passes_none(edge: Edge) -> bool:
+        return h.num_state == 1 and follows(program, steps, starts, h, rule)
+
+    def is_of_no_state(edge: Edge) -> bool:
         return edge.source not in news
 
     for k, members in enumerate(groups):
@@ -418,14 +407,14 @@ def _homes(
     for one in filters:
         u, n = uniform[one[0]], shape(one[1])
         end = np.resize(np.arange(math.prod(n)), program.size(one[1]))
-        if n != u.hidden.varshape or not follows({one[1]: end}, u.hidden, u.edges.__contains__):
+        if n != u.hidden.varshape or not leads({one[1]: end}, u.hidden, u.edges.__contains__):
             continue
         place = u.hidden.positions
         both = {u.hidden.old: place, u.hidden.new: place}
         reached = near.directly([u.hidden.old, u.hidden.new], news)
         for k, members in enumerate(groups):
             if any(
-                h.new in reached and h.varshape == n and follows(both, h, passes_none)
+                h.new in reached and h.varshape == n and leads(both, h, is_of_no_state)
                 for h in members
             ):
                 join(k, one)
