@@ -59,18 +59,18 @@ CEILINGS = {
     "show": 1475,
     "jaxprs": 1839,
     "plugins": 1730,
-    "compiler": 8284,
+    "compiler": 8285,
     "executor": 2426,
     "files": 934,
     "cli": 739,
     "algorithms": 3430,
-    "drivers": 3834,
-    "learners": 4094,
+    "drivers": 3856,
+    "learners": 4096,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_898, 12_333
-WHOLE_CORE = 33_519
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_899, 12_334
+WHOLE_CORE = 33_544
 
 
 def module_of(file: Path) -> str:

@@ -155,3 +155,17 @@ def test_steps_that_are_refused(case: str, downstream: str) -> None:
     with pytest.raises(ValueError, match=text):
         traced(learner, step_fn, X)
     assert all(state.value is value for state, value in before.items())
+
+
+@pytest.mark.parametrize("options", [{}, {"vjp_method": "multi-step"}])
+def test_weights_of_nobody_are_refused_and_those_of_the_loss_have_a_gradient(options: Any) -> None:
+    learner, scale = compiled(**options), brainstate.ParamState(jnp.ones(2))
+    others, xs = {"scale": scale}, jnp.stack([X, X])
+    with pytest.raises(ValueError, match=r"1 of the weights, with shapes \(2,\), are not the"):
+        learner.etrace_grad(xs, step_fn=lambda x: learner(x).sum(), weights=others)
+    learner.reset_state(2, model_states=True)
+    loss = lambda x: (learner(x) * scale.value).sum()  # noqa: E731
+    found = learner.etrace_grad(xs, step_fn=loss, weights=others, reduction="sum")
+    learner.reset_state(2, model_states=True)
+    outs = [learner(x) for x in xs]
+    np.testing.assert_allclose(found["scale"], sum(out.sum(0) for out in outs))

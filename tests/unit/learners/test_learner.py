@@ -377,6 +377,8 @@ def test_arguments_by_name_are_those_by_place(how: str) -> None:
         by_name(x, named["gain"], shift=jnp.ones((BATCH, 7)))
     with pytest.raises(ValueError, match="a default is given in both or in neither"):
         mixed(x)
+    with pytest.raises(ValueError, match=r"steps in a list become one array by jnp.stack"):
+        mixed.etrace_grad([x, x], step_fn=mixed)
     if how == "d_rtrl":
         by_name.reset_state(5, model_states=True)
         wider = {name: jnp.full((5, 1), value) for name, value in (("gain", 2.0), ("shift", 3.0))}

@@ -139,8 +139,9 @@ def test_saving_finds_the_optimizer_of_some_weights(data: Any, tmp_path: Any) ->
 @pytest.mark.parametrize("optimizer", [None, optax.sgd, 3])
 def test_optimizers_that_are_none(optimizer: Any, data: Any) -> None:
     learner = made()
-    with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransformation"):
+    with pytest.raises(TypeError, match=r"optimizer must be an optax.GradientTransf") as error:
         learner.etrace_update(*data, step_fn=summed(learner), optimizer=optimizer)
+    assert ("call it first" in str(error.value)) == callable(optimizer)
 
 
 def weights() -> dict[str, Any]:

@@ -29,6 +29,7 @@ def checked_args(info: ModuleInfo, args: tuple[Any, ...], remedy: str | None = N
             if change
             else f"the arguments have structure {shown(treedef)}, but the learner was compiled for "
             f"{shown(info.arg_treedef)}; one with a default is given in both or in neither"
+            + ("; steps in a list become one array by jnp.stack" * ("[" in shown(treedef)))
         )
     checked = []
     places = jax.tree_util.tree_leaves_with_path(args)

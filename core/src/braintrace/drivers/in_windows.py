@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -29,6 +30,7 @@ from .options import (
 )
 from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum
+from .traced import check_reached
 
 
 def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -42,6 +44,11 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
     names = options.names(learner.param_states)
     progress = Progress(-(-steps // size) if options.progress else 0)
     window = _loss_of_step if size == 1 else _loss_of_window
+    if any(state not in learner.param_states.values() for state in weights.values()):
+        traced = brainstate.transform.StatefulFunction(partial(window, learner, options))
+        first = jax.tree.map(lambda v: v[:size], (mask, *sequences))
+        traced.make_jaxpr(first)
+        check_reached(learner, [*weights.values()], traced.get_state_trace(first).states)
 
     def one(total: Any, numbered: Any) -> tuple[Any, Any]:
         number, now = numbered

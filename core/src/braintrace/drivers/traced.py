@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import widened
@@ -78,7 +79,8 @@ def trace_step(
     new states, too.
 
     It raises ``ValueError`` when ``step_fn`` does not call the learner directly and exactly once,
-    changes the type of a state, or writes a parameter or a hidden state.
+    does not read a parameter of ``targets`` that is not the learner's, changes the type of a state,
+    or writes a parameter or a hidden state.
     """
 
     def step(perturb: list[Any], inputs: tuple[Any, ...]) -> Any:
@@ -102,6 +104,7 @@ def trace_step(
     first = len(jax.tree.leaves((perturb, inputs)))
     ends = [*accumulate((len(jax.tree.leaves(s.value)) for s in states), initial=first)]
     leaves = {s: range(*ends[i : i + 2]) for i, s in enumerate(states)}
+    check_reached(learner, targets, leaves)
     _check_kept(learner, leaves, jaxpr)
     new = jaxpr.outvars[first - len(jaxpr.invars) :] if carried else ()
     direct = direct_products(
@@ -163,6 +166,18 @@ def _in_wide(jaxpr: Jaxpr, values: Sequence[Any], leaves: int, wide: Any) -> lis
 
 def _is_parameter(state: State) -> bool:
     return isinstance(state, brainstate.ParamState)
+
+
+def check_reached(learner: Running, targets: Sequence[State], states: Collection[State]) -> None:
+    """Parameters that are not the learner's must be among the ``states`` of a step."""
+    known = {*learner.param_states.values(), *states}
+    foreign = [str(jax.tree.map(jnp.shape, s.value)) for s in targets if s not in known]
+    if foreign:
+        raise ValueError(
+            f"{len(foreign)} of the weights, with shapes {', '.join(foreign):.200}, are not the "
+            "learner's, nor does step_fn read them, so that they have no gradient; pass "
+            "learner.param_states, or what step_fn reads (a copy of a model has states of its own)"
+        )
 
 
 def _check_kept(learner: Running, leaves: Mapping[State, range], jaxpr: Jaxpr) -> None:

@@ -210,6 +210,7 @@ def as_optimizer(
         raise TypeError(
             "optimizer must be an optax.GradientTransformation or an object with a method "
             f"update(grads), got {given!r:.80}"
+            + (", which makes one: call it first" if callable(given) else "")
         )
     frozen = tuple(frozen_states(learner).values())
     if not frozen or found is not given:

@@ -78,7 +78,7 @@ def etrace_grad(
         first is that of steps. States and traces move on at masked steps, too.
     weights
         Parameter states whose gradients are wanted, by any key; default: all of the learner.
-        Those of frozen ones are zero.
+        Those of frozen ones are zero. Others must be read by ``step_fn``.
     reduction
         ``'mean'`` (weighted by the mask; zero when all is masked) or ``'sum'`` of the losses is
         what is differentiated.
@@ -123,8 +123,9 @@ def etrace_grad(
     CompilationError
         Before ``compile_graph``.
     TypeError, ValueError
-        For sequences of unequal or zero length, an unknown option, or a ``step_fn`` that does
-        not return a scalar loss or does not call the learner exactly once.
+        For sequences of unequal or zero length, an unknown option, weights that neither the learner
+        has nor ``step_fn`` reads, or a ``step_fn`` that does not return a scalar loss or does not
+        call the learner exactly once.
     FloatingPointError
         With ``check=True``, when a number is not finite; it names the parameter and the step.
         Inside of a ``jit`` of the caller, it comes from the program, as an error of JAX.
