@@ -59,7 +59,7 @@ CEILINGS = {
     "show": 1475,
     "jaxprs": 1839,
     "plugins": 1730,
-    "compiler": 8285,
+    "compiler": 8293,
     "executor": 2426,
     "files": 934,
     "cli": 739,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_899, 12_334
-WHOLE_CORE = 33_544
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_907, 12_339
+WHOLE_CORE = 33_552
 
 
 def module_of(file: Path) -> str:

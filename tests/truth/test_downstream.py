@@ -306,7 +306,7 @@ def test_equals_bptt_at_every_parameter(low: str, up: str) -> None:
         sequences = data(last)
         expected = reference(model, sequences)
         learner = learner_of(model, sequences[0][0])
-        for block in (1, 3, "auto") if up == "leak" else (3,):
+        for block in (1, 3, STEPS, "auto") if (low, up) == ("hard reset", "leak") else (3,):
             learner.reset_state(2, model_states=True)
             assert_tree_close(gradient(learner, sequences, block_size=block), expected)
     assert learner.graph.uniform
@@ -554,11 +554,19 @@ def mixed_old(s: Any, x: Any) -> Any:
     return s.v.value
 
 
+def held_reset(s: Any, x: Any) -> Any:
+    """A reset without a derivative, of some positions: of the leak, and not of what drives it."""
+    v = s.v.value
+    s.v.value = 0.9 * v * (1 - held(spike(v - 0.5))) + s.w(x)
+    return s.v.value
+
+
 MISSES = {
     "many constants": (many_constants, "5 different leaks"),
     "gate": (gate, "its old value passes mul"),
     "own gate": (own_gate, "its old value passes mul"),
     "hard reset": (hard_reset, "its old value passes mul"),
+    "held reset": (held_reset, "its old value passes mul"),
     "attached reset": (attached_reset, "its old value passes"),
     "many parameters": (many_parameters, "on many parameters"),
     "mixed": (mixed_old, "moved to other positions"),
@@ -581,10 +589,19 @@ def test_near_misses_stay_where_they_are(name: str) -> None:
     assert_tree_close(found, gradient(published, sequences))
 
 
+def dropped(x: Any) -> Any:
+    return jnp.where(brainstate.random.bernoulli(0.5, size=(*x.shape[:-1], 2)), 2 * x[..., :2], 0)
+
+
 @pytest.mark.parametrize(
-    "between", [lambda x: x.reshape(*x.shape[:-1], 2, 2).max(-1), lambda x: x[..., :2] * x[..., 2:]]
+    "between",
+    [
+        lambda x: x.reshape(*x.shape[:-1], 2, 2).max(-1),
+        lambda x: x[..., :2] * x[..., 2:],
+        dropped,
+    ],
 )
-def test_a_nonlinear_map_ends_the_region(between: Any) -> None:
+def test_what_is_no_steady_linear_map_ends_the_region(between: Any) -> None:
     """What lies below it drives the leak as a value of its own."""
     layers = BELOW["gated"](), Scaled(between), above(leak, 2)
     model = started(stirred(*layers))
@@ -593,7 +610,10 @@ def test_a_nonlinear_map_ends_the_region(between: Any) -> None:
     (state,) = learner.graph.uniform.values()
     assert [d.atom.aval.shape for d in state.sources.values()] == [(2, 2)]
     learner.reset_state(2, model_states=True)
-    found, expected = gradient(learner, sequences), reference(model, sequences)
+    key = brainstate.random.get_key()
+    found = gradient(learner, sequences)
+    brainstate.random.set_key(key)
+    expected = reference(model, sequences)
     path = ("layers", 2, "w", "weight")
     assert_tree_close(found[path], expected[path])
 
@@ -663,6 +683,15 @@ def test_single_calls(network: Any) -> None:
 
     total = jax.tree.map(lambda *v: sum(v), *(step(*now) for now in zip(*sequences, strict=True)))
     assert_tree_close(total, expected)
+
+
+def test_steps_and_examples_that_do_not_count(network: Any) -> None:
+    sequences = data(False)
+    learner = learner_of(network, sequences[0][0])
+    mask = np.arange(STEPS) % 3 > 0
+    found = gradient(learner, sequences, mask=mask)
+    expected = reference(network, (*sequences[:2], sequences[2] * mask))
+    assert_tree_close(found, expected)
 
 
 @pytest.mark.parametrize("batch", [None, 2])

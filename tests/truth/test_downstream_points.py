@@ -24,10 +24,14 @@ from .test_downstream import (
     above,
     data,
     gradient,
+    hard_reset,
+    holding,
     leak,
     learner_of,
     loss_of,
+    resetting,
     started,
+    step_length,
     stirred,
 )
 
@@ -121,6 +125,33 @@ def test_pp_prop_below_several_states_in_one_array() -> None:
     expected = pp_prop_oracle(model, sequences, loss_of, 0.7, 0.5, uniform=[("layers", 1, "v")])
     learner = bt.pp_prop(model, decay_or_rank=(0.7, 0.5))
     learner.compile_graph(sequences[0][0])
+    assert_tree_close(gradient(learner, sequences), expected.grads)
+
+
+def ending(s: Any, x: Any) -> Any:
+    """An episode's reset of neurons with a hard reset."""
+    x, last = x[..., :-1], x[..., -1:]
+    s.v.value = s.v.value * (1 - (last > 0).astype(last.dtype))
+    return hard_reset(s, x)
+
+
+class Episodes(Passing):
+    """Both layers hear of the episode's end."""
+
+    def update(self, x: Any) -> Any:
+        return self.up((self.low(x), x[..., -1:]))
+
+
+@pytest.mark.parametrize("step", [resetting, holding, step_length])
+def test_pp_prop_where_a_leak_varies_with_step_and_example(step: Any) -> None:
+    """Its own filters know of no end; that of the leak does."""
+    brainstate.random.seed(0)
+    model = started(Episodes(Layer(ending), Layer(step, WIDTH, OUT)))
+    sequences = data(False, IN + 1)
+    expected = pp_prop_oracle(model, sequences, loss_of, 0.7, 0.5, uniform=[("up", "v")])
+    learner = bt.pp_prop(model, decay_or_rank=(0.7, 0.5))
+    learner.compile_graph(sequences[0][0])
+    assert [*learner.graph.uniform] == [("up", "v")]
     assert_tree_close(gradient(learner, sequences), expected.grads)
 
 

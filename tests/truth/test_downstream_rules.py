@@ -606,11 +606,11 @@ def test_a_file_goes_on(rule: str, tmp_path: Any) -> None:
 
 
 class Above(brainstate.nn.Module):
-    """A state of the width of the layer below: ``step(state, input)``."""
+    """A state of the width of the layer below: ``step(state, input)``; ``late``: read a step on."""
 
-    def __init__(self, step: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, step: Callable[[Any, Any], Any], late: bool = False) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.late = step, late
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
         self.y = brainstate.HiddenState(jnp.zeros((batch_size, WIDTH)))
@@ -619,8 +619,8 @@ class Above(brainstate.nn.Module):
         self.y.value = jnp.zeros_like(self.y.value)
 
     def update(self, z: Any) -> Any:
-        self.y.value = self.step(self.y.value, z)
-        return self.y.value
+        old, self.y.value = self.y.value, self.step(self.y.value, z)
+        return self.y.value - 0.5 * old if self.late else self.y.value
 
 
 class Low(Network):
@@ -641,29 +641,73 @@ MIXING = np.random.default_rng(2).normal(size=(WIDTH, WIDTH))
 STEP = {
     "direct": lambda y, z: LEAK * y + z,
     "mixed": lambda y, z: LEAK * y + z @ MIXING,
+    "turned twice": lambda y, z: LEAK * y + z[..., ::-1][..., ::-1],
     "gated": lambda y, z: 0.5 * y * jnp.tanh(y) + z,
 }
 
 
 @pytest.mark.parametrize(
-    ("layer", "rule", "steps"),
+    ("layer", "rule", "steps", "late"),
     [
-        (vanilla, "coupled", ("direct",)),
-        (hard_reset, "d_rtrl", ("direct", "gated")),
-        (hard_reset, "d_rtrl", ("mixed", "gated")),
-        (hard_reset, "pp_prop", ("direct", "gated")),
-        (hard_reset, "pp_prop", ("mixed", "gated")),
+        (vanilla, "coupled", ("direct",), False),
+        (hard_reset, "d_rtrl", ("direct", "gated"), False),
+        (hard_reset, "d_rtrl", ("mixed", "gated"), True),
+        (hard_reset, "d_rtrl", ("mixed", "gated", "direct"), False),
+        (hard_reset, "pp_prop", ("direct", "gated"), False),
+        (hard_reset, "pp_prop", ("mixed", "gated", "mixed"), True),
+        (hard_reset, "pp_prop", ("turned twice", "gated"), True),
     ],
 )
-def test_a_leak_without_an_operation_in_front_of_it(layer: Any, rule: str, steps: Any) -> None:
+def test_a_leak_without_an_operation_in_front_of_it(
+    layer: Any, rule: str, steps: Any, late: bool
+) -> None:
     """It is a state of the layer, of which the recurrence in ``D`` is that at equal positions.
 
-    What follows it position by position is of that group, too, but where a state has its own trace.
+    What follows it position by position is of that group, too; what mixes positions, or lies
+    behind that, is of another one, also of what has a leak above.
     """
     make, oracle = RULES[rule]
-    above = (Above(STEP[step]) for step in steps)
+    above = (Above(STEP[step], late) for step in steps)
     network = brainstate.nn.Sequential(Low(layer), *above, lambda y: y[..., :OUT])
     learner = compiled(make, network)
-    assert list(learner.graph.uniform) == [("layers", 1, "y")]
-    expected = oracle(network, data(), loss_of, uniform=[("layers", 1, "y")]).grads
+    uniform = [*learner.graph.uniform]
+    moved = {("layers", k + 1, "y") for k, step in enumerate(steps) if step != "gated"}
+    assert {*uniform} == (moved if rule != "pp_prop" or steps[0] != "direct" else set())
+    expected = oracle(network, data(), loss_of, uniform=uniform).grads
     assert_tree_close(gradient(learner, 4), expected)
+
+
+class Together(Low):
+    """A layer, a leak above it, and a state above that, in one module."""
+
+    def __init__(self, leak: str) -> None:
+        super().__init__(hard_reset)
+        self.leak = leak
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        zeros = jnp.zeros((batch_size, WIDTH))
+        self.v, self.y, self.b = (brainstate.HiddenState(zeros) for _ in "vyb")
+
+    def update(self, x: Any) -> Any:
+        self.y.value = STEP[self.leak](self.y.value, hard_reset(self, x))
+        self.b.value = STEP["gated"](self.b.value, self.y.value)
+        return self.b.value[..., :OUT]
+
+
+@pytest.mark.parametrize(
+    ("leak", "rule"), [("mixed", "d_rtrl"), ("mixed", "pp_prop"), ("direct", "pp_prop")]
+)
+def test_one_module_has_the_gradient_of_three(leak: str, rule: str) -> None:
+    """What follows the layer by position is of its group in both, and what mixes in neither."""
+    make, oracle = RULES[rule]
+    above = Above(STEP[leak]), Above(STEP["gated"])
+    apart = brainstate.nn.Sequential(Low(hard_reset), *above, lambda y: y[..., :OUT])
+    one, found = Together(leak), []
+    for network in (one, apart):
+        learner = compiled(make, network)
+        uniform = [*learner.graph.uniform]
+        expected = oracle(network, data(), loss_of, uniform=uniform).grads
+        grads = gradient(learner, 4)
+        assert_tree_close(grads, expected)
+        found.append(jax.tree.leaves(dict(grads)))
+    assert_tree_close(*found)

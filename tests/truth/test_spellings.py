@@ -190,6 +190,44 @@ def test_six_spellings(name: str) -> None:
         assert_tree_close(found, exact)
 
 
+class OneModule(brainstate.nn.Module):
+    """The states and parameters of other modules, started, as its own."""
+
+    def __init__(self, *models: Any) -> None:
+        super().__init__()
+        self.run = lambda x: jnp.concatenate([model(x) for model in models], -1)
+        for k, model in enumerate(models):
+            for path, state in brainstate.graph.states(model).items():
+                setattr(self, "_".join(map(str, (k, *path))), state)
+
+    def update(self, x: Any) -> Any:
+        return self.run(x)
+
+
+def test_in_one_module() -> None:
+    """Networks side by side, each with one readout."""
+    brainstate.random.seed(0)
+    models = [
+        started(brainstate.nn.Sequential(NETWORKS[name][0](), *NETWORKS[name][1]("literal")), BATCH)
+        for name in ("current", "linear recurrent unit", "chain", "double exponential with units")
+    ]
+    random = np.random.default_rng(1)
+    xs = 2 * random.standard_normal((STEPS, BATCH, IN))
+    ys = random.standard_normal((STEPS, BATCH, OUT * len(models)))
+    sequences = xs, ys, np.arange(STEPS) == STEPS - 1.0
+    one = OneModule(*models)
+    learner = learner_of(one, xs[0])
+    assert all(len(path) == 1 for path in learner.hidden_states)
+    assert len(learner.graph.uniform) >= len(models), learner.graph.not_uniform
+    start = [state.value for state in learner.hidden_states.values()]
+    found = learner.etrace_grad(
+        *sequences, step_fn=lambda x, *rest: loss_of(learner(x), *rest), reduction="sum"
+    )
+    for state, value in zip(learner.hidden_states.values(), start, strict=True):
+        state.value = value
+    assert_tree_close(found, bptt(one, sequences, loss_of)[1])
+
+
 class Modes(brainstate.nn.Module):
     """A complex recurrence ``h' = lambda h + B x``: a complex array, or two real states."""
 

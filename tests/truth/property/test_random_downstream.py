@@ -7,6 +7,7 @@ random cells.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,8 +88,9 @@ READS: dict[str, Callable[[Any, Any], Any]] = {
 LINEAR = "operation", "constant in front", "constant behind", "absolute"
 #: These cross no operation.
 NEAR = "product", "residual"
-#: A factor per example passes these only where the compiler sees that examples stay apart.
-REFUSED = "may mix examples"
+#: A factor per example passes these only where the compiler sees that examples stay apart, and
+#: coupled D-RTRL keeps recurrent input.
+REFUSED = re.compile("may mix examples|its recurrent input by .* is kept")
 
 Layer = tuple[str, str, str]
 
@@ -203,7 +205,7 @@ def check(choice: Choice, met: Counter[str]) -> None:
     found, refused = learner.graph.uniform.keys(), learner.graph.not_uniform
     below = {("v", 0)} if choice.rule == "pp_prop" and not choice.loop else set()
     missed = {path: refused[path] for path in choice.uniform - found - (below - refused.keys())}
-    assert all(REFUSED in why for why in missed.values()), missed
+    assert all(map(REFUSED.search, missed.values())), missed
     assert found | below == (choice.uniform | below) - missed.keys()
     oracle = {
         "kappa": partial(e_prop_oracle, kappa=KAPPA),
@@ -239,11 +241,8 @@ def check(choice: Choice, met: Counter[str]) -> None:
 
 def defined(choice: Choice) -> Choice:
     """What the rules define: e-prop below one leak on each way. The oracle of pp_prop takes what
-    follows a leak across no operation for a state of its group, and that of coupled D-RTRL refuses
-    some leaks in loops.
+    follows a leak across no operation for a state of its group.
     """
-    if choice.loop and choice.rule == "coupled" and {a for a, *_ in choice.layers} & {*LEAKS}:
-        choice = replace(choice, rule="d_rtrl")
     pairs = zip(choice.layers, choice.layers[1:], strict=False)
     near = any(a[0] in LEAKS and b[0] in OTHERS and b[1] in NEAR for a, b in pairs)
     if (choice.rule == "pp_prop" and near) or (choice.rule == "kappa" and not choice.has_kappa):

@@ -165,6 +165,8 @@ def _with_filters(
 ) -> ETraceGraph:
     """The graph with filters in front of uniform states, but for those that ``stay``."""
     info, groups = graph.module_info, graph.hid_path_to_group
+    if keeps_traces:  # what follows by position is in the trace of its group, in any module
+        groups = find_hidden_groups_from_minfo(info, across_layers=True)[1]
     uniform, why_not = find_uniform(info, groups, graph.recurrence_scope, stay)
     graph = replace(graph, uniform=uniform, not_uniform=why_not, moving=None, filtered=None)
     try:

@@ -269,11 +269,16 @@ def find_hidden_groups_from_minfo(
         def emits(i: int, eqn: JaxprEqn) -> frozenset[int]:
             return frozenset(number[v] for v in eqn.outvars if v in number)
 
-        def at_filters(var: Var, found: frozenset[int]) -> frozenset[int]:
-            return frozenset({filters[var]}) if var in filters else found
+        def past(own: dict[Var, int]) -> dict[Var, frozenset[int]]:
+            """What leads to each variable past none of some new values."""
 
-        taken = minfo.credit(seeds, minfo.near, emits)
-        direct = minfo.credit(seeds, minfo.near, emits, at_filters) if filters else taken
+            def through(var: Var, found: frozenset[int]) -> frozenset[int]:
+                return frozenset({own[var]}) if var in own else found
+
+            return minfo.credit(seeds, minfo.near, emits, through)
+
+        taken = past({v: i for v, i in number.items() if v not in filters}) if filters else {}
+        direct = past(filters)
         chosen = number if across_layers else filters
         marks |= {v: (taken if v in filters else direct).get(v, frozenset()) for v in chosen}
     leader = list(range(len(slots)))

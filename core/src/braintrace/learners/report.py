@@ -157,7 +157,7 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
         lower, upper = (", ".join(map(show_path, paths)) for paths in (below, above))
         lines.append(
             f"exact credit: {count} values of {upper} as states of {lower}, whose traces have "
-            f"{before + count} in place of {before}"
+            f"{before + count} in place of {before}; {count} reverse sweeps of what is above a step"
         )
     held = [slot.state.value for slot in graph.executed.module_info.slots]
     size = shown_bytes(bytes_of(held) + bytes_of(traces))

@@ -7,14 +7,15 @@ uniform states ``u`` these are the members of a home and, for each of its ends `
     Q_{u,z}^t = lambda_u^t Q_{u,z}^{t-1} + Z^t,      M_u^t = sum_z A_{u,z} Q_{u,z}^t + ...,
 
 with ``Z`` the influence on ``z`` by the paths of the home, and ``A`` that of ``z`` on ``u`` by its
-region, which is the same at all steps. An end that is another uniform state has the filters of
-that one below it, in the place of ``Z``. Both are sums over the paths of the step as it is written.
+region, which is the same at all steps but for a factor of ``Z``; where ``u`` has several leaks,
+there is a filter for each. An end that is another uniform state has the filters of that one below
+it, in the place of ``Z``. Both are sums over the paths of the step as it is written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,6 @@ import jax
 import numpy as np
 
 from .downstream import (
-    PLAIN_USE,
     LayersRecord,
     PathSums,
     influences_of,
@@ -30,7 +30,7 @@ from .downstream import (
     record_layers,
 )
 from .graph import across_layers, build_graph
-from .lasting import HELD, NOWHERE, OPEN, START, Lasting, Mode
+from .lasting import HELD, NOWHERE, OPEN, OPEN_HELD, START, Lasting, Mode
 from .learn import OracleResult, by_path
 from .paths import NEAR, product
 from .program import Edge
@@ -43,13 +43,16 @@ from .step import Path, Step, trace_step
 class Filter:
     """A filter of a uniform state: what it passes to rows of these, reached near or not.
 
-    ``below``: the filter in front of it, and whether it is read as it was a step before.
+    ``keeps``, ``takes``: the factors by which each entry keeps its value and takes in its end, at
+    all steps. ``below``: the filter in front of it, and whether it is read as it was a step before.
     """
 
     uniform: int
     end: int
     near: np.ndarray
     held: np.ndarray
+    keeps: np.ndarray
+    takes: np.ndarray
     below: tuple[int, bool] | None = None
 
 
@@ -139,35 +142,63 @@ class _Regions:
         near, held = (self.sums.arrived(reached, n, [(u.hidden.new, m)]) for m in (NEAR, HELD))
         return near, held
 
-    def leak(self, k: int, shape: Sequence[int]) -> np.ndarray:
-        """The leak of a uniform state at each entry of a filter of some shape."""
+    def leaks(self, k: int) -> np.ndarray:
+        """The leak of a uniform state: ``[examples, positions]``, or of one example."""
         own = self.layers.uniform[k].hidden
         matrix, _ = self.passed(k, own.old)
         leak = np.diagonal(matrix).reshape(own.varshape)
-        by_example = leak.reshape(len(leak), -1) if leak.ndim > 1 else leak[None]
-        if np.any(matrix != np.diag(leak.ravel())) or np.any(np.ptp(by_example, axis=1)):
-            raise ValueError(f"{own.path} has not one leak: there is more than one filter of it")
-        if not np.ptp(by_example):
-            return np.full(math.prod(shape), leak.flat[0])
-        return np.repeat(by_example[:, 0], math.prod(shape[1:]))
+        if np.any(matrix != np.diag(leak.ravel())):
+            raise ValueError(f"{own.path} has no leak: it moves its old value to other positions")
+        return leak.reshape(len(leak) if leak.ndim > 1 else 1, -1)
 
 
-def _filters(regions: _Regions, home: Home) -> list[Filter]:
+def _filters(steps: Sequence[_Regions], home: Home) -> list[Filter]:
     """The filters of a home, each behind the one that is in front of it."""
-    layers = regions.layers
-    found = [Filter(k, z, *regions.passed(k, z)) for k, z in sorted(home.filters)]
+    layers = steps[0].layers
+    found: list[Filter] = []
+    for k, z in sorted(home.filters):
+        found += _of_end(steps, k, z, [now.passed(k, z) for now in steps])
     for i, lower in enumerate(found):  # which grows
         below = layers.uniform[lower.uniform].hidden
         for k, u in enumerate(layers.uniform):
             for v in sorted({below.old, below.new} & u.ends if k != lower.uniform else ()):
                 if (k, v) not in layers.held | layers.loops:
-                    near, held = regions.passed(k, v)
-                    onward = product(near, lower.held) + product(held, lower.near + lower.held)
-                    told = i, v == below.old
-                    found.append(
-                        Filter(k, lower.end, product(near, lower.near), onward, below=told)
-                    )
+                    passed = []
+                    for now in steps:
+                        near, held = now.passed(k, v)
+                        onward = product(near, lower.held) + product(held, lower.near + lower.held)
+                        passed.append((product(near, lower.near), onward))
+                    found += _of_end(steps, k, lower.end, passed, (i, v == below.old))
     return found
+
+
+def _of_end(
+    steps: Sequence[_Regions],
+    k: int,
+    end: int,
+    passed: Sequence[tuple[np.ndarray, np.ndarray]],
+    below: tuple[int, bool] | None = None,
+) -> Iterator[Filter]:
+    """A filter for each leak: what is passed is the same at all steps, but for a factor."""
+    layers = steps[0].layers
+    hidden, shape = layers.uniform[k].hidden, layers.graph.program.avals[end].shape
+    rows = np.stack([np.concatenate(both) for both in passed])
+    largest = (rows**2).sum(1).argmax(0)
+    steady = np.take_along_axis(rows, largest[None, None], 0)[0]
+    size = (steady**2).sum(0)
+    takes = (rows * steady).sum(1) / np.where(size == 0, 1, size)
+    if not np.allclose(takes[:, None] * steady, rows, rtol=1e-12, atol=1e-14):
+        raise ValueError(f"{hidden.path} is driven by more than a factor that changes")
+    leaks = np.stack([now.leaks(k) for now in steps])
+    count, examples, positions = leaks.shape
+    every, number = np.unique(leaks.reshape(-1, positions), axis=1, return_inverse=True)
+    for part, leak in enumerate(every.T):
+        keeps = leak.reshape(count, examples)
+        each = math.prod(shape) if not np.ptp(keeps, axis=1).any() else math.prod(shape[1:])
+        keeps = np.repeat(keeps[:, : math.prod(shape) // each], each, axis=1)
+        own = np.tile(np.ravel(number) == part, 2 * examples)[:, None]
+        near, held = np.split(np.where(own, steady, 0.0), 2)
+        yield Filter(k, end, near, held, keeps, takes, below)
 
 
 def _to_uniform(layers: Layers, filters: Sequence[Filter], sizes: Sequence[int]) -> np.ndarray:
@@ -227,19 +258,17 @@ class _OfHome:
         counts = [*(h.num_state for h in self.home.members), *[1] * len(self.filters)]
         return TracedStates([*own, -1][0], self.shape, tuple(counts), steps)
 
-    def at(self, run: Run, now: LayersRecord, U: Any, U_old: Any) -> TracedStep:
+    def at(self, run: Run, now: LayersRecord, t: int, U: Any, U_old: Any) -> TracedStep:
         sums, rules = PathSums(self.layers, run.jacobians), Lasting(self.layers, self.near)
         home, whole, split = self.home, self.scope != "diagonal", self.split()
         rule = rules.kept(home)
-        states = (*home.members, *(u.hidden for u in self.layers.uniform))
-        olds = [(h.old, (OPEN if whole else NEAR, NOWHERE)) for h in states]
-        own = len(split) - 2 * len(near_rows(U[PLAIN_USE]))
-        above = np.split(split[own:], 2)
-        reached = np.concatenate([split[:own], sum(above) if whole else above[0]])
-        K = product(self.rows(sums, olds, rule), reached)
+        olds = [(h.old, (OPEN if whole else NEAR, NOWHERE)) for h in home.members]
+        for base in (OPEN, OPEN_HELD) if whole else (NEAR, HELD):
+            olds += [(u.hidden.old, (base, NOWHERE)) for u in self.layers.uniform]
+        K = product(self.rows(sums, olds, rule), split)
         if self.scope != "full":
             K = K * (self.positions[:, None] == self.positions)
-        K = self.filtered(K, sums, leaks=True)
+        K = self.filtered(K, t, leaks=True)
         increments = {}
         for r, dY in now.dY.items():
             F = self.rows(sums, [(self.layers.graph.y(r), (NEAR, NOWHERE))], rule)
@@ -247,7 +276,7 @@ class _OfHome:
             for name, value in (("new", U[r]), ("old", U_old[r])):
                 news = [(getattr(u.hidden, name), (START, NOWHERE)) for u in self.layers.uniform]
                 increments[r] += product(self.rows(sums, news, rule), near_rows(value))
-            increments[r] = self.filtered(increments[r], sums, leaks=False)
+            increments[r] = self.filtered(increments[r], t, leaks=False)
         l, e = (signal[self.number] @ split for signal in (now.l, now.e))  # noqa: E741
         return TracedStep(K, increments, l, e)
 
@@ -272,19 +301,20 @@ class _OfHome:
             found.append(sum(terms, np.zeros((math.prod(self.shape), n))))
         return np.concatenate(found)
 
-    def filtered(self, rows: np.ndarray, sums: PathSums, leaks: bool) -> np.ndarray:
+    def filtered(self, rows: np.ndarray, t: int, leaks: bool) -> np.ndarray:
         """The rows of filters, in which what drives them is to be found, with what they keep."""
         rows, size = rows.copy(), math.prod(self.shape)
         first = len(rows) - size * len(self.filters)
         own = [slice(first + i * size, first + (i + 1) * size) for i in range(len(self.filters))]
         for at, one in zip(own, self.filters, strict=True):
-            if one.below is not None and not one.below[1]:
-                rows[at] = rows[own[one.below[0]]]
-            elif one.below is not None and leaks:
-                rows[at, own[one.below[0]]] += np.eye(size)
+            lower = None if one.below is None else own[one.below[0]]
+            if one.below is None or lower is None or not one.below[1]:
+                rows[at] = one.takes[t][:, None] * rows[at if lower is None else lower]
+            elif leaks:
+                rows[at, lower] += np.diag(one.takes[t])
             if leaks:
-                leak = _Regions(self.layers, sums).leak(one.uniform, self.shape)
-                rows[at, at] += np.diag(leak if self.kappa is None else np.full(size, self.kappa))
+                kept = one.keeps[t] if self.kappa is None else np.full(size, self.kappa)
+                rows[at, at] += np.diag(kept)
         return rows
 
 
@@ -307,8 +337,8 @@ def traced_states(
     Raises
     ------
     ValueError
-        When a uniform state has several leaks, what drives it does so by a factor that changes, or
-        uniform states with traces lead to one another.
+        When what drives a uniform state changes by more than a factor, or uniform states with
+        traces lead to one another.
     """
     step, named = trace_step(model, sequences, loss_fn), tuple(map(tuple, uniform or ()))
     graph = build_graph(step, groups)
@@ -326,7 +356,7 @@ def traced_states(
     steps: list[list[TracedStep]] = [[] for _ in homes]
     of_uniform = []
     walk = zip(runs, influences_of(layers, records), strict=True)
-    for run, (now, (U, _), (U_old, _)) in walk:
+    for t, (run, (now, (U, _), (U_old, _))) in enumerate(walk):
         if near:
             half, own = len(now.plain) // 2, sum(U[r] for r in layers.operations) + 0 * now.plain
             rest = rest + product(now.l_u, now.plain) + product(now.l_u[half:], own[half:])
@@ -337,7 +367,7 @@ def traced_states(
             held = (product(now.e_u[r], rows) for r, rows in U_old.items())
         rest = rest + sum(held)
         for of_steps, states in zip(steps, homes, strict=True):
-            of_steps.append(states.at(run, now, U, U_old))
+            of_steps.append(states.at(run, now, t, U, U_old))
     traced = [states.traced(tuple(of)) for states, of in zip(homes, steps, strict=True)]
     return Traced(step, layers, runs, tuple(traced), rest, tuple(of_uniform))
 
@@ -363,15 +393,7 @@ def learn_coupled(
 def _filters_of_homes(layers: Layers, runs: Sequence[Run]) -> list[list[Filter]]:
     """The filters of each home, which are those of all steps."""
     regions = [_Regions(layers, PathSums(layers, now.jacobians)) for now in runs]
-    found = [_filters(regions[0], home) for home in layers.homes]
-    for other in regions[1:]:
-        for filters, home in zip(found, layers.homes, strict=True):
-            for a, b in zip(filters, _filters(other, home), strict=True):
-                pairs = (a.near, b.near), (a.held, b.held)
-                if not all(np.allclose(p, q, rtol=1e-12, atol=0) for p, q in pairs):
-                    path = layers.uniform[a.uniform].hidden.path
-                    raise ValueError(f"{path} is driven by a factor that changes: it has no filter")
-    return found
+    return [_filters(regions, home) for home in layers.homes]
 
 
 # --- the rules -------------------------------------------------------------------------------

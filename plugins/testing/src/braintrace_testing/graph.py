@@ -152,8 +152,9 @@ def across_layers(
 
     That is in the local ``jacobians`` of all steps, without crossing an ETP equation or passing a
     further state; states that are ``apart``, or several at a position, are left as they are.
+    States of one layer that lead to one another past those alone are groups of their own.
     """
-    program, label = graph.program, {h.path: g for g, own in enumerate(graph.groups) for h in own}
+    program, label = graph.program, _labels(graph, apart)
     hidden = [
         h for members in graph.groups for h in members if h.path not in apart and h.num_state == 1
     ]
@@ -173,6 +174,23 @@ def across_layers(
     )
     relations = _find_relations(program, graph.parameters, groups)
     return replace(graph, groups=groups, relations=tuple(relations))
+
+
+def _labels(graph: Graph, apart: Collection[Path]) -> dict[Path, tuple[int, int]]:
+    """A label for each group, in which no state leads to another by one that is ``apart``."""
+    hidden = [(g, h) for g, members in enumerate(graph.groups) for h in members]
+    news = {h.new for _, h in hidden if h.path in apart}
+    label = {h.path: (g, k) for k, (g, h) in enumerate(hidden)}
+
+    def rule(edge: Edge, mode: Any) -> Any:
+        return None if edge.crosses or edge.source in news else mode
+
+    rest = [(g, h) for g, h in hidden if h.path not in apart]
+    for g, i in rest:
+        reached = connected(graph.program, i.old, rule) | connected(graph.program, i.new, rule)
+        near = {label[j.path] for k, j in rest if k == g and j.new in reached} | {label[i.path]}
+        label = {p: min(near) if k in near else k for p, k in label.items()}
+    return label
 
 
 def follows(

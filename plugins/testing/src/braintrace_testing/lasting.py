@@ -18,6 +18,7 @@ from .program import Edge
 from .regions import Home, Layers
 
 HELD, OPEN, START, PLAIN, STEADY, KEPT = "held", "open", "start", "plain", "steady", "kept"
+OPEN_HELD = "open held"
 Inside = frozenset[int]
 Mode = tuple[Any, Inside]
 NOWHERE: Inside = frozenset()
@@ -73,7 +74,8 @@ class Lasting:
     def kept(self, home: Home | None) -> Any:
         """What lasts: to the members of a home and uniform states; ``None``: to the latter alone.
 
-        ``OPEN``: a path that may cross anything until it arrives.
+        ``OPEN``: a path that may cross anything until it arrives. ``OPEN_HELD``: of a uniform state
+        that is reached across an ETP equation, whose region it does not leave so.
         """
         layers = self.layers
 
@@ -87,15 +89,15 @@ class Lasting:
             base, inside = self.moved(edge, mode, enters, steady=home is None)
             if base == FAR or edge.trainable:
                 return None
-            if base == OPEN and inside:
-                base = HELD if edge.crosses else NEAR
+            if base in (OPEN, OPEN_HELD) and inside:
+                base = NEAR if base == OPEN and not edge.crosses else HELD
             if edge.target in layers.number_of:
                 if self.near and layers.number_of[edge.target] in inside:
                     base = HELD
                 return (base, NOWHERE) if self.arrives(edge, inside) else None
             if edge.target in layers.others:
                 met = home is not None and edge.target in home.news
-                return (NEAR, NOWHERE) if met and base in (NEAR, OPEN) else None
+                return (NEAR, NOWHERE) if met and base in (NEAR, OPEN, OPEN_HELD) else None
             if home is None and not inside and edge.target in layers.varying:
                 return None
             return base, inside

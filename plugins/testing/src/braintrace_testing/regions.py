@@ -350,16 +350,14 @@ class _Near:
             return False
         return any(self.leads(h, end) for h in self.hidden if h.path in self.ever[hidden.path])
 
-    def directly(self, sources: Iterable[int], stops: frozenset[int]) -> set[int]:
-        """The variables that lead from some others past no new value of a state."""
-        found: set[int] = set()
+    def directly(self, hidden: Hidden, stops: frozenset[int]) -> set[int]:
+        """The variables that a state leads to past no new value of some others."""
 
         def rule(edge: Edge, mode: Any) -> Any:
-            return None if edge.crosses or edge.source in stops - {*sources} else mode
+            return None if edge.crosses or edge.source in stops - {hidden.new} else mode
 
-        for v in sources:
-            found |= connected(self.graph.program, v, rule)
-        return found
+        values = (hidden.old, hidden.new)
+        return set().union(*(connected(self.graph.program, v, rule) for v in values))
 
 
 def _homes(
@@ -400,9 +398,9 @@ def _homes(
 
     for k, members in enumerate(groups):
         for h in members:
-            reached = near.directly([h.old, h.new], news)
+            reached = near.directly(h, news) - news | {h.old, h.new}
             for one in filters:
-                if one[1] in reached | {h.old, h.new} and shape(one[1]) == h.varshape:
+                if one[1] in reached and shape(one[1]) == h.varshape:
                     join(k, one)
     for one in filters:
         u, n = uniform[one[0]], shape(one[1])
@@ -411,7 +409,7 @@ def _homes(
             continue
         place = u.hidden.positions
         both = {u.hidden.old: place, u.hidden.new: place}
-        reached = near.directly([u.hidden.old, u.hidden.new], news)
+        reached = near.directly(u.hidden, news)
         for k, members in enumerate(groups):
             if any(
                 h.new in reached and h.varshape == n and leads(both, h, is_of_no_state)
@@ -419,7 +417,7 @@ def _homes(
             ):
                 join(k, one)
         for other in filters:
-            if other[1] in reached and shape(other[1]) == n:
+            if other[1] in reached - news and shape(other[1]) == n:
                 join(one, other)
     return tuple(
         Home(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import brainstate
@@ -12,6 +14,7 @@ import pytest
 import braintrace as bt
 from braintrace.compiler.filters import move_leaks
 from braintrace.compiler.module_info import StateKind
+from braintrace.compiler.uniform import find
 from braintrace.compiler.uniform.find import find_uniform
 from braintrace.compiler.uniform.moving import Moving
 from tests.unit.compiler.uniform.leaky import analysed
@@ -24,6 +27,15 @@ def test_the_step_with_filters() -> None:
     assert sorted(slot.state.value.shape for slot in filters) == [(), (2, 4)]
     assert step.slots_of(StateKind.HIDDEN) == ()  # the inputs have no derivative
     assert [s.path for s in minfo.slots_of(StateKind.HIDDEN)] == [("v",)]
+
+
+def test_the_pass_names_no_operation() -> None:
+    """And no layer: what is uniform follows from what a step computes."""
+    layers = {name for name in dir(bt.nn) if re.search("Cell|Conv|Pool|Norm", name)}
+    names = {primitive.name for primitive in bt.ETP_PRIMITIVES} | layers
+    files = Path(find.__file__).parent.glob("*.py")
+    words = {word for file in files for word in re.findall(r"\w+", file.read_text("utf-8"))}
+    assert "GRUCell" in names and not names & words
 
 
 def test_recurrent_input_is_held() -> None:

@@ -27,7 +27,8 @@ PASSES = info(
 EXACT = info(
     Kind.EXACT_CREDIT,
     "what {lower} does to later values of {states} gets exact credit: each of {count} values is "
-    "one more state of {lower}, whose traces have {now} states in place of {before}",
+    "one more state of {lower}, whose traces have {now} states in place of {before}, and each step "
+    "makes {count} reverse sweeps of the part above",
     "Nothing to do; downstream='linear' leaves that credit out, and costs less",
 )
 JOINED = info(
