@@ -55,22 +55,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 946,
-    "ops": 2973,
+    "ops": 2986,
     "show": 1475,
     "jaxprs": 1839,
     "plugins": 1730,
     "compiler": 8293,
-    "executor": 2426,
+    "executor": 2454,
     "files": 934,
     "cli": 739,
-    "algorithms": 3430,
-    "drivers": 3856,
+    "algorithms": 3451,
+    "drivers": 3866,
     "learners": 4096,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_907, 12_339
-WHOLE_CORE = 33_552
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_969, 12_384
+WHOLE_CORE = 33_624
 
 
 def module_of(file: Path) -> str:

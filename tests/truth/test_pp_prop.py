@@ -285,13 +285,14 @@ def test_memory_does_not_depend_on_the_number_of_parameters(
     assert f"traces: 2, {shown_bytes(elements(learner) * 8 - 4)}\n" in learner.report
 
 
-def test_a_longer_block_holds_the_filters_of_its_steps() -> None:
+def test_a_longer_block_holds_what_signals_meet_in_its_steps() -> None:
     from braintrace.drivers.block_size import auto_block_size, record_bytes
 
     case = CASES["lstm-1"](2)
     rule = compiled(case).rule
-    held = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(rule.init()[1:]))
-    assert rule.bytes_per_step == held < record_bytes(rule)
+    _, x, f = rule.init()
+    held = [*jax.tree.leaves(x), *(v[0] for v in f)]  # of the states, only their sum is kept
+    assert rule.bytes_per_step == sum(v.nbytes for v in held) < record_bytes(rule)
     assert auto_block_size(rule, 10) == 10
 
 

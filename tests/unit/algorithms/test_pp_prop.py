@@ -63,6 +63,37 @@ def test_the_first_step_is_exact_whatever_the_decay() -> None:
     assert_tree_close(*(rule.solve(None, one, operands) for rule in rules), 1e-10)
 
 
+class Two(zoo.Leaky):
+    """h <- tanh(0.8 h + x w + x^2 v): both products are terms of one sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = zoo.weight(IN, zoo.HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        drive = bt.matmul(x, self.w.value) + bt.matmul(x**2, self.v.value)
+        self.h.value = jnp.tanh(0.8 * self.h.value + drive)
+        return self.h.value
+
+
+def test_terms_of_one_sum_share_a_filter() -> None:
+    executor, operands = ready(Two())
+    block, rule = block_of(executor), IODimRule(executor, 0.5, 0.8)
+    x, f, D = block.jacobians
+    block = block._replace(jacobians=block.jacobians._replace(f=(f[0], f[0])))
+    found, traces = rule.advance(None, block, operands)
+    held = rule.hold(traces).f
+    assert held[0] is not None and held[1] is None
+    assert rule.bytes_per_step == BATCH * (2 * IN + zoo.HIDDEN) * 8
+    for i in (0, 1):
+        own = block._replace(jacobians=type(block.jacobians)((x[i],), (f[0],), D))
+        expected, ex, ef = by_definition(own, 0.5, 0.8)
+        np.testing.assert_allclose(found[i]["weight"], expected, rtol=1e-10)
+        kept = rule.of_link(traces, i)
+        np.testing.assert_allclose(kept["x"], ex, rtol=1e-10)
+        np.testing.assert_allclose(kept["f"], np.moveaxis(ef, 0, -1), rtol=1e-10)
+
+
 def test_a_signal_at_the_start_of_a_window_meets_the_filters() -> None:
     executor, operands = ready()
     rule = IODimRule(executor, 0.5, 0.8)

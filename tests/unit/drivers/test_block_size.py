@@ -15,6 +15,7 @@ from braintrace.drivers.block_size import (
     LARGE,
     MIB,
     NEAR,
+    NEAREST,
     WHOLE,
     auto_block_size,
     budget,
@@ -85,3 +86,18 @@ def test_traces_that_are_written_example_by_example_are_passed_over_more_often(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # each block starts many kernels
     assert block_size.times_the_traces(rule) == usual
     assert budget(100 * MIB, times=less) == 100 * MIB * less
+
+
+def test_a_rule_that_takes_steps_has_short_blocks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.ones((2, zoo.IN), "float64")
+    options: Any = {"batch_size": 2, "downstream": "step", "decay_or_rank": 0.9}
+    rule = bt.compile(zoo.Leaky(), "pp_prop", x, **options).rule
+    longest = NEAREST // rule.bytes_per_step
+    for carried in (True, False):
+        assert 0.6 * longest <= auto_block_size(rule, 64 * longest, carried) <= 1.25 * longest
+    assert auto_block_size(rule, 10_000, besides=NEAREST // 10) <= 12
+    monkeypatch.setattr(block_size, "TIMES_THE_SUMS", 1e9)  # weights that are much larger
+    longest = NEAR // rule.bytes_per_step
+    assert 0.6 * longest <= auto_block_size(rule, 64 * longest) <= 1.25 * longest
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert auto_block_size(rule, WHOLE // record_bytes(rule), False) == WHOLE // record_bytes(rule)

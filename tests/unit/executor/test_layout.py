@@ -13,7 +13,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.executor.executor import Executor
-from braintrace.executor.layout import Positions, numbered, numbers_along
+from braintrace.executor.layout import Positions, added_up, numbered, numbers_along
 from tests import zoo
 from tests.zoo import HIDDEN, IN, weight
 
@@ -108,3 +108,27 @@ def test_the_operation_of_a_link() -> None:
     assert operation.traced == ("weight",) and operation.y_aval.shape == (2, HIDDEN)
     assert [a.shape for a in operation.operand_avals] == [(2, IN), (IN, HIDDEN)]
     assert operation.group is link.group.group
+
+
+class Summed(zoo.Leaky):
+    """Two terms of one sum, a third that is read twice, and one that is a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.u, self.t = weight(IN, HIDDEN), weight(IN, HIDDEN), weight(IN, HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        one, two, three, four = (bt.matmul(x, w.value) for w in (self.w, self.v, self.u, self.t))
+        drive = jnp.tanh(one + (two + 1.0)) + three
+        self.h.value = 0.5 * self.h.value + drive * jnp.sin(four) + 0.1 * three
+        return self.h.value
+
+
+def test_terms_of_one_sum_have_the_same_derivative() -> None:
+    model = Summed()
+    brainstate.nn.init_all_states(model, batch_size=2)
+    executor = Executor(bt.compile_etrace_graph(model, jnp.ones((2, IN))))
+    assert added_up(executor.links, executor.graph.module_info) == {0: 0, 1: 0, 2: 2, 3: 3}
+    states = {s.path: s.state.value for s in executor.graph.module_info.slots}
+    f = executor.jacobians_at(executor.run([np.ones((2, IN))], states)[2]).f
+    assert jnp.array_equal(f[0], f[1]) and not jnp.allclose(f[0], f[2])

@@ -34,7 +34,7 @@ keeps ``eps_x^t`` and ``u^t`` of each; then comes one product per relation and g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ from ..base.precision import sum_dtype, wide_dtype, widened_dtype
 from ..base.types import bytes_of
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
-from ..executor.layout import Link
+from ..executor.layout import Link, added_up
 from ..ops.moving import ExamplesSpec, MovingSpec
 from ..ops.traces import output_trace
 from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
@@ -58,7 +58,8 @@ from .block_algebra import accumulate, apply
 class Filters(NamedTuple):
     """How many ``steps`` were filtered, ``eps_x`` by source, and ``eps_f`` per link.
 
-    A source is the first relation with the same input.
+    A source is the first relation with the same input. While steps are run, a link whose ``eps_f``
+    is that of an earlier one has ``None``.
     """
 
     steps: Any
@@ -67,7 +68,7 @@ class Filters(NamedTuple):
 
 
 class Met(NamedTuple):
-    """What signals meet in the filters: ``eps_x`` by source, and ``u`` [*Y] by link."""
+    """What signals meet in the filters: ``eps_x`` by source, and ``u`` [*Y] by the first link."""
 
     x: dict[int, Any]
     u: dict[int, Any]
@@ -167,14 +168,26 @@ class IODimRule(LearningRule):
 
     @property
     def bytes_per_step(self) -> int:
-        """The filters of every step are held until the product."""
-        return bytes_of(self._types[1:])
+        """Filtered inputs and ``u`` of every step are held until the product."""
+        chosen = {*self._first}
+        u = (
+            link.operation.y_aval.size * v.dtype.itemsize
+            for link, v in zip(self.links, self._types.f, strict=True)
+            if link.index in chosen
+        )
+        return bytes_of(self._types.x) + sum(u)
 
     def of_link(self, traces: Traces, index: int) -> dict[str, Any]:
         """``x``: ``eps_x`` [*X], absent without input; ``f``: ``eps_f`` [*E, *Y, S]."""
         held, source = Filters(*traces), self._source(self.links[index])
         x = {"x": held.x[source]} if source in held.x else {}
         return {**x, "f": jnp.moveaxis(held.f[index], 0, -1)}
+
+    @cached_property
+    def _first(self) -> tuple[int, ...]:
+        """For each link, the first one with the same ``eps_f``: terms of one sum have the same."""
+        found, types = added_up(self.links, self.executor.graph.module_info), self._types.f
+        return tuple(k if types[i] == types[k] else i for i, k in sorted(found.items()))
 
     def _source(self, link: Link) -> int:
         """The first relation with the input of a link; of one without input, -1."""
@@ -191,7 +204,12 @@ class IODimRule(LearningRule):
         def opened(v: jax.Array, new: Any) -> jax.Array:
             return v.astype(jnp.promote_types(sum_dtype(v.dtype), sum_dtype(new.dtype)))
 
-        return jax.tree.map(opened, held, now)
+        held = held._replace(f=self._alone(held.f))
+        return jax.tree.map(opened, held, now._replace(f=self._alone(now.f)))
+
+    def _alone(self, f: Sequence[Any]) -> tuple[Any, ...]:
+        """One of several links with the same ``eps_f``."""
+        return tuple(v if self._first[i] == i else None for i, v in enumerate(f))
 
     def take(self, held: Filters, step: Block) -> tuple[Filters, Met]:
         """The filters after a step, and what its signal meets there."""
@@ -202,6 +220,7 @@ class IODimRule(LearningRule):
         return self._contracted(kept, operands), self._kept(held)
 
     def _kept(self, held: Filters) -> Traces:
+        held = held._replace(f=tuple(held.f[i] for i in self._first))
         return tuple(jax.tree.map(lambda v, own: v.astype(own.dtype), held, self._types))
 
     def _next(self, held: Filters, jacobians: StepJacobians) -> Filters:
@@ -212,7 +231,9 @@ class IODimRule(LearningRule):
             x = jacobians.x[source].astype(held.dtype)
             return self.decay_x * held + x if self.decay_x else x
 
-        def next_f(link: Link, held: jax.Array) -> jax.Array:
+        def next_f(link: Link, held: jax.Array | None) -> jax.Array | None:
+            if held is None:
+                return None
             _, f, transition = jacobians.of(link)
             f = (1.0 - self.decay_f) * f.astype(held.dtype)
             if transition is None or not self.decay_f:
@@ -225,7 +246,7 @@ class IODimRule(LearningRule):
 
     def _met(self, held: Filters, signal: OldSignals) -> Met:
         """``eps_x^t`` and ``u^t`` from the filters and signals [S, *V] of groups that have one."""
-        own = ((link, signal[link.group.index]) for link in self.links)
+        own = ((self.links[i], signal[self.links[i].group.index]) for i in {*self._first})
         u = {k.index: self._u(k, held, one) for k, one in own if one is not None}
         return Met(held.x, u)
 
@@ -237,7 +258,7 @@ class IODimRule(LearningRule):
         """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps."""
         found: Cotangents = [{} for _ in self.links]
         for link in self.links:
-            if (u := met.u.get(link.index)) is not None:
+            if (u := met.u.get(self._first[link.index])) is not None:
                 x = met.x.get(self._source(link))
                 found[link.index] = link.operation.contract(x, u, operands[link.relation.index])
         return self.summed(found, operands)

@@ -14,6 +14,10 @@ from ..base.types import bytes_of
 MIB = 2**20
 #: Records of this size stay close to the processor.
 NEAR = 16 * MIB
+#: And in the nearest caches of a CPU, where a rule takes steps: its traces cost a block nothing.
+NEAREST = 2 * MIB
+#: What a block adds to sums of gradients is small beside a record this much larger than they are.
+TIMES_THE_SUMS = 2.0
 #: Up to this size, one record of a whole sequence is faster than a trace.
 WHOLE = 64 * MIB
 #: Records of this size fit any machine that holds the model.
@@ -33,12 +37,18 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
     them. A trace that is carried is read and written once per block, so blocks are as long as makes
     that cheap and no longer: a small record is faster than a large one, whose memory is fresh. If
     no trace is carried, a single block needs none at all, and is taken unless its record is large.
+    A rule that takes steps has no traces left to pass over at the end of a block. Its blocks are
+    shorter on a CPU, as long as makes adding their gradients to the sum cheap.
     Blocks divide the sequence if they can do so and be about as long; a shorter last block is
     another program to compile.
 
     ``carried``: whether traces lead into and out of the sequence. ``besides``: bytes that a step
     records for parameters without a trace.
     """
+    if rule.takes_steps and jax.default_backend() == "cpu":
+        sums = TIMES_THE_SUMS * bytes_of(rule.executor.cotangent_types)
+        per_step = rule.bytes_per_step + besides
+        return equal_blocks(steps, max(1.0, min(max(NEAREST, sums), NEAR) / max(1, per_step)))
     per_step = record_bytes(rule) + besides
     traces = bytes_of(jax.eval_shape(rule.init))
     if not carried and steps * per_step <= budget(traces, WHOLE):

@@ -8,6 +8,7 @@ element-wise loop short.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..base import versions
 from ..base.precision import wide_dtype
 from ..compiler.groups import HiddenGroup
+from ..compiler.module_info import ModuleInfo
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
 from ..ops.operation import Operation
@@ -216,6 +219,31 @@ class Link:
     def sum_to_y(self, array: jax.Array, lead: int) -> jax.Array:
         """Sum [*lead, *E, *Y] over the axes ``E``."""
         return array.sum(tuple(range(lead, lead + len(self.extra)))) if self.extra else array
+
+
+def added_up(links: Sequence[Link], info: ModuleInfo) -> dict[int, int]:
+    """For each link, by index, the first one whose ``y`` is a term of the same sum, and only that.
+
+    Such links have the same ``f``.
+    """
+    ends, readers = (
+        {*filter(versions.is_var, info.jaxpr.outvars)},
+        defaultdict[Any, list[Any]](list),
+    )
+    for eqn in info.eqns:
+        for atom in filter(versions.is_var, eqn.invars):
+            readers[atom].append(eqn)
+    first: dict[Any, int] = {}
+    found = {}
+    for link in links:
+        total = link.relation.y_var
+        while total not in ends and len(readers[total]) == 1:
+            (eqn,) = readers[total]
+            if eqn.primitive is not jax.lax.add_p or eqn.outvars[0].aval != total.aval:
+                break
+            total = eqn.outvars[0]
+        found[link.index] = first.setdefault((link.group.index, total), link.index)
+    return found
 
 
 def _after(lead: int, axes: Iterable[int]) -> tuple[int, ...]:
