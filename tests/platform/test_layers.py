@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 946,
-    "ops": 2986,
+    "ops": 2991,
     "show": 1475,
     "jaxprs": 1839,
     "plugins": 1730,
@@ -63,14 +63,14 @@ CEILINGS = {
     "executor": 2454,
     "files": 934,
     "cli": 739,
-    "algorithms": 3451,
-    "drivers": 3866,
-    "learners": 4096,
+    "algorithms": 3473,
+    "drivers": 3882,
+    "learners": 4206,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_969, 12_384
-WHOLE_CORE = 33_624
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_996, 12_402
+WHOLE_CORE = 33_777
 
 
 def module_of(file: Path) -> str:

@@ -263,6 +263,11 @@ class LearningRule(ABC):
         """Zeros that :meth:`run` adds to new values; gradients with respect to them are signals."""
         return self.executor.graph.perturbed.init_perturb_data()
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether :meth:`parted` has another form."""
+        return False
+
     def parted(self, traces: Traces) -> Traces:
         """Traces in a form in which a loop of single steps is fast; see :meth:`joined`."""
         return traces

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from .block_algebra import (
     suffix_products,
 )
 from .by_example import goes_by_example, moved_by_example
-from .in_place import after, step_of_trace
+from .in_place import after, put_together, step_of_trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,17 +156,29 @@ class ParamDimRule(ParameterTraces):
         return self.summed(self.with_entries(found, traces, old, operands), operands)
 
     def parted(self, traces: Traces) -> Traces:
-        if type(self) is not ParamDimRule or not self.of_model:
+        if not self.has_parts:
             return traces
+        rows = zip(self.rules, traces, self._have_parts, strict=True)
+        return tuple(rules.parted(trace) if parts else trace for rules, trace, parts in rows)
+
+    @property
+    def has_parts(self) -> bool:
+        return any(self._have_parts)
+
+    @cached_property
+    def _have_parts(self) -> list[bool]:
+        """By link, whether its trace is an array for each state in a loop of single steps."""
+        if type(self) is not ParamDimRule or not self.of_model:
+            return [False for _ in self.links]
         moving = self.executor.jacobian_types.transition
-        by_bands = [isinstance(moving[link.group.index], Bands) for link in self.links]
-        rows = zip(self.rules, traces, by_bands, strict=True)
-        return tuple(trace if bands else rules.parted(trace) for rules, trace, bands in rows)
+        by_bands = (isinstance(moving[link.group.index], Bands) for link in self.links)
+        pairs = zip(self.rules, by_bands, strict=True)
+        return [rules.has_parts and not bands for rules, bands in pairs]
 
     def joined(self, traces: Traces) -> Traces:
         if not self._are_parted(traces):
             return traces
-        return tuple(rules.whole(trace) for rules, trace in zip(self.rules, traces, strict=True))
+        return tuple(map(put_together, traces))
 
     def advance(
         self, traces: Traces | None, block: Block, operands: Operands

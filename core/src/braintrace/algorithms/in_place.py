@@ -8,7 +8,7 @@ state, the last state that reads the others goes first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -79,6 +79,11 @@ def step_of_trace(
             found = add(found, one.solve(signal[s : s + 1], alone, operands))
         rows.insert(0, row)
     return by_state(rows), found
+
+
+def put_together(trace: Mapping[str, Any]) -> Arrays:
+    """A trace as :meth:`TraceRules.init` makes it, from either form."""
+    return {k: jnp.stack(v) if isinstance(v, tuple) else v for k, v in trace.items()}
 
 
 def after(values: Any, first: Any) -> Any:

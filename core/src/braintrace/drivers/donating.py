@@ -11,7 +11,7 @@ trace, as ``jax.device_put`` makes them, are not seen; to read them afterwards i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,8 +63,11 @@ def is_lost(values: Any) -> bool:
 
 
 def is_held_alone(state: Any) -> bool:
-    """Whether nobody but ``state`` holds its value, a dict of arrays, or one of these."""
-    if not isinstance(state.value, dict) or not all(map(_is_array, state.value.values())):
+    """Whether nobody but ``state`` holds its value, a dict of arrays, or one of these.
+
+    In place of an array there may be a tuple of several.
+    """
+    if not isinstance(state.value, dict) or not all(map(_is_array, _arrays(state.value))):
         return False
     found = references(state.value)
     return found[0] <= ALONE[0] and max(found[1:], default=0) <= ALONE[1]
@@ -79,9 +82,16 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array) and not versions.is_traced(value)
 
 
+def _arrays(value: dict[str, Any]) -> Iterator[Any]:
+    for one in value.values():
+        yield from one if isinstance(one, tuple) else (one,)
+
+
 def references(value: dict[str, Any]) -> Sequence[int]:
     """How many references there are to a dict, and to each of its values."""
-    return [sys.getrefcount(value), *(sys.getrefcount(one) for one in value.values())]
+    found = [sys.getrefcount(value), *(sys.getrefcount(one) for one in value.values())]
+    several = (one for one in value.values() if isinstance(one, tuple))
+    return [*found, *(sys.getrefcount(one) for own in several for one in own)]
 
 
 #: References to a dict that one object holds, and to its only value, counted in the same way.

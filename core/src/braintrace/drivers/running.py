@@ -47,11 +47,13 @@ class Drivers:
     """The drivers that were used last, each with its key and settings of ``brainstate.environ``.
 
     A setting that anything in a driver reads is a constant of the compiled program. ``looks_left``:
-    at how many gradients to look for arrays of zeros.
+    at how many gradients to look for arrays of zeros. ``parts``: by trace, the state in which they
+    have it in parts.
     """
 
     def __init__(self) -> None:
         self.looks_left = 2
+        self.parts: dict[State, State] = {}
         self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
 
     def clear(self) -> None:
@@ -124,7 +126,11 @@ class Running(Protocol):
     def states_of(self, kind: StateKind) -> Mapping[Any, State]: ...
     def stepping_by(self, stepper: Stepper) -> AbstractContextManager[None]: ...
     def read_traces(self) -> tuple[Any, ...]: ...
+    @property
+    def held_traces(self) -> tuple[Any, ...]: ...
+    def may_hold_apart(self, args: Any) -> bool: ...
     def traces_in_parts(self) -> AbstractContextManager[None]: ...
+    def traces_stay_in_parts(self) -> AbstractContextManager[None]: ...
     def write_traces(self, traces: Any, steps: Any) -> None: ...
 
 

@@ -173,7 +173,7 @@ def reset_state(
     with self._watch.paused():
         before, values = self.executor, {}
         if model_states:
-            values = {path: state.value for path, state in brainstate.graph.states(self).items()}
+            values = {path: state.value for path, state in _states_of(self).items()}
         executor = reset_model(before, batch_size, **kwargs) if model_states else before
         if executor is not before:
             self.filters = ()
@@ -182,5 +182,11 @@ def reset_state(
                 trace.value = zero
         follow_states(self)
         if model_states:
-            as_before(values, brainstate.graph.states(self))
+            as_before(values, _states_of(self))
         start_anew(self)
+
+
+def _states_of(learner: Any) -> dict[Any, Any]:
+    """The states of a learner but for traces in parts, which lie on one device and stay there."""
+    states = brainstate.graph.states(learner).items()
+    return {path: state for path, state in states if not getattr(state, "is_apart", False)}

@@ -245,6 +245,9 @@ def start_anew(learner: Any) -> None:
 def start_traces(learner: Any) -> None:
     """Set the traces to zero: arrays that are zero from the last time on stay, they are large."""
     watch = learner._watch
+    if learner.clear_parts():
+        watch.have_started(())
+        return
     if watch.are_started(learner.read_traces()):
         return
     zeros = started(learner.rule.init, learner.read_traces())

@@ -204,7 +204,7 @@ def _finished(
     try:
         return finish(driver(*args))
     except BaseException as error:
-        if is_lost(learner.read_traces()):
+        if is_lost(learner.held_traces):
             start_traces(learner)
             error.add_note(LOST)
         raise
@@ -317,9 +317,16 @@ def etrace_update(
             _say(flags, options, steps, every)
         return (losses, aux) if has_aux else losses
 
-    key = (step_fn, "update", options, every, update, bar)
+    apart = steps > every and not check and self.may_hold_apart((sequences, mask))
+    key = (step_fn, "update", options, every, update, bar, apart)
     driver = _driver(self, key, run, check)
-    return _finished(self, check, driver, (sequences, mask), finish)
+
+    def in_parts_between(*args: Any) -> Any:
+        with self.traces_stay_in_parts():
+            return driver(*args)
+
+    called = in_parts_between if apart else driver
+    return _finished(self, check, called, (sequences, mask), finish)
 
 
 def _updated(learner: Running, options: GradOptions, update: Any, now: Any, mask: Any) -> Any:

@@ -5,24 +5,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import brainstate
+import jax
+import jax.numpy as jnp
 from brainstate.util import FlattedDict
 
 from ..algorithms.base import LearningRule
+from ..algorithms.in_place import put_together
+from ..base import versions
 from ..base.errors import NoTraceError
 from ..base.types import Path, show_path
 from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
 from ..compiler.module_info import StateKind
+from ..drivers.running import Drivers
 from ..executor.graph_executor import ETraceGraphExecutor
 from .options import options_of
 from .restarts import follow_states
 
 
+class _Apart(NamedTuple):
+    """A value that is an array for each state; see :meth:`LearningRule.parted`."""
+
+    value: Any
+
+
 class EligibilityTrace(brainstate.ShortTermState):
     """A state that holds eligibility traces: a pytree of arrays, in the form of its rule.
+
+    A loop may leave an array for each of several states; they are put together when they are read.
 
     Examples
     --------
@@ -33,6 +46,34 @@ class EligibilityTrace(brainstate.ShortTermState):
     True
     """
 
+    if not TYPE_CHECKING:
+
+        @property
+        def _value(self) -> Any:
+            if self.is_apart:
+                with jax.ensure_compile_time_eval():
+                    self._value = put_together(self.held)
+            return vars(self)["_value"]
+
+        @_value.setter
+        def _value(self, value: Any) -> None:
+            vars(self)["_value"] = value
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the value is held as :meth:`LearningRule.parted` has it."""
+        return isinstance(vars(self)["_value"], _Apart)
+
+    @property
+    def held(self) -> Any:
+        """The value as it is held, in either form."""
+        value = vars(self)["_value"]
+        return value.value if isinstance(value, _Apart) else value
+
+    def hold_apart(self, value: Any) -> None:
+        """Hold a value as :meth:`LearningRule.parted` has it."""
+        vars(self)["_value"] = _Apart(value)
+
 
 class StatesOfLearner(brainstate.nn.Module):
     """What a learner is asked of its states, and of its traces."""
@@ -40,6 +81,7 @@ class StatesOfLearner(brainstate.nn.Module):
     model: brainstate.nn.Module
     synthesizer: Any
     traces: tuple[EligibilityTrace, ...]
+    _drivers: Drivers
     running_index: brainstate.State[Any]
 
     if TYPE_CHECKING:
@@ -147,6 +189,58 @@ class StatesOfLearner(brainstate.nn.Module):
         finally:
             self.traces = kept
         self.write_traces(joined, 0)
+
+    @property
+    def held_traces(self) -> tuple[Any, ...]:
+        """The traces as they are held, in either form of the rule."""
+        return tuple(trace.held for trace in self.traces)
+
+    def may_hold_apart(self, args: Any) -> bool:
+        """Whether traces may be left in parts between two calls: outside of all transformations."""
+        inside = brainstate.State(None).stack_level or versions.several_devices()
+        leaves = jax.tree.leaves((args, self.held_traces))
+        return self.rule.has_parts and not inside and not any(map(versions.is_traced, leaves))
+
+    @contextmanager
+    def traces_stay_in_parts(self) -> Iterator[None]:
+        """The same between calls: what comes out is put together when somebody reads it."""
+        kept = self.traces
+        self.traces = self._parts()
+        try:
+            yield
+        finally:
+            parts, self.traces = self.traces, kept
+            for trace, part in zip(kept, parts, strict=True):
+                if part is not trace:
+                    trace.hold_apart(part.value)
+                    part.value = None
+
+    def _parts(self) -> tuple[Any, ...]:
+        """The states in which compiled loops have the traces in parts, and the others."""
+        places = self._drivers.parts
+        found: list[brainstate.State[Any]] = []
+        for trace, value in zip(self.traces, self.rule.parted(self.held_traces), strict=True):
+            if value is trace.held and not trace.is_apart:
+                found.append(trace)
+                continue
+            part = places.setdefault(trace, brainstate.ShortTermState(None))
+            part.value = value
+            trace.hold_apart(None)  # the loop may write over what nobody else holds
+            found.append(part)
+        return tuple(found)
+
+    def clear_parts(self) -> bool:
+        """Set all traces to zero where some are held in parts, and stay so; whether they are."""
+        apart = [trace.is_apart for trace in self.traces]
+        if not any(apart) or brainstate.State(None).stack_level:
+            return False
+        for trace in self.traces:
+            zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), trace.held)
+            if trace.is_apart:
+                trace.hold_apart(zeros)
+            else:
+                trace.value = zeros
+        return True
 
     def write_traces(self, traces: Any, steps: Any) -> None:
         """Take the traces after some more steps; ``None`` leaves them as they are."""

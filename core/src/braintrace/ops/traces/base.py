@@ -63,13 +63,14 @@ class TraceRules(ABC):
         """A trace of zeros."""
         return {key: zeros_of(v.shape, v.dtype)() for key, v in self.types.items()}
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether :meth:`parted` has another form."""
+        return False
+
     def parted(self, trace: Arrays) -> dict[str, Any]:
         """A trace whose leaves are tuples of an array for each of several states, if it may be."""
         return trace
-
-    def whole(self, trace: Mapping[str, Any]) -> Arrays:
-        """A trace as :meth:`init` makes it."""
-        return {k: jnp.stack(v) if isinstance(v, tuple) else v for k, v in trace.items()}
 
     @abstractmethod
     def scale(self, operands: Sequence[Any]) -> Callable[[jax.Array, Arrays], Arrays]:

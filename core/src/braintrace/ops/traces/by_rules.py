@@ -38,8 +38,12 @@ class StructuredTrace(TraceRules):
             for key in self.operation.traced
         }
 
+    @property
+    def has_parts(self) -> bool:
+        return 1 < self.num_state <= UNROLL_STATES
+
     def parted(self, trace: Arrays) -> dict[str, Any]:
-        if not 1 < self.num_state <= UNROLL_STATES:
+        if not self.has_parts or is_parted(trace):
             return trace
         return {key: tuple(leaf) for key, leaf in trace.items()}
 
