@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import brainstate
@@ -27,9 +28,9 @@ RATE = optax.sgd(0.1)
 class Leak(brainstate.nn.Module):
     """A product and a leak."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = UNITS) -> None:
         super().__init__()
-        self.product = bt.nn.Linear(UNITS, 2)
+        self.product = bt.nn.Linear(inputs, 2)
 
     def init_state(self, batch_size: int) -> None:
         self.v = brainstate.HiddenState(jnp.zeros((batch_size, 2)))
@@ -101,6 +102,35 @@ def test_updates_of_one_call_are_those_of_many(cell: str, monkeypatch: pytest.Mo
         assert not any(heard[-1][1])  # a single update takes the traces as they are
     shapes = [v.shape for v in one.get_etrace_of(next(iter(one.rule.traced_paths)))[0].values()]
     assert all(shape[-1] > 1 for shape in shapes)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts kernels of processors")
+@pytest.mark.parametrize("states", [1, 2])
+def test_a_call_writes_every_state_of_a_trace_once_a_step(states: int) -> None:
+    above = [] if states == 1 else [Leak(64)]
+    model = brainstate.nn.Sequential(bt.nn.GRUCell(zoo.IN, 64), *above)
+    learner = bt.compile(model, "d_rtrl", jnp.zeros((B, zoo.IN)), batch_size=B)
+    xs, ys = jnp.ones((T, B, zoo.IN)), jnp.ones((T, B, 1))
+
+    def step(x: Any, y: Any) -> Any:
+        return ((learner(x) - y) ** 2).mean()
+
+    def update() -> None:
+        learner.etrace_update(xs, ys, step_fn=step, optimizer=RATE)
+
+    update()
+    driver = learner._drivers._kept[-1][2]
+    program, texts = driver.donated, []
+
+    def read(*args: Any) -> Any:
+        texts.append(program.lower(*args).compile().as_text())
+        return program(*args)
+
+    driver.donated = read
+    update()
+    shape = ",".join(map(str, (B, zoo.IN + 64, 64)))
+    arrays = rf"= \S+\[(?:1,)?{shape}\]\S* (fusion|copy|concatenate|slice)\("
+    assert re.findall(arrays, texts[0]) == ["fusion"] * 2 * states  # of two weights
 
 
 def test_traces_can_be_asked_for_between_updates() -> None:
