@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 946,
-    "ops": 2991,
+    "ops": 3016,
     "show": 1475,
     "jaxprs": 1839,
     "plugins": 1730,
@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 934,
     "cli": 739,
     "algorithms": 3473,
-    "drivers": 3882,
+    "drivers": 3884,
     "learners": 4206,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 19_996, 12_402
-WHOLE_CORE = 33_777
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_021, 12_421
+WHOLE_CORE = 33_804
 
 
 def module_of(file: Path) -> str:

@@ -82,7 +82,11 @@ def test_traces_that_are_written_example_by_example_are_passed_over_more_often(
     usual, less = block_size.TIMES_THE_TRACES, block_size.TIMES_BY_EXAMPLE
     assert block_size.times_the_traces(rule) == usual
     monkeypatch.setattr(StructuredTrace, "by_example", True)
-    assert block_size.times_the_traces(rule) == pytest.approx(less)
+    states = rule.rules[0].num_state
+    assert block_size.times_the_traces(rule) == pytest.approx(less * states)
+    monkeypatch.setattr(block_size, "TIMES_BY_EXAMPLE", 2 * usual)
+    assert block_size.times_the_traces(rule) == usual
+    monkeypatch.setattr(block_size, "TIMES_BY_EXAMPLE", less)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # each block starts many kernels
     assert block_size.times_the_traces(rule) == usual
     assert budget(100 * MIB, times=less) == 100 * MIB * less

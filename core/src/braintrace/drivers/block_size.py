@@ -24,7 +24,8 @@ WHOLE = 64 * MIB
 LARGE = 256 * MIB
 #: A block passes over the traces a few times. With a record this much larger, that is a small part.
 TIMES_THE_TRACES = 2.5
-#: Where a processor writes traces over themselves, example by example, a pass costs less.
+#: Where a processor writes traces over themselves, example by example, a pass costs less; this is
+#: for each state, as each reads the others.
 TIMES_BY_EXAMPLE = 0.4
 #: How long a block may be that divides the sequence, in parts of what the budget gives.
 NEAR_ENOUGH = 0.6, 1.25
@@ -62,9 +63,10 @@ def times_the_traces(rule: LearningRule) -> float:
     rules = rule.rules if isinstance(rule, ParameterTraces) else ()
     if jax.default_backend() != "cpu" or not any(one.by_example for one in rules):
         return TIMES_THE_TRACES
-    sizes = [(bytes_of(one.types), one.by_example) for one in rules]
-    parts = [size * (TIMES_BY_EXAMPLE if fast else TIMES_THE_TRACES) for size, fast in sizes]
-    return sum(parts) / max(1, sum(size for size, _ in sizes))
+    sizes = [bytes_of(one.types) for one in rules]
+    fast = [TIMES_BY_EXAMPLE * one.num_state if one.by_example else math.inf for one in rules]
+    parts = [size * min(times, TIMES_THE_TRACES) for size, times in zip(sizes, fast, strict=True)]
+    return sum(parts) / max(1, sum(sizes))
 
 
 def budget(traces: int, least: int = NEAR, times: float = TIMES_THE_TRACES) -> float:

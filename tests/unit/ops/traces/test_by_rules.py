@@ -82,6 +82,30 @@ def test_a_block_moves_a_trace_example_by_example(
     assert form.moved(whole, narrow, x, f, operands)["w"].dtype == "float64"
 
 
+@pytest.mark.parametrize("examples", [5, 4])
+def test_a_large_trace_is_written_over_itself_by_derived_increments(
+    examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, f, _, operands = data()
+    plain = rules()
+    trace = plain.increments(x[:1], f[:1], operands)
+    whole = jnp.asarray(RNG.normal(size=(2, 2, 5, 2)))
+    some = jax.tree.map(lambda v: v[:, :examples], trace)
+    given = whole[:, :, :examples], some, x[:, :examples], f[:, :, :examples]
+    expected = jax.tree.map(lambda v: v[:, :examples], plain.moved(whole, trace, x, f, operands))
+    for name in ("LARGE_EXAMPLE", "FRESH"):
+        monkeypatch.setattr(by_rules, name, 1)
+    form = rules()
+    assert form.by_example
+    run = jax.jit(lambda *given: form.moved(*given, operands))
+    assert_tree_close(run(*given), expected, 1e-12)
+    assert ("while" in run.lower(*given).as_text()) == (jax.default_backend() == "cpu")
+    one = form.moved(whole[:, :, :examples], some, x[:1, :examples], f[:1, :, :examples], operands)
+    kept = plain.propagate(whole, trace, operands)
+    added = plain.joined(kept, plain.increments(x[:1], f[:1], operands))
+    assert_tree_close(one, jax.tree.map(lambda v: v[:, :examples], added), 1e-12)
+
+
 def test_a_weight_that_is_held_has_no_trace() -> None:
     x, f, signal, operands = data()
     whole, part = rules(), rules(("b",))
@@ -103,6 +127,10 @@ def test_large_examples_are_added_up_one_by_one(
     apart = form.solve(signal.astype(dtype), trace, operands)
     assert_tree_close(apart, whole, 1e-12 if dtype == "float64" else 1e-2)
     assert apart["w"].dtype == whole["w"].dtype == "float64"  # as wide as what they are for
+    few = signal[:, :2], jax.tree.map(lambda v: v[:, :2], trace)
+    with jax.disable_jit():
+        plainly = form.solve(*few, operands)
+    assert_tree_close(form.solve(*few, operands), plainly, 1e-12)
     monkeypatch.setattr(versions, "several_devices", lambda: True)
     program = jax.make_jaxpr(form.solve)(signal.astype(dtype), trace, operands)
     assert not any(e.primitive.name in ("cond", "scan", "platform_index") for e in program.eqns)

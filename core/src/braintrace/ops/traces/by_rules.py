@@ -15,6 +15,7 @@ import numpy as np
 
 from ...base import versions
 from ...base.precision import start_of_sum, widened_dtype
+from ...base.types import bytes_of
 from ..operation import Arrays, split
 from .base import UNROLL_STATES, TraceRules, is_parted, stacked, sum_over_steps
 
@@ -23,6 +24,9 @@ EXAMPLES_AT_ONCE = 4
 
 #: From how many numbers for an example on that pays.
 LARGE_EXAMPLE = 4096
+
+#: The memory of arrays of so many bytes is new at each call, and the operating system clears it.
+FRESH = 16 * 2**20
 
 
 class StructuredTrace(TraceRules):
@@ -87,7 +91,18 @@ class StructuredTrace(TraceRules):
     def by_example(self) -> bool:
         spec = self.operation.spec  # several devices have their own examples
         written = spec.batched and spec.increments_drtrl is not None
-        return written and not versions.several_devices()
+        return (written or self._is_large) and not versions.several_devices()
+
+    @cached_property
+    def _is_large(self) -> bool:
+        """Whether a block writes over a trace, where processors compute it from ``xy_to_dw``."""
+        spec = self.operation.spec
+        own = spec.increments_drtrl is not None or spec.instant_drtrl is not None
+        if own or not self.has_examples or spec.x_invar_index is None:
+            return False
+        leaves = self.types.values()
+        example = max(math.prod(v.shape[2:]) for v in leaves)
+        return example >= LARGE_EXAMPLE and bytes_of([*leaves]) >= FRESH
 
     def moved(
         self, whole: jax.Array, trace: Arrays, x: Any, f: jax.Array, operands: Sequence[Any]
@@ -96,23 +111,32 @@ class StructuredTrace(TraceRules):
         x, f, whole, held = self.operation.widened((x, f, whole, [*operands]))
         axis, types = 1 + len(self.extra), self.types
         same = not is_parted(trace) and all(v.dtype == types[k].dtype for k, v in trace.items())
-        one_by_one = self.by_example and self._takes_blocks(f.shape[0])
-        if not (same and one_by_one and whole.shape[axis + 1] == x.shape[1]):
-            return super().moved(whole, trace, x, f, operands)
+        several = self._takes_blocks(len(f)) or (self._is_large and len(f) > 1)
+        at_once = partial(super().moved, operands=operands)
+        if not (same and several and self.by_example and whole.shape[axis + 1] == x.shape[1]):
+            return at_once(whole, trace, x, f)
 
-        def place(b: Any, trace: Arrays) -> Arrays:
+        many = 2 if self._is_large and x.shape[1] % 2 == 0 else 1
+
+        def place(k: Any, trace: Arrays, whole: Any, x: Any, f: jax.Array) -> Arrays:
             def of(array: jax.Array, axis: int) -> jax.Array:
-                return jax.lax.dynamic_slice_in_dim(array, b, 1, axis)
+                return jax.lax.dynamic_slice_in_dim(array, many * k, many, axis)
 
             def put(all_of: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
                 one = (kept + new).astype(all_of.dtype)
-                return jax.lax.dynamic_update_slice_in_dim(all_of, one, b, axis)
+                return jax.lax.dynamic_update_slice_in_dim(all_of, one, many * k, axis)
 
             kept = {key: of(leaf, axis) for key, leaf in trace.items()}
             kept = self.propagate(of(whole, axis + 1), kept, operands)
             return jax.tree.map(put, trace, kept, self._of_all(of(x, 1), of(f, 1 + axis), held))
 
-        return jax.lax.fori_loop(0, x.shape[1], place, trace)
+        def in_place(whole: Any, trace: Arrays, x: Any, f: jax.Array) -> Arrays:
+            step = partial(place, whole=whole, x=x, f=f)
+            return jax.lax.fori_loop(0, x.shape[1] // many, step, trace)
+
+        if not self._is_large:
+            return in_place(whole, trace, x, f)
+        return jax.lax.platform_dependent(whole, trace, x, f, cpu=in_place, default=at_once)
 
     def _takes_blocks(self, steps: int) -> bool:
         """Whether the family's own rule for several steps is used."""
@@ -284,7 +308,8 @@ class StructuredTrace(TraceRules):
         total = jax.tree.map(start_of_sum, like)
         total, _ = jax.lax.scan(add_first, total, states) if many else add_first(total, 0)
         pairs = np.repeat(states, len(groups)), np.tile(groups, len(states))
-        total, _ = jax.lax.scan(add, total, pairs if many else groups)
+        if len(groups):  # outside of jit, no loop may be empty
+            total, _ = jax.lax.scan(add, total, pairs if many else groups)
         return jax.tree.map(lambda v, one: v.astype(one.dtype), total, like)
 
 
