@@ -51,6 +51,25 @@ class Shown(brainstate.nn.Module):
         return self.readout(self.cell(x) * self.gain.value)
 
 
+class Twice(brainstate.nn.Module):
+    """A weight in two operations, one of them in a loop, and in the output."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.first = bt.nn.Linear(inputs, units, key=0)
+        self.w = brainstate.ParamState(0.1 * jnp.eye(units, dtype=brainstate.environ.dftype()))
+
+    def init_state(self, batch_size: int) -> None:
+        dtype = brainstate.environ.dftype()
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, len(self.w.value)), dtype))
+
+    def update(self, x: Any) -> Any:
+        w, y = self.w.value, self.first(x)
+        y = jax.lax.fori_loop(0, 2, lambda i, y: y + bt.matmul(jnp.tanh(y), w), y)
+        self.h.value = jnp.tanh(y + 0.5 * bt.matmul(self.h.value, w))
+        return self.h.value @ w
+
+
 def mesh(kind: str, *shape: int) -> Any:
     """A mesh of ``shape``: axes ``data`` and, if there is a second one, ``model``."""
     axes = ("data", "model")[: len(shape)]

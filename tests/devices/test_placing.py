@@ -15,6 +15,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.base.errors import NotSupportedError
+from braintrace.learners.restarts import begin_call
 from braintrace.testing import assert_tree_close
 from tests.truth import table
 from tests.truth.table import Case
@@ -62,7 +63,7 @@ def test_a_copy_is_divided_alike() -> None:
     """Also where the rule has an executor of its own, as one for filters is."""
     own = learner(lambda *_: meshes.BelowALeak(), on=meshes.mesh("Auto", 2, 2))
     executors = own.rule.executor, copy.deepcopy(own).rule.executor
-    assert all(one.cascades and one.parts == 2 and one.inputs_on for one in executors)
+    assert all(one.cascades and one.parts == 2 and one.division[1] for one in executors)
 
 
 def test_a_file_does_not_tell_how_many_devices_wrote_it(tmp_path: Path) -> None:
@@ -190,3 +191,30 @@ def test_positions_in_space_of_a_convolution() -> None:
 def test_arguments_may_lie_elsewhere_than_states_on_a_mesh_that_is_not_set() -> None:
     own = learner(bt.nn.GRUCell, on=meshes.mesh("Explicit", 4, 2))
     assert_tree_close(gradient(own), gradient(learner(bt.nn.GRUCell)), 1e-12)
+
+
+def test_sums_are_divided_as_what_is_put_onto_devices_by_hand() -> None:
+    """As states are, or else arguments; what ``learner.shard`` was told stays."""
+    own, on = learner(), meshes.mesh("Auto", 2, 2)
+    parts = own.rule.executor
+    assert parts.division == (1, None)
+    with jax.set_mesh(on):
+        assert parts.division == (4, None)  # any axis may be that of examples
+
+    def put(*spec: Any) -> None:
+        for state in own.hidden_states.values():
+            state.value = jax.device_put(state.value, jax.NamedSharding(on, jax.P(*spec)))
+
+    put("data")
+    assert parts.division == own.executor.compiled.division == (2, None)
+    put(("data", "model"))
+    assert parts.division == (4, None)
+    put("data", "model")
+    assert parts.division[0] == 2 and parts.division[1].spec == jax.P(("data",))
+    put()
+    assert parts.division == (1, None)
+    begin_call(own, jax.device_put(XS, jax.NamedSharding(on, jax.P(None, "model"))), lead=2)
+    assert parts.division == (2, None)
+    own.shard(on, batch=("data", "model"))
+    put("data")
+    assert parts.division == (4, None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import brainstate
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
+from tests.truth.table import Case
 
 from . import meshes
 
@@ -30,21 +32,31 @@ def program(
     units: bool = False,
     batch: int = BATCH,
     model: Any = bt.nn.GRUCell,
+    by_hand: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
     """A learner, and the compiled gradient of a sequence."""
     brainstate.random.seed(0)
-    own = {"decay_or_rank": 0.9} if rule == "pp_prop" else {}
+    own: dict[str, Any] = {"decay_or_rank": 0.9} if rule == "pp_prop" else {}
+    size = options.get("chunk_size")
+    if size and rule != "uoro":
+        own["vjp_method"] = "multi-step"
     xs = jnp.ones((STEPS, batch, IN), "float32")
     learner = bt.compile(model(IN, HIDDEN), rule, xs[0], batch_size=batch, **own)
-    if on is not None:
+    if on is not None and by_hand:
+        for state in learner.hidden_states.values():
+            state.value = jax.device_put(state.value, jax.NamedSharding(on, jax.P("data")))
+    elif on is not None:
         learner.shard(on, batch="data", units="model" if units else None)
+    if on is not None:
         xs = jax.device_put(xs, jax.NamedSharding(on, jax.P(None, "data")))
 
-    def gradient(xs: Any) -> Any:
-        return learner.etrace_grad(xs, step_fn=lambda x: (learner(x) ** 2).mean(), **options)
+    def loss(x: Any) -> Any:
+        if size:
+            return (learner(bt.MultiStepData(x)) ** 2).mean((1, 2))
+        return (learner(x) ** 2).mean()
 
-    return learner, meshes.compiled(gradient, xs)
+    return learner, meshes.compiled(lambda xs: learner.etrace_grad(xs, step_fn=loss, **options), xs)
 
 
 def sizes_of(learner: Any) -> list[int]:
@@ -53,10 +65,12 @@ def sizes_of(learner: Any) -> list[int]:
     return sorted(leaf.nbytes for leaf in jax.tree.leaves(values))
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("rule", ["d_rtrl", "pp_prop", "eprop", "rtrl", "snap"])
-def test_gradients_are_summed_once_after_the_steps(rule: str) -> None:
+def test_gradients_are_summed_once_after_the_steps(rule: str, by_hand: bool) -> None:
     """One sum for each parameter, of its size, traces that go on included."""
-    learner, compiled = program(rule, meshes.mesh("Auto", 2), model=meshes.Shown, block_size=STEPS)
+    how: Any = {"model": meshes.Shown, "by_hand": by_hand, "block_size": STEPS}
+    learner, compiled = program(rule, meshes.mesh("Auto", 2), **how)
     found = meshes.collectives(compiled)
     assert {one.kind for one in found} == {"all-reduce"}
     in_steps = [size for one in found if one.loop for size in one.sizes]
@@ -65,15 +79,65 @@ def test_gradients_are_summed_once_after_the_steps(rule: str) -> None:
     assert sorted(after) == sizes_of(learner)
 
 
-@pytest.mark.parametrize("rule, model", [("d_rtrl", bt.nn.LSTMCell), ("rtrl", bt.nn.GRUCell)])
-def test_once_per_block(rule: str, model: Any) -> None:
-    learner, compiled = program(rule, meshes.mesh("Auto", 2), model=model, block_size=4)
+@pytest.mark.parametrize(
+    "rule, model, how",
+    [
+        ("d_rtrl", bt.nn.LSTMCell, {"block_size": 4}),
+        ("rtrl", bt.nn.GRUCell, {"block_size": 4}),
+        ("d_rtrl", meshes.Twice, {"block_size": 4}),
+        ("uoro", meshes.Shown, {"chunk_size": 4}),
+        ("d_rtrl", meshes.Twice, {"chunk_size": 4}),
+        ("pp_prop", bt.nn.GRUCell, {"chunk_size": 4}),
+    ],
+)
+def test_once_per_block(rule: str, model: Any, how: dict[str, Any]) -> None:
+    """Weights that are used repeatedly, and windows, included."""
+    learner, compiled = program(rule, meshes.mesh("Auto", 2), model=model, **how)
     found = meshes.collectives(compiled)
     assert {one.kind for one in found} == {"all-reduce"}
     blocks = {one.loop for one in found if max(one.sizes) > SCALAR}
     assert len(blocks) == 1 and "" not in blocks  # the loop over blocks, not that over steps
     sizes = [size for one in found for size in one.sizes if size > SCALAR]
     assert sorted(sizes) == sizes_of(learner)
+
+
+def test_where_only_the_mesh_is_known() -> None:
+    """Arguments of a ``jit`` do not tell where they lie, and a mesh that is set tells how many."""
+    xs = jnp.ones((STEPS, BATCH, IN), "float32")
+    learner = bt.compile(meshes.Shown(IN, HIDDEN), "d_rtrl", xs[0], batch_size=BATCH)
+    on = meshes.mesh("Auto", 2)
+
+    def gradient(xs: Any) -> Any:
+        return learner.etrace_grad(xs, step_fn=lambda x: (learner(x) ** 2).mean(), block_size=4)
+
+    with jax.set_mesh(on):
+        placed = jax.device_put(xs, jax.NamedSharding(on, jax.P(None, "data")))
+        found = meshes.collectives(meshes.compiled(gradient, placed))
+    sizes = [size for one in found for size in one.sizes if size > SCALAR]
+    assert {one.kind for one in found} == {"all-reduce"} and sorted(sizes) == sizes_of(learner)
+
+
+@pytest.mark.parametrize(
+    "case, size",
+    [
+        (Case("conv"), "block_size"),
+        (Case("lora"), "block_size"),
+        (Case("tokens"), "block_size"),
+        (Case("shared", "pp_prop"), "block_size"),
+        (Case("conv2d", "d_rtrl", "windows-2"), "chunk_size"),
+        (Case("element-wise", "uoro", "windows-2"), "chunk_size"),
+    ],
+    ids=str,
+)
+def test_once_for_every_kind_of_operation(case: Case, size: str) -> None:
+    """Those that add up examples themselves, and those that all examples share."""
+    with meshes.prepared(case, meshes.mesh("Auto", 2)) as job:
+        step = job.of_window if size == "chunk_size" else job.step
+        run = partial(job.learner.etrace_grad, step_fn=step, **{size: len(job.xs)})
+        found = meshes.collectives(meshes.compiled(run, job.xs, job.ys))
+    assert {one.kind for one in found} == {"all-reduce"}
+    sizes = [size for one in found for size in one.sizes if size > SCALAR]
+    assert sorted(sizes) == [size for size in sizes_of(job.learner) if size > SCALAR]
 
 
 @pytest.mark.parametrize("rule", ["d_rtrl", "pp_prop"])

@@ -20,7 +20,7 @@ from ..executor.jacobians import JACOBIANS, StepJacobians
 from ..executor.layout import Link
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
-from ..ops.traces.base import TraceRules, add, together
+from ..ops.traces.base import TraceRules, add
 
 Traces = tuple[Any, ...]
 """A pytree of arrays of unchanging shapes and dtypes; a learner holds each entry in a state."""
@@ -176,6 +176,14 @@ class LearningRule(ABC):
         """The relations in their groups."""
         return self.executor.links
 
+    @property
+    def parts(self) -> int:
+        """In how many parts cotangents are held until all terms of a parameter are there.
+
+        Those of a class that does not say so itself are whole.
+        """
+        return self.executor.parts if vars(type(self)).get("adds_up_parts") else 1
+
     @abstractmethod
     def init(self) -> Traces:
         """Traces of zeros."""
@@ -238,7 +246,7 @@ class LearningRule(ABC):
     def summed(self, found: Sequence[Arrays], operands: Operands) -> Cotangents:
         """Cotangents per relation from those per link, in the dtypes of sums.
 
-        A link without any has those of zero.
+        A link without any has those of zero. Some may be in parts, as :attr:`Executor.parts` says.
         """
         total: dict[int, Arrays] = {}
         for link, one in zip(self.links, found, strict=True):
@@ -246,9 +254,6 @@ class LearningRule(ABC):
             own = {key: leaf.astype(types[key].dtype) for key, leaf in one.items()}
             own = own or {key: jnp.zeros(v.shape, v.dtype) for key, v in types.items()}
             total[r] = add(total.get(r, {}), own)
-        for link in self.links:
-            r, types = link.relation.index, link.cotangent_types
-            total[r] = {key: together(v, types[key].ndim) for key, v in total[r].items()}
         return [total[r] for r in sorted(total)]
 
     # --- what drivers and learners ask besides -------------------------------------------------
@@ -333,14 +338,6 @@ class ParameterTraces(LearningRule):
                 own = link.to_y(kept, 1), traces[i], held
                 total[i] = add(total[i], rules.solve_in_parts(*own, self.parts))
         return total
-
-    @property
-    def parts(self) -> int:
-        """In how many parts cotangents per link are held until :meth:`summed` adds them up.
-
-        Those of a class that does not say so itself are whole.
-        """
-        return self.executor.parts if vars(type(self)).get("adds_up_parts") else 1
 
     def read(self, link: Link, array: jax.Array, *axes: int) -> jax.Array:
         """The entries of the states that a trace of the link has, along axes of states."""

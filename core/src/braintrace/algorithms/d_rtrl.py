@@ -135,7 +135,7 @@ class ParamDimRule(ParameterTraces):
         x, f, _ = block.jacobians.of(link)
         met = meet(f, link.to_y(signals[link.group.index], 2), self._driving(link))
         held = operands[link.relation.index]
-        return link.operation.contract(x, link.sum_to_y(met, 1), held, self.parts)
+        return link.contract(x, met, held, self.parts)
 
     def _driving(self, link: Link) -> tuple[bool, ...] | None:
         return self.executor.driving(link.index) if self.of_model else None

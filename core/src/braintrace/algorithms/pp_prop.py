@@ -110,6 +110,7 @@ class IODimRule(LearningRule):
     (2, 4, 1)
     """
 
+    adds_up_parts = True
     takes_steps = True
     of_no_example = (0,)
 
@@ -251,16 +252,20 @@ class IODimRule(LearningRule):
         return Met(held.x, u)
 
     def _u(self, link: Link, held: Filters, signal: jax.Array) -> jax.Array:
-        u = link.sum_to_y((held.f[link.index] * link.to_y(signal, 1)).sum(0), 0)
+        u = (held.f[link.index] * link.to_y(signal, 1)).sum(0)
+        u = link.sum_to_y(u, 0) if self.parts == 1 else u  # else over devices, and so at once
         return u * self._correction(held.steps).astype(u.dtype)
 
-    def _contracted(self, met: Met, operands: Operands) -> Cotangents:
-        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps."""
+    def _contracted(self, met: Met, operands: Operands, alone: bool = True) -> Cotangents:
+        """``sum_t xy_to_dw(eps_x^t, u^t)`` over steps; ``alone``: a link has no other terms."""
         found: Cotangents = [{} for _ in self.links]
         for link in self.links:
             if (u := met.u.get(self._first[link.index])) is not None:
                 x = met.x.get(self._source(link))
-                found[link.index] = link.operation.contract(x, u, operands[link.relation.index])
+                held = operands[link.relation.index]
+                whole = alone and not link.extra and link.index not in self.executor.shared
+                run = link.operation.contract if self.parts == 1 else link.contract
+                found[link.index] = run(x, u, held, 1 if whole else self.parts)
         return self.summed(found, operands)
 
     # --- a block of them -------------------------------------------------------------------------
@@ -286,12 +291,12 @@ class IODimRule(LearningRule):
         own = [accumulate(None, *row) for row in rows]
         steps = Block(block.jacobians, tuple(signal for signal, _ in own), ())
         held, met = jax.lax.scan(self.take, self.hold(traces, block.jacobians), steps)
-        found, new = self.release(held, met, operands)
         first = tuple(entry for _, entry in own)
-        if traces is not None and any(entry is not None for entry in first):
-            before = self._at_start(traces, first, operands, {s: x[0] for s, x in met.x.items()})
-            found = jax.tree.map(jnp.add, found, before)
-        return found, new
+        if traces is None or all(entry is None for entry in first):
+            return self.release(held, met, operands)
+        found = self._contracted(met, operands, alone=False)
+        before = self._at_start(traces, first, operands, {s: x[0] for s, x in met.x.items()})
+        return jax.tree.map(jnp.add, found, before), self._kept(held)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         return self._at_start(traces, signal, operands, {})
@@ -306,7 +311,7 @@ class IODimRule(LearningRule):
         met = self._met(held := Filters(*traces), signal)
         some = held.steps > 0
         x = {s: jnp.where(some, v, first.get(s, v).astype(v.dtype)) for s, v in met.x.items()}
-        return self._contracted(jax.tree.map(lambda v: v[None], Met(x, met.u)), operands)
+        return self._contracted(jax.tree.map(lambda v: v[None], Met(x, met.u)), operands, False)
 
     def _correction(self, count: jax.Array) -> jax.Array:
         """``1 / (1 - a_f^n)`` after ``n`` steps, exact for decays close to one; 0 for ``n = 0``."""

@@ -98,8 +98,7 @@ class SnApRule(ParamDimRule):
         for link, rules in zip(self.links, self.rules, strict=True):
             held, (x, f, _) = operands[link.relation.index], block.jacobians.of(link)
             entry, signal = self._accumulated(link, block)
-            dy = link.sum_to_y((f * signal).sum(1), 1)
-            one = link.operation.contract(x, dy, held, self.parts)
+            one = link.contract(x, (f * signal).sum(1), held, self.parts)
             if traces is not None:
                 own = entry, traces[link.index], held
                 one = add(one, rules.solve_in_parts(*own, self.parts))

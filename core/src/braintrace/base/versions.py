@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import os
 import re
 import sys
@@ -234,6 +235,12 @@ def from_another_trace(value: Any, tracer: Any) -> bool:
 def several_devices() -> bool:
     """Whether arrays may lie on more devices than one, those of other processes included."""
     return jax.device_count() > 1
+
+
+def devices_of_mesh() -> int:
+    """How many devices the mesh that is set has, along axes that are not of ``jax.shard_map``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
 
 
 def put(value: Any, sharding: Any) -> Any:

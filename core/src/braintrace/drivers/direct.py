@@ -11,6 +11,7 @@ gradient is then one product,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,12 +25,11 @@ from ..base.precision import pulled_in, start_of_sum, wide_dtype, widened, widen
 from ..base.types import bytes_of
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
 from ..jaxprs.depends import Along, depends, moving_with, slice_to
-from ..jaxprs.pull import pulled_to
+from ..jaxprs.pull import pulled_in_parts
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.stages import PRODUCTS
-from ..ops.operation import Operation
+from ..ops.operation import Operation, fits_parts, split
 from ..ops.primitive import is_etp_primitive
-from ..ops.traces.base import added
 
 #: Those that are taken for products where examples are divided: a sum over them is one of devices.
 ELEMENTWISE = (jax.lax.add_p, jax.lax.sub_p, jax.lax.mul_p, jax.lax.div_p)
@@ -40,8 +40,8 @@ class DirectProduct:
     """One product of a step: the equation ``eqn``, by number ``index``.
 
     ``moving`` are the positions of the operands that change from step to step, ``x``, and
-    ``trained`` those of the operands that lead to wanted parameters. Sums are no narrower than
-    ``wide``.
+    ``trained`` those of the operands that lead to wanted parameters, the inputs ``leaves``. Sums
+    are no narrower than ``wide``.
     """
 
     index: int
@@ -49,6 +49,7 @@ class DirectProduct:
     moving: tuple[int, ...]
     trained: tuple[int, ...]
     wide: Any
+    leaves: frozenset[int] = frozenset()
 
     def contract(
         self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any], parts: int
@@ -59,7 +60,11 @@ class DirectProduct:
         Those of parts of the examples come first, where they can be told apart.
         """
         if not is_etp_primitive(self.eqn.primitive):
-            return self._pulled(moving, dy, operands)
+            axis = self._examples(parts)
+            if axis is None:
+                return self._pulled(moving, dy, operands)
+            of_parts = split(moving[0], 1, parts), split(dy, 1 + axis, parts)
+            return jax.vmap(lambda x, dy: self._pulled([x], dy, operands))(*of_parts)
         spec = self.eqn.primitive.spec
         positions = spec.resolve_trainable_invars(self.eqn.params)
         avals, y_aval = tuple(a.aval for a in self.eqn.invars), self.eqn.outvars[0].aval
@@ -69,6 +74,20 @@ class DirectProduct:
         found = operation.contract(moving[0] if moving else None, dy, operands, parts)
         types = {i: operation.cotangent_type(key) for i, key in keys.items()}
         return [found[keys[i]].astype(types[i].dtype) for i in self.trained]
+
+    def _examples(self, parts: int) -> int | None:
+        """Along which axis of a plain product there may be the examples: the first one moving."""
+        (k,), shapes = self.moving, [atom.aval.shape for atom in self.eqn.invars]
+        if not fits_parts(shapes[k], parts):
+            return None
+        if self.eqn.primitive in ELEMENTWISE:
+            return 0 if all(shapes[i][:1] in ((), (1,)) for i in self.trained) else None
+        if self.eqn.primitive is not jax.lax.dot_general_p:
+            return None
+        contracted, batch = self.eqn.params["dimension_numbers"]
+        if 0 in (*contracted[k], *batch[k]):
+            return None
+        return len(shapes[0]) - len(contracted[0]) if k else len(batch[0])
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         moving, dy, operands = widened((list(moving), dy, [*operands]), self.wide)
@@ -158,54 +177,51 @@ class DirectProducts:
         recorded: Sequence[Any],
         dys: Sequence[jax.Array],
         parts: int = 1,
+        others: Container[int] | None = None,
     ) -> dict[int, Any]:
         """Direct gradients of the parameters, by input, summed over ``K`` steps, as wide as sums.
 
         Of every product, ``recorded`` are the moving operands [K, ...], and ``dys`` the gradients
-        of the shifts [K, *Y]. With ``parts``, some are those of parts of the examples [parts, ..].
+        of the shifts [K, *Y]. With ``parts``, those that have several terms are those of parts of
+        the examples [parts, ..]; ``others`` are inputs with a further term elsewhere, if not all.
         """
 
         env = versions.constants(self.jaxpr)
         env.update((self.jaxpr.invars[i], v) for i, v in values.items())
         given, chain = dict(env), [self.jaxpr.eqns[i] for i in self.chains]
         run_equations(chain, env)
+        made = {var: eqn for eqn in chain for var in eqn.outvars}
+        terms = Counter(i for product in self.products for i in product.leaves)
         targets: list[tuple[Any, Any]] = []
         for p, moving, dy in zip(self.products, recorded, dys, strict=True):
             atoms = p.eqn.invars
             held = [None if k in p.moving else read(env, a) for k, a in enumerate(atoms)]
-            bars = p.contract(moving, dy, held, parts)
-            targets += zip((atoms[k] for k in p.trained), bars, strict=True)
+            several = any(terms[i] > 1 or others is None or i in others for i in p.leaves)
+            bars = p.contract(moving, dy, held, own := parts if several else 1)
+            pairs = zip((atoms[k] for k in p.trained), bars, strict=True)
+            targets += (_in_front_of_broadcast(*pair, made, own) for pair in pairs)
         leaves = {self.jaxpr.invars[i]: values[i] for i in self.leaves}
-        found = _pulled_to(leaves, given, chain, targets)
+        found = pulled_in_parts(leaves, given, chain, targets)
         inputs = {self.jaxpr.invars[i]: i for i in self.leaves}
         return {inputs[var]: value for var, value in found.items()}
 
 
-def _pulled_to(
-    leaves: Mapping[Var, Any], known: Any, chain: Sequence[JaxprEqn], targets: Sequence[Any]
-) -> dict[Var, Any]:
-    """:func:`pulled_to` of cotangents, of which some, and what they give, are in parts [parts, ..].
-
-    What is in parts meets no zeros of what is not, as long as its leaves have nothing else.
-    """
-    found: dict[Var, Any] = {}
-    for several in (False, True):
-        some = [(atom, bar) for atom, bar in targets if (bar.ndim > atom.aval.ndim) == several]
-        ends = [atom for atom, _ in some]
-        steps = [chain[i] for i in slice_to(chain, ends, along=Along.EQUATIONS)]
-        reached = {*filter(versions.is_var, (*ends, *(a for eqn in steps for a in eqn.invars)))}
-        own = {var: value for var, value in leaves.items() if var in reached}
-
-        def pull(bars: Any, own: Any = own, ends: Any = ends, steps: Any = steps) -> list[Any]:
-            found = pulled_to(own, known, steps, [*zip(ends, bars, strict=True)])
-            return [found.get(var) for var in own]
-
-        bars = [bar for _, bar in some]
-        values = jax.vmap(pull)(bars) if several and bars else pull(bars)
-        for var, bar in zip(own, values, strict=True):
-            if bar is not None:
-                found[var] = added(found[var], bar) if var in found else bar
-    return found
+def _in_front_of_broadcast(
+    atom: Atom, bar: Any, made: Mapping[Var, JaxprEqn], parts: int
+) -> tuple[Atom, Any]:
+    """The cotangent in parts of what is the same for all examples, from that of all of them."""
+    eqn = made.get(atom) if versions.is_var(atom) else None
+    if eqn is None or eqn.primitive is not jax.lax.broadcast_in_dim_p or not versions.is_var(atom):
+        return atom, bar
+    (operand,), axes = eqn.invars[:1], eqn.params["broadcast_dimensions"]
+    shape, same = operand.aval.shape, 0 not in axes or operand.aval.shape[axes.index(0)] == 1
+    if not same or bar.ndim > len(atom.aval.shape) or not fits_parts(bar.shape, parts):
+        return atom, bar
+    cut = (bar.shape[0] // parts, *bar.shape[1:])
+    _, pull = jax.vjp(
+        lambda one: jax.lax.broadcast_in_dim(one, cut, axes), jnp.zeros(shape, bar.dtype)
+    )
+    return operand, jax.vmap(pull)(split(bar, 0, parts))[0]
 
 
 def direct_products(
@@ -229,6 +245,10 @@ def direct_products(
     chosen = (
         i for i in useful if is_etp_primitive(eqns[i].primitive) or eqns[i].primitive in known
     )
+    if divided:  # what is made of parameters alone meets the examples later
+        chosen = (
+            i for i in chosen if not moves.isdisjoint(filter(versions.is_var, eqns[i].invars))
+        )
     candidates = (_product(i, eqns[i], moves, led, invars) for i in chosen)
     found = tuple(product for product in candidates if product is not None)
     behind = [a for p in found for k, a in enumerate(p.eqn.invars) if k not in p.moving]
@@ -246,7 +266,7 @@ def _product(
     trained = tuple(k for k, a in variables.items() if led.get(a) and k not in moving)
     if not trained:
         return None
-    behind = {i for k in trained for i in led[variables[k]]}
+    behind = frozenset(i for k in trained for i in led[variables[k]])
     atoms = (*(inputs[i] for i in behind), *eqn.outvars)
     wide = wide_dtype(*(atom.aval.dtype for atom in atoms))
     if is_etp_primitive(eqn.primitive):
@@ -254,5 +274,5 @@ def _product(
         trainable = spec.resolve_trainable_invars(eqn.params).values()
         x = () if spec.x_invar_index is None else (spec.x_invar_index,)
         fits = {*trained} <= {*trainable} and {*moving} <= {*x}
-        return DirectProduct(index, eqn, x, trained, wide) if fits else None
-    return DirectProduct(index, eqn, moving, trained, wide) if len(moving) == 1 else None
+        return DirectProduct(index, eqn, x, trained, wide, behind) if fits else None
+    return DirectProduct(index, eqn, moving, trained, wide, behind) if len(moving) == 1 else None

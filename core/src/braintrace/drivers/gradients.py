@@ -11,7 +11,7 @@ traces of the size of the activity takes each step up in the scan instead, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..algorithms.base import Block
+from ..algorithms.base import Block, Cotangents
 from ..base import versions
 from ..base.precision import start_of_sum
 from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
+from ..ops.traces.base import added, together
 from . import guards, undo
 from .block_size import auto_block_size
 from .first import block_without_past, drives_every_state, finite_where_still
@@ -96,19 +97,19 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands, since_reset = executor.operand_values(params), learner.running_index.value
-    run = BlockRun(learner, options, step, steps, size, operands, since_reset)
+    run = BlockRun(learner, options, step, steps, size, params, operands, since_reset)
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
         traces = rule.init()
-    live = {i: leaves[i] for state in weights for i in step.live_leaves(state)}
-    like = live, executor.cotangent_types
+    live = {i: leaves[i] for i in run.summed_leaves(weights)}
+    like = live, [] if executor.parts > 1 else executor.cotangent_types
     sums = {i: step.direct.start_of_sum(i, leaf) for i, leaf in live.items()}
     start = leaves, traces, sums, jax.tree.map(start_of_sum, like[1])
     end, found = in_parts(run.block, start, inputs, size, jax.lax.scan, least=2)
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end
     direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), tuple(sums), like)
-    by_path = executor.param_gradients(params, total)
+    by_path = executor.param_gradients(params, total) if total else {}
     grads = tuple(_total(executor, weight, step, direct, by_path) for weight in weights)
     step.write(leaves)
     if not options.carry_trace:
@@ -132,6 +133,7 @@ class BlockRun:
     step: TracedStep
     steps: int
     size: int
+    params: Mapping[Any, Any]
     operands: Any
     since_reset: Any
 
@@ -140,20 +142,22 @@ class BlockRun:
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
         rule, options = self.learner.rule, self.options
         held, take = (rule.hold(traces), rule.take) if self.takes_steps else ((), _keep)
-        record = _record(rule.executor, self.step, leaves, direct, inputs, take, held)
-        leaves, direct, held, recorded, moves, losses, aux = record
+        record = _record(rule.executor, self.step, leaves, direct, self.traced, inputs, take, held)
+        leaves, direct, held, recorded, moves, losses, aux, own = record
         if self.takes_steps:
             found, traces = rule.release(held, recorded, self.operands)
         else:
             found, traces = self.advance(number, traces, recorded, moves)
         self.progress.advance(number, losses)
+        own = self.added_up(own, found)
+        direct = {i: v + own[i].astype(v.dtype) if i in own else v for i, v in direct.items()}
         flags: Any = None
         if options.check:
             names, hidden = self.names
             named = [(names[i], value) for i, value in direct.items()]
             flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
             flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
-        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found))
+        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found) if total else total)
         if options.check == SKIP:
             before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
             after = undo.where_finite(guards.failed(flags), before, after)
@@ -169,6 +173,39 @@ class BlockRun:
         if last and not (self.options.carry_trace or self.options.check):
             return rule.solve(traces, block, self.operands), None
         return rule.advance(traces, block, self.operands)
+
+    def summed_leaves(self, weights: Sequence[State]) -> Iterator[int]:
+        """The leaves of parameters whose gradients are summed by leaf."""
+        for state in weights:
+            yield from self.step.live_leaves(state)
+            yield from (i for i, _ in self.traced_of(state))
+
+    def traced_of(self, state: State) -> Iterable[tuple[int, Any]]:
+        """The leaves of a parameter with a trace, and their variables, if there are parts."""
+        executor = self.learner.rule.executor
+        known = executor.weights.get(state) if executor.parts > 1 else None
+        if known is None or not known.links:
+            return ()
+        return zip(self.step.leaves.get(state, ()), known.inputs, strict=False)
+
+    @cached_property
+    def traced(self) -> frozenset[int]:
+        """The leaves of parameters with a trace, if there are parts."""
+        states = self.learner.rule.executor.weights
+        return frozenset(i for state in states for i, _ in self.traced_of(state))
+
+    def added_up(self, direct: dict[int, Any], found: Cotangents) -> dict[int, Any]:
+        """Direct gradients of a block; of parts, with those through traces, summed once."""
+        executor = self.learner.rule.executor
+        if executor.parts == 1:
+            return direct
+        pulled, total = executor.pulled(self.params, found), dict(direct)
+        for state in executor.weights:
+            for i, var in self.traced_of(state):
+                if var in pulled:
+                    total[i] = added(total[i], pulled[var]) if i in total else pulled[var]
+        inputs = self.step.direct.jaxpr.invars
+        return {i: together(value, inputs[i].aval.ndim) for i, value in total.items()}
 
     def is_first(self, number: Any) -> Any:
         """Whether a block starts with a step before which all traces are zero."""
@@ -225,12 +262,14 @@ def _record(
     step: TracedStep,
     leaves: Mapping[int, Any],
     direct: Any,
+    traced: Container[int],
     inputs: Any,
     take: Callable[[Any, Block], tuple[Any, Any]],
     held: Any,
-) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any]:
+) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any, dict[int, Any]]:
     """Run ``K`` steps: ``leaves``, ``direct`` and what is ``held`` for ``take`` move on; then come
-    what it keeps of the steps, which of its arrays differ between steps, losses and aux."""
+    what it keeps of the steps, which of its arrays differ between steps, losses and aux, and the
+    direct gradients of all steps."""
     groups = executor.graph.hidden_groups
     perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
     read = _live_olds(executor, step)
@@ -270,10 +309,8 @@ def _record(
     (new, stepwise, held), (kept, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
     if apart:
         kept = kept._replace(signal=jax.vmap(executor.signals)(kept.signal))
-    total = {**direct, **stepwise}
-    for i, value in step.direct.gradients(leaves, moving, dys).items():
-        total[i] = total[i] + value
-    return new, total, held, kept, marks[0], losses, aux
+    own = step.direct.gradients(leaves, moving, dys, executor.parts, traced)
+    return new, {**direct, **stepwise}, held, kept, marks[0], losses, aux, own
 
 
 def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:

@@ -177,10 +177,10 @@ def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step or a window as a whole: outside of jit, the loops in it would be compiled each time.
 
     It is a function of parameters, arguments, states, traces, and more; what it returns are the
-    model's result, the states and the traces.
+    model's result, the states and the traces. ``how`` arrays are divided is a constant.
     """
 
-    def run(params: Any, leaves: Any, states: Any, traces: Any, *more: Any) -> Any:
+    def run(how: Any, params: Any, leaves: Any, states: Any, traces: Any, *more: Any) -> Any:
         def own(*args: Any) -> Any:
             return automatic(step, args, lambda result: (None, states, traces))
 
@@ -191,7 +191,7 @@ def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
 
         return alone(own, args)
 
-    return jax.jit(run)
+    return jax.jit(run, static_argnums=0)
 
 
 def steps_by_call(run: Callable[..., Any]) -> Stepper:
@@ -234,7 +234,8 @@ def _moved(learner: Running, run: Any, leaves: list[Any], given: Any, steps: int
     """The model's result, after which states and traces have moved on."""
     params, states = read_states(learner)
     index = learner.running_index.value
-    out, new, traces = run(params, leaves, states, learner.read_traces(), given, index)
+    how, traces = learner.rule.executor.division, learner.read_traces()
+    out, new, traces = run(how, params, leaves, states, traces, given, index)
     write_states(learner, states, new)
     learner.write_traces(traces, steps)
     return out

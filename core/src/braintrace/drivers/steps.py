@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from ..algorithms.base import Block, LearningRule, Traces
 from ..base import versions
@@ -94,24 +95,38 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
     filters = [slot.path for slot in graph.module_info.slots if slot.is_filter]
 
     def forward(params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any) -> Any:
-        def program(wide: Any, args: Any, states: Any) -> Any:
+        def plain(params: Any, states: Any, now: Any) -> Any:
+            out, new, values = executor.run_plain(now, {**states, **params})
+            kept = {path: strong(new[path]) for path in states}
+            kept |= {path: jax.lax.stop_gradient(new[path]) for path in filters}
+            return (out, kept), values
+
+        def program(wide: Any, args: Any, states: Any, shifts: Any) -> Any:
             def one(states: Any, now: Any) -> tuple[Any, Any]:
                 params = narrowed(wide, types)  # at each step, so that gradients add up in wide
-                out, new, values = executor.run_plain(now, {**states, **params})
+                ((out, kept), values), moving = run(params, states, *now)
                 fixed = jax.tree.map(jax.lax.stop_gradient, values)
-                kept = {path: strong(new[path]) for path in states}
-                kept |= {path: jax.lax.stop_gradient(new[path]) for path in filters}
-                return kept, (out, executor.jacobians_at(fixed))
+                return kept, (out, executor.jacobians_at(fixed), moving)
 
-            new, (out, jacobians) = jax.lax.scan(one, strong(states), args)
-            return (out, new), jacobians
+            new, (out, *recorded) = jax.lax.scan(one, strong(states), (args, shifts))
+            return (out, new), recorded
 
+        run: Any = lambda *of: (plain(*of[:3]), ())  # noqa: E731
+        shifts: Any = ()
+        direct: Any = None
+        if executor.parts > 1:
+            from .products_of_window import WindowProducts  # which one device has no need of
+
+            products = WindowProducts.of(plain, params, strong(states), [v[0] for v in args])
+            run, shifts, direct = products.run, products.shifts(len(args[0])), products.gradients
         types = jax.tree.map(jax.typeof, params)
         wide = widened(params, jnp.dtype(jnp.float32))
-        (out, new), pull, jacobians = jax.vjp(program, wide, args, states, has_aux=True)
+        ends = wide, args, states, shifts
+        (out, new), pull, (jacobians, moving) = jax.vjp(program, *ends, has_aux=True)
+        direct = direct and Partial(direct, params, moving)
         jacobians = without_past(jax.tree.map(jax.lax.stop_gradient, jacobians), index == 0)
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
-        return (out, new, after), (pull, params, states, new, traces, given, index)
+        return (out, new, after), (pull, direct, params, states, new, traces, given, index)
 
     @jax.custom_vjp
     def step(
@@ -120,13 +135,13 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         return forward(params, args, states, traces, given, index)[0]
 
     def backward(residuals: Any, cotangents: Any) -> Any:
-        pull, params, states, new, traces, given, index = residuals
+        pull, direct, params, states, new, traces, given, index = residuals
         out_bar, new_bar, _ = cotangents
         if predict is not None:
             future = predict(given, _arrays(new, hidden))
             added = {p: jax.tree.map(lambda v, p=p: v + future[p], new_bar[p]) for p in hidden}
             new_bar = {**new_bar, **added}
-        params_bar, args_bar, old_bar = pull((out_bar, new_bar))
+        params_bar, args_bar, old_bar, dys = pull((out_bar, new_bar))
         olds = _arrays(old_bar, hidden)
         if lent := _arrays(old_bar, credited_paths(graph)):
             lent = dict(zip(lent, unless_first((*lent.values(),), index == 0), strict=True))
@@ -136,7 +151,7 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         signals = executor.old_signals(olds, range(len(graph.hidden_groups)))
         signals = unless_first(signals, index == 0)
         found = rule.solve_at_start(traces, signals, executor.operand_values(params))
-        by_traces = executor.param_gradients(params, found)
+        by_traces = executor.param_gradients(params, found, direct and direct(dys, executor))
         params_bar = narrowed(add_traced(params_bar, by_traces), params)
         given_bar = jax.tree.map(versions.zero_cotangent, given)
         if predict is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ from ..compiler.module_info import ModuleInfo, StateKind
 from ..compiler.patterns import has_lines
 from ..compiler.reach import Pattern
 from ..jaxprs.credit import run_uncredited
-from ..jaxprs.pull import pulled_to
+from ..jaxprs.pull import pulled_in_parts
 from ..jaxprs.run import read, run_equations
 from ..ops.traces.bands import Band, Bands, bands_of
-from ..ops.traces.base import UNROLL_STATES
+from ..ops.traces.base import UNROLL_STATES, added, together
 from .above import Above
 from .cascade import Cascade, follows
 from .jacobians import (
@@ -67,25 +67,38 @@ class Executor:
         given by its bands, as :class:`Bands`. Those of a delay line do not.
     cascaded
         Whether ``D`` of a group with filters that follow its other states is a :class:`Cascade`.
-    parts
-        In how many parts sums over examples are held until all their terms are there: as many as
-        the devices that the examples are divided among.
-    inputs_on
-        Where the inputs of operations are recorded, of whose units a device has some: where the
-        product has gathered them, so that they need not travel once more; or ``None``.
+    divided
+        How arrays are known to be divided among devices: see :meth:`divide`; ``None``: they are
+        not, or it is not known.
     """
 
     graph: ETraceGraph
     jacobians: str = "near"
     banded: bool = False
     cascaded: bool = False
-    parts: int = 1
-    inputs_on: Any = None
+    divided: tuple[int, Any] | None = None
 
-    def divide(self, parts: int, inputs_on: Any) -> None:
-        """Among devices, from now on; ``learner.shard`` does so."""
-        object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "inputs_on", inputs_on)
+    def divide(self, divided: tuple[int, Any] | None) -> None:
+        """From now on, examples are known to lie on so many devices.
+
+        The second entry is where inputs of operations are recorded, of whose units a device has
+        some: where the product has gathered them, so that they need not travel once more.
+        """
+        object.__setattr__(self, "divided", divided)
+
+    @property
+    def division(self) -> tuple[int, Any]:
+        """:attr:`parts`, and where inputs of operations are recorded."""
+        return self.divided or (versions.devices_of_mesh(), None)
+
+    @property
+    def parts(self) -> int:
+        """In how many parts sums over examples are held until all their terms are there.
+
+        As many as the devices that the examples are divided among; where that is not known, those
+        of the mesh that is set, any axis of which may be that of examples.
+        """
+        return self.division[0]
 
     @cached_property
     def groups(self) -> tuple[Positions, ...]:
@@ -136,6 +149,12 @@ class Executor:
             slot.state: WeightAddress(slot.path, info.invars_of(slot), (*links[slot.path],))
             for slot in info.slots_of(StateKind.PARAM)
         }
+
+    @cached_property
+    def shared(self) -> frozenset[int]:
+        """The links with a parameter that has several."""
+        several = (weight.links for weight in self.weights.values() if len(weight.links) > 1)
+        return frozenset(i for links in several for i in links)
 
     @cached_property
     def sources(self) -> dict[int, int]:
@@ -266,10 +285,10 @@ class Executor:
             transition, found = jacobians_of_group(info.eqns, cone, group, links, env, *how)
             transitions.append(transition)
             f |= found
-        if self.inputs_on is not None:
+        if self.divided and (place := self.divided[1]) is not None:
             plain = (k for k in self.links if k.operation.spec.batched and not k.operation.of_one)
             for var in {k.relation.x_var for k in plain} & {*env}:
-                env[var] = jax.lax.with_sharding_constraint(env[var], self.inputs_on)
+                env[var] = jax.lax.with_sharding_constraint(env[var], place)
         return self._step(lambda x: read(env, x), lambda link: f[link.index], transitions)
 
     def _step(
@@ -349,12 +368,38 @@ class Executor:
         return [[values.get(k) for k in range(len(r.operands))] for r, values in pairs]
 
     def param_gradients(
-        self, params: Mapping[Path, Any], cotangents: Sequence[Mapping[str, Any]]
+        self,
+        params: Mapping[Path, Any],
+        cotangents: Sequence[Mapping[str, Any]],
+        direct: Mapping[Path, Sequence[Any]] | None = None,
     ) -> dict[Path, Any]:
         """Cotangents of the traced parameters from those of traced operands, per relation.
 
-        These may be wider than the operands; the result has the dtypes of the parameters.
+        These may be wider than the operands; the result has the dtypes of the parameters. With
+        those of leaves in ``direct``, of parameters without a trace, too (or ``None``). What is in
+        parts is added up once for each leaf.
         """
+        found, given, result = self.pulled(params, cotangents), direct or {}, dict[Path, Any]()
+        for weight in self.weights.values():
+            if not weight.links and weight.path not in given:
+                continue
+            leaves, tree = jax.tree.flatten(params[weight.path])
+            own = given.get(weight.path, [None] * len(leaves))
+            bars = []
+            for var, leaf, straight in zip(weight.inputs, leaves, own, strict=True):
+                terms = [bar for bar in (found.get(var), straight) if bar is not None]
+                if not terms:
+                    bars.append(versions.zero_cotangent(leaf))
+                    continue
+                whole = together(reduce(added, terms), jnp.ndim(leaf))
+                bars.append(whole.astype(leaf.dtype))
+            result[weight.path] = jax.tree.unflatten(tree, bars)
+        return result
+
+    def pulled(
+        self, params: Mapping[Path, Any], cotangents: Sequence[Mapping[str, Any]]
+    ) -> dict[Var, Any]:
+        """Cotangents of the leaves of traced parameters, as wide and in as many parts as given."""
         info, traced = self.graph.module_info, [w for w in self.weights.values() if w.links]
         leaves = {v: leaf for w in traced for v, leaf in self._leaves(w, params).items()}
         known = versions.constants(info.jaxpr)
@@ -364,17 +409,7 @@ class Executor:
         operands = [(r, t) for r in relations for t in r.trainables]
         chain = [info.eqns[i] for i in sorted({i for _, t in operands for i in t.chain})]
         targets = [(t.atom, cotangents[r.index][t.key]) for r, t in operands]
-        found = pulled_to(leaves, known, chain, targets)
-
-        def of(weight: WeightAddress) -> Any:
-            own = self._leaves(weight, params)
-            bars = [
-                found[v].astype(leaf.dtype) if v in found else versions.zero_cotangent(leaf)
-                for v, leaf in own.items()
-            ]
-            return jax.tree.unflatten(jax.tree.structure(params[weight.path]), bars)
-
-        return {weight.path: of(weight) for weight in traced}
+        return pulled_in_parts(leaves, known, chain, targets)
 
     def _leaves(self, weight: WeightAddress, params: Mapping[Path, Any]) -> dict[Var, Any]:
         """The leaves of a parameter by their variables."""

@@ -180,7 +180,7 @@ class ETraceGraphExecutor(FormerAttributes):
         if compiled and self._compiled is not None:
             with self.graph.module_info.as_when_traced() as args:
                 other.compile_graph(*args)
-            other.compiled.divide(self.compiled.parts, self.compiled.inputs_on)
+            other.compiled.divide(self.compiled.divided)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ETraceGraphExecutor:

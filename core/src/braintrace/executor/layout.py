@@ -24,7 +24,7 @@ from ..compiler.groups import HiddenGroup
 from ..compiler.module_info import ModuleInfo
 from ..compiler.relation import HiddenParamOpRelation
 from ..jaxprs.positions.alignment import Alignment
-from ..ops.operation import Operation
+from ..ops.operation import Arrays, Operation, fits_parts, split
 from ..ops.traces import trace_rules
 
 
@@ -219,6 +219,19 @@ class Link:
     def sum_to_y(self, array: jax.Array, lead: int) -> jax.Array:
         """Sum [*lead, *E, *Y] over the axes ``E``."""
         return array.sum(tuple(range(lead, lead + len(self.extra)))) if self.extra else array
+
+    def contract(self, x: Any, dy: jax.Array, operands: Sequence[Any], parts: int) -> Arrays:
+        """:meth:`Operation.contract` of ``dy`` [K, *E, *Y].
+
+        Where an operation has no axis of examples, the first of the axes ``E`` is in parts.
+        """
+
+        def run(dy: jax.Array, parts: int = 1) -> Arrays:
+            return self.operation.contract(x, self.sum_to_y(dy, 1), operands, parts)
+
+        if fits_parts(self.extra, parts) and not self.operation.in_parts(parts):
+            return jax.vmap(run)(split(dy, 1, parts))
+        return run(dy, parts)
 
 
 def added_up(links: Sequence[Link], info: ModuleInfo) -> dict[int, int]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ..base import versions
 from ..base.precision import pulled_in
 from ..base.versions import Atom, JaxprEqn, Var
+from ..ops.traces.base import added
 from .depends import Along, slice_to
 from .run import read, run_equations
 
@@ -66,6 +67,33 @@ def pulled_to(
         pairs = zip(values, together, strict=True)
         take(back([bar.astype(value.dtype) for value, (_, bar) in pairs]))
     return total
+
+
+def pulled_in_parts(
+    leaves: Mapping[Var, Any], known: Any, chain: Sequence[JaxprEqn], targets: Sequence[Any]
+) -> dict[Var, Any]:
+    """:func:`pulled_to` of cotangents, of which some, and what they give, are in parts [parts, ..].
+
+    What is in parts meets no zeros of what is not, as long as its leaves have nothing else.
+    """
+    found: dict[Var, Any] = {}
+    for several in (False, True):
+        some = [(atom, bar) for atom, bar in targets if (bar.ndim > atom.aval.ndim) == several]
+        ends = [atom for atom, _ in some]
+        steps = [chain[i] for i in slice_to(chain, ends, along=Along.EQUATIONS)]
+        reached = {*filter(versions.is_var, (*ends, *(a for eqn in steps for a in eqn.invars)))}
+        own = {var: value for var, value in leaves.items() if var in reached}
+
+        def pull(bars: Any, own: Any = own, ends: Any = ends, steps: Any = steps) -> list[Any]:
+            found = pulled_to(own, known, steps, [*zip(ends, bars, strict=True)])
+            return [found.get(var) for var in own]
+
+        bars = [bar for _, bar in some]
+        values = jax.vmap(pull)(bars) if several and bars else pull(bars)
+        for var, bar in zip(own, values, strict=True):
+            if bar is not None:
+                found[var] = added(found[var], bar) if var in found else bar
+    return found
 
 
 def in_front_of_conversions(atom: Atom, made: Mapping[Var, JaxprEqn]) -> Atom:

@@ -17,12 +17,13 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..algorithms.base import Block
 from ..base import versions
 from ..base.types import State, show_path
 from ..compiler.module_info import StateKind
+from ..compiler.places import as_automatic
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
@@ -44,10 +45,9 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
         raise _mixed(learner, mesh, axes["units"], why)
     found = found_places(learner, mesh, **axes)
     parts, columns = (math.prod(mesh.shape[name] for name in own) for own in axes.values())
-    whole = NamedSharding(_automatic(mesh), PartitionSpec(axes["batch"] or None))
+    whole = NamedSharding(automatic(mesh), PartitionSpec(axes["batch"] or None))
     for executor in (learner.rule.executor, learner.executor.compiled):  # a copy has the second's
-        executor.divide(parts, whole if columns > 1 else None)
-    learner._drivers.clear()
+        executor.divide((parts, whole if columns > 1 else None))
     for state in brainstate.graph.states(learner).values():
         spec = found.get(state, PartitionSpec())
         specs = spec if isinstance(spec, list) else [spec] * len(jax.tree.leaves(state.value))
@@ -105,8 +105,10 @@ def _names(mesh: Mesh, what: str, given: Any) -> Names:
     return names
 
 
-def _automatic(mesh: Mesh) -> Mesh:
+def automatic(mesh: Any) -> Any:
     """The same, on which XLA chooses."""
+    if isinstance(mesh, AbstractMesh):
+        return as_automatic(mesh)
     return Mesh(mesh.devices, mesh.axis_names)
 
 
@@ -235,7 +237,7 @@ class Places:
         }
         inputs = [*self._inputs()]
         given = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v, _ in inputs]
-        mesh = _automatic(self.mesh)
+        mesh = automatic(self.mesh)
         places = [NamedSharding(mesh, spec) for _, spec in inputs]
 
         def one_step(values: Any, params: Any) -> Any:

@@ -103,6 +103,7 @@ class Watch:
         if self._paused or context.state not in self._hooks:  # a clone of it has the same hooks
             return
         if not versions.is_traced(context.value) and versions.several_devices():
+            _take_places(learner)
             self._refused = _refusal(learner)  # where it lies, a gradient of a call does not see
         if not (calls := resets_in_progress(learner, learner.model)):
             self._put_back.assigned(context.value)
@@ -206,10 +207,19 @@ def begin_call(learner: Any, args: Any = (), lead: int = 1) -> None:
         return
     learner._watch.call(learner)
     if versions.several_devices():
-        several = lead == 1 and number_of_steps(args) is not None
-        refused = _refusal(learner, args, lead + several) or learner._watch._refused
+        lead += lead == 1 and number_of_steps(args) is not None
+        _take_places(learner, args, lead)
+        refused = _refusal(learner, args, lead) or learner._watch._refused
         if refused is not None:
             raise refused
+
+
+def _take_places(learner: Any, *args: Any) -> None:
+    """Sums over examples are divided as what users put onto several devices by hand."""
+    if learner.is_compiled:
+        from .by_hand import take_places  # which one device has no need of
+
+        take_places(learner, *args)
 
 
 def _refusal(learner: Any, *args: Any) -> NotSupportedError | None:

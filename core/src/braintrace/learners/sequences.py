@@ -185,6 +185,7 @@ def _driver(
     def traces() -> Iterable[State]:
         return () if check else learner.traces
 
+    key = (*key, learner.rule.executor.division)
     return learner._drivers.get(key, run, like, traces, lambda: learner.param_states.values())
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
-from .moving import MovingSpec
+from .moving import ExamplesSpec, MovingSpec
 from .primitive import find_primitive
 from .repeated import RepeatedSpec
 from .spec import ETPPrimitiveSpec
@@ -163,14 +163,21 @@ class Operation:
         is taken, and given, in a dtype no narrower than :attr:`wide`. With ``parts``, those of
         so many parts of the examples [parts, *W], where they can be told apart.
         """
-        if self.in_parts(parts) and x is not None:
-            run = partial(self.contract, operands=operands)
-            return jax.vmap(run)(split(x, 1, parts), split(dy, 1, parts))
         if isinstance(self.spec, MovingSpec):
-            return self._moved(self.spec, x, dy, operands)
-        if (one := self.of_one) is not None:
+            return self._moved(self.spec, x, dy, operands, parts)
+        apart = self.in_parts(parts) and x is not None
+        one = self.of_one
+        if apart and one is not None:
+            run, axis = partial(one.contract, operands=operands), 1 + (self.examples or 0)
+            of_parts = (split(v, axis, parts) for v in (x, dy))
+            return jax.vmap(lambda x, dy: run(folded(x), folded(dy)))(*of_parts)
+        if one is not None:
             return one.contract(folded(x), folded(dy), operands)
         x, dy, operands = self.widened((x, dy, [*operands]))
+        if apart:
+            of_parts = (v.swapaxes(0, 1).reshape(parts, -1, *v.shape[2:]) for v in (x, dy))
+            found = jax.vmap(lambda x, dy: self.xy_to_dw(x, dy, operands))(*of_parts)
+            return {key: found[key] for key in self.traced}
         if x is None:
             found = self.xy_to_dw(None, dy.sum(0), operands)
         elif self.spec.batched:
@@ -188,24 +195,39 @@ class Operation:
 
     def in_parts(self, parts: int) -> bool:
         """Whether sums over examples can be held in so many parts."""
-        known = parts > 1 and self.spec.batched and self.of_one is None
-        return known and self.y_aval.shape[0] % parts == 0
+        axis = self.examples
+        return axis is not None and fits_parts(self.y_aval.shape[axis:], parts)
 
-    def _moved(self, spec: MovingSpec, x: Any, dy: jax.Array, operands: Sequence[Any]) -> Arrays:
+    @property
+    def examples(self) -> int | None:
+        """The axis of examples of the result, behind that of iterations if there are any."""
+        if isinstance(self.spec, ExamplesSpec):
+            return 0
+        one = self.of_one or self
+        return int(isinstance(self.spec, RepeatedSpec)) if one.spec.batched else None
+
+    def _moved(
+        self, spec: MovingSpec, x: Any, dy: jax.Array, operands: Sequence[Any], parts: int
+    ) -> Arrays:
         """:meth:`contract` with weights of its own at each step."""
         one: Any = self.of_one
+        in_parts = self.in_parts(parts) and one.x_aval is not None
         operands = self.widened([*operands])
 
         def step(total: Arrays, now: Any) -> tuple[Arrays, None]:
             own, values = spec.unpacked(now[0])
             own = None if own is None else own[None]
-            found = one.contract(own, now[1][None], spec.operands(operands, values))
+            found = one.contract(own, now[1][None], spec.operands(operands, values), parts)
             pulls = spec.pulled(operands, values)
+            if in_parts:
+                pulls = {k: jax.vmap(pull) for k, pull in pulls.items()}
             traced = ((key, self.positions[key]) for key in self.traced)
             found |= {key: pulls[k](found[key]) for key, k in traced if k in pulls}
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
 
-        zeros = {key: jnp.zeros_like(self.cotangent_type(key)) for key in self.traced}
+        types = {key: self.cotangent_type(key) for key in self.traced}
+        lead = (parts,) if in_parts else ()
+        zeros = {key: jnp.zeros((*lead, *v.shape), v.dtype) for key, v in types.items()}
         return jax.lax.scan(step, zeros, (x, dy))[0]
 
 
@@ -258,6 +280,11 @@ def folded(array: jax.Array) -> jax.Array:
     if versions.several_devices():
         array = array.swapaxes(0, 1)
     return array.reshape(steps * batch, *rest)  # -1 would be undefined for arrays without elements
+
+
+def fits_parts(shape: Sequence[int], parts: int) -> bool:
+    """Whether the first axis of a shape can be in several parts."""
+    return parts > 1 and bool(shape) and shape[0] % parts == 0
 
 
 def split(array: jax.Array, axis: int, parts: int) -> jax.Array:

@@ -20,6 +20,7 @@ which is fastest with the longer axis last.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -66,19 +67,53 @@ def _trainable(params: dict[str, Any]) -> dict[str, int]:
 def _xy_to_dw(
     x: jax.Array, dy: jax.Array, weights: Arrays, has_bias: bool, **geometry: Any
 ) -> Arrays:
-    """The transposed convolution, again one convolution; and a sum over examples and positions."""
+    """The transposed convolution, again one convolution; and a sum over examples and positions.
+
+    Several of them side by side, of the examples of several devices, are products instead.
+    """
+    like = jax.ShapeDtypeStruct(weights["weight"].shape, weights["weight"].dtype)
 
     def kernel(x: jax.Array, dy: jax.Array) -> jax.Array:
-        pull = jax.linear_transpose(
-            lambda kernel: _in_kernel(x, kernel, Geometry(**geometry)), weights["weight"]
-        )
-        return pull(dy)[0]
+        convolve = partial(_in_kernel, x, geometry=Geometry(**geometry))
+        return jax.linear_transpose(convolve, like)(dy)[0]  # type: ignore[no-any-return]
 
-    together = max(1, PART // math.prod(x.shape[1:]))
-    cotangents = {"weight": _sum_of_parts(kernel, together, x, dy)}
+    @jax.custom_batching.custom_vmap
+    def of_all(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return _sum_of_parts(kernel, max(1, PART // math.prod(x.shape[1:])), x, dy)
+
+    @of_all.def_vmap
+    def of_each(size: int, mapped: list[bool], x: jax.Array, dy: jax.Array) -> Any:
+        axes = tuple(0 if own else None for own in mapped)
+        own = partial(_by_taps, kernel=like, geometry=Geometry(**geometry))
+        return jax.vmap(own, axes, axis_size=size)(x, dy), True
+
+    cotangents = {"weight": of_all(x, dy)}
     if has_bias:
         cotangents["bias"] = dy.sum(tuple(range(dy.ndim - 1)))
     return cotangents
+
+
+def _by_taps(x: jax.Array, dy: jax.Array, kernel: Any, geometry: Geometry) -> jax.Array:
+    """The gradient of a kernel, one product for each of its taps.
+
+    XLA sends the examples of grouped convolutions from device to device, and not those of products.
+    """
+    strides, padding, lhs_dilation, rhs_dilation, groups = geometry
+    *taps, inputs, outputs = kernel.shape
+    config = [(*p, d - 1) for p, d in zip(padding, lhs_dilation, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    spans = [s * (n - 1) + 1 for s, n in zip(strides, dy.shape[1:-1], strict=True)]
+    dy, steps = dy.reshape(-1, groups, outputs // groups), (1, *strides, 1)
+
+    def one(tap: Sizes) -> jax.Array:
+        first = [k * d for k, d in zip(tap, rhs_dilation, strict=True)]
+        last = [k + n for k, n in zip(first, spans, strict=True)]
+        ends = (0, *first, 0), (x.shape[0], *last, x.shape[-1])
+        read = jax.lax.slice(x, *ends, steps).reshape(-1, groups, inputs)
+        return jnp.einsum("pgi,pgo->igo", read, dy).reshape(inputs, outputs)
+
+    found = [one(tap) for tap in itertools.product(*map(range, taps))]
+    return jnp.stack(found).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _sum_of_parts(

@@ -6,13 +6,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
-from ..operation import Arrays, Operation
+from ..operation import Arrays, Operation, fits_parts, split
 from .bands import Bands
 
 #: Up to how many states loops over them are written out.
@@ -179,7 +179,18 @@ class TraceRules(ABC):
         self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
     ) -> Arrays:
         """The same of parts of the examples [parts, *W], where they can be told apart."""
-        return self.solve(signal, trace, operands)
+        axis = 1 + len(self.extra)
+        if not self.operation.in_parts(parts):
+            axis = 1  # examples may be along the axes E
+            if not fits_parts(self.extra, parts):
+                return self.solve(signal, trace, operands)
+
+        def of_parts(leaf: Any) -> Any:
+            own = axis - isinstance(leaf, tuple)
+            return jax.tree.map(lambda v: split(v, own, parts), leaf)
+
+        run = jax.vmap(partial(self.solve_at_once, operands=operands))
+        return run(split(signal, axis, parts), {key: of_parts(v) for key, v in trace.items()})
 
     def solve_at_once(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         """:meth:`solve`, all examples together."""

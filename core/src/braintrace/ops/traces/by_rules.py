@@ -234,7 +234,7 @@ class StructuredTrace(TraceRules):
     ) -> Arrays:
         op, axis = self.operation, len(self.extra)
         if not op.in_parts(parts) or op.spec.solve_drtrl is not None:
-            return self.solve(signal, trace, operands)
+            return super().solve_in_parts(signal, trace, operands, parts)
         signal, operands = op.widened((signal, [*operands]))
         each = self.sum_over_states(self.scale(operands), signal, trace)  # [*E, B, *W]
         return {

@@ -63,3 +63,8 @@ class RepeatedTrace(TraceRules):
 
     def solve(self, signal: jax.Array, trace: Arrays, operands: Sequence[Any]) -> Arrays:
         return self.one.solve(self._first(signal, 1), trace, operands)
+
+    def solve_in_parts(
+        self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
+    ) -> Arrays:
+        return self.one.solve_in_parts(self._first(signal, 1), trace, operands, parts)
