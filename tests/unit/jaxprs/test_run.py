@@ -19,6 +19,7 @@ from braintrace.jaxprs.run import (
     first_nested_operation,
     flatten,
     holds,
+    inlined,
     nested,
     read,
     run_equations,
@@ -44,10 +45,10 @@ def test_calls_are_run_equation_by_equation() -> None:
     jaxpr, met = jax.make_jaxpr(called)(1.0, 2.0), []
 
     def run(x: Any, w: Any) -> Any:
-        return run_inlined(jaxpr, [x, w], note=met.append)
+        return run_inlined(inlined(jaxpr, met.append), [x, w])
 
-    inlined = jax.make_jaxpr(run)(1.0, 2.0)
-    assert [eqn.primitive.name for eqn in inlined.eqns] == ["unit_run_scale", "sin"]
+    program = jax.make_jaxpr(run)(1.0, 2.0)
+    assert [eqn.primitive.name for eqn in program.eqns] == ["unit_run_scale", "sin"]
     assert [eqn.primitive for eqn in met] == [scale_p]
     assert run(1.0, 2.0) == [jnp.sin(2.0), 1.0]
 

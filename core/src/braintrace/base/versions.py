@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -155,6 +155,36 @@ def constants(jaxpr: Jaxpr) -> dict[Var, Any]:
 def start_env(jaxpr: Jaxpr, inputs: Iterable[Any]) -> dict[Var, Any]:
     """The values of all variables that are known before the first equation."""
     return constants(jaxpr) | dict(zip(jaxpr.invars, inputs, strict=True))
+
+
+def assembled(
+    jaxpr: Jaxpr,
+    values: Mapping[Var, Any],
+    ins: Sequence[Var],
+    outs: Sequence[Atom],
+    eqns: Sequence[JaxprEqn],
+) -> Jaxpr:
+    """A closed jaxpr of these constants and equations, with the effects of ``jaxpr``."""
+    parts = {"constvars": values, "invars": ins, "outvars": outs, "eqns": eqns}
+    opened = jaxpr.jaxpr.replace(**{name: [*part] for name, part in parts.items()})
+    return jex_core.ClosedJaxpr(opened, [*values.values()])
+
+
+def rewritten(
+    eqn: JaxprEqn, operands: Sequence[Atom], results: Sequence[Var], place: Any
+) -> JaxprEqn:
+    """An equation in other variables, attributed to a place in the user's source."""
+    effects = eqn.effects
+    if effects:  # newer JAX names the variable that one is on
+        known = {a: b for a, b in zip(eqn.invars, operands, strict=True) if is_var(a)}
+        on = ((effect, known.get(getattr(effect, "input", None))) for effect in effects)
+        effects = {effect if var is None else effect.replace(var) for effect, var in on}
+    return eqn.replace(invars=[*operands], outvars=[*results], effects=effects, source_info=place)
+
+
+def current_place() -> Any:
+    """The place in the user's source that what is traced now is attributed to."""
+    return source_info_util.current()
 
 
 def bind_equation(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool = True) -> list[Any]:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running jaxprs and parts of them, and finding ETP operations in them.
 
-Every derived program is made by *running* equations inside ``jax.make_jaxpr``, never by
-assembling equations by hand: variables stay unique and each JAX release stays content.
+Derived programs are made by *running* equations inside ``jax.make_jaxpr``: variables stay unique
+and each JAX release stays content. Only calls are inlined without it, which is most of a program
+that is large, and changes no equation but for its variables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -62,45 +62,62 @@ def with_replacements(
     return versions.make_jaxpr(run, *jaxpr.in_avals)
 
 
-def run_inlined(
-    jaxpr: Jaxpr,
-    inputs: Sequence[Any],
-    call: str | None = None,
-    note: Callable[[JaxprEqn], None] = lambda eqn: None,
-) -> list[Any]:
-    """Run a closed jaxpr with every call (``jit``, ``checkpoint``) run equation by equation.
+def run_inlined(jaxpr: Jaxpr, inputs: Sequence[Any]) -> list[Any]:
+    """Run a closed jaxpr with every call run equation by equation."""
+    flat = inlined(jaxpr)
+    run_equations(flat.eqns, env := versions.start_env(flat, inputs))
+    return [read(env, atom) for atom in flat.outvars]
 
-    ``call`` is the name of the called function while inside a call (empty if it has none):
-    equations that are not from its own lines, and no ETP equations, are attributed to the line of
-    the call. ``note`` is called with every ETP equation inside a call. An ETP equation without a
-    line of the user's, of a layer that is itself the body of a loop, gets that of what it is in.
+
+def inlined(jaxpr: Jaxpr, note: Callable[[JaxprEqn], None] = lambda eqn: None) -> Jaxpr:
+    """``jaxpr`` with every call (``jit``, ``checkpoint``) written out equation by equation.
+
+    Equations in a call that are not from the lines of the called function, and no ETP equations,
+    are attributed to the line of the call. ``note`` is called with every ETP equation inside a
+    call. An ETP equation without a line of the user's, of a layer that is itself the body of a
+    loop, gets that of what it is in. What is not in a call keeps its variables.
     """
-    env = versions.start_env(jaxpr, inputs)
-    for eqn in jaxpr.eqns:
-        operands = [read(env, atom) for atom in eqn.invars]
-        etp = is_etp_primitive(eqn.primitive)
-        own = bool(versions.source_of(eqn)) if etp else not call or versions.written_in(eqn, call)
-        if eqn.primitive in versions.CALL_PRIMITIVES:
-            name = str(eqn.params.get("name", call or ""))
-            with versions.at_source(eqn) if own else nullcontext():
-                values = run_inlined(versions.sub_jaxpr(eqn), operands, name, note)
-        elif carries(eqn) and len(operands) > 1:
-            values = _one_by_one(eqn, operands, own)
-        else:
+    constants, eqns = versions.constants(jaxpr), list[JaxprEqn]()
+
+    def write(inner: Jaxpr, env: dict[Var, Atom], here: Any, call: str | None) -> list[Atom]:
+        """Write the equations of a program, a call if it has a name, in other variables."""
+
+        def of(atom: Atom) -> Atom:
+            return env.get(atom, atom) if versions.is_var(atom) else atom
+
+        for eqn in inner.eqns:
+            etp = is_etp_primitive(eqn.primitive)
+            own = versions.source_of(eqn) if etp else not call or versions.written_in(eqn, call)
+            place, operands = eqn.source_info if own else here, [of(atom) for atom in eqn.invars]
+            if eqn.primitive in versions.CALL_PRIMITIVES:
+                program = versions.sub_jaxpr(eqn)
+                constants.update(versions.constants(program))
+                given = dict(zip(program.invars, operands, strict=True))
+                name = str(eqn.params.get("name", call or ""))
+                env.update(zip(eqn.outvars, write(program, given, place, name), strict=True))
+                continue
             if etp and call is not None:
                 note(eqn)
-            values = versions.bind_equation(eqn, operands, own)
-        env.update(zip(eqn.outvars, values, strict=True))
-    return [read(env, atom) for atom in jaxpr.outvars]
+            outs = eqn.outvars
+            if call is not None:  # whose program may be called again
+                outs = [type(var)(var.aval) for var in outs]
+                env.update(zip(eqn.outvars, outs, strict=True))
+            eqns.extend(_one_by_one(versions.rewritten(eqn, operands, outs, place)))
+        return [of(atom) for atom in inner.outvars]
+
+    results = write(jaxpr, {}, versions.current_place(), None)
+    return versions.assembled(jaxpr, constants, jaxpr.invars, results, eqns)
 
 
-def _one_by_one(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool) -> list[Any]:
-    """The results of an equation that carries several operands, each carried by itself.
+def _one_by_one(eqn: JaxprEqn) -> list[JaxprEqn]:
+    """An equation that carries several operands as equations that each carry one.
 
     A parameter that is moved to a device together with an input does not depend on it so. What
     can only be done with all operands together is, by the equation itself.
     """
-    count = len(operands)
+    count = len(eqn.invars)
+    if count == 1 or eqn.primitive.name not in SEPARABLE or not carries(eqn):
+        return [eqn]
 
     def of(k: int) -> JaxprEqn:
         params = {
@@ -111,10 +128,7 @@ def _one_by_one(eqn: JaxprEqn, operands: Sequence[Any], own_source: bool) -> lis
         }
         return eqn.replace(invars=[eqn.invars[k]], outvars=[eqn.outvars[k]], params=params)
 
-    if eqn.primitive.name not in SEPARABLE:
-        return versions.bind_equation(eqn, operands, own_source)
-    found = (versions.bind_equation(of(k), [v], own_source) for k, v in enumerate(operands))
-    return [value for (value,) in found]
+    return [of(k) for k in range(count)]
 
 
 def flatten(
@@ -129,22 +143,19 @@ def flatten(
     The new input ``i`` is the old input ``inputs[i]``; likewise the outputs. Inputs that nothing
     reads may be left out. The new outputs ``own`` must each be the result of an equation of their
     own: one that is an input, a constant or the same variable as an earlier one becomes a copy,
-    and readers of the original keep reading it. ``note`` is called as by :func:`run_inlined`.
+    and readers of the original keep reading it. ``note`` is called as by :func:`inlined`.
     """
-    own = set(own)
-
-    def run(*values: Any) -> list[Any]:
-        given = dict(zip(inputs, values, strict=True))
-        old = run_inlined(jaxpr, [given.get(i) for i in range(len(jaxpr.invars))], note=note)
-        new = [old[i] for i in outputs]
-        taken = list(values)
-        for i in sorted(own):
-            if not versions.is_traced(new[i]) or any(new[i] is other for other in taken):
-                new[i] = jnp.copy(new[i])
-            taken.append(new[i])
-        return new
-
-    return versions.make_jaxpr(run, *(jaxpr.in_avals[i] for i in inputs))
+    flat = inlined(jaxpr, note)
+    given, new = [flat.invars[i] for i in inputs], [flat.outvars[i] for i in outputs]
+    eqns, taken = [*flat.eqns], {*given, *flat.constvars}
+    for i in sorted(set(own)):
+        if not versions.is_var(new[i]) or new[i] in taken:
+            (copy,) = versions.make_jaxpr(jnp.copy, new[i].aval).eqns
+            out = versions.Var(copy.outvars[0].aval)
+            eqns.append(versions.rewritten(copy, [new[i]], [out], copy.source_info))
+            new[i] = out
+        taken.add(new[i])
+    return versions.assembled(flat, versions.constants(flat), given, new, eqns)
 
 
 def etp_equations(eqns: Sequence[JaxprEqn]) -> list[int]:

@@ -19,7 +19,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import NotSupportedError
 from ...base.versions import Jaxpr, JaxprEqn, jaxp
-from ...jaxprs.run import etp_equations, first_nested_operation, run_inlined, with_replacements
+from ...jaxprs.run import etp_equations, first_nested_operation, inlined, with_replacements
 from ...ops.repeated import repeated
 from ..findings.record import IN_CALL, INSIDE, REWRITTEN, ROLLED
 from .branches import cut, run_branches, varying_variables
@@ -117,11 +117,7 @@ class Rewriting:
 
     def program(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """A branch or body without calls, with all its ETP operations in the open."""
-
-        def run(*values: Any) -> list[Any]:
-            return run_inlined(jaxpr, values, note=lambda eqn: self.note(IN_CALL(eqn)))
-
-        return self.open(versions.make_jaxpr(run, *jaxpr.in_avals), fixed)
+        return self.open(inlined(jaxpr, lambda eqn: self.note(IN_CALL(eqn))), fixed)
 
     def open(self, jaxpr: Jaxpr, fixed: Sequence[bool]) -> Jaxpr:
         """The same for a program without calls.

@@ -22,7 +22,7 @@ from ...base.versions import Jaxpr, JaxprEqn, Var, jaxp
 from ...jaxprs.credit import with_credit
 from ...jaxprs.depends import Along, program_influences
 from ...jaxprs.linear import is_sum
-from ...jaxprs.run import run_inlined, with_replacements
+from ...jaxprs.run import inlined, run_inlined, with_replacements
 
 
 def with_selects(jaxpr: Jaxpr) -> Jaxpr:
@@ -31,15 +31,11 @@ def with_selects(jaxpr: Jaxpr) -> Jaxpr:
     for i, eqn in enumerate(jaxpr.eqns):
         if eqn.primitive is not jaxp.cond_p or eqn.effects:
             continue
-        branches = [_inlined(branch) for branch in versions.inner_jaxprs(eqn)]
+        branches = [inlined(branch) for branch in versions.inner_jaxprs(eqn)]
         linear = all(_scales(e) for branch in branches for e in branch.eqns)
         if linear and not _taken_twice(eqn, branches) - {*jaxpr.invars}:
             found[i] = partial(_selected, branches)
     return with_replacements(jaxpr, found) if found else jaxpr
-
-
-def _inlined(branch: Jaxpr) -> Jaxpr:
-    return versions.make_jaxpr(lambda *values: run_inlined(branch, values), *branch.in_avals)
 
 
 def _scales(eqn: JaxprEqn) -> bool:
