@@ -19,6 +19,7 @@ from ..jaxprs.depends import Along, program_influences
 from ..ops.operation import Arrays
 from ..ops.traces import trace_rules
 from ..ops.traces.bands import Bands
+from ..ops.traces.base import zeros_of
 from .base import Block, Cotangents, Entries, Operands, Traces, add
 from .d_rtrl import ParamDimRule
 
@@ -128,7 +129,7 @@ class LaggedDRTRLRule(ParamDimRule):
     def init(self) -> Traces:
         """Traces of zeros, after a last step of zeros."""
         types = self._once(self.executor.jacobian_types)
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, sum_dtype(v.dtype)), types)
+        zeros = jax.tree.map(lambda v: zeros_of(v.shape, sum_dtype(v.dtype))(), types)
         return (*super().init(), zeros)
 
     def _once(self, step: StepJacobians) -> StepJacobians:

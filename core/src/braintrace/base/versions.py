@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -213,6 +213,26 @@ def kept_rule(eqn: JaxprEqn) -> Tangents | None:
     tangents = iter(program.outvars[len(zeros) :])
     nothing = jex_core.Literal(np.float32(0), jax.typeof(np.float32(0)))
     return program, program.invars[count:], [nothing if z else next(tangents) for z in zeros]
+
+
+def same_rule(eqn: JaxprEqn) -> Hashable | None:
+    """What is equal for equations of one rule and types: the user's function, as ``jit`` sees it.
+
+    JAX keeps it in the closure of what traces the rule. ``None`` where it is not found there, or
+    static arguments belong to the rule, too.
+    """
+    rule, avals = eqn.params.get("jvp_jaxpr_fun"), tuple(var.aval for var in eqn.invars)
+    kind, function = type(rule), getattr(rule, "f", None)
+    for _ in range(2):
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        for held in (value for value in cells if isinstance(value, kind)):
+            trees = [
+                arg for _, args in held.transforms for arg in args if hasattr(arg, "num_leaves")
+            ]
+            single = len(held.transforms) == 1 == len(trees) and not held.params
+            return (held.f, *trees, avals) if single else None
+        function = next(filter(callable, cells), None)
+    return None
 
 
 def with_results_of(eqn: JaxprEqn, dtype_of: Callable[[Any], Any]) -> JaxprEqn:

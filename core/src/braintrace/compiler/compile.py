@@ -15,6 +15,7 @@ from ..base import versions
 from ..base.errors import CompilationError, CompilationWarning
 from ..base.former import without_former_options
 from ..base.types import Path
+from ..jaxprs.positions.elements import tracing_once
 from ..show.records import Records
 from .control.rewrite import ControlFlowPolicy
 from .coverage import Frozen, find_coverage, find_unheard, require_coverage, resolve_frozen
@@ -208,7 +209,8 @@ def _analysed(
 ) -> ETraceGraph:
     """The graph of a traced step and its groups, without findings."""
     groups, path_to_group = found
-    reach, cones, relations = analyse_operations(minfo, groups, scope)
+    with tracing_once():
+        reach, cones, relations = analyse_operations(minfo, groups, scope)
     perturbed = perturb_hidden(minfo, groups, relations)
     return ETraceGraph(
         module_info=minfo,

@@ -12,9 +12,9 @@ import brainstate
 from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
-from ..base.versions import JaxprEqn, Var
+from ..base.versions import Var
 from ..jaxprs.depends import slice_to
-from .groups import Groups, member_of
+from .groups import Groups, groups_of_new
 from .module_info import Marks, ModuleInfo, StateKind
 from .relation import Relations
 
@@ -49,14 +49,10 @@ def find_unheard(minfo: ModuleInfo, groups: Groups) -> frozenset[int]:
     """
     slots = minfo.slots_of(StateKind.OTHER)
     others = [s for s in slots if any(versions.is_float(v.aval) for v in minfo.invars_of(s))]
-    member = member_of(groups)
     olds: dict[Var, Marks] = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
     olds |= {v: frozenset({slot.path}) for slot in others for v in minfo.invars_of(slot)}
 
-    def emits(i: int, eqn: JaxprEqn) -> Marks:
-        return frozenset(member[var] for var in eqn.outvars if var in member)
-
-    marks = minfo.credit(olds, emits=emits) if others else {}
+    marks = minfo.credit(olds, emits=groups_of_new(groups)) if others else {}
 
     def behind(atoms: Iterable[Any]) -> Marks:
         return frozenset().union(*(marks.get(v, frozenset()) for v in atoms if versions.is_var(v)))

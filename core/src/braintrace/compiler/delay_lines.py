@@ -35,7 +35,8 @@ SUMS = frozenset(
 
 def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
     """The step with its delay lines among the hidden states; itself where there are none."""
-    axes = {k: _axes_of(minfo, slot) for k, slot in enumerate(minfo.slots)}
+    operations = {*etp_equations(minfo.eqns)}
+    axes = {k: _axes_of(minfo, slot, operations) for k, slot in enumerate(minfo.slots)}
     lines = {k: own for k, own in axes.items() if own and _carries(minfo, minfo.slots[k])}
     while lines:
         found = _with(minfo, {k: axes[0] for k, axes in lines.items()})
@@ -47,7 +48,7 @@ def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
     return minfo
 
 
-def _axes_of(minfo: ModuleInfo, slot: StateSlot) -> list[int]:
+def _axes_of(minfo: ModuleInfo, slot: StateSlot, operations: set[int]) -> list[int]:
     """The axes along which a state may be a line: it is shifted along one, or written at an index.
 
     Without them, it has the positions of another hidden state, or of the result of an operation; or
@@ -61,7 +62,6 @@ def _axes_of(minfo: ModuleInfo, slot: StateSlot) -> list[int]:
     shape, own = old.aval.shape, slot.kind is StateKind.HIDDEN
     if own and len(shape) != len(slot.varshape):
         return []  # it says itself which of its axes holds states
-    operations = {*etp_equations(minfo.eqns)}
     known = {s.varshape for s in minfo.slots_of(StateKind.HIDDEN) if s is not slot}
     known |= {minfo.eqns[i].outvars[0].aval.shape for i in operations}
     axes = [k for k in range(len(shape)) if (*shape[:k], *shape[k + 1 :]) in known]

@@ -368,8 +368,8 @@ def _inflows(graph: ETraceGraph, along: Along) -> dict[Node, frozenset[Node]]:
     marks = depends(
         minfo.eqns,
         {var: frozenset({node}) for var, node in sources.items()},
-        emits=lambda i, eqn: frozenset(nodes[v] for v in eqn.outvars if v in nodes),
-        through={var: frozenset({node}) for var, node in nodes.items()}.get,
+        emits=(own := {var: frozenset({node}) for var, node in nodes.items()}),
+        through=own.get,
         along=along,
     )
 

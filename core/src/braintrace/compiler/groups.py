@@ -265,9 +265,7 @@ def find_hidden_groups_from_minfo(
     filters = {minfo.outvars_of(s)[0]: i for i, s in enumerate(slots) if s.is_filter}
     if filters or across_layers:
         number = {minfo.outvars_of(slot)[0]: i for i, slot in enumerate(slots)}
-
-        def emits(i: int, eqn: JaxprEqn) -> frozenset[int]:
-            return frozenset(number[v] for v in eqn.outvars if v in number)
+        emits = {v: frozenset({k}) for v, k in number.items()}
 
         def past(own: dict[Var, int]) -> dict[Var, frozenset[int]]:
             """What leads to each variable past none of some new values."""
@@ -384,3 +382,8 @@ def _by_position(minfo: ModuleInfo, a: StateSlot, b: StateSlot) -> bool:
 def member_of(groups: Groups) -> dict[Var, int]:
     """Which group a new-value variable belongs to."""
     return {var: group.index for group in groups for var in group.hidden_outvars}
+
+
+def groups_of_new(groups: Groups) -> dict[Var, frozenset[int]]:
+    """The same as marks for :func:`depends`."""
+    return {var: frozenset({group}) for var, group in member_of(groups).items()}

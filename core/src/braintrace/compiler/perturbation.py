@@ -38,7 +38,7 @@ from ..base import versions
 from ..base.errors import NotSupportedError
 from ..base.former import without_former_options
 from ..base.types import Path
-from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
+from ..base.versions import Atom, Jaxpr, Var
 from ..jaxprs.depends import Along, depends, operands_behind
 from ..published import PerturbationViews
 from .contexts import Instruction, Read, plan_backward, run_in_contexts
@@ -218,21 +218,19 @@ class _Reads:
         self.traced = {i: (frozenset(to), {t.position for t in of}) for i, to, of in facts}
         self.perturbation = {v: k for k, v in enumerate(self.member)}
         self.old = {v: g.index for g in groups for v in g.hidden_invars}
+        none: frozenset[int] = frozenset()
         olds = depends(minfo.eqns, {v: frozenset({g}) for v, g in self.old.items()})
         own = {v: frozenset({g}) for v, g in self.member.items()}
         cut = {i for i, eqn in enumerate(minfo.eqns) if is_barrier(eqn)}
-        nears = depends(minfo.eqns, {}, lambda i, *_: i not in cut, self._ends_near, own.get)
+        driven = {v: to for i, (to, _) in self.traced.items() for v in minfo.eqns[i].outvars}
+        ends = own | {v: own.get(v, none) | to for v, to in driven.items()}
+        nears = depends(minfo.eqns, {}, lambda i, *_: i not in cut, ends, own.get)
         # what makes a difference to an equation: groups whose old values are behind it, by any
         # path, and those near which it is read otherwise than elsewhere
-        none: frozenset[int] = frozenset()
         self.matters = [
             [none.union(*(found.get(v, none) for v in eqn.outvars)) for found in (olds, nears)]
             for eqn in minfo.eqns
         ]
-
-    def _ends_near(self, i: int, eqn: JaxprEqn) -> frozenset[int]:
-        members = frozenset(self.member[v] for v in eqn.outvars if v in self.member)
-        return members | self.traced[i][0] if i in self.traced else members
 
     def read(self, atom: Atom, hold: frozenset[int], near: int | None, stop: bool = False) -> Read:
         """How ``atom`` is read by an equation that runs with ``hold`` and ``near``."""

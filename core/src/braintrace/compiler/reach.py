@@ -183,11 +183,9 @@ def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
     ``vmap`` over functions with states leaves such copies of equations behind.
     """
     eqns, member = minfo.eqns, member_of(groups)
-    etp = {i: frozenset({(i, None)}) for i in etp_equations(eqns)}
+    etp = etp_equations(eqns)
     barriers = {var: i for i in etp if is_barrier(eqns[i]) for var in eqns[i].outvars}
-
-    def starts(i: int, eqn: JaxprEqn) -> Marks:
-        return etp.get(i, frozenset())
+    starts = {var: frozenset({(i, None)}) for i in etp for var in eqns[i].outvars}
 
     def ends(var: Var, marks: Marks) -> Marks:
         g = member.get(var)
@@ -200,7 +198,7 @@ def find_reach(minfo: ModuleInfo, groups: Groups) -> tuple[Reach, ...]:
     every = minfo.credit({}, emits=starts, through=crosses)
     near, far = _turned(member, minfo.credit({}, minfo.near, starts, ends)), _turned(member, every)
     found = []
-    for i in sorted(etp.keys() & slice_to(eqns, minfo.jaxpr.outvars)):
+    for i in sorted({*etp} & {*slice_to(eqns, minfo.jaxpr.outvars)}):
         crossing = frozenset(var for var in far[i] if (i, True) in every[var])
         to, beyond = (frozenset(member[var] for var in news[i]) for news in (near, far))
         found.append(Reach(i, eqns[i], weight_operands(minfo, i), to, beyond, crossing))
@@ -263,12 +261,8 @@ def _cone(groups: Groups, group: HiddenGroup, reach: Sequence[Reach], scope: str
 
     behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
     olds = {var: frozenset({var}) for var in group.hidden_invars}
-    within, starts = [program[i] for i in behind], frozenset(ys)
-
-    def emits(i: int, eqn: JaxprEqn) -> Marks:
-        return starts.intersection(eqn.outvars)
-
-    marks = depends(within, olds, enters, emits, along=Along.DERIVATIVES)
+    within, starts = [program[i] for i in behind], {y: frozenset({y}) for y in ys}
+    marks = depends(within, olds, enters, starts, along=Along.DERIVATIVES)
     moving = (i for i in behind if any(marks.get(var) for var in program[i].outvars))
     eqns = tuple(i for i in moving if not is_barrier(program[i]))
     inner = {*group.hidden_invars, *ys, *(var for i in eqns for var in program[i].outvars)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ..base import versions
@@ -40,8 +41,8 @@ def depends(
     eqns: Sequence[JaxprEqn],
     seeds: dict[Var, frozenset[Any]],
     passes: Callable[[int, JaxprEqn, int], bool] | None = None,
-    emits: Callable[[int, JaxprEqn], frozenset[Any]] | None = None,
-    through: Callable[[Var, frozenset[Any]], frozenset[Any]] = lambda var, marks: marks,
+    emits: Mapping[Var, frozenset[Any]] = MappingProxyType({}),
+    through: Callable[[Var, frozenset[Any]], frozenset[Any]] | None = None,
     along: Along = Along.VALUES,
 ) -> dict[Var, frozenset[Any]]:
     """Forward dependence: which marks reach each variable, when ``seeds`` are on some of them.
@@ -50,8 +51,8 @@ def depends(
     operands that reach it in them; a result of any other equation takes the marks of all.
 
     ``passes(index, eqn, operand_position)`` says whether marks flow through that operand,
-    ``emits(index, eqn)`` which marks the results of an equation get in addition, and
-    ``through(variable, marks)`` what becomes of the marks that reach a variable.
+    ``emits`` has marks that all results of an equation get in addition, by any of its results, and
+    ``through(variable, marks)`` says what becomes of the marks that reach a variable.
     """
     marks, empty = dict(seeds), frozenset[Any]()
     smooth = along is Along.DERIVATIVES
@@ -67,7 +68,9 @@ def depends(
                 and (passes is None or passes(i, eqn, k))
             ):
                 arriving[k] = found
-        emitted = empty if emits is None else emits(i, eqn)
+        emitted = empty
+        if emits:
+            emitted = empty.union(*(emits[var] for var in eqn.outvars if var in emits))
         if not (arriving or emitted) or (smooth and eqn.primitive is jaxp.stop_gradient_p):
             continue
         behind = influences(eqn, along)
@@ -76,7 +79,7 @@ def depends(
             if behind is not None:
                 found = emitted.union(*(arriving.get(p, empty) for p in behind[k]))
             if found and not (smooth and not versions.is_float(var.aval)):
-                marks[var] = through(var, found)
+                marks[var] = found if through is None else through(var, found)
     return marks
 
 
@@ -122,11 +125,8 @@ def moving_with(eqns: Sequence[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
     So are the results of equations with effects, such as a callback, which may differ each time.
     """
     mark: frozenset[Any] = frozenset({0})
-
-    def emits(i: int, eqn: JaxprEqn) -> frozenset[Any]:
-        return mark if eqn.effects else frozenset()
-
-    return set(depends(eqns, dict.fromkeys(variables, mark), emits=emits, along=Along.EQUATIONS))
+    effects = dict.fromkeys((var for eqn in eqns if eqn.effects for var in eqn.outvars), mark)
+    return set(depends(eqns, dict.fromkeys(variables, mark), emits=effects, along=Along.EQUATIONS))
 
 
 # --- which operands a result of one equation depends on -----------------------------------------

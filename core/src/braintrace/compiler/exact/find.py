@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ...base import versions
 from ...base.errors import NotSupportedError
@@ -101,8 +100,7 @@ def _drive(
     member, arriving = member_of(groups), dict[Var, frozenset[Key]]()
     olds = {v: g.index for g in groups for v in g.hidden_invars}
 
-    def emits(i: int, eqn: Any) -> frozenset[Key]:
-        return frozenset(member.get(v, v) for v in eqn.outvars if v in member or v in operations)
+    emits = {v: frozenset[Key]({member.get(v, v)}) for v in (*member, *operations)}
 
     def through(var: Var, marks: frozenset[Key]) -> frozenset[Key]:
         if var not in member:

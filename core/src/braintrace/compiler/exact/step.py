@@ -98,8 +98,7 @@ class _Run:
         }
         ends = {*self.news, *(y for y in credit.above if not isinstance(y, int))}
         self.moving = self.info.credit(
-            {v: frozenset({0}) for v in self.olds},
-            emits=lambda i, eqn: frozenset({0} if ends & {*eqn.outvars} else ()),
+            dict.fromkeys(self.olds, frozenset({0})), emits=dict.fromkeys(ends, frozenset({0}))
         )
 
     def outputs(self) -> list[Any]:

@@ -12,7 +12,7 @@ from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
 from ..exact.find import MOST_VALUES
 from ..graph import ETraceGraph
-from ..groups import HiddenGroup, member_of
+from ..groups import HiddenGroup, groups_of_new
 from ..module_info import DYNAMIC, CreditFilter, Marks
 from .record import Kind, info, warning
 
@@ -161,12 +161,10 @@ def _pairs(graph: ETraceGraph) -> Iterator[tuple[HiddenGroup, Paths, Paths, froz
     Last, the parameters of which the result of the model hears in no other way.
     """
     executed = graph.executed
-    info, member = executed.module_info, member_of(executed.hidden_groups)
+    info = executed.module_info
     seeds: dict[Any, Marks] = {v: frozenset({p}) for (p, _), v in info.parameter_leaves.items()}
     seeds |= {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
-    marks = info.credit(
-        seeds, emits=lambda i, eqn: frozenset(member[v] for v in eqn.outvars if v in member)
-    )
+    marks = info.credit(seeds, emits=groups_of_new(executed.hidden_groups))
 
     def behind(atoms: Iterable[Any]) -> Marks:
         known = (marks.get(v, frozenset()) for v in atoms if versions.is_var(v))

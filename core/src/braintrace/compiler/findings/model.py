@@ -18,7 +18,7 @@ from ...jaxprs.run import first_nested_operation
 from ...ops.primitive import is_etp_primitive
 from ..coverage import behind_states, why_uncovered
 from ..graph import ETraceGraph
-from ..groups import member_of
+from ..groups import groups_of_new, member_of
 from ..module_info import Marks, StateKind, is_barrier
 from .record import Finding, Kind, described, info, warning
 
@@ -143,11 +143,7 @@ def _readers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     groups, info = found.hidden_groups, found.module_info
     driven, member = {c.group for c in found.cones if c.driving}, member_of(groups)
     olds = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
-
-    def emits(i: int, eqn: JaxprEqn) -> Marks:
-        return frozenset(member[var] for var in eqn.outvars if var in member)
-
-    marks = info.credit(olds, info.near, emits)
+    marks = info.credit(olds, info.near, groups_of_new(groups))
     pairs = {(g, to) for var, to in member.items() for g in marks.get(var, ()) if g in driven}
     run = found.executed.hid_path_to_group
     for g, to in sorted(pair for pair in pairs if pair[0] != pair[1]):
@@ -212,8 +208,7 @@ def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     seeds |= {v: frozenset({"parameters"}) for v in info.parameter_leaves.values()}
     seeds |= {v: taken for g in groups for v in g.hidden_invars}
     members = {v for g in groups for v in g.hidden_outvars}
-    new = {i for i, eqn in enumerate(info.eqns) if not members.isdisjoint(eqn.outvars)}
-    marks = info.credit(seeds, emits=lambda i, eqn: taken if i in new else frozenset())
+    marks = info.credit(seeds, emits=dict.fromkeys(members, taken))
     used = filter(versions.is_var, (*members, *info.jaxpr.outvars[: info.num_out]))
     lost = ", ".join(show_path(path) for path, how in found.coverage().items() if how == "lost")
     zero = f", so that the gradient of {lost} is zero" if lost else ""

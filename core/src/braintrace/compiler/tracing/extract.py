@@ -117,9 +117,10 @@ def _trace(
     moving = moving_values()
     stateful: Any = brainstate.transform.StatefulFunction(step, return_only_write=False)
     states, settings = _run(model, partial(stateful.make_jaxpr, *args, **moving), here)
-    jaxpr = stateful.get_jaxpr(*args, **moving)
-    out, new_values = stateful.get_out_shapes(*args, **moving)
-    traced = stateful.get_state_trace(*args, **moving).states
+    key = stateful.get_arg_cache_key(*args, **moving)
+    jaxpr = stateful.get_jaxpr_by_cache(key)
+    out, new_values = stateful.get_out_shapes_by_cache(key)
+    traced = stateful.get_state_trace_by_cache(key).states
     order, slots = _arrange(states, traced, new_values)
     number = {slot.state: k for k, slot in enumerate(slots)}
     first, end = len(jax.tree.leaves(args)), len(jax.tree.leaves((args, moving)))

@@ -65,7 +65,7 @@ class Emitted:
             info.eqns,
             {var: frozenset({g}) for var, g in olds.items()},
             passes=lambda i, eqn, k: differentiable(eqn) and keeps_positions(eqn, k),
-            emits=lambda i, eqn: frozenset().union(*(own.get(v, ()) for v in eqn.outvars)),
+            emits=own,
             through=lambda var, marks: own.get(var, marks),
             along=Along.DERIVATIVES,
         )

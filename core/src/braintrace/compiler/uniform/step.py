@@ -89,7 +89,7 @@ class Step:
             info.eqns,
             {var: frozenset({path}) for path, var in info.hidden_path_to_invar.items()},
             passes,
-            emits=lambda i, eqn: frozenset(states[v] for v in eqn.outvars if v in states),
+            emits={var: frozenset({path}) for var, path in states.items()},
             through=lambda v, marks: marks | {states[v]} if v in states else marks,
             along=Along.DERIVATIVES,
         )

@@ -179,13 +179,37 @@ def _tangents(eqn: JaxprEqn, operands: list[int]) -> versions.Tangents | None:
 
     avals = [v.aval for v in eqn.invars]
     try:
-        if custom and (kept := versions.kept_rule(eqn)) is not None:
+        if custom and (kept := _kept_rule(eqn)) is not None:
             program, dots, results = kept
             return program, [dots[i] for i in operands], results
         program = versions.make_jaxpr(tangents, avals, [avals[i] for i in operands])
         return program, program.invars[len(avals) :], program.outvars
     except (TypeError, ValueError, NotImplementedError):
         return None
+
+
+#: The rules that are kept, by what is the same of all calls of one function.
+_KNOWN: ContextVar[dict[Any, versions.Tangents] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def tracing_once() -> Iterator[None]:
+    """Inside, the rule of a function is traced once for all its calls with the same types."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _kept_rule(eqn: JaxprEqn) -> versions.Tangents | None:
+    known = _KNOWN.get()
+    same = None if known is None else versions.same_rule(eqn)
+    if known is None or same is None:
+        return versions.kept_rule(eqn)
+    if same not in known and (kept := versions.kept_rule(eqn)) is not None:
+        known[same] = kept
+    return known.get(same)
 
 
 def _custom_vjp(eqn: JaxprEqn, operands: list[int], outs: Found) -> Found:
