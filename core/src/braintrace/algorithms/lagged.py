@@ -74,9 +74,12 @@ def _needs_weights(link: Link) -> bool:
         avals[operation.spec.x_invar_index] = None
 
     def added(operands: Sequence[Any], x: Any, dy: Any) -> Any:
-        f = jnp.broadcast_to(dy, (1, 1, *link.extra, *dy.shape))
         steps = None if x is None else x[None]
-        return rules.increments(steps, f, operands), operation.contract(steps, dy[None], operands)
+        contracted = operation.contract(steps, dy[None], operands)
+        if rules.adds_contractions and x is not None:
+            return contracted
+        f = jnp.broadcast_to(dy, (1, 1, *link.extra, *dy.shape))
+        return rules.increments(steps, f, operands), contracted
 
     program = versions.make_jaxpr(added, avals, operation.x_aval, operation.y_aval)
     behind = frozenset().union(*program_influences(program, Along.VALUES))

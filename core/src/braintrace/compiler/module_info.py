@@ -239,6 +239,11 @@ class ModuleInfo(StepViews):
         seeds = (*self.hidden_path_to_invar.values(), *self.parameter_leaves.values())
         return set(self.credit(dict.fromkeys(seeds, frozenset({0}))))
 
+    @cached_property
+    def _passes(self) -> dict[JaxprEqn, bool]:
+        """Whether a path may stay near through an equation."""
+        return {eqn: differentiable(eqn) and not is_barrier(eqn) for eqn in self.eqns}
+
     def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
         """Whether a path stays *near* through an operand of an equation of the step.
 
@@ -246,7 +251,7 @@ class ModuleInfo(StepViews):
         gradient-enabled one, unless it enters by a trainable operand that parameters lead to: that
         belongs to the relation of the operation.
         """
-        if not differentiable(eqn) or is_barrier(eqn):
+        if not self._passes[eqn]:
             return False
         if not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index:
             return True

@@ -69,12 +69,16 @@ def depends(
             ):
                 arriving[k] = found
         emitted = empty
-        if emits:
-            emitted = empty.union(*(emits[var] for var in eqn.outvars if var in emits))
+        for var in eqn.outvars if emits else ():
+            if var in emits:
+                emitted |= emits[var]
         if not (arriving or emitted) or (smooth and eqn.primitive is jaxp.stop_gradient_p):
             continue
         behind = influences(eqn, along)
-        found = emitted.union(*arriving.values())
+        if len(arriving) == 1 and not emitted:
+            (found,) = arriving.values()
+        else:
+            found = emitted.union(*arriving.values())
         for k, var in enumerate(eqn.outvars):
             if behind is not None:
                 found = emitted.union(*(arriving.get(p, empty) for p in behind[k]))

@@ -65,23 +65,23 @@ def real_array(operation: str, name: str, value: ArrayLike) -> tuple[jax.Array, 
             if isinstance(value, jax.Array)
             else saiunit.split_mantissa_unit(value)
         )
-        array = jnp.asarray(mantissa)
+        array = mantissa if isinstance(mantissa, jax.Array) else jnp.asarray(mantissa)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{operation}: {name} must be an array or a saiunit.Quantity, "
             f"got {type(value).__name__}"
         ) from error
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array, unit
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(
             f"{operation}: {name} has the complex dtype {array.dtype}; eligibility traces are "
             "defined for real numbers. Pass real and imaginary parts separately"
         )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{operation}: {name} has dtype {array.dtype}, expected a floating-point dtype. "
-            f"Convert it, for example with {name}.astype(jax.numpy.float32)"
-        )
-    return array, unit
+    raise TypeError(
+        f"{operation}: {name} has dtype {array.dtype}, expected a floating-point dtype. "
+        f"Convert it, for example with {name}.astype(jax.numpy.float32)"
+    )
 
 
 def processed(

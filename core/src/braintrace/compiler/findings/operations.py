@@ -110,18 +110,19 @@ def _blocking(found: ETraceGraph) -> dict[int, list[Reach]]:
 def _keeping(found: ETraceGraph) -> dict[int, tuple[Path, ...]]:
     """The states that carry no credit and keep outputs of those without a group for later steps."""
     info = found.module_info
-    ends = {r.eqn.outvars[0]: frozenset({r.eqn_index}) for r in found.reach if not r.far}
+    ends = {r.eqn_index for r in found.reach if not r.far}
     others = [slot for slot in info.slots_of(StateKind.OTHER) if ends and slot.leaves]
     seeds = {v: frozenset({s.path}) for s in others for v in info.invars_of(s)}
     if not any(versions.is_float(v.aval) for v in seeds):
         return {}
-    marks = info.credit(seeds, emits=ends)
+    emits = {v: frozenset({i}) for i in ends for v in info.eqns[i].outvars}
+    marks = info.credit(seeds, emits=emits)
     used = (*info.hidden_path_to_outvar.values(), *info.jaxpr.outvars[: info.num_out])
     read = {mark for v in used if versions.is_var(v) for mark in marks.get(v, ())}
     kept: dict[int, tuple[Path, ...]] = {}
     for slot in (slot for slot in others if slot.path in read):
         news = filter(versions.is_var, info.outvars_of(slot))
-        for i in ends.keys() & {mark for v in news for mark in marks.get(v, ())}:
+        for i in ends & {mark for v in news for mark in marks.get(v, ())}:
             kept[i] = (*kept.get(i, ()), slot.path)
     return kept
 

@@ -59,6 +59,11 @@ class TraceRules(ABC):
         """The same rules for another number of states."""
         return replace(self, num_state=num_state)
 
+    @property
+    def adds_contractions(self) -> bool:
+        """Whether what a step with an input adds is ``operation.contract``, example by example."""
+        return False
+
     def init(self) -> Arrays:
         """A trace of zeros."""
         return {key: zeros_of(v.shape, v.dtype)() for key, v in self.types.items()}

@@ -46,6 +46,11 @@ class StructuredTrace(TraceRules):
     def has_parts(self) -> bool:
         return 1 < self.num_state <= UNROLL_STATES
 
+    @property
+    def adds_contractions(self) -> bool:
+        spec = self.operation.spec
+        return spec.increments_drtrl is None and spec.instant_drtrl is None
+
     def parted(self, trace: Arrays) -> dict[str, Any]:
         if not self.has_parts or is_parted(trace):
             return trace
