@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 953,
-    "ops": 3059,
+    "base": 1003,
+    "ops": 3069,
     "show": 1475,
-    "jaxprs": 1867,
+    "jaxprs": 1906,
     "plugins": 1730,
-    "compiler": 8293,
+    "compiler": 8275,
     "executor": 2502,
     "files": 934,
     "cli": 739,
-    "algorithms": 3474,
+    "algorithms": 3478,
     "drivers": 4024,
     "learners": 4278,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_148, 12_509
-WHOLE_CORE = 34_143
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_233, 12_569
+WHOLE_CORE = 34_228
 
 
 def module_of(file: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.extend.core import check_jaxpr
 
@@ -60,6 +61,24 @@ def test_inputs_are_permuted_and_outputs_distinct() -> None:
     assert versions.jaxpr_as_fun(flat)(2.0, 1.0) == [4.0, 1.0, 4.0]
     first, copied, again = flat.outvars
     assert len({first, copied, again, *flat.invars}) == 5
+
+
+def test_a_call_that_is_inlined_twice_has_variables_of_its_own() -> None:
+    table = jnp.arange(3.0)
+
+    @jax.jit
+    def drawn(x: Any) -> Any:
+        ref = jax.new_ref(x * table)
+        ref[0] = 2.0 * ref[1]
+        return jax.freeze(ref), 1.0
+
+    jaxpr = jax.make_jaxpr(lambda x: (*drawn(x), *drawn(drawn(x)[0])))(jnp.ones(3))
+    flat = inlined(jaxpr)
+    check_jaxpr(getattr(flat, "jaxpr", flat))
+    made = [var for eqn in flat.eqns for var in eqn.outvars]
+    assert len(made) == len({*made}) and not any(map(versions.inner_jaxprs, flat.eqns))
+    found = versions.jaxpr_as_fun(flat)(jnp.ones(3))
+    assert [np.asarray(v).tolist() for v in found] == [[2, 1, 2], 1, [2, 1, 4], 1]
 
 
 nested_p = bt.register_primitive("unit_nested_scale", lambda x, w: x * w)

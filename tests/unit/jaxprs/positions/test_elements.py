@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from braintrace.jaxprs.positions.elements import through
+from braintrace.jaxprs.positions.elements import through, tracing_once
 from braintrace.jaxprs.positions.places import NOTHING, SEVERAL, own_places
 
 lax = jax.lax
@@ -83,3 +84,40 @@ def rules_without_end() -> dict[str, Any]:
 def test_a_rule_that_leads_to_itself_mixes_what_it_may(name: str) -> None:
     halve = rules_without_end()[name]
     assert reached(lambda a, b: halve(a) + b, 2, 2) == [[SEVERAL] * 2, [0, 1]]
+
+
+def test_the_rule_of_a_function_is_traced_once_for_all_its_calls() -> None:
+    followed = []
+
+    def mirrored(scale: float) -> Any:
+        @jax.custom_jvp
+        def function(x: Any) -> Any:
+            return scale * x
+
+        @function.defjvp
+        def rule(primals: Any, dots: Any) -> Any:
+            followed.append(scale)
+            return function(*primals), scale * dots[0][::-1]
+
+        return function
+
+    once, other = mirrored(2.0), mirrored(3.0)
+    with tracing_once():
+        assert reached(lambda x: once(once(x)) + once(2 * x)[::-1], 2) == [[0, 1]]
+        assert followed == [2.0]
+        assert reached(lambda x: other(x), 2) == [[1, 0]] and reached(once, 3) == [[2, 1, 0]]
+    assert followed == [2.0, 3.0, 2.0] and reached(once, 2) == [[1, 0]]
+    assert len(followed) == 4
+
+
+def test_rules_with_static_arguments_are_told_apart() -> None:
+    @partial(jax.custom_jvp, nondiff_argnums=(1,))
+    def turned(x: Any, turns: int) -> Any:
+        return x
+
+    @turned.defjvp
+    def rule(turns: int, primals: Any, dots: Any) -> Any:
+        return primals[0], jnp.roll(dots[0], turns)
+
+    with tracing_once():
+        assert reached(lambda x: turned(turned(x, 1), 2), 4) == [[3, 0, 1, 2]]
