@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 1003,
+    "base": 1010,
     "ops": 3069,
     "show": 1475,
     "jaxprs": 1906,
     "plugins": 1730,
     "compiler": 8275,
-    "executor": 2502,
+    "executor": 3024,
     "files": 934,
     "cli": 739,
-    "algorithms": 3478,
-    "drivers": 4024,
-    "learners": 4278,
+    "algorithms": 3496,
+    "drivers": 3792,
+    "learners": 4315,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_233, 12_569
-WHOLE_CORE = 34_228
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_780, 12_952
+WHOLE_CORE = 34_580
 
 
 def module_of(file: Path) -> str:

@@ -54,7 +54,7 @@ def test_what_is_carried_and_what_has_a_trace() -> None:
     shown = (
         f"traces: influence of {rule.num_entries} parameter entries on cell.h [2, 3], mean [2, 2]"
     )
-    assert shown in report and f"runs the model forward {rule.num_entries} times" in report
+    assert shown in report and "runs the model backward 5 times, all steps of" in report
 
 
 def test_rules_within_groups_are_those_of_single_steps_downstream() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import brainstate
@@ -13,7 +14,8 @@ import pytest
 import saiunit as u
 
 import braintrace as bt
-from braintrace.learners.report import shown_bytes
+from braintrace.drivers.in_stages import Way
+from braintrace.learners.report import shown_bytes, shown_way
 from tests import zoo
 from tests.unit.drivers.net import made
 
@@ -85,3 +87,37 @@ def test_the_report_says_how_far_credit_goes() -> None:
     assert "credit over time: through all that a step carries\n" in of("rtrl")
     assert "carries, within 1 steps between positions" in of("snap", n=1)
     assert "credit over time" not in compiled("d_rtrl", downstream="step").report
+
+
+def test_the_report_says_how_the_last_gradient_ran() -> None:
+    learner = compiled("d_rtrl")
+    xs = jnp.broadcast_to(X, (20, *X.shape))
+
+    def step(x: Any) -> Any:
+        return (learner(x) ** 2).sum()
+
+    def noisy(x: Any) -> Any:
+        jax.debug.callback(lambda _: None, x[0, 0])
+        return step(x)
+
+    def said(**options: Any) -> str:
+        learner.etrace_grad(xs, **{"step_fn": step, **options})
+        return learner.report.splitlines()[-1].removeprefix("the last gradient: a block of ")
+
+    assert "the last gradient" not in learner.report
+    assert re.fullmatch(
+        r"20 steps, at once: the recurrence \(\d+ equations\) step by step, \d+ equations for all "
+        "steps together",
+        said(block_size=20),
+    )
+    assert said(block_size=8) == "8 steps, step by step: fewer than 16"
+    assert said(block_size=18).startswith("18 steps, at once")  # and not of the 2 steps behind it
+    assert said(step_fn=noisy, block_size=20) == (
+        "20 steps, step by step: a step has an effect (debug_callback)"
+    )
+    large, even = Way(20, 0, 3, 4, 2**17), Way(23, 0, 3, 4, 2**16)
+    assert shown_way(large).endswith("step by step: 128.00 KiB a step is above 64.00 KiB")
+    assert shown_way(even).endswith(
+        "no number of steps from 16 to 16 (64.00 KiB a step) divides the block"
+    )
+    assert "in parts of 20: the recurrence (3 eq" in shown_way(Way(40, 20, 3, 4, 2**15))

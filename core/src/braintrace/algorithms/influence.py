@@ -34,6 +34,7 @@ from ..base import versions
 from ..base.precision import sum_dtype, wide_dtype, widened_dtype
 from ..base.types import Path, bytes_of
 from ..compiler.module_info import StateKind
+from ..executor.by_states import ByStates, by_states
 from ..executor.executor import Executor
 from ..executor.joint_graph import joint_graph
 from ..executor.layout import Positions
@@ -173,11 +174,19 @@ class InfluenceRule(LearningRule):
         """Reverse mode of several steps would count what the mask leaves out."""
         return any(mask is not None for mask in self.masks)
 
+    @cached_property
+    def by_states(self) -> ByStates | None:
+        """Traces of several steps by rows of carried values, where that is possible and less."""
+        info = self.executor.graph.module_info
+        return by_states(info, self.parameters, self.carried, self._wide)
+
     @property
     def bytes_per_step(self) -> int:
         """What reverse mode may keep of a step: the result of every equation."""
         eqns = self.executor.graph.module_info.eqns
-        return bytes_of([var.aval for eqn in eqns for var in eqn.outvars if var.aval.shape != ()])
+        rows = 0 if self.by_states is None else self.by_states.bytes_per_step
+        own = [var.aval for eqn in eqns for var in eqn.outvars if var.aval.shape != ()]
+        return bytes_of(own) + rows
 
     # --- steps -------------------------------------------------------------------------------
 
@@ -222,6 +231,9 @@ class InfluenceRule(LearningRule):
         start = self.init() if traces is None else traces
         if not self.carried:
             return ()
+        if self.by_states is not None and not self.in_single_steps:
+            known = traces and tuple(_unless(first, trace) for trace in traces)
+            return self._kept(self.by_states.after(known, kept, params))
 
         def one(traces: Traces, now: Any) -> tuple[Traces, None]:
             number, kept = now
@@ -239,7 +251,10 @@ class InfluenceRule(LearningRule):
         self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any], begins: bool = False
     ) -> Traces:
         """The traces after a step."""
-        new = self._unmasked(traces, kept, params, begins)
+        return self._kept(self._unmasked(traces, kept, params, begins))
+
+    def _kept(self, new: Sequence[jax.Array]) -> Traces:
+        """What is kept of new traces, in its dtype."""
         return tuple(
             (m if mask is None else jnp.where(mask, m, 0)).astype(self._dtype(s))
             for m, mask, s in zip(new, self.masks, self.carried, strict=True)
@@ -249,6 +264,9 @@ class InfluenceRule(LearningRule):
         self, traces: Traces, kept: Sequence[Any], params: Mapping[Path, Any], begins: bool = False
     ) -> list[jax.Array]:
         """``J M + P``; ``P`` where nothing is before the step."""
+        if self.by_states is not None:
+            one = jax.tree.map(lambda v: jnp.asarray(v)[None], kept)
+            return self.by_states.after(None if begins else traces, one, params)
         info = self.executor.graph.module_info
         inputs = all_inputs(info, kept, params)
         parameters, carried = (

@@ -115,6 +115,13 @@ def with_outvars(jaxpr: Jaxpr, outvars: Sequence[Atom]) -> Jaxpr:
     return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
 
 
+def without_effects(jaxpr: Jaxpr) -> Jaxpr:
+    """A closed jaxpr without its prints and callbacks, which have no results."""
+    kept = [eqn for eqn in jaxpr.eqns if not eqn.effects]
+    changed = jaxpr.jaxpr.replace(eqns=kept, effects=frozenset())
+    return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
+
+
 def open_jaxpr(
     free: Sequence[Var], ins: Sequence[Var], outs: Sequence[Atom], eqns: Sequence[JaxprEqn]
 ) -> Jaxpr | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from . import guards, undo
 from .block_size import auto_block_size
 from .first import block_without_past, drives_every_state, finite_where_still
 from .in_reverse import in_reverse
+from .in_stages import Way
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
@@ -106,6 +108,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     sums = {i: step.direct.start_of_sum(i, leaf) for i, leaf in live.items()}
     start = leaves, traces, sums, jax.tree.map(start_of_sum, like[1])
     end, found = in_parts(run.block, start, inputs, size, jax.lax.scan, least=2)
+    learner._drivers.last_way = max(run.ways, key=attrgetter("steps"))
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end
     direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), tuple(sums), like)
@@ -143,7 +146,8 @@ class BlockRun:
         rule, options = self.learner.rule, self.options
         held, take = (rule.hold(traces), rule.take) if self.takes_steps else ((), _keep)
         record = _record(rule.executor, self.step, leaves, direct, self.traced, inputs, take, held)
-        leaves, direct, held, recorded, moves, losses, aux, own = record
+        leaves, direct, held, recorded, moves, losses, aux, own, way = record
+        self.ways.append(way)
         if self.takes_steps:
             found, traces = rule.release(held, recorded, self.operands)
         else:
@@ -216,6 +220,11 @@ class BlockRun:
         return self.since_reset + number * self.size == 0
 
     @cached_property
+    def ways(self) -> list[Way]:
+        """How each block that was traced is run."""
+        return []
+
+    @cached_property
     def takes_steps(self) -> bool:
         """Whether the rule takes up each step while it is run."""
         executor, rule = self.learner.rule.executor, self.learner.rule
@@ -266,10 +275,10 @@ def _record(
     inputs: Any,
     take: Callable[[Any, Block], tuple[Any, Any]],
     held: Any,
-) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any, dict[int, Any]]:
+) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any, dict[int, Any], Way]:
     """Run ``K`` steps: ``leaves``, ``direct`` and what is ``held`` for ``take`` move on; then come
-    what it keeps of the steps, which of its arrays differ between steps, losses and aux, and the
-    direct gradients of all steps."""
+    what it keeps of the steps, which of its arrays differ between steps, losses and aux, the
+    direct gradients of all steps, and how they ran."""
     groups = executor.graph.hidden_groups
     perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
     read = _live_olds(executor, step)
@@ -306,11 +315,12 @@ def _record(
         return (new, direct, held), (kept, moving, dys, loss, aux)
 
     start = leaves, {i: direct[i] for i in chosen}, held
-    (new, stepwise, held), (kept, moving, dys, losses, aux), marks = marked_scan(one, start, inputs)
+    (new, stepwise, held), found, marks, way = marked_scan(one, start, inputs)
+    kept, moving, dys, losses, aux = found
     if apart:
         kept = kept._replace(signal=jax.vmap(executor.signals)(kept.signal))
     own = step.direct.gradients(leaves, moving, dys, executor.parts, traced)
-    return new, {**direct, **stepwise}, held, kept, marks[0], losses, aux, own
+    return new, {**direct, **stepwise}, held, kept, marks[0], losses, aux, own, way
 
 
 def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:

@@ -8,7 +8,7 @@ where a loop takes a few microseconds to start one on small arrays, a stage star
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,37 @@ LEAST = 16
 HELD = {"cpu": MIB}
 
 
+class Way(NamedTuple):
+    """How a block of ``steps`` is run, as it was decided when it was traced.
+
+    In stages of ``size`` steps, ``in_loops`` equations step by step and ``together`` for all of
+    these; ``size`` 0: all step by step, as each would hold ``bytes_per_step`` in stages, or, where
+    that is 0, because there are few steps, or an ``effect`` (a callback) is among them.
+    """
+
+    steps: int
+    size: int = 0
+    in_loops: int = 0
+    together: int = 0
+    bytes_per_step: int = 0
+    effect: str = ""
+
+
+def way_of(stages: Stages, steps: int, size: int) -> Way:
+    """The way of steps that could be run in these stages, ``size`` together."""
+    every = sum(len(part.eqns) for part in stages.parts)
+    in_loops = sum(len(part.eqns) for part in stages.parts if isinstance(part, Loop))
+    return Way(steps, size, in_loops, every - in_loops, stages.bytes_per_step)
+
+
+def longest_stage(bytes_per_step: int) -> int:
+    """How many steps stages run together at most, by what they hold of each."""
+    return HELD.get(jax.default_backend(), NEAR) // max(1, bytes_per_step)
+
+
 def steps_together(stages: Stages, steps: int) -> int:
     """How many of the steps stages run together, a divisor; 0 where the steps are too large."""
-    longest = HELD.get(jax.default_backend(), NEAR) // max(1, stages.bytes_per_step)
+    longest = longest_stage(stages.bytes_per_step)
     if steps > longest:
         steps = max((n for n in range(1, longest + 1) if steps % n == 0), default=0)
     return steps if steps >= LEAST else 0

@@ -18,7 +18,7 @@ from ..base.versions import Jaxpr, Var
 from ..jaxprs.depends import Along, moving_with, slice_to
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.stages import stages_of
-from .in_stages import LEAST, in_stages, steps_together
+from .in_stages import LEAST, Way, in_stages, steps_together, way_of
 
 WIDTH = 40
 UPDATES = 100
@@ -81,8 +81,8 @@ def recorded_scan(
 
 def marked_scan(
     body: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any
-) -> tuple[Any, Any, Any]:
-    """:func:`recorded_scan`, and which of the arrays are not the same at every step."""
+) -> tuple[Any, Any, Any, Way]:
+    """:func:`recorded_scan`, which of the arrays are not the same at every step, and how it ran."""
     length = jax.tree.leaves(inputs)[0].shape[0]
     first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), inputs)
     jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)
@@ -95,7 +95,8 @@ def marked_scan(
     env = versions.constants(jaxpr)
     env.update(zip(jaxpr.invars, jax.tree.leaves(start), strict=False))
     run_equations([jaxpr.eqns[i] for i in slice_to(jaxpr.eqns, fixed, along=Along.EQUATIONS)], env)
-    end, found = _scanned(jaxpr, carried, moving, jax.tree.leaves(start), jax.tree.leaves(inputs))
+    flat = jax.tree.leaves(start), jax.tree.leaves(inputs)
+    end, found, way = _scanned(jaxpr, carried, moving, *flat)
     end = jax.tree.unflatten(tree, end)
     stacked = dict(zip(moving, found, strict=True))
 
@@ -107,28 +108,32 @@ def marked_scan(
 
     marks = [versions.is_var(atom) and atom in stacked for atom in outputs]
     tree = jax.tree.structure(shapes[1])
-    return end, *(jax.tree.unflatten(tree, found) for found in (map(whole, outputs), marks))
+    return end, *(jax.tree.unflatten(tree, found) for found in (map(whole, outputs), marks)), way
 
 
 def _scanned(
     body: Jaxpr, carried: int, moving: Mapping[Var, int], start: list[Any], inputs: list[Any]
-) -> tuple[list[Any], list[Any]]:
-    """A loop of ``body``: carried values after it, and some of its results, given by number.
+) -> tuple[list[Any], list[Any], Way]:
+    """A loop of ``body``: carried values after it, some of its results, by number, and its way.
 
     It is run in stages where its steps are small, and step by step where they have effects.
     """
     steps, wanted = len(inputs[0]), (*moving,)
-    if steps >= LEAST and not any(eqn.effects for eqn in body.eqns):
+    effect = next((eqn.primitive.name for eqn in body.eqns if eqn.effects), "")
+    way = Way(steps, effect=effect)
+    if steps >= LEAST and not effect:
         stages = stages_of(body, carried, wanted)
-        if size := steps_together(stages, steps):
-            return in_stages(body, stages, start, inputs, wanted, size)
+        size = steps_together(stages, steps)
+        way = way_of(stages, steps, size)
+        if size:
+            return *in_stages(body, stages, start, inputs, wanted, size), way
     call = versions.jaxpr_as_fun(body)
 
     def step(carry: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
         flat = call(*carry, *now)
         return flat[:carried], [flat[i] for i in moving.values()]
 
-    return jax.lax.scan(step, start, inputs)
+    return *jax.lax.scan(step, start, inputs), way
 
 
 @dataclass(frozen=True)

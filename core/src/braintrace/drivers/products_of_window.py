@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.types import Path
+from ..executor.direct import DirectProducts, direct_products
 from ..executor.executor import Executor
-from .direct import DirectProducts, direct_products
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from ..executor.graph_executor import ETraceGraphExecutor
 from .call_arguments import number_of_steps, one_step_of, steps_of
 from .donating import Donating
 from .explicit import Like, automatic, automatic_with_states
+from .in_stages import Way
 
 Stepper = Callable[[Any, tuple[Any, ...], Any], Any]
 """What a call of a learner does: the model moves on, and so do traces, or a record.
@@ -48,12 +49,14 @@ class Drivers:
 
     A setting that anything in a driver reads is a constant of the compiled program. ``looks_left``:
     at how many gradients to look for arrays of zeros. ``parts``: by trace, the state in which they
-    have it in parts.
+    have it in parts. ``last_way``: how the longest block of the gradient that was traced last is
+    run.
     """
 
     def __init__(self) -> None:
         self.looks_left = 2
         self.parts: dict[State, State] = {}
+        self.last_way: Way | None = None
         self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
 
     def clear(self) -> None:

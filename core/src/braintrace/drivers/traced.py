@@ -20,12 +20,12 @@ from ..compiler.filters import credit_of
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import checked_args
 from ..compiler.tracing.effects import with_kept_effects
+from ..executor.direct import DirectProducts, direct_products
 from ..jaxprs.credit import with_credit
 from ..jaxprs.depends import Along, program_influences
 from ..jaxprs.run import read
 from ..jaxprs.wide import run_widened
 from .call_arguments import number_of_steps, one_step_of
-from .direct import DirectProducts, direct_products
 from .running import Running, read_states, write_states
 
 

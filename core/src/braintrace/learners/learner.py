@@ -264,12 +264,12 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
 
     @property
     def report(self) -> CompilationReport:
-        """What the compiler found and what the traces take, as text.
+        """What the compiler found, what traces take, and how the last gradient ran, as text.
 
         It is a ``str`` that can also be called, and has ``show(level)``, which prints it (and from
         level 2 on all findings), and ``counts`` of groups, weights and findings.
         """
-        return report_of(self.graph, self.rule, self.vjp_method)
+        return report_of(self.graph, self.rule, self.vjp_method, self._drivers.last_way)
 
     def _repr_html_(self) -> str | None:
         """The graph and the traces, in a notebook; as text before ``compile_graph``."""

@@ -234,8 +234,9 @@ class RTRL(ETraceVjpAlgorithm):
     Notes
     -----
     A reference, for small models: the trace has an entry for every parameter entry and every entry
-    of the states, and a step is run forward for each parameter entry. :attr:`learner.report
-    <braintrace.ETraceAlgorithm.report>` says how many these are.
+    of the states, and a step is run backward for each value that an example carries, or forward for
+    each parameter entry. :attr:`learner.report <braintrace.ETraceAlgorithm.report>` says which, and
+    how many these are.
 
     Examples
     --------

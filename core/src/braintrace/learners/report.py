@@ -20,6 +20,7 @@ from ..compiler.graph import ETraceGraph
 from ..compiler.groups import LAST
 from ..compiler.module_info import StateKind
 from ..drivers.block_size import auto_block_size
+from ..drivers.in_stages import LEAST, Way, longest_stage
 
 EXAMPLE_LENGTH = 100
 
@@ -118,9 +119,34 @@ class CompilationReport(str):
         }
 
 
-def report_of(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> CompilationReport:
-    """What ``learner.report`` is."""
-    return CompilationReport(graph, _traces(graph, rule, vjp_method))
+def report_of(
+    graph: ETraceGraph, rule: LearningRule, vjp_method: str, way: Way | None = None
+) -> CompilationReport:
+    """What ``learner.report`` is; ``way``: how the last gradient's blocks are run."""
+    lines = [_traces(graph, rule, vjp_method), *(() if way is None else (shown_way(way),))]
+    return CompilationReport(graph, "\n".join(lines))
+
+
+def shown_way(way: Way) -> str:
+    """How a block is run, and why not in stages."""
+    count = "1 step" if way.steps == 1 else f"{way.steps} steps"
+    head = f"the last gradient: a block of {count}, "
+    if way.size:
+        parts = "at once" if way.size == way.steps else f"in parts of {way.size}"
+        return (
+            f"{head}{parts}: the recurrence ({way.in_loops} equations) step by step, "
+            f"{way.together} equations for all steps together"
+        )
+    longest, held = longest_stage(way.bytes_per_step), shown_bytes(way.bytes_per_step)
+    if way.effect:
+        why = f"a step has an effect ({way.effect})"
+    elif way.steps < LEAST:
+        why = f"fewer than {LEAST}"
+    elif longest < LEAST:
+        why = f"{held} a step is above {shown_bytes(longest_stage(1) // LEAST)}"
+    else:
+        why = f"no number of steps from {LEAST} to {longest} ({held} a step) divides the block"
+    return f"{head}step by step: {why}"
 
 
 def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
@@ -134,7 +160,7 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
         states = ", ".join(f"{show_path(s.path)} {[*s.aval.shape]}" for s in rule.carried)
         lines += [
             f"traces: influence of {rule.num_entries} parameter entries on {states}: {size}",
-            f"a step of the traces runs the model forward {rule.num_entries} times",
+            f"a step of the traces runs the model {_passes(rule)}",
         ]
     else:
         lines.append(f"traces: {len(rule.links) if traces else 0}, {size}")
@@ -170,9 +196,19 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
                 "at their borders alone",
             ]
         )
+    if not rule.from_blocks:
+        lines.append("blocks are run by reverse mode, step by step")
     block = 1 if rule.in_single_steps else auto_block_size(rule, EXAMPLE_LENGTH)
     lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
+
+
+def _passes(rule: InfluenceRule) -> str:
+    """What the traces cost at every step."""
+    if rule.by_states is None:
+        return f"forward {rule.num_entries} times"
+    together = "" if rule.in_single_steps else ", all steps of a block together"
+    return f"backward {rule.by_states.count} times{together}"
 
 
 def _delay_lines(rule: LearningRule) -> list[str]:

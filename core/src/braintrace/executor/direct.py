@@ -57,7 +57,7 @@ class DirectProduct:
         """Cotangents of the ``trained`` operands, summed over ``K`` steps.
 
         From the moving operands [K, ...], the cotangents of the result [K, *Y], and the others.
-        Those of parts of the examples come first, where they can be told apart.
+        Those of parts of the examples come first, where sums over these can be held in parts.
         """
         if not is_etp_primitive(self.eqn.primitive):
             axis = self._examples(parts)
@@ -88,6 +88,26 @@ class DirectProduct:
         if 0 in (*contracted[k], *batch[k]):
             return None
         return len(shapes[0]) - len(contracted[0]) if k else len(batch[0])
+
+    def of_each(
+        self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any], examples: int
+    ) -> list[Any]:
+        """Those of every example by itself [examples, ..], which is the first axis of the result.
+
+        What is not held in parts is computed with zeros for all other examples.
+        """
+        plain = not is_etp_primitive(self.eqn.primitive)
+        first = not plain or self._examples(examples) in (None, 0)  # of axes of the result
+        found = self.contract(moving, dy, operands, examples if first else 1)
+        avals = [self.eqn.invars[k].aval for k in self.trained]
+        if all(bar.ndim > aval.ndim for bar, aval in zip(found, avals, strict=True)):
+            return found
+        if examples == 1:
+            return [bar[None] for bar in found]
+        number, shape = jnp.arange(examples), self.eqn.outvars[0].aval.shape
+        if self.eqn.primitive in ELEMENTWISE and all(aval.shape == shape for aval in avals):
+            return [_of_each(bar, number, 0) for bar in found]
+        return jax.vmap(lambda dy: self.contract(moving, dy, operands, 1))(_of_each(dy, number, 1))
 
     def _pulled(self, moving: Sequence[Any], dy: jax.Array, operands: Sequence[Any]) -> list[Any]:
         moving, dy, operands = widened((list(moving), dy, [*operands]), self.wide)
@@ -178,12 +198,14 @@ class DirectProducts:
         dys: Sequence[jax.Array],
         parts: int = 1,
         others: Container[int] | None = None,
+        each: bool = False,
     ) -> dict[int, Any]:
         """Direct gradients of the parameters, by input, summed over ``K`` steps, as wide as sums.
 
         Of every product, ``recorded`` are the moving operands [K, ...], and ``dys`` the gradients
         of the shifts [K, *Y]. With ``parts``, those that have several terms are those of parts of
         the examples [parts, ..]; ``others`` are inputs with a further term elsewhere, if not all.
+        ``each``: parts are examples, and all gradients are [parts, ..].
         """
 
         env = versions.constants(self.jaxpr)
@@ -197,7 +219,8 @@ class DirectProducts:
             atoms = p.eqn.invars
             held = [None if k in p.moving else read(env, a) for k, a in enumerate(atoms)]
             several = any(terms[i] > 1 or others is None or i in others for i in p.leaves)
-            bars = p.contract(moving, dy, held, own := parts if several else 1)
+            contract = p.of_each if each else p.contract
+            bars = contract(moving, dy, held, own := parts if several or each else 1)
             pairs = zip((atoms[k] for k in p.trained), bars, strict=True)
             targets += (_in_front_of_broadcast(*pair, made, own) for pair in pairs)
         leaves = {self.jaxpr.invars[i]: values[i] for i in self.leaves}
@@ -222,6 +245,12 @@ def _in_front_of_broadcast(
         lambda one: jax.lax.broadcast_in_dim(one, cut, axes), jnp.zeros(shape, bar.dtype)
     )
     return operand, jax.vmap(pull)(split(bar, 0, parts))[0]
+
+
+def _of_each(array: jax.Array, number: jax.Array, axis: int) -> jax.Array:
+    """An array of all examples for every one of them, with zeros for the others."""
+    own = jnp.expand_dims(number, (*range(1, array.ndim - axis),))
+    return jnp.where(jnp.expand_dims(number, (*range(1, array.ndim + 1),)) == own, array, 0)
 
 
 def direct_products(

@@ -13,7 +13,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.base import versions
-from braintrace.drivers.direct import DirectProducts, direct_products
+from braintrace.executor.direct import DirectProducts, direct_products
 from braintrace.ops.traces.base import together
 from braintrace.testing import assert_tree_close
 
