@@ -17,8 +17,6 @@ from _bench.cases import sequences
 from _bench.programs import program_of
 from _bench.settings import BPTT, DEFAULT, FRESH, PP, Sizes
 
-from braintrace.drivers import loops
-
 CASES = {
     "feed-forward spiking stack": ("forward", Sizes(1000, 1, 64, 256)),
     "GRU": ("gru", Sizes(500, 1, 64, 256)),
@@ -34,7 +32,7 @@ def error(found: Any, reference: Any) -> float:
 def case(title: str, rounds: int) -> None:
     """Measure one case and print its lines."""
     name, sizes = CASES[title]
-    data, chosen = sequences(name, sizes), loops.steps_together
+    data = sequences(name, sizes)
 
     def compiled(contender: Any) -> Any:
         program = program_of(contender, name, sizes)
@@ -44,9 +42,7 @@ def case(title: str, rounds: int) -> None:
     programs = {"BPTT": compiled(BPTT)}
     for contender in (DEFAULT, FRESH, PP):
         programs[f"{contender.name}, in stages"] = compiled(contender)
-        loops.steps_together = lambda stages, steps: 0
-        programs[f"{contender.name}, step by step"] = compiled(contender)
-        loops.steps_together = chosen
+        programs[f"{contender.name}, step by step"] = compiled(contender._replace(stages=False))
         pair = [programs[f"{contender.name}, {way}"] for way in ("in stages", "step by step")]
         off = error(*(program.run(data)[0] for program in pair))
         print(f"{title}, {contender.name}: relative difference {off:.1e}")

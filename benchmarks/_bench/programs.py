@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import brainstate
@@ -23,6 +25,7 @@ class Program:
         start = time.perf_counter()
         self.built: Built = build(contender, model_of(case), sizes)
         self.build_seconds = time.perf_counter() - start
+        self.stages = contender.stages
         self.batch, self.weights = sizes.batch, weights(self.built.network)
         self.owner = self.built.learner or self.built.network
 
@@ -36,7 +39,8 @@ class Program:
             and temporary arrays), and those of its ``temporary`` arrays alone.
         """
         start = time.perf_counter()
-        lowered = self.lower(data)
+        with nullcontext() if self.stages else step_by_step():
+            lowered = self.lower(data)
         traced = time.perf_counter()
         self.compiled = lowered.compile()
         stats = self.compiled.memory_analysis()
@@ -111,6 +115,19 @@ class Calls(Donated):
             values, _ = self.program(values, *step)
         self._write(jax.block_until_ready(values))
         return weights(self.built.network)
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Inside, blocks are traced step by step and not in stages."""
+    from braintrace.drivers import loops  # which the peer's process has not
+
+    chosen = loops.steps_together
+    loops.steps_together = lambda stages, steps: 0
+    try:
+        yield
+    finally:
+        loops.steps_together = chosen
 
 
 def program_bytes(stats: Any) -> int:

@@ -81,6 +81,8 @@ class Contender(NamedTuple):
         The learner; ``plain`` for a network of brainstate's own layers.
     traced
         Gradients of those weights only that have a trace, as the peer gives them.
+    stages
+        ``False``: blocks are run step by step, also where stages would be taken.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Contender(NamedTuple):
     chunk: int | None = None
     peer: bool = False
     traced: bool = False
+    stages: bool = True
 
     @property
     def work(self) -> str:
@@ -107,6 +110,7 @@ BLOCKS = tuple(
     for size in (20, 50)
     for carry, text in ((True, ""), (False, ", trace not kept"))
 )
+STEP_BY_STEP = Contender("D-RTRL, no stages", "sequence", stages=False)
 STEPS = Contender("D-RTRL, per step", "steps")
 PP = Contender("pp_prop", "sequence", "pp_prop")
 PP_BLOCK = Contender("pp_prop, block 20", "sequence", "pp_prop", block=20)

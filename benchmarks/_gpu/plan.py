@@ -17,6 +17,7 @@ from _bench.settings import (
     PEER_SEQUENCE,
     PLAIN,
     PP,
+    STEP_BY_STEP,
     UPDATE,
     Contender,
     Effort,
@@ -33,6 +34,7 @@ PREPARE_S, RUN_S = 60.0, 25.0  # the longest that a contender is waited for
 CASE_S, RESERVE_S = 20.0, 12.0  # no case is begun with less; left for the end
 
 OURS = (BPTT, DEFAULT, FRESH, PP, UPDATE)
+SMALL = (BPTT, DEFAULT, STEP_BY_STEP, *OURS[2:])  # whose steps may be run in stages
 PEERS = (PEER_SEQUENCE, PEER_PP)
 
 
@@ -53,18 +55,18 @@ def _named(model: str, sizes: Sizes, **more: object) -> Case:
     return case._replace(name=name + suffix + ("" if case.precision == FLOAT32 else "-default"))
 
 
-WITH_PLAIN = (BPTT, PLAIN, *OURS[1:], *PEERS)  # gates of one product
-PROFILED = (BPTT, DEFAULT, PP, UPDATE)
+WITH_PLAIN = (BPTT, PLAIN, *SMALL[1:], *PEERS)  # gates of one product
+PROFILED = (BPTT, DEFAULT, STEP_BY_STEP, PP, UPDATE)
 CASES = (
     _named("gru", Sizes(100, 64, 64, 256), team=(*WITH_PLAIN, PEER_SCAN)),
-    _named("lif", Sizes(1000, 16, 64, 256), team=(*OURS, *PEERS)),
-    _named("forward", Sizes(1000, 16, 64, 256), team=(*OURS, *PEERS)),
+    _named("lif", Sizes(1000, 16, 64, 256), team=(*SMALL, *PEERS)),
+    _named("forward", Sizes(1000, 16, 64, 256), team=(*SMALL, *PEERS)),
     _named("lstm", Sizes(100, 64, 64, 256), team=WITH_PLAIN),
     _named("conv", Sizes(50, 16, 2, 16), team=(*OURS, *PEERS)),
-    _named("gru", Sizes(10_000, 1, 64, 256)),
+    _named("gru", Sizes(10_000, 1, 64, 256), team=SMALL),
     _named("gru", Sizes(100, 256, 64, 1024), team=(*OURS, PEER_PP)),
     _named("lif", Sizes(100, 16, 64, 4096), team=(*OURS, PEER_PP)),
-    _named("forward", Sizes(10_000, 1, 64, 256)),
+    _named("forward", Sizes(10_000, 1, 64, 256), team=SMALL),
     _named("gru", Sizes(100, 64, 64, 256), team=PROFILED, kind="profile"),
     _named("gru", Sizes(100, 64, 64, 256), precision=DEFAULT_PRECISION),
     _named("gru", Sizes(100, 16, 64, 4096)),
@@ -74,7 +76,7 @@ CASES = (
     _named("lif", Sizes(1000, 256, 64, 1024)),
     _named("forward", Sizes(1000, 16, 64, 256), team=PROFILED, kind="profile"),
     _named("gru", Sizes(100, 256, 64, 1024), precision=DEFAULT_PRECISION),
-    _named("lstm", Sizes(10_000, 1, 64, 256)),
+    _named("lstm", Sizes(10_000, 1, 64, 256), team=SMALL),
     _named("gru", Sizes(1000, 16, 64, 1024)),
 )
 
