@@ -96,7 +96,7 @@ def quick(cases: Sequence[Case]) -> list[Case]:
     found: dict[tuple[str, ...], Case] = {}
     for case in cases:
         model = model_of(case.name)
-        tiny = Sizes(6, 2, 2, 3) if model == "conv" else Sizes(12, 4, 8, 16)
+        tiny = Sizes(6, 2, 2, 3) if model == "conv" else Sizes(20, 4, 8, 16)
         found.setdefault((model, case.kind, case.precision), case._replace(sizes=tiny))
     return [*found.values()]
 
