@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.float64 import diagnostics_are_not_errors, float64  # noqa: F401  found by their names
 
+os.environ.setdefault("NPROC", "64")  # threads of XLA: several wait at once for each device
 with suppress(RuntimeError):  # something has used a device before
     jax.config.update("jax_num_cpu_devices", 8)
 

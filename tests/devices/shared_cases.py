@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import brainstate
@@ -10,22 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import braintrace as bt
-from tests.truth.table import Case
 
-from . import meshes
+from . import everything, meshes
 
-#: Name -> what is computed, the kind of axes, and the shape of the mesh.
-CASES: dict[str, tuple[Case, str, tuple[int, ...]]] = {
-    "blocks": (Case("dense", "d_rtrl"), "Auto", (8,)),
-    "updates": (Case("dense", "d_rtrl", "update-1"), "Auto", (8,)),
-    "units": (Case("dense", "pp_prop"), "Auto", (4, 2)),
-    "explicit": (Case("dense", "d_rtrl"), "Explicit", (8,)),
-    "rtrl": (Case("dense", "rtrl"), "Auto", (8,)),
-    "convolution": (Case("conv", "pp_prop", "update-1"), "Explicit", (8,)),
-    "e-prop": (Case("lstm", "eprop"), "Explicit", (4, 2)),
-    "table": (Case("tokens"), "Auto", (8,)),
-}
+#: Meshes of all devices that the cases take in turn.
+MESHES = (("Auto", 4, 2), ("Explicit", 8), ("Auto", 8), ("Explicit", 4, 2), ("Auto", 8))
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 3)))
+
+
+def cases() -> Iterator[tuple[everything.Rule, str, Any]]:
+    """Each rule, with every second one in blocks, on a mesh of these."""
+    for k, rule in enumerate(everything.rules()):
+        yield rule, everything.FORMS[k % 2], MESHES[k % 5]
 
 
 def learner() -> Any:

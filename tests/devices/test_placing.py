@@ -26,9 +26,11 @@ BATCH, IN, HIDDEN, STEPS = 8, 3, 4, 3
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, BATCH, IN)))
 
 
-def learner(cell: Any = bt.nn.LSTMCell, algorithm: str = "d_rtrl", on: Any = None) -> Any:
+def learner(
+    cell: Any = bt.nn.LSTMCell, algorithm: str = "d_rtrl", on: Any = None, **options: Any
+) -> Any:
     brainstate.random.seed(0)
-    found = bt.compile(cell(IN, HIDDEN), algorithm, XS[0], batch_size=BATCH)
+    found = bt.compile(cell(IN, HIDDEN), algorithm, XS[0], batch_size=BATCH, **options)
     if on is not None:
         found.shard(on, batch="data", units="model" if "model" in on.axis_names else None)
     return found
@@ -57,6 +59,17 @@ def test_every_trace_is_divided_and_stays_so() -> None:
     assert own.traces[0].value["weight"].sharding.is_equivalent_to(kept.sharding, kept.ndim)
     own.reset_state(BATCH, model_states=True)
     assert places(own) == before
+
+
+@pytest.mark.parametrize("rule", ["ostl_recurrent", "uoro", "snap", "rtrl"])
+def test_traces_of_rules_that_mix_units_are_divided_by_them(rule: str) -> None:
+    options = {"snap": {"n": 2, "downstream": "step"}}.get(rule, {})
+    own = learner(bt.nn.GRUCell, rule, meshes.mesh("Auto", 2, 2), **options)
+    assert own.model.h.value.sharding.spec == jax.P("data", "model")
+    assert own.model.Wz.weight.value["weight"].sharding.spec == jax.P(None, "model")
+    leaves = [leaf for trace in own.traces for leaf in jax.tree.leaves(trace.value)]
+    largest = max(leaves, key=lambda leaf: leaf.size)  # [.., B, in, out], or [entries, B, H]
+    assert {"data", "model"} <= {*largest.sharding.spec}
 
 
 def test_a_copy_is_divided_alike() -> None:
@@ -117,12 +130,25 @@ def test_what_does_not_fit_is_refused() -> None:
     wide = jax.make_mesh((8,), ("data",), devices=jax.devices())
     with pytest.raises(ValueError, match=r"units='data' divides 4 units .* among 8 devices"):
         own.shard(wide, units="data")
-    for rule, sizes in (("uoro", "8 units among 2"), ("rtrl", "4 units among 2")):
-        why = f"units='model' divides {sizes} devices, and {rule.upper()} mixes them: "
-        with pytest.raises(ValueError, match=why + r".*'model' \(2 dev.*Divide the batch alone"):
-            learner(bt.nn.GRUCell, rule).shard(meshes.mesh("Auto", 4, 2), units="model")
+    with pytest.raises(ValueError, match=r"no parameter has an axis of units .*\(8, 4\).*'model'"):
+        learner(OneLeak).shard(meshes.mesh("Auto", 4, 2), units="model")
     with pytest.raises(ValueError, match="no axis 'model'; its axes are 'data' .8 devices"):
         own.shard(wide, units="model")
+
+
+class OneLeak(brainstate.nn.Module):
+    """Units that share the only parameter."""
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__()
+        self.leak, self.units = brainstate.ParamState(jnp.asarray(0.3)), units
+
+    def init_state(self, batch_size: int) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, self.units)))
+
+    def update(self, x: Any) -> Any:
+        self.h.value = bt.element_wise(self.leak.value) * self.h.value + x.sum(-1, keepdims=True)
+        return self.h.value
 
 
 class Leaks(brainstate.nn.Module):

@@ -14,8 +14,8 @@ import numpy as np
 
 from braintrace.testing import assert_tree_close
 
-from . import meshes
-from .shared_cases import CASES, gradient, learner
+from . import everything
+from .shared_cases import cases, gradient, learner
 from .worker import PROCESSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,13 +45,13 @@ def test_two_processes(tmp_path: Path) -> None:
         )
         for i in range(PROCESSES)
     ]
-    said = [process.communicate(timeout=300)[0] for process in running]
+    said = [process.communicate(timeout=900)[0] for process in running]
     assert [process.returncode for process in running] == [0] * PROCESSES, said
     with np.load(tmp_path / "found.npz") as file:
         found = dict(file)
-    for name, (case, _, _) in CASES.items():
-        expected = jax.tree.leaves(meshes.run(case))
-        together = [found[f"{name}/{i}"] for i in range(len(expected))]
+    for rule, form, _ in cases():
+        expected = jax.tree.leaves(everything.alone(rule)[form])
+        together = [found[f"{rule}/{i}"] for i in range(len(expected))]
         assert_tree_close(together, expected, 1e-12)
     expected = jax.tree.leaves(following)
     assert_tree_close([found[f"of_one/{i}"] for i in range(len(expected))], expected, 1e-12)

@@ -33,11 +33,13 @@ def program(
     batch: int = BATCH,
     model: Any = bt.nn.GRUCell,
     by_hand: bool = False,
+    of_rule: Any = None,
     **options: Any,
 ) -> tuple[Any, Any]:
     """A learner, and the compiled gradient of a sequence."""
     brainstate.random.seed(0)
     own: dict[str, Any] = {"decay_or_rank": 0.9} if rule == "pp_prop" else {}
+    own |= of_rule or {}
     size = options.get("chunk_size")
     if size and rule != "uoro":
         own["vjp_method"] = "multi-step"
@@ -148,6 +150,18 @@ def test_with_units_no_trace_travels(rule: str) -> None:
     assert max(size for one in found for size in one.sizes) <= activity
     assert len({one.loop for one in found}) == 1  # and nothing once more for a block
     assert {"all-gather", "all-reduce"} <= {one.kind for one in found}  # the product, and W^T l
+
+
+@pytest.mark.parametrize("rule", ["ostl_recurrent", "uoro", "rtrl"])
+def test_derivatives_between_units_travel_and_no_trace(rule: str) -> None:
+    """Of rules that mix units, in a layer by itself."""
+    own = {"uoro": {"vjp_method": "single-step"}, "rtrl": {"downstream": "step"}}.get(rule, {})
+    on = meshes.mesh("Auto", 1, 2)
+    learner, compiled = program(rule, on, units=True, of_rule=own, block_size=4)
+    sizes = [size for one in meshes.collectives(compiled) for size in one.sizes]
+    traces = [leaf for trace in learner.traces for leaf in jax.tree.leaves(trace.value)]
+    between = 4 * BATCH * HIDDEN**2 * 4  # of the steps of a block
+    assert max(sizes) <= min(between, max(leaf.nbytes for leaf in traces) - 1)
 
 
 @pytest.mark.parametrize("rule, size", [("d_rtrl", 1), ("d_rtrl", 8), ("pp_prop", 8)])

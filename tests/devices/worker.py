@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("NPROC", "64")
 
 import jax
 
@@ -29,16 +30,15 @@ def main(index: int, port: str, folder: Path) -> None:
     import brainstate
     import numpy as np
 
-    from tests.devices import meshes
-    from tests.devices.shared_cases import CASES, divided, gradient, learner
+    from tests.devices import everything, meshes
+    from tests.devices.shared_cases import cases, divided, gradient, learner
 
     warnings.simplefilter("ignore")
     brainstate.environ.set(precision=64)
     found: dict[str, Any] = {}
-    for name, (case, kind, shape) in CASES.items():
-        with meshes.prepared(case, meshes.mesh(kind, *shape)) as job:
-            leaves = jax.tree.leaves(meshes.table.DRIVERS[case.driver](job)())
-        found |= {f"{name}/{i}": meshes.whole(leaf) for i, leaf in enumerate(leaves)}
+    for rule, form, (kind, *shape) in cases():
+        leaves = jax.tree.leaves(everything.run(rule, meshes.mesh(kind, *shape), (form,)))
+        found |= {f"{rule}/{i}": leaf for i, leaf in enumerate(leaves)}
     own = learner()
     divided(own)
     gradient(own)

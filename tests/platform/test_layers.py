@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 739,
     "algorithms": 3496,
     "drivers": 3792,
-    "learners": 4315,
+    "learners": 4374,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_780, 12_952
-WHOLE_CORE = 34_580
+WHOLE_CORE = 34_639
 
 
 def module_of(file: Path) -> str:

@@ -135,9 +135,13 @@ def _in_space(learner: Any, state: Any, mesh: Any, spec: Any) -> tuple[int, tupl
         if not axis or not names:
             continue
         try:
-            right = found_places(learner, mesh, (), names).get(state, PartitionSpec())
+            right = found_places(learner, mesh, (), names).get(state)
         except ValueError:
             return axis, names
+        if right is None:  # of a layer that the rule leaves to filters, and XLA chose the place
+            if jax.tree.leaves(state.value)[0].ndim <= 2:
+                continue
+            right = PartitionSpec()
         if len(right) <= axis or right[axis] is None:
             return axis, names
     return None

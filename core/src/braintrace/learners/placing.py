@@ -9,8 +9,9 @@ that lie so, and XLA says where its results lie. Nothing is run for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..algorithms.base import Block
 from ..base import versions
-from ..base.types import State, show_path
+from ..base.types import Path, State, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.places import as_automatic
 from ..executor.executor import Executor
@@ -29,6 +30,7 @@ from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
 
 Names = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
@@ -40,9 +42,6 @@ def place(learner: Any, mesh: Mesh, batch: Any, units: Any) -> None:
         raise ValueError(f"batch and units are both {sorted(twice)}; give each an axis of its own")
     if not any(axes.values()):
         raise ValueError("give the axis of the mesh for batch, for units, or for both")
-    if not learner.rule.from_blocks and math.prod(mesh.shape[name] for name in axes["units"]) > 1:
-        why = "the trace of a unit is made of those of all others, which would travel"
-        raise _mixed(learner, mesh, axes["units"], why)
     found = found_places(learner, mesh, **axes)
     parts, columns = (math.prod(mesh.shape[name] for name in own) for own in axes.values())
     whole = NamedSharding(automatic(mesh), PartitionSpec(axes["batch"] or None))
@@ -58,38 +57,38 @@ def found_places(learner: Any, mesh: Mesh, batch: Names, units: Names) -> dict[S
     """The places of the states that are divided.
 
     Units are along the last axis that parameters have, too, in contrast to positions in space: a
-    kernel is the same at all of these.
+    kernel is the same at all of these. Groups of different shapes may have it at other places.
     """
-    refused: list[ValueError] = []
     if not learner.rule.executor.groups:  # all layers are leaks, and filters of what they hear
         leaks = Places(learner, mesh, batch, units)
         return {**leaks.of_parameters(), **leaks.of_states()}
-    most = max(group.ndim for group in learner.rule.executor.groups)
-    undivided = math.prod(mesh.shape[name] for name in units) == 1  # of which XLA says nothing
-    for behind in range(most if units else 1):
+    alone = math.prod(mesh.shape[name] for name in units) == 1  # of which XLA says nothing
+    behind: Counter[Shape] = Counter()
+    refused: dict[Shape, ValueError] = {}
+    known: set[Shape] = set()
+    while True:
         places = Places(learner, mesh, batch, units, behind)
-        try:
-            found = places.of_parameters_and_traces()
-            states = places.of_states()
-        except ValueError as error:
-            refused.append(error)
-            continue
-        params = [state for state in found if isinstance(state, brainstate.ParamState)]
-        if undivided or any(any(spec) for state in params for spec in found[state]):
-            return {**places.of_parameters(), **found, **states}
-    if refused:
-        raise refused[0]
-    raise _mixed(learner, mesh, units, f"no trace of {learner.rule.name} has an axis of units")
-
-
-def _mixed(learner: Any, mesh: Mesh, units: Names, why: str) -> ValueError:
-    """A rule whose traces cannot be divided by units."""
-    sizes = sorted({group.varshape[-1] for group in learner.rule.executor.groups})
-    return ValueError(
-        f"units={'+'.join(units)!r} divides {' and '.join(map(str, sizes))} units among "
-        f"{math.prod(mesh.shape[name] for name in units)} devices, and {learner.rule.name} mixes "
-        f"them: {why}. The mesh has {_shown(mesh)}. Divide the batch alone, or choose another "
-        "algorithm"
+        now = places.refused()
+        refused = {**now, **refused}
+        found = {} if now else places.of_parameters_and_traces()
+        params = (state for state in found if isinstance(state, brainstate.ParamState))
+        divided = {state for state in params if any(map(any, found[state]))}
+        others = () if alone or now else places.shapes_without(divided)
+        if not (moving := {*now, *others} - known):
+            break
+        behind.update(moving)
+        for shape in moving - {*places.shapes_with(behind)}:
+            if shape in refused:
+                raise refused[shape]
+            known.add(shape)
+    if alone or divided:
+        return {**places.of_parameters(), **found, **places.of_states()}
+    parts = math.prod(mesh.shape[name] for name in units)
+    shapes = ", ".join(str(group.varshape) for group in places.executor.groups)
+    raise ValueError(
+        f"units={'+'.join(units)!r} divides units among {parts} devices, and no parameter has an "
+        f"axis of units of the hidden groups of shape {shapes}. The mesh has {_shown(mesh)}. "
+        "Divide the batch alone"
     )
 
 
@@ -126,19 +125,24 @@ def _put(value: Any, shardings: list[NamedSharding]) -> Any:
 class Places:
     """The places of a learner's arrays: axes of the mesh for the batch, and for the units.
 
-    ``behind`` is how many axes of a group stand behind that of its units.
+    ``behind`` is how many axes of groups of a shape stand behind that of their units.
     """
 
     learner: Any
     mesh: Mesh
     batch: Names
     units: Names
-    behind: int = 0
+    behind: Mapping[Shape, int] = field(default_factory=Counter)
 
     @cached_property
     def executor(self) -> Any:
-        """What runs the step that the learning rule sees; if that has no groups, the model's."""
+        """What runs the step that the rule sees, position by position; the model's without groups.
+
+        A rule may have an executor that counts mixed positions as states, and then no axis of them.
+        """
         found = self.learner.rule.executor
+        if any(group.mixed for group in found.groups):
+            return replace(found, jacobians="near")
         return found if found.groups else Executor(self.learner.graph)
 
     @cached_property
@@ -160,11 +164,45 @@ class Places:
         k = self.examples.get(group)
         if self.batch and k is not None:
             own[k] = self._divided(group, k, "batch", self.batch)
-        others = [axis for axis in range(group.ndim) if axis != k]
-        if self.units and len(others) > self.behind:
-            axis = others[-1 - self.behind]
+        others, behind = self._others(group), self.behind[group.varshape]
+        if self.units and len(others) > behind:
+            axis = others[-1 - behind]
             own[axis] = self._divided(group, axis, "units", self.units)
         return own
+
+    def _others(self, group: Positions) -> list[int]:
+        """The axes of a group that are not of examples."""
+        return [axis for axis in range(group.ndim) if axis != self.examples.get(group)]
+
+    def refused(self) -> dict[Shape, ValueError]:
+        """Shapes of groups of which an axis cannot be divided, and why."""
+        found = {}
+        for group in self.executor.groups:
+            try:
+                self.spec(group)
+            except ValueError as error:
+                found[group.varshape] = error
+        return found
+
+    def shapes_with(self, behind: Mapping[Shape, int]) -> Iterator[Shape]:
+        """Shapes of groups that have an axis in front of so many."""
+        groups = self.executor.groups
+        return (g.varshape for g in groups if len(self._others(g)) > behind[g.varshape])
+
+    def shapes_without(self, divided: Collection[State]) -> set[Shape]:
+        """Shapes of groups with several such axes, none of whose own parameters is divided."""
+        groups = defaultdict[Path, set[Positions]](set)
+        known: dict[Shape, bool] = {}
+        for link in self.executor.links:
+            for path in link.relation.parameter_paths:
+                groups[path].add(link.group)
+        states = self.learner.states_of(StateKind.PARAM)
+        for path, those in groups.items():
+            for group in those if len(those) == 1 else ():
+                shape = group.varshape
+                known[shape] = known.get(shape, False) or states[path] in divided
+        several = {g.varshape for g in self.executor.groups if len(self._others(g)) > 1}
+        return {shape for shape in several if not known.get(shape, True)}
 
     def _divided(self, group: Positions, axis: int, what: str, names: Names) -> Names:
         size, parts = group.varshape[axis], math.prod(self.mesh.shape[name] for name in names)
@@ -242,7 +280,11 @@ class Places:
 
         def one_step(values: Any, params: Any) -> Any:
             block, operands = self._block(values), self.executor.operand_values(params)
-            found = [self._contracted(link, block, operands) for link in self.executor.links]
+            signals = values[len(values) - len(self.executor.groups) :]
+            found = [
+                self._contracted(link, block.jacobians.x, signals, operands)
+                for link in self.executor.links
+            ]
             traces: Any = ()
             if rule.from_blocks:  # some rules hold the last step back
                 traces = rule.update(rule.update(rule.init(), block, operands), block, operands)
@@ -264,10 +306,11 @@ class Places:
             found[state] = [self._spec_of(one, leaf, both) for one, leaf in pairs]
         return found
 
-    def _contracted(self, link: Link, block: Block, operands: Any) -> Any:
+    def _contracted(self, link: Link, xs: Any, signals: list[Any], operands: Any) -> Any:
         """Cotangents from a signal at the output of an operation."""
-        dy = link.sum_to_y(link.to_y(block.signal[link.group.index], 2).sum(1), 1)
-        x, held = block.jacobians.x[link.relation.index], operands[link.relation.index]
+        signal = signals[self.executor.groups.index(link.group)][None]
+        dy = link.sum_to_y(link.to_y(signal, 2).sum(1), 1)
+        x, held = xs[link.relation.index], operands[link.relation.index]
         return link.operation.contract(x, dy, held)
 
     def _spec_of(self, found: Any, leaf: Any, names: Names) -> PartitionSpec:
@@ -291,12 +334,16 @@ class Places:
 
     def _block(self, values: list[Any]) -> Block:
         """A block of one step that is made of these."""
-        given, types = iter(values), self.executor.jacobian_types
+        rules = self.learner.rule.executor
+        given, types = iter(values), rules.jacobian_types
         x = tuple(None if own is None else next(given) for own in types.x)
         groups = {group: next(given) for group in self.executor.groups}
         pairs = zip(self.executor.links, types.f, strict=True)
-        f = tuple(k.to_y(groups[k.group][: own.shape[0]], 1).astype(own.dtype) for k, own in pairs)
-        rows = zip(self.executor.groups, types.transition, strict=True)
+        f = tuple(self._factor(link, groups[link.group], own) for link, own in pairs)
+        if any(group.mixed for group in rules.groups):
+            own = zip(rules.groups, groups.values(), strict=True)
+            groups = {group: group.joined(value) for group, value in own}
+        rows = zip(rules.groups, types.transition, strict=True)
 
         def entries(group: Positions, own: Any) -> Any:  # [.., *V], of all or of some
             first = groups[group][0]
@@ -311,6 +358,13 @@ class Places:
         jacobians = jax.tree.map(lambda v: v[None], StepJacobians(x, f, transition))
         signal = tuple(value[None] for value in groups.values())
         return Block(jacobians, signal, (None,) * len(signal))
+
+    def _factor(self, link: Link, value: Any, own: Any) -> Any:
+        """A factor [S, \\*E, \\*Y] of the rule, from [S, \\*V]: it lies as ``y`` does."""
+        found = link.to_y(value, 1)
+        if own.shape[1:] != found.shape[1:] or len(found) < own.shape[0]:  # with mixed positions
+            found = jnp.broadcast_to(found[(0,) * (1 + len(link.extra))], own.shape)
+        return found[: own.shape[0]].astype(own.dtype)
 
     def _of_influence(self, rule: Any) -> dict[State, PartitionSpec]:
         """Traces [entries, *state] lie as the states do."""

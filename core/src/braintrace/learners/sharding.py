@@ -14,7 +14,8 @@ def shard(self: Any, mesh: Any, batch: Any = None, units: Any = None) -> None:
     All else is on every device. What is called afterwards is divided in the same way by JAX, and
     gives the same numbers to round-off; arguments may lie anywhere, and are moved where needed.
 
-    Traces never travel. With ``batch``, the gradients are summed over the devices once per block of
+    Traces do not travel, but for the influence that RTRL and SnAp hold, and that only with
+    ``units``. With ``batch``, the gradients are summed over the devices once per block of
     steps (:meth:`etrace_grad`), or per update (:meth:`etrace_update`). With ``units``, the states
     travel at every step, into the products with all of them, and so do the learning signals.
 
