@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brainstate import TraceContextError
 
+import braintrace as bt
 from tests import zoo
 from tests.unit.algorithms.test_in_place import RATE, B, learner_of
 from tests.unit.learners.bench import Bench, refused
@@ -137,3 +139,28 @@ def test_inside_of_transformations_traces_are_whole() -> None:
     with brainstate.StateTraceStack() as stack:
         made.update()
     assert {*made.traces} <= {*stack.states} and not any(made.apart)
+
+
+def test_who_reads_a_trace_while_it_is_in_parts_is_told_where_to_find_it() -> None:
+    made, free = Updating(), Updating()
+
+    def reading(x: Any, y: Any) -> Any:
+        return made.step(x, y) + made.traces[0].value["weight"].sum()
+
+    free.update(), made.update()
+    assert "_Apart" not in repr(made.traces[0]) and all(made.apart)
+    with pytest.raises(bt.NotSupportedError, match=r"inside of step_fn.*learner\.get_etrace_of"):
+        made.learner.etrace_update(
+            jnp.asarray(XS), jnp.asarray(YS), step_fn=reading, optimizer=RATE
+        )
+    assert (made.update() == free.update()).all()  # nothing is lost
+
+
+def test_a_plain_jit_is_refused_and_leaves_no_tracers_behind() -> None:
+    made, free = Updating(), Updating()
+    for _ in range(2):
+        with pytest.raises(TraceContextError):
+            jax.jit(made.update)()
+        with pytest.raises(TraceContextError):
+            jax.jit(lambda: made.learner.reset_state(model_states=False))()
+        assert (made.update() == free.update()).all() and all(made.apart)

@@ -15,7 +15,7 @@ from brainstate.util import FlattedDict
 from ..algorithms.base import LearningRule
 from ..algorithms.in_place import put_together
 from ..base import versions
-from ..base.errors import NoTraceError
+from ..base.errors import NoTraceError, NotSupportedError
 from ..base.types import Path, show_path
 from ..compiler.coverage import resolve_frozen
 from ..compiler.graph import ETraceGraph
@@ -51,6 +51,11 @@ class EligibilityTrace(brainstate.ShortTermState):
         @property
         def _value(self) -> Any:
             if self.is_apart:
+                if self.held is None:
+                    raise NotSupportedError(
+                        "the state of a trace was read inside of step_fn, while the loop of "
+                        "etrace_update holds its value; read learner.get_etrace_of(weight) there"
+                    )
                 with jax.ensure_compile_time_eval():
                     self._value = put_together(self.held)
             return vars(self)["_value"]
@@ -58,6 +63,10 @@ class EligibilityTrace(brainstate.ShortTermState):
         @_value.setter
         def _value(self, value: Any) -> None:
             vars(self)["_value"] = value
+
+        def __pretty_repr_item__(self, key: str, value: Any) -> Any:
+            own = self.held if key == "_value" else value  # as it is held: nothing is put together
+            return super().__pretty_repr_item__(key, own)
 
     @property
     def is_apart(self) -> bool:
@@ -197,9 +206,9 @@ class StatesOfLearner(brainstate.nn.Module):
 
     def may_hold_apart(self, args: Any) -> bool:
         """Whether traces may be left in parts between two calls: outside of all transformations."""
-        inside = brainstate.State(None).stack_level or versions.several_devices()
-        leaves = jax.tree.leaves((args, self.held_traces))
-        return self.rule.has_parts and not inside and not any(map(versions.is_traced, leaves))
+        if not self.rule.has_parts or versions.several_devices() or _is_inside():
+            return False
+        return not any(map(versions.is_traced, jax.tree.leaves((args, self.held_traces))))
 
     @contextmanager
     def traces_stay_in_parts(self) -> Iterator[None]:
@@ -232,7 +241,7 @@ class StatesOfLearner(brainstate.nn.Module):
     def clear_parts(self) -> bool:
         """Set all traces to zero where some are held in parts, and stay so; whether they are."""
         apart = [trace.is_apart for trace in self.traces]
-        if not any(apart) or brainstate.State(None).stack_level:
+        if not any(apart) or _is_inside():
             return False
         for trace in self.traces:
             zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), trace.held)
@@ -247,3 +256,8 @@ class StatesOfLearner(brainstate.nn.Module):
         for state, trace in zip(self.traces, traces or (), strict=traces is not None):
             state.value = trace
         self.running_index.value = self.running_index.value + steps
+
+
+def _is_inside() -> bool:
+    """Whether a transformation is running: one of brainstate, or a plain one that makes tracers."""
+    return bool(brainstate.State(None).stack_level) or versions.is_traced(jnp.zeros(()))
