@@ -55,7 +55,7 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 1010,
-    "ops": 3069,
+    "ops": 3094,
     "show": 1475,
     "jaxprs": 1906,
     "plugins": 1730,
@@ -65,12 +65,12 @@ CEILINGS = {
     "cli": 739,
     "algorithms": 3496,
     "drivers": 3792,
-    "learners": 4374,
+    "learners": 4388,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_780, 12_952
-WHOLE_CORE = 34_639
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_805, 12_971
+WHOLE_CORE = 34_678
 
 
 def module_of(file: Path) -> str:
