@@ -144,3 +144,33 @@ def test_an_input_that_cannot_be_filtered_is_refused() -> None:
     with pytest.raises(bt.NotSupportedError, match=text):
         IODimRule(executor, 0.5, 0.5)
     assert jnp.shape(IODimRule(executor, 0.0, 0.5).init()[0]) == ()
+
+
+class InTwoGroups(zoo.Model):
+    """A product that two states hear, which do not hear each other."""
+
+    names = ("a", "b")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = zoo.weight(IN, zoo.HIDDEN)
+
+    def update(self, x: Any) -> Any:
+        y = bt.matmul(x, self.w.value)
+        self.a.value, self.b.value = 0.8 * self.a.value + y, jnp.tanh(0.7 * self.b.value + y)
+        return self.a.value + self.b.value
+
+
+def test_what_is_in_parts_is_counted_once_beside_what_is_whole() -> None:
+    executor, operands = ready(InTwoGroups())
+    rule, block = IODimRule(executor, 0.5, 0.8), block_of(executor, old=True)
+    traces = rule.advance(rule.init(), block, operands)[1]
+    assert len(executor.groups) == 2
+    block = block._replace(old_signal=(None, block.old_signal[1]))
+    (whole,), _ = rule.advance(traces, block, operands)
+    executor.divide((2, None))
+    (found,), _ = rule.advance(traces, block, operands)
+    found = found["weight"]
+    np.testing.assert_allclose(
+        found if found.ndim == 2 else found.sum(0), whole["weight"], rtol=1e-10
+    )

@@ -51,7 +51,7 @@ from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, added_up
 from ..ops.moving import ExamplesSpec, MovingSpec
 from ..ops.traces import output_trace
-from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces
+from .base import Block, Cotangents, LearningRule, OldSignals, Operands, Traces, add
 from .block_algebra import accumulate, apply
 
 
@@ -296,7 +296,7 @@ class IODimRule(LearningRule):
             return self.release(held, met, operands)
         found = self._contracted(met, operands, alone=False)
         before = self._at_start(traces, first, operands, {s: x[0] for s, x in met.x.items()})
-        return jax.tree.map(jnp.add, found, before), self._kept(held)
+        return [*map(add, found, before)], self._kept(held)
 
     def solve_at_start(self, traces: Traces, signal: OldSignals, operands: Operands) -> Cotangents:
         return self._at_start(traces, signal, operands, {})
