@@ -59,7 +59,7 @@ CEILINGS = {
     "show": 1475,
     "jaxprs": 1906,
     "plugins": 1730,
-    "compiler": 8275,
+    "compiler": 8278,
     "executor": 3024,
     "files": 934,
     "cli": 739,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_805, 12_971
-WHOLE_CORE = 34_678
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_808, 12_974
+WHOLE_CORE = 34_681
 
 
 def module_of(file: Path) -> str:

@@ -643,6 +643,7 @@ STEP = {
     "mixed": lambda y, z: LEAK * y + z @ MIXING,
     "turned twice": lambda y, z: LEAK * y + z[..., ::-1][..., ::-1],
     "gated": lambda y, z: 0.5 * y * jnp.tanh(y) + z,
+    "behind": lambda y, z: LEAK * y + jnp.tanh(z @ MIXING),
 }
 
 
@@ -653,6 +654,8 @@ STEP = {
         (hard_reset, "d_rtrl", ("direct", "gated"), False),
         (hard_reset, "d_rtrl", ("mixed", "gated"), True),
         (hard_reset, "d_rtrl", ("mixed", "gated", "direct"), False),
+        (hard_reset, "d_rtrl", ("mixed", "behind"), False),
+        (hard_reset, "d_rtrl", ("direct", "behind", "direct"), True),
         (hard_reset, "pp_prop", ("direct", "gated"), False),
         (hard_reset, "pp_prop", ("mixed", "gated", "mixed"), True),
         (hard_reset, "pp_prop", ("turned twice", "gated"), True),

@@ -86,8 +86,6 @@ READS: dict[str, Callable[[Any, Any], Any]] = {
     "normalised": lambda old, new: new / jnp.sqrt(1 + (new**2).sum(-1, keepdims=True)),
 }
 LINEAR = "operation", "constant in front", "constant behind", "absolute"
-#: These cross no operation.
-NEAR = "product", "residual"
 #: A factor per example passes these only where the compiler sees that examples stay apart, and
 #: coupled D-RTRL keeps recurrent input.
 REFUSED = re.compile("may mix examples|its recurrent input by .* is kept")
@@ -240,12 +238,8 @@ def check(choice: Choice, met: Counter[str]) -> None:
 
 
 def defined(choice: Choice) -> Choice:
-    """What the rules define: e-prop below one leak on each way. The oracle of pp_prop takes what
-    follows a leak across no operation for a state of its group.
-    """
-    pairs = zip(choice.layers, choice.layers[1:], strict=False)
-    near = any(a[0] in LEAKS and b[0] in OTHERS and b[1] in NEAR for a, b in pairs)
-    if (choice.rule == "pp_prop" and near) or (choice.rule == "kappa" and not choice.has_kappa):
+    """What the rules define: e-prop below one leak on each way."""
+    if choice.rule == "kappa" and not choice.has_kappa:
         return replace(choice, rule="d_rtrl")
     return choice
 
@@ -277,3 +271,18 @@ def test_random_networks(rules: tuple[str, ...], count: int) -> None:
     met: Counter[str] = Counter()
     explore(count, choices(*rules), lambda choice: check(choice, met))
     assert RUNS < 1 or count < 12 or 3 * met["moves"] >= met["networks"], met
+
+
+@pytest.mark.parametrize(
+    ("rule", "above"),
+    [
+        ("d_rtrl", [("literal", "product", "old"), ("counter", "largest", "both")]),
+        ("coupled", [("literal", "product", "old"), ("counter", "largest", "both")]),
+        ("pp_prop", [("literal", "operation", "new"), ("tanh", "product", "new")]),
+        ("pp_prop", [("literal", "operation", "both"), ("hard reset", "residual", "both")]),
+    ],
+)
+def test_what_reads_a_leak_at_other_positions_is_another_layer(rule: str, above: Any) -> None:
+    """Also where it is a filter, or the leak has a trace of its own."""
+    layers = ("literal" if rule != "pp_prop" else "tanh", "absolute", "spikes"), *above
+    check(Choice(layers, False, False, rule, "auto", 1, False, False), Counter())

@@ -268,14 +268,17 @@ def find_hidden_groups_from_minfo(
         emits = {v: frozenset({k}) for v, k in number.items()}
 
         def past(own: dict[Var, int]) -> dict[Var, frozenset[int]]:
-            """What leads to each variable past none of some new values."""
+            """What leads to each variable past none of some new values between."""
+            led = dict(seeds)
 
             def through(var: Var, found: frozenset[int]) -> frozenset[int]:
+                led[var] = found
                 return frozenset({own[var]}) if var in own else found
 
-            return minfo.credit(seeds, minfo.near, emits, through)
+            minfo.credit(seeds, minfo.near, emits, through)
+            return led
 
-        taken = past({v: i for v, i in number.items() if v not in filters}) if filters else {}
+        taken = past(number) if filters else {}
         direct = past(filters)
         chosen = number if across_layers else filters
         marks |= {v: (taken if v in filters else direct).get(v, frozenset()) for v in chosen}
@@ -361,8 +364,8 @@ def _compatible(a: Any, b: Any) -> bool:
 
 
 def _is_above(a: StateSlot, b: StateSlot) -> bool:
-    """Whether ``b`` may be a state above, which a filter ``a`` is in front of."""
-    return a.is_filter and not b.is_filter and a.steps_along is None and b.steps_along is None
+    """Whether ``b`` may be a state above, which a filter ``a`` is in front of, or its filter."""
+    return a.is_filter and a.steps_along is None and b.steps_along is None
 
 
 def _by_position(minfo: ModuleInfo, a: StateSlot, b: StateSlot) -> bool:

@@ -26,12 +26,13 @@ import jax
 import numpy as np
 
 from .graph import Graph, Hidden, across_layers, build_graph
+from .homes import find_layers
 from .lasting import HELD, KEPT, NOWHERE, OPEN, PLAIN, START, Inside, Lasting, Mode
 from .learn import OracleResult, by_path
 from .paths import NEAR, Change, Reached, path_sums, product
 from .program import Edge
 from .records import Run, Scope, input_of, run_steps, with_input
-from .regions import Home, Layers, find_layers
+from .regions import Home, Layers
 from .step import Path, trace_step
 
 #: The number that stands for parameters outside of operations.
@@ -108,6 +109,27 @@ class PathSums:
         reached = self.sums(sources, rule, entering)
         return np.concatenate([members, self.arrived(reached, len(places), targets[own:])])
 
+    def from_regions(
+        self,
+        rules: Lasting,
+        home: Home,
+        name: str,
+        targets: Sequence[tuple[int, Any]],
+        places: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """From values of uniform states to a home; with ``places`` of these, at equal positions."""
+        columns, first = [np.zeros((sum(self.size(v) for v, _ in targets), 0))], 0
+        for k, u in enumerate(self.layers.uniform):
+            source, rule = [(getattr(u.hidden, name), (START, NOWHERE))], rules.kept(home, k)
+            last = first + u.hidden.positions.size
+            if places is None:
+                columns.append(self.between(source, rule, targets))
+            else:
+                own = places[first:last]
+                columns.append(self.at_positions(home, source, rule, targets, own))
+            first = last
+        return np.concatenate(columns, axis=1)
+
     def to_loss(self, sources: Sequence[tuple[int, Mode]], rule: Any) -> np.ndarray:
         return np.asarray(self.between(sources, rule, [(self.graph.loss, None)])[0])
 
@@ -152,8 +174,6 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
         return own + of_regions(name)
 
     arrivals = [(v, mode[0]) for v, mode in of_regions("new")]
-    starts = [(u.hidden.new, (START, NOWHERE)) for u in regions]
-    old_starts = [(u.hidden.old, (START, NOWHERE)) for u in regions]
     K, F, G, G_at, G_old, signals, olds = [], {}, [], [], [], [], []
     for a, home in enumerate(layers.homes):
         rule, to = rules.kept(home), [*((h.new, None) for h in home.members), *arrivals]
@@ -161,13 +181,12 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
         K.append(sums.at_positions(home, sources, rule, to, places_of(layers, home)))
         for r in layers.operations:
             F[r, a] = sums.between([(graph.y(r), (NEAR, NOWHERE))], rule, to)
-        G.append(sums.between(starts, rule, to))
+        from_regions = partial(sums.from_regions, rules, home)
+        G.append(from_regions("new", to))
+        own = _places_above(layers, home) if near else None
+        G_old.append(from_regions("old", to, own))
         if near:
-            own = _places_above(layers, home)
-            G_at.append(sums.at_positions(home, starts, rule, to, own))
-            G_old.append(sums.at_positions(home, old_starts, rule, to, own))
-        else:
-            G_old.append(sums.between(old_starts, rule, to))
+            G_at.append(from_regions("new", to, own))
         signals.append(sums.to_loss(of(home, "new"), rules.signal(home)))
         olds.append(sums.to_loss(of(home, "old"), rules.around(home)))
     whole = rules.kept(None)
@@ -188,8 +207,12 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
         e=olds,
         K_u=sums.between(of_regions("old"), whole, arrivals),
         F_u=F_u,
-        l_u=sums.to_loss(of_regions("new", (NEAR, -1)), rules.outside),
-        e_u=_old_signals(sums, rules, ((NEAR, -1), NOWHERE)),
+        l_u=sums.to_loss(
+            [(u.hidden.new, ((NEAR, ~k), NOWHERE)) for k, u in enumerate(regions)]
+            + [(u.hidden.new, (HELD, NOWHERE)) for u in regions],
+            rules.outside,
+        ),
+        e_u=_old_signals(sums, rules),
         dY={r: sums.arrived(reached, n, [(graph.y(r), (NEAR, r))]) for r in layers.operations},
         dY_at={r: partial(with_input, graph, run.values, reached, r, n) for r in layers.operations},
         x={r: input_of(graph, run.values, r) for r in layers.operations},
@@ -201,7 +224,7 @@ def record_layers(layers: Layers, run: Run, scope: str, near: bool) -> LayersRec
     )
 
 
-def _old_signals(sums: PathSums, rules: Lasting, base: Mode) -> dict[int, np.ndarray]:
+def _old_signals(sums: PathSums, rules: Lasting) -> dict[int, np.ndarray]:
     """``e`` of uniform states, reached near and elsewhere, by operation.
 
     Where they are ``near``, it is that around the new value of the state from which they are
@@ -213,11 +236,11 @@ def _old_signals(sums: PathSums, rules: Lasting, base: Mode) -> dict[int, np.nda
 
     def signal(own: frozenset[int]) -> np.ndarray:
         found = [np.zeros(0)]
-        for start in (base, (HELD, NOWHERE)):
+        for is_near in (True, False):
             for k, u in enumerate(layers.uniform):
-                origin = (frozenset({k}) if start is base else own - {k}) if rules.near else NOWHERE
-                begin = (start[0], BEFORE), start[1]
-                around = _around(rules, origin, wholly=start is base)
+                origin = (frozenset({k}) if is_near else own - {k}) if rules.near else NOWHERE
+                begin = ((NEAR, ~k) if is_near else HELD, BEFORE), NOWHERE
+                around = _around(rules, origin, wholly=is_near)
                 found.append(sums.to_loss([(u.hidden.old, begin)], around))
         return np.concatenate(found)
 
@@ -235,7 +258,7 @@ def _around(rules: Lasting, origin: Inside, wholly: bool) -> Any:
     Unless ``wholly``: what comes from below an origin passes it by its region, to what is above.
     """
     layers = rules.layers
-    stops = {layers.uniform[k].hidden.new for k in origin}
+    stops = set().union(*({layers.uniform[k].hidden.new, *layers.mates[k]} for k in origin))
     lower = {} if wholly else layers.below
     passed = {layers.uniform[j].hidden.new for k in origin for j in lower.get(k, ())}
 

@@ -30,12 +30,13 @@ from .downstream import (
     record_layers,
 )
 from .graph import across_layers, build_graph
+from .homes import find_layers
 from .lasting import HELD, NOWHERE, OPEN, OPEN_HELD, START, Lasting, Mode
 from .learn import OracleResult, by_path
 from .paths import NEAR, product
 from .program import Edge
 from .records import Run, run_steps
-from .regions import Home, Layers, find_layers
+from .regions import Home, Layers
 from .step import Path, Step, trace_step
 
 
@@ -274,8 +275,12 @@ class _OfHome:
             F = self.rows(sums, [(self.layers.graph.y(r), (NEAR, NOWHERE))], rule)
             increments[r] = product(F, dY)
             for name, value in (("new", U[r]), ("old", U_old[r])):
-                news = [(getattr(u.hidden, name), (START, NOWHERE)) for u in self.layers.uniform]
-                increments[r] += product(self.rows(sums, news, rule), near_rows(value))
+                first, of_uniform = 0, near_rows(value)
+                for k, u in enumerate(self.layers.uniform):
+                    source = [(getattr(u.hidden, name), (START, NOWHERE))]
+                    G = self.rows(sums, source, rules.kept(home, k))
+                    increments[r] += product(G, of_uniform[first : first + G.shape[1]])
+                    first += G.shape[1]
             increments[r] = self.filtered(increments[r], t, leaks=False)
         l, e = (signal[self.number] @ split for signal in (now.l, now.e))  # noqa: E741
         return TracedStep(K, increments, l, e)

@@ -137,7 +137,7 @@ def _find_groups(program: Program, hidden: list[Hidden]) -> tuple[tuple[Hidden, 
     for i in hidden:
         reached = connected(program, i.old, uncrossed)
         for j in hidden:
-            if j.new in reached and i.varshape == j.varshape and _same_layer(i.path, j.path):
+            if j.new in reached and i.varshape == j.varshape and same_layer(i.path, j.path):
                 merged = {label[i.path], label[j.path]}
                 label = {p: min(merged) if k in merged else k for p, k in label.items()}
     return tuple(
@@ -209,7 +209,7 @@ def follows(
     return bool(found.any() and not (found & (hidden.positions[:, None] != positions)).any())
 
 
-def _same_layer(a: Path, b: Path) -> bool:
+def same_layer(a: Path, b: Path) -> bool:
     """Whether two state paths do not first differ at an integer index."""
     for p, q in zip(a, b, strict=False):
         if p != q:

@@ -71,9 +71,14 @@ class Lasting:
         k = self.layers.number_of.get(edge.target)
         return k is not None and not inside.isdisjoint({k, ~k})
 
-    def kept(self, home: Home | None) -> Any:
+    def follows(self, k: int | None, new: int) -> bool:
+        """Whether a new value that lies near is in the traces of what starts at a uniform state."""
+        return k is None or not self.near or new in self.layers.mates[k]
+
+    def kept(self, home: Home | None, origin: int | None = None) -> Any:
         """What lasts: to the members of a home and uniform states; ``None``: to the latter alone.
 
+        ``origin``: the number of the uniform state in which paths start.
         ``OPEN``: a path that may cross anything until it arrives. ``OPEN_HELD``: of a uniform state
         that is reached across an ETP equation, whose region it does not leave so.
         """
@@ -97,6 +102,7 @@ class Lasting:
                 return (base, NOWHERE) if self.arrives(edge, inside) else None
             if edge.target in layers.others:
                 met = home is not None and edge.target in home.news
+                met = met and self.follows(origin, edge.target)
                 return (NEAR, NOWHERE) if met and base in (NEAR, OPEN, OPEN_HELD) else None
             if home is None and not inside and edge.target in layers.varying:
                 return None
@@ -147,6 +153,7 @@ class Lasting:
 
         A path that enters an ETP equation through a trainable operand starts anew, with the number
         of the equation in its mode. What arrives at a uniform state by its region is ``KEPT``.
+        A path that starts at a uniform state of number ``k`` has the number ``~k``.
         """
         layers, base = self.layers, mode[0]
         if base == KEPT:
@@ -165,6 +172,10 @@ class Lasting:
         after, inside = self.moved(edge, (before, mode[1]), enters, steady=before != FAR)
         if edge.target in layers.number_of and self.arrives(edge, inside):
             return (KEPT, NOWHERE) if after == STEADY else None
-        if edge.target in layers.number_of or edge.target in layers.others:
+        if edge.target in layers.number_of:
             return None if after == NEAR else (FAR, NOWHERE)
+        if edge.target in layers.others:
+            origin = ~base[1] if isinstance(base, tuple) and base[1] < 0 else None
+            met = after == NEAR and self.follows(origin, edge.target)
+            return None if met else (FAR, NOWHERE)
         return (base if after == NEAR else after), inside

@@ -8,19 +8,16 @@ drive the state, its *ends*: hidden values, and results of any other equation.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Hidden, follows
-from .paths import connected, everywhere, uncrossed
+from .graph import Graph, Hidden
+from .paths import connected, everywhere
 from .program import Edge, Equation, Program, evaluate, is_float, matrix_of
-from .records import Run
-from .step import Path
 
 Filter = tuple[int, int]
 """A number of a uniform state, and one of its ends."""
@@ -53,7 +50,8 @@ class Home:
 class Layers:
     """The step with its uniform states, by number, and everything else that recurs.
 
-    ``held``: filters whose end is the recurrent input of the state itself.
+    ``held``: filters whose end is the recurrent input of the state itself. ``mates``: for each
+    uniform state that has traces of its own, the new values of the other states of its group.
     """
 
     graph: Graph
@@ -61,6 +59,7 @@ class Layers:
     homes: tuple[Home, ...]
     held: frozenset[Filter]
     varying: frozenset[int]
+    mates: tuple[frozenset[int], ...] = ()
 
     @cached_property
     def loops(self) -> frozenset[Filter]:
@@ -141,40 +140,7 @@ class Layers:
         return frozenset().union(*(home.news for home in self.homes))
 
 
-def find_layers(
-    graph: Graph, uniform: Iterable[Path], recorded: Sequence[Run], near: bool = False
-) -> Layers:
-    """The layers of a step, of which some states are known to be uniform, from a run of it.
-
-    ``near``: as in :class:`Lasting <braintrace_testing.lasting.Lasting>`.
-
-    Raises
-    ------
-    ValueError
-        When a path is not that of a hidden state, or its state is not uniform in these runs.
-    """
-    program = graph.program
-    named = {tuple(path) for path in uniform}
-    hidden = {h.path: h for members in graph.groups for h in members}
-    if not named <= hidden.keys():
-        raise ValueError(f"uniform must name hidden states out of {list(hidden)}; got {named}")
-    varying, runs = _varying(graph), [now.values for now in recorded]
-    steps = [now.jacobians for now in recorded]
-    affine = _Affine(program, varying, [*runs, *_elsewhere(graph, varying, runs)])
-    states = {v for h in hidden.values() for v in (h.old, h.new)}
-    found = tuple(_region(program, h, states, affine) for p, h in hidden.items() if p in named)
-    links = _Near(graph)
-    held = frozenset(
-        (k, z) for k, u in enumerate(found) for z in u.ends if links.recurs(u.hidden, z)
-    )
-    rest = [tuple(h for h in members if h.path not in named) for members in graph.groups]
-    homes = _homes(
-        links, [members for members in rest if members], found, held, [] if near else steps
-    )
-    return Layers(graph, found, homes, held, varying)
-
-
-def _varying(graph: Graph) -> frozenset[int]:
+def varying_of(graph: Graph) -> frozenset[int]:
     """The variables that depend on more than parameters."""
     program = graph.program
     found = {*program.inputs} - {*graph.leaves}
@@ -184,7 +150,7 @@ def _varying(graph: Graph) -> frozenset[int]:
     return frozenset(found)
 
 
-def _elsewhere(
+def elsewhere(
     graph: Graph, varying: frozenset[int], runs: Sequence[list[Any]]
 ) -> Iterator[list[Any]]:
     """The values of two steps at other inputs and states: what is the same there, too, is so."""
@@ -203,7 +169,7 @@ def _elsewhere(
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """Which equations are affine in what varies, in the same way at all steps."""
 
     program: Program
@@ -287,7 +253,8 @@ def _random(random: np.random.Generator, like: Any) -> np.ndarray:
     return np.asarray(real + 1j * imaginary if complex_ else real).astype(np.asarray(like).dtype)
 
 
-def _region(program: Program, hidden: Hidden, states: set[int], affine: _Affine) -> Uniform:
+def region_of(program: Program, hidden: Hidden, states: set[int], affine: Affine) -> Uniform:
+    """A uniform state with its region, found from its new value downwards."""
     edges: set[Edge] = set()
     inside: set[int] = set()
     ends: set[int] = set()
@@ -310,119 +277,3 @@ def _region(program: Program, hidden: Hidden, states: set[int], affine: _Affine)
             "in a way that changes with what carries a derivative"
         )
     return Uniform(hidden, frozenset(edges), frozenset(inside), frozenset(ends))
-
-
-# --- what recurs together --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Near:
-    """What leads where without crossing an ETP equation."""
-
-    graph: Graph
-
-    @cached_property
-    def hidden(self) -> list[Hidden]:
-        return [h for members in self.graph.groups for h in members]
-
-    @cached_property
-    def reached(self) -> dict[int, set[int]]:
-        """From the old and the new value of each state, the variables; passing others' values."""
-        values = [v for h in self.hidden for v in (h.old, h.new)]
-        return {v: connected(self.graph.program, v, uncrossed) for v in values}
-
-    def leads(self, hidden: Hidden, variable: int) -> bool:
-        return any(variable in self.reached[v] for v in (hidden.old, hidden.new))
-
-    @cached_property
-    def ever(self) -> dict[Path, set[Path]]:
-        """The states that each leads to, over any number of steps."""
-        found = {h.path: {j.path for j in self.hidden if self.leads(h, j.new)} for h in self.hidden}
-        while True:
-            wider = {p: to.union({p}, *(found[q] for q in to)) for p, to in found.items()}
-            if wider == found:
-                return found
-            found = wider
-
-    def recurs(self, hidden: Hidden, end: int) -> bool:
-        """Whether a state leads to what drives it, over any number of steps."""
-        if end == hidden.old:
-            return False
-        return any(self.leads(h, end) for h in self.hidden if h.path in self.ever[hidden.path])
-
-    def directly(self, hidden: Hidden, stops: frozenset[int]) -> set[int]:
-        """The variables that a state leads to past no new value of some others."""
-
-        def rule(edge: Edge, mode: Any) -> Any:
-            return None if edge.crosses or edge.source in stops - {hidden.new} else mode
-
-        values = (hidden.old, hidden.new)
-        return set().union(*(connected(self.graph.program, v, rule) for v in values))
-
-
-def _homes(
-    near: _Near,
-    groups: Sequence[tuple[Hidden, ...]],
-    uniform: Sequence[Uniform],
-    held: frozenset[Filter],
-    steps: Sequence[Sequence[np.ndarray]],
-) -> tuple[Home, ...]:
-    """Groups, joined with the filters of what is of their shape and lies near them.
-
-    ``steps``: local Jacobians, of which it depends whether what is above lies near.
-    """
-    program = near.graph.program
-    own = {v for u in uniform for v in (u.hidden.old, u.hidden.new)}
-    news = frozenset(h.new for members in groups for h in members)
-    filters = [(k, z) for k, u in enumerate(uniform) for z in sorted(u.ends - own)]
-    filters = [one for one in filters if one not in held]
-    parts: list[set[Any]] = [{k} for k in range(len(groups))] + [{one} for one in filters]
-
-    def join(a: Any, b: Any) -> None:
-        first, second = (next(part for part in parts if x in part) for x in (a, b))
-        if first is not second:
-            parts.remove(second)
-            first |= second
-
-    def shape(z: int) -> tuple[int, ...]:
-        return tuple(program.avals[z].shape)
-
-    def leads(starts: dict[int, Any], h: Hidden, passes: Callable[[Edge], bool]) -> bool:
-        def rule(edge: Edge, mode: Any) -> Any:
-            return None if edge.crosses or not passes(edge) else mode
-
-        return h.num_state == 1 and follows(program, steps, starts, h, rule)
-
-    def is_of_no_state(edge: Edge) -> bool:
-        return edge.source not in news
-
-    for k, members in enumerate(groups):
-        for h in members:
-            reached = near.directly(h, news) - news | {h.old, h.new}
-            for one in filters:
-                if one[1] in reached and shape(one[1]) == h.varshape:
-                    join(k, one)
-    for one in filters:
-        u, n = uniform[one[0]], shape(one[1])
-        end = np.resize(np.arange(math.prod(n)), program.size(one[1]))
-        if n != u.hidden.varshape or not leads({one[1]: end}, u.hidden, u.edges.__contains__):
-            continue
-        place = u.hidden.positions
-        both = {u.hidden.old: place, u.hidden.new: place}
-        reached = near.directly(u.hidden, news)
-        for k, members in enumerate(groups):
-            if any(
-                h.new in reached and h.varshape == n and leads(both, h, is_of_no_state)
-                for h in members
-            ):
-                join(k, one)
-        for other in filters:
-            if other[1] in reached - news and shape(other[1]) == n:
-                join(one, other)
-    return tuple(
-        Home(
-            tuple(h for k in sorted(x for x in part if isinstance(x, int)) for h in groups[k]),
-            frozenset(x for x in part if not isinstance(x, int)),
-        )
-        for part in parts
-    )
