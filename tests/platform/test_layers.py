@@ -57,7 +57,7 @@ CEILINGS = {
     "base": 1010,
     "ops": 3094,
     "show": 1475,
-    "jaxprs": 1906,
+    "jaxprs": 1912,
     "plugins": 1730,
     "compiler": 8278,
     "executor": 3024,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_808, 12_974
-WHOLE_CORE = 34_681
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_814, 12_979
+WHOLE_CORE = 34_687
 
 
 def module_of(file: Path) -> str:

@@ -64,18 +64,21 @@ def with_replacements(
 
 def run_inlined(jaxpr: Jaxpr, inputs: Sequence[Any]) -> list[Any]:
     """Run a closed jaxpr with every call run equation by equation."""
-    flat = inlined(jaxpr)
+    flat = inlined(jaxpr, here=versions.current_place())
     run_equations(flat.eqns, env := versions.start_env(flat, inputs))
     return [read(env, atom) for atom in flat.outvars]
 
 
-def inlined(jaxpr: Jaxpr, note: Callable[[JaxprEqn], None] = lambda eqn: None) -> Jaxpr:
+def inlined(
+    jaxpr: Jaxpr, note: Callable[[JaxprEqn], None] = lambda eqn: None, here: Any = None
+) -> Jaxpr:
     """``jaxpr`` with every call (``jit``, ``checkpoint``) written out equation by equation.
 
     Equations in a call that are not from the lines of the called function, and no ETP equations,
     are attributed to the line of the call. ``note`` is called with every ETP equation inside a
     call. An ETP equation without a line of the user's, of a layer that is itself the body of a
-    loop, gets that of what it is in. What is not in a call keeps its variables.
+    loop, gets that of what it is in; what the whole program is in is ``here``. What is not in a
+    call keeps its variables.
     """
     constants, eqns = versions.constants(jaxpr), list[JaxprEqn]()
 
@@ -87,7 +90,10 @@ def inlined(jaxpr: Jaxpr, note: Callable[[JaxprEqn], None] = lambda eqn: None) -
 
         for eqn in inner.eqns:
             etp = is_etp_primitive(eqn.primitive)
-            own = versions.source_of(eqn) if etp else not call or versions.written_in(eqn, call)
+            if etp and here is not None:
+                own = bool(versions.source_of(eqn))
+            else:
+                own = not call or versions.written_in(eqn, call)
             place, operands = eqn.source_info if own else here, [of(atom) for atom in eqn.invars]
             if eqn.primitive in versions.CALL_PRIMITIVES:
                 program = versions.sub_jaxpr(eqn)
@@ -105,7 +111,7 @@ def inlined(jaxpr: Jaxpr, note: Callable[[JaxprEqn], None] = lambda eqn: None) -
             eqns.extend(_one_by_one(versions.rewritten(eqn, operands, outs, place)))
         return [of(atom) for atom in inner.outvars]
 
-    results = write(jaxpr, {}, versions.current_place(), None)
+    results = write(jaxpr, {}, here, None)
     return versions.assembled(jaxpr, constants, jaxpr.invars, results, eqns)
 
 
