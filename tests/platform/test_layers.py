@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 934,
     "cli": 739,
     "algorithms": 3496,
-    "drivers": 3792,
+    "drivers": 3797,
     "learners": 4388,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_814, 12_979
-WHOLE_CORE = 34_687
+WHOLE_CORE = 34_692
 
 
 def module_of(file: Path) -> str:

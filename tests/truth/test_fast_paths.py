@@ -19,7 +19,7 @@ from braintrace.algorithms import config
 from braintrace.algorithms.d_rtrl import ParamDimRule
 from braintrace.algorithms.lagged import LaggedDRTRLRule
 from braintrace.base.types import bytes_of
-from braintrace.drivers import direct, gradients
+from braintrace.drivers import gradients
 from braintrace.drivers.block_size import (
     LARGE,
     NEAR,
@@ -30,6 +30,7 @@ from braintrace.drivers.block_size import (
     record_bytes,
 )
 from braintrace.drivers.loops import recorded_scan
+from braintrace.executor import direct
 from braintrace.testing import assert_tree_close
 from tests import zoo
 

@@ -48,6 +48,11 @@ class Exactly:
         return self.learner.model
 
     @property
+    def param_states(self) -> Mapping[Any, State]:
+        """Those of the learner."""
+        return self.learner.param_states
+
+    @property
     def graph(self) -> ETraceGraph:
         """That of the executor."""
         return self.executor.graph
