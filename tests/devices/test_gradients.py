@@ -93,3 +93,42 @@ def test_filters_and_parameters_of_no_product(family: str) -> None:
             found.append(jax.tree.map(np.asarray, grads))
     for one in found[1:]:
         assert_tree_close(one, found[0], 1e-12)
+
+
+class OfSomebody(brainstate.nn.Module):
+    """A layer below a convolution that is an operation of a third party, without rules."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        kernel = jax.random.normal(jax.random.key(3), (width, 2, 3)) / 2
+        self.kernel = brainstate.ParamState(kernel)
+
+    def init_state(self, batch_size: int, **_: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 4, 3)))
+
+    def update(self, x: Any) -> Any:
+        y = bt.register_primitive("conv_of_somebody", convolved, batched=True).bind(
+            x, self.kernel.value
+        )
+        self.h.value = 0.8 * self.h.value + jnp.tanh(y + 0.1 * self.h.value)
+        return self.h.value
+
+
+def convolved(x: Any, kernel: Any) -> Any:
+    axes = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=axes)
+
+
+@pytest.mark.parametrize("rule", ["rtrl", "uoro"])
+def test_a_convolution_without_rules_with_one_example_a_device(rule: str) -> None:
+    """In parts of one example, XLA makes its derivative wrong (3 taps) or no program (1 tap)."""
+    xs = jax.random.normal(jax.random.key(0), (3, 8, 4, 2))
+    for width in (1, 3):
+        found = []
+        for devices in (None, 8):
+            learner = bt.compile(OfSomebody(width), rule, xs[0], batch_size=8)
+            if devices:
+                learner.shard(meshes.mesh("Auto", devices), batch="data")
+            loss = lambda x, learner=learner: (learner(x) ** 2).sum()  # noqa: E731
+            found.append(learner.etrace_grad(xs, step_fn=loss, block_size=1))
+        assert_tree_close(*map(jax.device_get, found), 1e-12)

@@ -55,11 +55,11 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 1010,
-    "ops": 3094,
+    "ops": 3125,
     "show": 1475,
     "jaxprs": 1912,
     "plugins": 1730,
-    "compiler": 8278,
+    "compiler": 8260,
     "executor": 3024,
     "files": 934,
     "cli": 739,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_814, 12_979
-WHOLE_CORE = 34_692
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_827, 12_986
+WHOLE_CORE = 34_705
 
 
 def module_of(file: Path) -> str:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import braintrace as bt
-from braintrace.compiler.places import holds_convolutions
 from braintrace.learners import by_hand
+from braintrace.ops.operation import holds_convolutions
 
 
 class Line(brainstate.nn.Module):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import brainstate
@@ -18,9 +17,7 @@ from jax.sharding import AxisType
 
 from ..base import versions
 from ..base.types import State
-from ..base.versions import Jaxpr, jaxp
-from ..jaxprs.run import holds
-from ..ops.primitive import is_etp_primitive
+from ..ops.operation import holds_convolutions as holds_convolutions
 
 
 def explicit_mesh(tree: Any = None) -> Any:
@@ -77,18 +74,3 @@ def type_without_place(leaf: Any) -> Any:
     if not is_array(leaf):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=jax.typeof(leaf).weak_type)
-
-
-def holds_convolutions(program: Jaxpr) -> bool:
-    """Whether a program convolves, by an operation with a trace, too."""
-
-    def convolves(eqn: Any) -> bool:
-        if holds(eqn, jaxp.conv_general_dilated_p):
-            return True
-        if not is_etp_primitive(eqn.primitive):
-            return any(convolves(e) for inner in versions.inner_jaxprs(eqn) for e in inner.eqns)
-        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-        run = partial(eqn.primitive.spec.impl, **eqn.params)
-        return any(convolves(e) for e in versions.make_jaxpr(run, *types).eqns)
-
-    return any(map(convolves, program.eqns))

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import pulled_in, wide_dtype, widened, widened_dtype
+from ..base.versions import Jaxpr, JaxprEqn, jaxp
 from .moving import ExamplesSpec, MovingSpec
-from .primitive import find_primitive
+from .primitive import find_primitive, is_etp_primitive
 from .repeated import RepeatedSpec
 from .spec import ETPPrimitiveSpec
 
@@ -196,7 +197,21 @@ class Operation:
     def in_parts(self, parts: int) -> bool:
         """Whether sums over examples can be held in so many parts."""
         axis = self.examples
-        return axis is not None and fits_parts(self.y_aval.shape[axis:], parts)
+        fits = axis is not None and fits_parts(self.y_aval.shape[axis:], parts)
+        return fits and not self.convolves
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether the derived gradient of a weight is that of a convolution.
+
+        XLA gives wrong numbers, or none, for those of single examples that lie on several devices
+        (jax 0.10.2 and 0.12.0.1).
+        """
+        one = self.of_one or self
+        if one.spec.xy_to_dw is not None:
+            return False
+        run = partial(one.spec.impl, **one.params)
+        return holds_convolutions(versions.make_jaxpr(run, *one.operand_avals))
 
     @property
     def examples(self) -> int | None:
@@ -292,3 +307,19 @@ def split(array: jax.Array, axis: int, parts: int) -> jax.Array:
     shape = array.shape
     size = (parts, shape[axis] // parts)
     return jnp.moveaxis(array.reshape(*shape[:axis], *size, *shape[axis + 1 :]), axis, 0)
+
+
+def holds_convolutions(program: Jaxpr) -> bool:
+    """Whether a program convolves, by an operation with a trace, too."""
+
+    def convolves(eqn: JaxprEqn) -> bool:
+        if not is_etp_primitive(eqn.primitive):
+            inner = versions.inner_jaxprs(eqn)
+            return eqn.primitive is jaxp.conv_general_dilated_p or any(
+                map(holds_convolutions, inner)
+            )
+        types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+        run = partial(eqn.primitive.spec.impl, **eqn.params)
+        return holds_convolutions(versions.make_jaxpr(run, *types))
+
+    return any(map(convolves, program.eqns))
