@@ -60,7 +60,7 @@ CEILINGS = {
     "jaxprs": 1912,
     "plugins": 1730,
     "compiler": 8260,
-    "executor": 3024,
+    "executor": 3022,
     "files": 934,
     "cli": 739,
     "algorithms": 3496,
@@ -69,8 +69,8 @@ CEILINGS = {
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_827, 12_986
-WHOLE_CORE = 34_705
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_825, 12_984
+WHOLE_CORE = 34_703
 
 
 def module_of(file: Path) -> str:

@@ -239,15 +239,13 @@ def added_up(links: Sequence[Link], info: ModuleInfo) -> dict[int, int]:
 
     Such links have the same ``f``.
     """
-    ends, readers = (
-        {*filter(versions.is_var, info.jaxpr.outvars)},
-        defaultdict[Any, list[Any]](list),
-    )
+    ends = {*filter(versions.is_var, info.jaxpr.outvars)}
+    readers = defaultdict[Any, list[Any]](list)
     for eqn in info.eqns:
         for atom in filter(versions.is_var, eqn.invars):
             readers[atom].append(eqn)
     first: dict[Any, int] = {}
-    found = {}
+    found: dict[int, int] = {}
     for link in links:
         total = link.relation.y_var
         while total not in ends and len(readers[total]) == 1:
