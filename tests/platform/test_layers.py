@@ -63,14 +63,14 @@ CEILINGS = {
     "executor": 3022,
     "files": 934,
     "cli": 739,
-    "algorithms": 3496,
+    "algorithms": 3495,
     "drivers": 3797,
     "learners": 4388,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_825, 12_984
-WHOLE_CORE = 34_703
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_824, 12_983
+WHOLE_CORE = 34_702
 
 
 def module_of(file: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 import braintrace as bt
 from braintrace.algorithms import Block, ParamDimRule
 from braintrace.algorithms.lagged import LaggedDRTRLRule, may_lag, remembered
+from braintrace.base import versions
 from tests.unit.algorithms.blocks import BATCH, IN, block_of, part, ready
 
 
@@ -54,3 +55,24 @@ def test_traces_that_lag_behind_give_the_same_gradients(cut: int) -> None:
 def test_traces_of_states_that_are_all_read_do_not_lag() -> None:
     executor, _ = ready()
     assert remembered(executor, 0) == (0,) and not may_lag(executor)
+
+
+def equations(jaxpr: Any) -> list[Any]:
+    inner = (e for eqn in jaxpr.eqns for e in versions.inner_jaxprs(eqn))
+    return [*jaxpr.eqns, *(eqn for e in inner for eqn in equations(e))]
+
+
+def test_a_block_moves_a_kept_trace_once() -> None:
+    model = bt.nn.LSTMCell(IN, 3)
+    executor, operands = ready(model)
+    rule, block = LaggedDRTRLRule(executor), steps_of_model(executor, model, 4)
+    weights = [trace["weight"].shape for trace in rule.init()[:-1] if trace]
+
+    def products(steps: Block) -> int:
+        """How many products have the shape of the weights' kept traces."""
+        program = jax.make_jaxpr(rule.update)(rule.init(), steps, operands)
+        whole = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "mul"]
+        return sum(eqn.outvars[0].aval.size == np.prod(weights[0]) for eqn in whole)
+
+    assert len(set(weights)) == 1 and len(weights) == 3
+    assert products(block) == len(weights)

@@ -182,9 +182,8 @@ class LaggedDRTRLRule(ParamDimRule):
         steps = jax.tree.map(lambda v: v[:-1], block.jacobians)
         last = self._once(jax.tree.map(lambda v: v[-1], block.jacobians))
         last = widened(last, sum_dtype(jnp.float16))  # part of the trace, and no narrower than it
-        if traces is not None:  # a block of its own: joined to the others, it would copy them
-            held_back = block._replace(jacobians=self._last(traces))
-            traces = super().update(traces, held_back, operands)
+        if traces is not None:
+            steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self._last(traces), steps)
         if len(steps.f[0]):
             traces = super().update(traces, block._replace(jacobians=steps), operands)
         return (*(super().init() if traces is None else traces), last)
