@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,14 @@ def new_run(chosen: argparse.Namespace) -> dict[str, Any]:
     """A run in which nothing was measured yet."""
     parts: dict[str, Any] = {"checks": {}, "versions": {}, "cases": {}, "profiles": {}}
     facts = {"format": plan.FORMAT, "quick": chosen.quick, "seconds": 0.0, "left_out": []}
-    return {**facts, **parts}
+    return {**facts, **parts, "failed": {}}
+
+
+def written(path: Path, text: str) -> None:
+    """Write a file in one go: who ends the program meanwhile finds the one before."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def flush(done: str) -> None:
         run["seconds"] = budget.spent
-        (chosen.out / "results.json").write_text(json.dumps(run, indent=1) + "\n")
-        (chosen.out / "results.md").write_text(table.text(run))
+        written(chosen.out / "results.json", json.dumps(run, indent=1) + "\n")
+        written(chosen.out / "results.md", table.text(run))
         print(f"{budget.spent:5.0f} s: {done}", flush=True)
 
     with TemporaryDirectory() as folder:
@@ -78,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         archive = chosen.out / "programs.zip"
         archive.unlink(missing_ok=True)
         measure(run, cases, packages, effort, budget, flush, archive, checks=not chosen.no_checks)
-    flush("the end")
+        flush("the end")
     print(f"\n{table.text(run)}")
     problems = table.disagreements(run["checks"])
     print("\n".join(problems), file=sys.stderr)
@@ -86,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers, too
     try:
         sys.exit(main())
     except RuntimeError as error:

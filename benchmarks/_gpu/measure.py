@@ -13,12 +13,14 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from _bench.race import Arrays, distances
-from _bench.settings import BPTT, DEFAULT, Contender, Effort, Sizes, reference
+from _bench.settings import BPTT, DEFAULT, Contender, Effort, Sizes, model_of, reference
 
 from .plan import (
+    CASE_PART,
     CASE_S,
     CHECK_RATE,
     CHECKS,
+    CHECKS_PART,
     DEFAULT_PRECISION,
     FLOAT32,
     ONLINE_STEPS,
@@ -27,6 +29,7 @@ from .plan import (
     RATE,
     RUN_S,
     SPIKELESS,
+    START_S,
     Budget,
     Case,
 )
@@ -34,17 +37,27 @@ from .workers import CPU_DOUBLE, Guarded
 
 Results = dict[str, Any]
 CORES_PER_CHECK = 3
+COPIED, COPIED_QUICK = 2**28, 2**22  # bytes of the array that the bandwidth is measured with
 
 
 # --- gradients against the CPU's float64 ---------------------------------------------------------
 
 
-def check_all(packages: Path, budget: Budget) -> Results:
+def check_all(models: Sequence[str], packages: Path, budget: Budget) -> Results:
     """The errors of every model that is checked, several models at once."""
     together = max(1, (os.cpu_count() or 1) // CORES_PER_CHECK)
     with ThreadPoolExecutor(max_workers=together) as pool:
-        found = pool.map(lambda model: check(model, CHECKS[model], packages, budget), CHECKS)
-        return dict(zip(CHECKS, found, strict=True))
+        found = pool.map(lambda model: check(model, CHECKS[model], packages, budget), models)
+        return dict(zip(models, found, strict=True))
+
+
+def unchecked(found: Results) -> list[str]:
+    """The models of which a check did not come to an end."""
+    return [
+        model
+        for model, by_precision in found.items()
+        if any("error" in one for by_name in by_precision.values() for one in by_name.values())
+    ]
 
 
 def check(model: str, sizes: Sizes, packages: Path, budget: Budget) -> Results:
@@ -88,21 +101,39 @@ def prepared(
     case: Sequence[Any],
     folder: Path,
     budget: Budget,
+    timed: bool = False,
 ) -> tuple[dict[str, Arrays], Results]:
-    """Start a case and compile a team: the results' arrays, and what was found of each."""
+    """Start a case and compile a team: the results' arrays, and what was found of each.
+
+    One that ends the process is its own loss: the next is compiled by another process. ``timed``:
+    each is run once more at once, so that it has a time whatever happens to those after it.
+    """
     arrays: dict[str, Arrays] = {}
     found: Results = {}
-    started = worker.start(budget.at_most(PREPARE_S), *case)
+    started: Results = {}
     for number, one in enumerate(team):
         path = folder / f"{number}.npz"
+        if "error" not in started and (number == 0 or worker.running is None):
+            started = worker.start(budget.at_most(START_S), *case)
         answer = started
         if "error" not in started:
             answer = worker.ask(budget.at_most(PREPARE_S), "prepare", one, str(path))
-        found[one.name] = {**answer, "work": one.work}
+        found[one.name] = {**answer, "work": one.work, "process": worker.number, "wall": []}
         if "error" not in answer:
             arrays[one.name] = dict(np.load(path))
             path.unlink()
+            if timed:
+                run_once(one, found[one.name], worker, budget)
     return arrays, found
+
+
+def run_once(one: Contender, result: Results, worker: Guarded, budget: Budget) -> None:
+    """Add the seconds of one more run to a result, or ``error``."""
+    answer = worker.ask(budget.at_most(RUN_S), "run", one.name)
+    if "error" in answer:
+        result["error"] = answer["error"]
+    else:
+        result["wall"].append(answer["wall"])
 
 
 # --- times ---------------------------------------------------------------------------------------
@@ -123,7 +154,7 @@ def time_case(
         if team:
             with TemporaryDirectory() as folder:
                 start = (case.name, case.sizes, ONLINE_STEPS, case.precision, RATE)
-                more, found = prepared(team, worker, start, Path(folder), budget)
+                more, found = prepared(team, worker, start, Path(folder), budget, timed=True)
                 keep_programs(case, team, Path(folder), archive)
             arrays |= more
             results |= found
@@ -152,20 +183,15 @@ def take_turns(
     budget: Budget,
 ) -> None:
     """Time rounds of a team; one that takes long sits out the rest, at the latest at the end of
-    the budget. The first run, which may have been slowed down by loading, counts for none."""
-    for one in team:
-        results[one.name]["wall"] = []
+    the budget, and so does one whose process another has ended. The first run, which may have been
+    slowed down by loading, counts for none."""
     for _ in range(effort.rounds):
         for one in team:
-            result = results[one.name]
+            result, worker = results[one.name], workers[one.peer]
             late = budget.left < 1 + 2 * max(result["wall"], default=result["first_s"])
-            if "error" in result or sum(result["wall"]) > effort.seconds or late:
-                continue
-            answer = workers[one.peer].ask(budget.at_most(RUN_S), "run", one.name)
-            if "error" in answer:
-                result["error"] = answer["error"]
-            else:
-                result["wall"].append(answer["wall"])
+            gone = worker.running is None or result["process"] != worker.number
+            if not ("error" in result or sum(result["wall"]) > effort.seconds or late or gone):
+                run_once(one, result, worker, budget)
 
 
 # --- what the profiler sees ----------------------------------------------------------------------
@@ -203,18 +229,27 @@ def measure(
         workers = {False: ours} | ({True: peer} if "peer" in packages else {})
         introduce(run, workers, budget)
         if checks:
-            run["checks"] = check_all(packages["ours"], budget)
+            models = [*dict.fromkeys(model_of(case.name) for case in cases)]
+            share = budget.part(CHECKS_PART)
+            run["checks"] = check_all(models, packages["ours"], share)
             flush("checks")
         for case in cases:
             if budget.left < CASE_S:
                 run["left_out"].append(case.name)
                 continue
             chosen = case._replace(team=tuple(one for one in case.team if one.peer in workers))
-            if case.kind == "profile":
-                run["profiles"][case.name] = profile_case(chosen, packages["ours"], budget)
-            else:
-                run["cases"][case.name] = time_case(chosen, workers, effort, budget, archive)
+            share = budget.part(CASE_PART)
+            try:
+                if case.kind == "profile":
+                    run["profiles"][case.name] = profile_case(chosen, packages["ours"], share)
+                else:
+                    run["cases"][case.name] = time_case(chosen, workers, effort, share, archive)
+            except Exception as error:  # of one case, which says nothing about the others
+                run["failed"][case.name] = f"{type(error).__name__}: {error}"
             flush(case.name)
+        if (late := unchecked(run["checks"])) and budget.left >= CASE_S:
+            run["checks"] |= check_all(late, packages["ours"], budget)
+            flush(f"checks of {', '.join(late)} once more")
 
 
 def introduce(run: Results, workers: Mapping[bool, Guarded], budget: Budget) -> None:
@@ -226,10 +261,11 @@ def introduce(run: Results, workers: Mapping[bool, Guarded], budget: Budget) -> 
         Where there is no GPU, unless the program is only tried.
     """
     for peer, worker in workers.items():
-        worker.start(budget.at_most(PREPARE_S), "gru", CHECKS["gru"], 1, FLOAT32, RATE)
+        worker.start(budget.at_most(START_S), "gru", CHECKS["gru"], 1, FLOAT32, RATE)
         facts = worker.ask(budget.at_most(RUN_S), "facts")
         run["versions"]["peer" if peer else "ours"] = facts
     ours = run["versions"]["ours"]
     if ours.get("backend") != "gpu" and not run["quick"]:
         raise RuntimeError(f"there is no GPU that JAX can use: {ours}")
-    run["bandwidth"] = workers[False].ask(budget.at_most(RUN_S), "bandwidth")
+    size = COPIED_QUICK if run["quick"] else COPIED
+    run["bandwidth"] = workers[False].ask(budget.at_most(RUN_S), "bandwidth", size)

@@ -30,8 +30,9 @@ FLOAT32, DEFAULT_PRECISION = "float32", "default"  # of products; JAX's default 
 ONLINE_STEPS = 100
 RATE, CHECK_RATE = 1e-3, 0.1  # of learning; where the weights' change is compared, it is larger
 EFFORT, QUICK_EFFORT = Effort(7, 1.5), Effort(2, 1.0)
-PREPARE_S, RUN_S = 60.0, 25.0  # the longest that a contender is waited for
+START_S, PREPARE_S, RUN_S = 120.0, 60.0, 25.0  # the longest that an answer is waited for
 CASE_S, RESERVE_S = 20.0, 12.0  # no case is begun with less; left for the end
+CHECKS_PART, CASE_PART = 0.35, 0.25  # of all the time, for all checks at first, and for one case
 
 OURS = (BPTT, DEFAULT, FRESH, PP, UPDATE)
 SMALL = (BPTT, DEFAULT, STEP_BY_STEP, *OURS[2:])  # whose steps may be run in stages
@@ -107,6 +108,7 @@ class Budget:
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
+    reserve: float = RESERVE_S
     start: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +122,11 @@ class Budget:
     @property
     def left(self) -> float:
         """Seconds until everything must have stopped, less what the end itself takes."""
-        return self.seconds - RESERVE_S - self.spent
+        return self.seconds - self.reserve - self.spent
+
+    def part(self, share: float) -> Budget:
+        """A budget of that share of the whole that begins now and ends with this at the latest."""
+        return Budget(self.at_most(share * self.seconds), self.clock, 0.0)
 
     def at_most(self, seconds: float) -> float:
         """That many seconds, or those that are left."""

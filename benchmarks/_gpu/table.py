@@ -35,6 +35,7 @@ def text(run: Run) -> str:
         parts += [heading(name, case), markdown(rows(case, bandwidth))]
     for name, case in run.get("profiles", {}).items():
         parts += [heading(name, case), markdown(profile_rows(case))]
+    parts += [f"{name} failed: {why}" for name, why in run.get("failed", {}).items()]
     if run.get("left_out"):
         parts.append(f"No time was left for: {', '.join(run['left_out'])}.")
     return "\n\n".join([*parts, LEGEND]) + "\n"
@@ -75,7 +76,7 @@ def largest(arrays: Sequence[float | None]) -> float:
 def disagreements(found: Run) -> list[str]:
     """Checks in float32 that failed."""
     return [
-        f"{model}: {name} is wrong or failed"
+        f"{model}: {name} {'was not compared: ' + one['error'] if 'error' in one else 'is wrong'}"
         for model, precision, name, one in each_check(found)
         if precision == "float32" and not ("error" not in one and largest(one["distances"]) < AGREE)
     ]

@@ -28,7 +28,7 @@ from _bench.settings import Contender, Sizes, model_of
 from .kernels import launches
 
 DOUBLE = bool(jax.config.jax_enable_x64)
-COPIED, COPIES = 2**28, 30  # bytes of the array that the bandwidth is measured with, and passes
+COPIES = 30  # passes over the array that the bandwidth is measured with
 Answer = dict[str, Any]
 SCALE = {True: "float64", False: "float32"}
 
@@ -53,11 +53,11 @@ class Worker:
             "memory": memory("bytes_limit"),
         }
 
-    def bandwidth(self) -> dict[str, float]:
-        """Bytes per second of reading and writing a large array."""
-        held = jnp.ones(COPIED // 4, "float32")
+    def bandwidth(self, size: int) -> dict[str, float]:
+        """Bytes per second of reading and writing an array of so many."""
+        held = jnp.ones(size // 4, "float32")
         passes = jax.jit(lambda a: jax.lax.fori_loop(0, COPIES, lambda _, a: 0.999 * a, a))
-        return {"bytes_per_s": 2 * COPIED * COPIES / fastest(lambda: passes(held))}
+        return {"bytes_per_s": 2 * size * COPIES / fastest(lambda: passes(held))}
 
     def start(
         self, case: str, sizes: list[int], online_steps: int, precision: str, rate: float
@@ -86,16 +86,16 @@ class Worker:
 
     def run(self, name: str) -> Answer:
         """The seconds of one more run."""
-        work, program = self.programs[name]
         try:
+            work, program = self.programs[name]
             return program.run(self.data[work])[1]
         except Exception as error:
             return failure(error)
 
     def profile(self, name: str) -> Answer:
         """What the profiler sees of one more run."""
-        work, program = self.programs[name]
         try:
+            work, program = self.programs[name]
             return profiled(program, self.data[work])
         except Exception as error:
             return failure(error)

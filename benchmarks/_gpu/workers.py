@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from _bench.processes import FOLDER, Process
 
 from .bundle import SETS, WHEELS
 
 MODULE = "_gpu.worker"
+NO_TIME = "no time was left"
 Packages = Mapping[str, Path]
 #: No memory of the GPU is held before it is used, for another process is there; less chatter.
 GPU = {
@@ -27,26 +28,21 @@ CPU_DOUBLE = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 
 
 def installed(target: Path) -> dict[str, Path]:
-    """Install each set of wheels that lies beside the program into a folder of its own.
+    """Unpack each set of wheels that lies beside the program into a folder of its own.
 
-    Without wheels, as in a checkout, this library is the installed one, and there is no peer.
+    That needs no pip. Without wheels, as in a checkout, this library is the installed one, and
+    there is no peer.
     """
     bundle = FOLDER.parent
     if not (bundle / SETS).is_file():
         return {"ours": target / "none"}
     sets = json.loads((bundle / SETS).read_text())
     for name, files in sets.items():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
-        command += ["--find-links", str(bundle / WHEELS), "--target", str(target / name)]
-        wheels = [str(bundle / WHEELS / file) for file in files if _is_there(bundle, file)]
-        subprocess.run([*command, *wheels], check=True)
+        for wheel in (bundle / WHEELS / file for file in files):
+            if wheel.is_file():  # those of JAX itself are not carried
+                with ZipFile(wheel) as packed:
+                    packed.extractall(target / name)
     return {name: target / name for name in sets}
-
-
-def _is_there(bundle: Path, file: str) -> bool:
-    """Whether a wheel is carried: those of JAX itself are not."""
-    return (bundle / WHEELS / file).is_file()
 
 
 class Guarded:
@@ -55,18 +51,23 @@ class Guarded:
     def __init__(self, packages: Path, env: Mapping[str, str] = GPU) -> None:
         self.env = {**env, "PYTHONPATH": str(packages)}
         self.running: Process | None = None
+        self.number = 0  # of processes so far: the present one knows what it has prepared itself
 
     def start(self, seconds: float, *case: Any) -> dict[str, Any]:
         """Begin with a case."""
-        if self.running is None:
-            self.running = Process(Path(sys.executable), MODULE, **self.env)
+        if self.running is None and seconds > 0:
+            try:
+                self.running = Process(Path(sys.executable), MODULE, **self.env)
+            except OSError as error:
+                return {"error": f"no process could be started: {error}"}
+            self.number += 1
         return self.ask(seconds, "start", *case)
 
     def ask(self, seconds: float, *request: Any) -> dict[str, Any]:
         """The answer to a request, or ``error``."""
         running = self.running
         if running is None or seconds <= 0:
-            return {"error": "its process has ended" if running is None else "no time was left"}
+            return {"error": NO_TIME if seconds <= 0 else "its process has ended"}
         timer = threading.Timer(seconds, running.process.kill)
         timer.start()
         try:

@@ -16,6 +16,7 @@ from braintrace.drivers.block_size import (
     MIB,
     NEAR,
     NEAREST,
+    OFF_CPU,
     WHOLE,
     auto_block_size,
     budget,
@@ -69,6 +70,17 @@ def test_short_sequences_are_one_block_unless_a_trace_is_carried(rule: Any) -> N
     longest = NEAR // per_step
     assert 0.6 * longest <= auto_block_size(rule, 64 * longest) <= 1.25 * longest
     assert auto_block_size(rule, 100) == 100
+
+
+def test_off_a_cpu_blocks_are_longer_and_their_record_is_bounded(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = NEAR // record_bytes(rule)
+    on_cpu = auto_block_size(rule, 64 * longest)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = auto_block_size(rule, 64 * longest)
+    assert on_cpu < 2 * found / (OFF_CPU // NEAR) <= 4 * on_cpu
+    assert found * record_bytes(rule) <= 1.25 * OFF_CPU < LARGE
 
 
 def test_what_parameters_without_a_trace_record_makes_blocks_shorter(rule: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import braintrace as bt
 from braintrace.drivers import loops
+from braintrace.drivers.block_size import OFF_CPU
 from braintrace.drivers.in_stages import HELD, LEAST, steps_together
 from braintrace.drivers.loops import recorded_scan
 from braintrace.jaxprs.run import nested
@@ -68,6 +69,7 @@ def test_how_many_steps_are_run_together(monkeypatch: Rows) -> None:
     assert of(held // (LEAST - 1), 1000) == 0 and of(2 * held, 1000) == 0 and of(0, 5) == 0
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert of(held // (LEAST - 1), 1000) > LEAST
+    assert of(OFF_CPU // 250, 1000) == 250 and of(OFF_CPU // (LEAST - 1), 1000) == 0
 
 
 class Stack(brainstate.nn.Module):
@@ -136,3 +138,30 @@ def test_the_loops_of_a_gradient_hold_what_is_recurrent(
     scans = [eqn for eqn in eqns if eqn.primitive.name == "scan"]
     names = Counter(eqn.primitive.name for scan in scans for eqn in nested(scan))
     assert tuple(names[name] for name in COUNTED) == expected
+
+
+@pytest.mark.parametrize("kind", ["stack", "gru"])
+def test_off_a_cpu_a_gradient_is_the_same_in_fewer_turns(monkeypatch: Rows, kind: str) -> None:
+    with jax.enable_x64(True):
+        xs = jnp.asarray(np.random.default_rng(0).standard_normal((64, 2, 3)))
+
+        def run(backend: str) -> tuple[Any, float]:
+            monkeypatch.setattr(jax, "default_backend", lambda: backend)
+            brainstate.random.seed(0)
+            model = Stack(kind)
+            learner = bt.compile(model, bt.D_RTRL, xs[0], batch_size=2)
+            states = model.states(brainstate.ParamState)
+
+            def gradient(xs: Any) -> Any:
+                step = lambda x: (learner(x) ** 2).sum()  # noqa: E731
+                return learner.etrace_grad(xs, step_fn=step, weights=states)
+
+            program = brainstate.transform.StatefulFunction(gradient)
+            program.make_jaxpr(xs)
+            eqns = [eqn for top in program.get_jaxpr(xs).eqns for eqn in (top, *nested(top))]
+            scans = [eqn.params for eqn in eqns if eqn.primitive.name == "scan"]
+            return gradient(xs), sum(scan["length"] / scan["unroll"] for scan in scans)
+
+        (expected, before), (found, turns) = run("cpu"), run("gpu")
+    assert_tree_close(found, expected, rtol=1e-9)
+    assert turns < before / 2

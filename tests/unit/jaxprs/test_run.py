@@ -15,6 +15,8 @@ import braintrace as bt
 from braintrace.base import versions
 from braintrace.base.versions import jaxp
 from braintrace.jaxprs.run import (
+    MOST_STEPS,
+    WRITTEN_OUT,
     between,
     etp_equations,
     first_nested_operation,
@@ -25,6 +27,7 @@ from braintrace.jaxprs.run import (
     read,
     run_equations,
     run_inlined,
+    scan,
     with_replacements,
 )
 
@@ -167,3 +170,30 @@ def test_a_replacement_may_read_other_values() -> None:
     a, b = jaxpr.invars
     found = with_replacements(jaxpr, {1: lambda x, y: [10 * x + y]}, {1: [a, b]})
     assert versions.jaxpr_as_fun(found)(1.0, 2.0)[1] == 12.0
+
+
+def test_off_a_cpu_small_steps_of_a_loop_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(carry: Any, row: Any) -> tuple[Any, Any]:
+        return 0.9 * carry + row["x"], jnp.sin(carry)
+
+    def large(carry: Any, row: Any) -> tuple[Any, Any]:
+        for _ in range(WRITTEN_OUT):
+            carry = jnp.sin(carry)
+        return carry, None
+
+    def turns(step: Any, **how: Any) -> int:
+        (eqn,) = jax.make_jaxpr(lambda *given: scan(step, *given, **how))(start, rows).eqns
+        return int(eqn.params["unroll"])
+
+    start, rows = jnp.ones(3), {"x": jnp.arange(37 * 3.0).reshape(37, 3), "none": None}
+    wanted = jax.lax.scan(small, start, rows, reverse=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert turns(small) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert turns(small, reverse=True) == MOST_STEPS and turns(large) == 1
+    found = scan(
+        small, start, rows, reverse=True
+    )  # 37 steps are no multiple of what is written out
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+    counted, _ = scan(lambda n, _: (n + 1, None), 0, [], length=5)
+    assert counted == 5

@@ -32,6 +32,7 @@ from ..base.precision import sum_dtype
 from ..compiler.reach import Pattern
 from ..executor.cascade import Cascade
 from ..executor.pulled import Pulled
+from ..jaxprs.run import scan
 from ..ops.traces.bands import Bands, bands_of_products, identity, product
 from ..ops.traces.base import UNROLL_STATES
 
@@ -52,11 +53,11 @@ def accumulate(
         parts = transition.parted(signal, 1), transition.parted(old_signal, 1)
         start = jax.tree.map(lambda v: jnp.zeros_like(v[0]), parts[0])
         back = _cascade_backward(passing)
-        ends, accumulated = jax.lax.scan(back, start, (transition, *parts), reverse=True)
+        ends, accumulated = scan(back, start, (transition, *parts), reverse=True)
         return accumulated, jnp.concatenate(ends)
     if transition is not None:
         rows, start = (transition, signal, old_signal), jnp.zeros_like(signal[0])
-        entry, accumulated = jax.lax.scan(_backward(passing), start, rows, reverse=True)
+        entry, accumulated = scan(_backward(passing), start, rows, reverse=True)
         return accumulated, entry
     if old_signal is None:
         return signal, None
@@ -70,7 +71,7 @@ def accumulate_pulled(
     """``sum_s f^t a^t`` of each link [K, *Y], and ``c^0`` [S, *V], without looking at ``D``."""
     rows = pulled, signal, old_signal
     start = jnp.zeros_like(signal[0])
-    entry, found = jax.lax.scan(_pull_backward, start, rows, reverse=True)
+    entry, found = scan(_pull_backward, start, rows, reverse=True)
     return found, entry
 
 
@@ -130,7 +131,7 @@ def suffix_products(
     identity = _identity(transition[0]).astype(dtype)
     start = identity if decays is None else jnp.zeros_like(identity)
     decays = None if decays is None else decays.astype(dtype)
-    whole, products = jax.lax.scan(_multiplied, start, (transition, decays), reverse=True)
+    whole, products = scan(_multiplied, start, (transition, decays), reverse=True)
     return products, whole
 
 
@@ -143,7 +144,7 @@ def products_by_bands(transition: Bands, factors: jax.Array) -> tuple[jax.Array,
     if (bands := bands_of_products(like.bands, like.num_state)) is None:
         return None
     start = identity(bands, like, sum_dtype(jnp.result_type(*like.values)))
-    whole, driven = jax.lax.scan(_multiplied_bands, start, (transition, factors), reverse=True)
+    whole, driven = scan(_multiplied_bands, start, (transition, factors), reverse=True)
     return driven, whole
 
 
@@ -171,7 +172,7 @@ def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array | Cascad
     one, leak = (_identity(v[0]).astype(dtype) for v in (moving.first, moving.last))
     states, filters = len(one), len(leak)
     below = jnp.zeros((filters, *one.shape[1:]), dtype)
-    ends, products = jax.lax.scan(_multiplied_cascade, (one, below, leak), moving, reverse=True)
+    ends, products = scan(_multiplied_cascade, (one, below, leak), moving, reverse=True)
     (one, below, leak), shape = ends, (filters, filters, *one.shape[2:])
     products = jnp.concatenate(products, 1)
     if moving.is_large:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
-from ..jaxprs.run import read, run_equations
+from ..jaxprs.run import read, run_equations, scan
 from ..jaxprs.stages import Loop, Stages, Together
 from ..ops.primitive import is_etp_primitive
-from .block_size import MIB, NEAR
+from .block_size import MIB, OFF_CPU
 
 #: Fewer steps than these are not worth a loop of their own.
 LEAST = 16
@@ -52,7 +52,7 @@ def way_of(stages: Stages, steps: int, size: int) -> Way:
 
 def longest_stage(bytes_per_step: int) -> int:
     """How many steps stages run together at most, by what they hold of each."""
-    return HELD.get(jax.default_backend(), NEAR) // max(1, bytes_per_step)
+    return HELD.get(jax.default_backend(), OFF_CPU) // max(1, bytes_per_step)
 
 
 def steps_together(stages: Stages, steps: int) -> int:
@@ -113,7 +113,7 @@ def _one_by_one(
         news = [_read(own, body.outvars[i]) for i in part.carried]
         return news, [own[var] for var in part.results]
 
-    return jax.lax.scan(step, start, given, length=steps)
+    return scan(step, start, given, length=steps)
 
 
 def _together(body: Jaxpr, part: Together, env: dict[Var, Any], given: list[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ import pytest
 import braintrace as bt
 from braintrace.algorithms.in_place import put_together
 from braintrace.base import versions
+from braintrace.base.types import bytes_of
 from braintrace.ops.operation import Operation
 from braintrace.ops.traces import by_rules, trace_rules
 from braintrace.testing import assert_tree_close
@@ -101,11 +102,31 @@ def test_a_large_trace_is_written_over_itself_by_derived_increments(
     assert form.by_example
     run = jax.jit(lambda *given: form.moved(*given, operands))
     assert_tree_close(run(*given), expected, 1e-12)
-    assert ("while" in run.lower(*given).as_text()) == (jax.default_backend() == "cpu")
+    for platform in ("cpu", "cuda"):
+        text = run.trace(*given).lower(lowering_platforms=(platform,)).as_text()
+        assert ("while" in text) == (platform == "cpu")
     one = form.moved(whole[:, :, :examples], some, x[:1, :examples], f[:1, :, :examples], operands)
     kept = plain.propagate(whole, trace, operands)
     added = plain.joined(kept, plain.increments(x[:1], f[:1], operands))
     assert_tree_close(one, jax.tree.map(lambda v: v[:, :examples], added), 1e-12)
+
+
+def test_off_a_cpu_a_turn_of_a_loop_over_examples_takes_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, f, _, operands = data()
+    x, f = (jnp.concatenate([v, 2 * v], axis) for v, axis in ((x, 1), (f, 2)))  # ten examples
+    form = rules(increments_drtrl=increments)
+    trace = form.increments(x[:1], f[:1], operands)
+    whole = jnp.asarray(RNG.normal(size=(2, 2, 10, 2)))
+    expected = form.increments(x, f, operands), form.moved(whole, trace, x, f, operands)
+    assert form._in_a_turn(10) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert form._in_a_turn(10) == 10
+    monkeypatch.setattr(by_rules, "TURN", bytes_of([*form.types.values()]) * 7 // 10)
+    assert (form._in_a_turn(10), form._in_a_turn(7)) == (5, 1)
+    found = form.increments(x, f, operands), form.moved(whole, trace, x, f, operands)
+    assert_tree_close(found, expected, 1e-12)
 
 
 def test_a_weight_that_is_held_has_no_trace() -> None:

@@ -35,6 +35,9 @@ LARGE_EXAMPLE = 4096
 #: The memory of arrays of so many bytes is new at each call, and the operating system clears it.
 FRESH = 16 * 2**20
 
+#: Off a CPU, a turn of a loop over examples takes as many as have traces of so many bytes.
+TURN = 64 * 2**20
+
 
 class StructuredTrace(TraceRules):
     """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
@@ -128,7 +131,7 @@ class StructuredTrace(TraceRules):
         if not (same and several and self.by_example and whole.shape[axis + 1] == x.shape[1]):
             return at_once(whole, trace, x, f)
 
-        many = 2 if self._is_large and x.shape[1] % 2 == 0 else 1
+        many = self._in_a_turn(x.shape[1])
 
         def place(k: Any, trace: Arrays, columns: Any, x: Any, f: jax.Array) -> Arrays:
             def of(array: jax.Array, axis: int) -> jax.Array:
@@ -153,6 +156,13 @@ class StructuredTrace(TraceRules):
             return in_place(whole, trace, x, f)
         return jax.lax.platform_dependent(whole, trace, x, f, cpu=in_place, default=at_once)
 
+    def _in_a_turn(self, examples: int) -> int:
+        """How many examples a turn of a loop over them takes, a divisor."""
+        if jax.default_backend() == "cpu":
+            return 2 if self._is_large and examples % 2 == 0 else 1
+        most = TURN * examples // max(1, bytes_of([*self.types.values()]))
+        return max(n for n in range(1, examples + 1) if examples % n == 0 and n <= max(1, most))
+
     def _by_columns(
         self, columns: Sequence[jax.Array], trace: Arrays, operands: Sequence[Any]
     ) -> Arrays:
@@ -174,11 +184,12 @@ class StructuredTrace(TraceRules):
         return spec.increments_drtrl is not None and (steps > 1 or spec.instant_drtrl is None)
 
     def _over_examples(self, x: jax.Array, f: jax.Array, operands: Sequence[Any]) -> Arrays:
-        """Increments, one example after the other.
+        """Increments, one example after the other, or some.
 
-        What the family's rule makes of its arguments then takes the memory of one example.
+        What the family's rule makes of its arguments then takes the memory of these.
         """
         axis, examples = 1 + len(self.extra), x.shape[1]
+        many = self._in_a_turn(examples)
         if versions.several_devices():  # each has its own examples
 
             def alone(x_b: jax.Array, f_b: jax.Array) -> Arrays:
@@ -187,20 +198,20 @@ class StructuredTrace(TraceRules):
 
             return jax.vmap(alone, (1, 1 + axis), axis)(x, f)
 
-        def one(b: Any) -> Arrays:
-            x_b = jax.lax.dynamic_slice_in_dim(x, b, 1, 1)
-            f_b = jax.lax.dynamic_slice_in_dim(f, b, 1, 1 + axis)
-            return self._of_all(x_b, f_b, operands)
+        def some(k: Any) -> Arrays:
+            x_k = jax.lax.dynamic_slice_in_dim(x, many * k, many, 1)
+            f_k = jax.lax.dynamic_slice_in_dim(f, many * k, many, 1 + axis)
+            return self._of_all(x_k, f_k, operands)
 
-        def place(b: Any, whole: Arrays) -> Arrays:
+        def place(k: Any, whole: Arrays) -> Arrays:
             put = jax.lax.dynamic_update_slice_in_dim
-            return jax.tree.map(lambda v, new: put(v, new, b, axis), whole, one(b))
+            return jax.tree.map(lambda v, new: put(v, new, many * k, axis), whole, some(k))
 
         zeros = {
             key: jnp.zeros((*v.shape[:axis], examples, *v.shape[axis + 1 :]), v.dtype)
-            for key, v in jax.eval_shape(one, 0).items()
+            for key, v in jax.eval_shape(some, 0).items()
         }
-        return jax.lax.fori_loop(0, examples, place, zeros)
+        return jax.lax.fori_loop(0, examples // many, place, zeros)
 
     def _of_all(self, x: Any, f: jax.Array, operands: Sequence[Any]) -> Arrays:
         one_state = self._increment_rule(x, f.shape[0], operands)
