@@ -55,22 +55,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 1010,
-    "ops": 3125,
+    "ops": 3133,
     "show": 1475,
-    "jaxprs": 1912,
+    "jaxprs": 1928,
     "plugins": 1730,
     "compiler": 8260,
     "executor": 3022,
     "files": 934,
     "cli": 739,
-    "algorithms": 3495,
-    "drivers": 3797,
+    "algorithms": 3496,
+    "drivers": 3800,
     "learners": 4388,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_824, 12_983
-WHOLE_CORE = 34_702
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_849, 12_999
+WHOLE_CORE = 34_730
 
 
 def module_of(file: Path) -> str:

@@ -14,7 +14,7 @@ from ..base.types import bytes_of
 MIB = 2**20
 #: Records of this size stay close to the processor.
 NEAR = 16 * MIB
-#: Off a CPU they may as well be larger, for each block and each stage starts many kernels.
+#: Off a CPU they may as well be larger: each block and each stage starts many kernels.
 OFF_CPU = 64 * MIB
 #: And in the nearest caches of a CPU, where a rule takes steps: its traces cost a block nothing.
 NEAREST = 2 * MIB
@@ -40,7 +40,6 @@ def auto_block_size(rule: LearningRule, steps: int, carried: bool = True, beside
     them. A trace that is carried is read and written once per block, so blocks are as long as makes
     that cheap and no longer: a small record is faster than a large one, whose memory is fresh. If
     no trace is carried, a single block needs none at all, and is taken unless its record is large.
-    Off a CPU the least record is larger: a block starts some hundred kernels besides its steps.
     A rule that takes steps has no traces left to pass over at the end of a block. Its blocks are
     shorter on a CPU, as long as makes adding their gradients to the sum cheap.
     Blocks divide the sequence if they can do so and be about as long; a shorter last block is

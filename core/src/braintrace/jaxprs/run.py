@@ -24,22 +24,20 @@ from .depends import Along, carries, depends, slice_to
 #: What carries several operands and may as well carry one after the other.
 SEPARABLE = frozenset({"device_put", "optimization_barrier"})
 
-#: Off a CPU, steps of a loop that have so many equations together are written out, and how many.
+#: Off a CPU, as many steps of a loop are written out as have so many equations; and at most.
 WRITTEN_OUT, MOST_STEPS = 128, 16
 
 
 def scan(step: Callable[..., Any], start: Any, rows: Any, **how: Any) -> Any:
     """``jax.lax.scan`` of small steps; off a CPU, each turn of the loop takes several of them.
 
-    On a GPU a turn starts kernels that count, cut out its rows and put its results in place, each
-    of which takes as long as a small step.
+    On a GPU a turn starts kernels to count, cut and place, each as long as a small step.
     """
-    if jax.default_backend() == "cpu":
-        return jax.lax.scan(step, start, rows, **how)
-    first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), rows)
-    eqns = jax.make_jaxpr(step)(start, first).eqns
-    several = WRITTEN_OUT // max(1, sum(1 + len([*nested(eqn)]) for eqn in eqns))
-    how["unroll"] = max(1, min(MOST_STEPS, several))
+    if jax.default_backend() != "cpu":
+        first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), rows)
+        eqns = jax.make_jaxpr(step)(start, first).eqns
+        number = sum(1 + len([*nested(eqn)]) for eqn in eqns)
+        how["unroll"] = max(1, min(MOST_STEPS, WRITTEN_OUT // max(1, number)))
     return jax.lax.scan(step, start, rows, **how)
 
 

@@ -184,10 +184,7 @@ class StructuredTrace(TraceRules):
         return spec.increments_drtrl is not None and (steps > 1 or spec.instant_drtrl is None)
 
     def _over_examples(self, x: jax.Array, f: jax.Array, operands: Sequence[Any]) -> Arrays:
-        """Increments, one example after the other, or some.
-
-        What the family's rule makes of its arguments then takes the memory of these.
-        """
+        """Increments, some examples after the others: the rule takes the memory of these alone."""
         axis, examples = 1 + len(self.extra), x.shape[1]
         many = self._in_a_turn(examples)
         if versions.several_devices():  # each has its own examples
