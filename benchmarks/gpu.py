@@ -22,6 +22,10 @@ from _gpu import plan, table
 from _gpu.measure import measure
 from _gpu.workers import installed
 
+SECONDS = (
+    "that it takes at most; with more, slow answers are waited for longer; default: %(default)g"
+)
+
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options on the command line."""
@@ -35,7 +39,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="where results.json and .md go, and XLA's programs",
     )
-    add("--seconds", type=float, default=420, help="that it takes at most; default: %(default)s")
+    add("--seconds", type=float, default=plan.SECONDS, help=SECONDS)
     add("--quick", action="store_true", help="try the program with tiny sizes")
     add("--no-peer", action="store_true", help="leave out the peer library")
     add("--no-checks", action="store_true", help="leave out the comparison with float64")
@@ -67,7 +71,7 @@ def written(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and return the exit status: 1 when gradients are wrong."""
     chosen = options(arguments)
-    budget = plan.Budget(chosen.seconds)
+    budget = plan.Budget(chosen.seconds, patience=max(1.0, chosen.seconds / plan.SECONDS))
     chosen.out.mkdir(parents=True, exist_ok=True)
     run = new_run(chosen)
 

@@ -238,7 +238,7 @@ def measure(
                 run["left_out"].append(case.name)
                 continue
             chosen = case._replace(team=tuple(one for one in case.team if one.peer in workers))
-            share = budget.part(CASE_PART)
+            share = budget.part(max(CASE_PART, 1 / len(cases)))
             try:
                 if case.kind == "profile":
                     run["profiles"][case.name] = profile_case(chosen, packages["ours"], share)

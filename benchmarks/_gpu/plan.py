@@ -30,9 +30,13 @@ FLOAT32, DEFAULT_PRECISION = "float32", "default"  # of products; JAX's default 
 ONLINE_STEPS = 100
 RATE, CHECK_RATE = 1e-3, 0.1  # of learning; where the weights' change is compared, it is larger
 EFFORT, QUICK_EFFORT = Effort(7, 1.5), Effort(2, 1.0)
+SECONDS = 420.0  # that a run takes at most, unless told
 START_S, PREPARE_S, RUN_S = 120.0, 60.0, 25.0  # the longest that an answer is waited for
 CASE_S, RESERVE_S = 20.0, 12.0  # no case is begun with less; left for the end
-CHECKS_PART, CASE_PART = 0.35, 0.25  # of all the time, for all checks at first, and for one case
+CHECKS_PART, CASE_PART = (
+    0.35,
+    0.25,
+)  # of all the time, for all checks at first, and for one case of many
 
 OURS = (BPTT, DEFAULT, FRESH, PP, UPDATE)
 SMALL = (BPTT, DEFAULT, STEP_BY_STEP, *OURS[2:])  # whose steps may be run in stages
@@ -104,11 +108,15 @@ def quick(cases: Sequence[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds that a run may take, from when it is made."""
+    """Seconds that a run may take, from when it is made.
+
+    ``patience``: how many times as long as usual an answer is waited for, while there is time.
+    """
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
     reserve: float = RESERVE_S
+    patience: float = 1.0
     start: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,8 +134,9 @@ class Budget:
 
     def part(self, share: float) -> Budget:
         """A budget of that share of the whole that begins now and ends with this at the latest."""
-        return Budget(self.at_most(share * self.seconds), self.clock, 0.0)
+        whole = max(0.0, min(share * self.seconds, self.left))
+        return Budget(whole, self.clock, 0.0, self.patience)
 
     def at_most(self, seconds: float) -> float:
-        """That many seconds, or those that are left."""
-        return max(0.0, min(seconds, self.left))
+        """That many seconds, with patience, or those that are left."""
+        return max(0.0, min(self.patience * seconds, self.left))

@@ -78,6 +78,9 @@ def test_a_budget_ends_before_its_seconds_are_up(parts: ModuleType) -> None:
     now[0] = 109.0
     assert budget.at_most(30) == 0 > budget.left
     assert budget.part(0.5).at_most(1) == 0
+    patient = parts.plan.Budget(1000, clock=lambda: 0.0, patience=2.0)
+    assert (patient.at_most(30), patient.part(0.25).at_most(30)) == (60, 60)
+    assert patient.part(0.25).at_most(300) == 250
 
 
 def test_cases_have_names_of_their_own_and_quick_ones_are_of_each_model(parts: ModuleType) -> None:
