@@ -29,7 +29,7 @@ from braintrace.drivers.block_size import (
     equal_blocks,
     record_bytes,
 )
-from braintrace.drivers.loops import recorded_scan
+from braintrace.drivers.loops import marked_scan
 from braintrace.executor import direct
 from braintrace.testing import assert_tree_close
 from tests import zoo
@@ -506,29 +506,7 @@ def test_a_direct_gradient_has_the_dtype_of_its_parameter() -> None:
 # --- what is stacked -----------------------------------------------------------------------------
 
 
-def test_a_recorded_scan_equals_a_scan() -> None:
-    scale = jnp.arange(3.0)
-
-    def body(carry: Any, now: Any) -> Any:
-        total, count = carry
-        product = now["x"] * scale
-        constant = jnp.ones(2) * scale[1]
-        same = {"a": product, "b": (product, constant), "c": now["x"], "d": count, "e": 3.0}
-        return (total + product, count + 1), (same, None, total)
-
-    inputs = {"x": jnp.linspace(0.0, 1.0, 12).reshape(4, 3)}
-    start = jnp.zeros(3), jnp.zeros((), jnp.int32)
-    wanted = jax.lax.scan(body, start, inputs)
-    found = jax.jit(lambda i: recorded_scan(body, start, i))(inputs)
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_array_equal(a, b)
-    program = jax.make_jaxpr(lambda i: recorded_scan(body, start, i))(inputs)
-    (scan,) = (eqn for eqn in program.eqns if eqn.primitive.name == "scan")
-    assert len(scan.outvars) <= 2 + 4  # product, count and total are stacked, x perhaps
-
-
-def test_a_callback_runs_once_per_step_in_a_recorded_scan() -> None:
+def test_a_callback_runs_once_per_step_in_a_marked_scan() -> None:
     counts: list[int] = []
 
     def count() -> Any:
@@ -540,7 +518,7 @@ def test_a_callback_runs_once_per_step_in_a_recorded_scan() -> None:
         return carry + now, (k, 2 * k)
 
     steps = jnp.arange(4.0)
-    end, (found, twice) = jax.jit(lambda xs: recorded_scan(body, jnp.zeros(()), xs))(steps)
+    end, (found, twice) = jax.jit(lambda xs: marked_scan(body, jnp.zeros(()), xs)[:2])(steps)
     assert float(end) == 6.0
     np.testing.assert_array_equal(found, [0, 1, 2, 3])
     np.testing.assert_array_equal(twice, [0, 2, 4, 6])

@@ -31,6 +31,11 @@ from ..executor.layout import Positions
 from ..ops.traces.bands import Bands
 
 
+def is_first(number: Any, size: int, before: Any) -> Any:
+    """Whether all traces are zero in front of a block, by its number, with steps ``before`` all."""
+    return not (isinstance(number, int) and number) and before + number * size == 0
+
+
 def without_past(jacobians: StepJacobians, first: Any, moves: Any = None) -> StepJacobians:
     """Jacobians of ``K`` steps, with ``D`` of the first one zero where it is the ``first`` of all.
 

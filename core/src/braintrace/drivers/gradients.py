@@ -30,7 +30,7 @@ from ..executor.executor import Executor
 from ..ops.traces.base import added, together
 from . import guards, undo
 from .block_size import auto_block_size
-from .first import block_without_past, drives_every_state, finite_where_still
+from .first import block_without_past, drives_every_state, finite_where_still, is_first
 from .in_reverse import in_reverse
 from .in_stages import Way
 from .in_windows import in_windows
@@ -98,8 +98,9 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
         size = auto_block_size(rule, steps, options.carry_trace, step.direct.bytes_per_step)
     scale = scale_of(options.reduction, mask, steps)
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
-    operands, since_reset = executor.operand_values(params), learner.running_index.value
-    run = BlockRun(learner, options, step, steps, size, params, operands, since_reset)
+    operands = executor.operand_values(params)
+    before = learner.running_index.value if options.carry_trace else 0
+    run = BlockRun(learner, options, step, steps, size, params, operands, before)
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
         traces = rule.init()
@@ -128,7 +129,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
 class BlockRun:
     """What the blocks of a sequence have in common; ``steps`` are all, ``size`` those of a block.
 
-    ``since_reset`` is how many steps there were before the sequence.
+    ``before`` is how many steps the traces know of before the sequence.
     """
 
     learner: Running
@@ -138,7 +139,7 @@ class BlockRun:
     size: int
     params: Mapping[Any, Any]
     operands: Any
-    since_reset: Any
+    before: Any
 
     def block(self, carry: Any, numbered: Any) -> Any:
         """Run a block: leaves of states, traces and sums of gradients move on."""
@@ -169,7 +170,7 @@ class BlockRun:
 
     def advance(self, number: Any, traces: Any, recorded: Block, moves: Any) -> tuple[Any, Any]:
         """The cotangents of a recorded block, and the traces after it, if they go on."""
-        rule, first = self.learner.rule, self.is_first(number)
+        rule, first = self.learner.rule, is_first(number, self.size, self.before)
         unread = traces is None and rule.needs_no_past
         block = block_without_past(recorded, not unread and first, moves)
         block = finite_where_still(rule.executor, block, first).heard_by(self.heard)
@@ -210,14 +211,6 @@ class BlockRun:
                     total[i] = added(total[i], pulled[var]) if i in total else pulled[var]
         inputs = self.step.direct.jaxpr.invars
         return {i: together(value, inputs[i].aval.ndim) for i, value in total.items()}
-
-    def is_first(self, number: Any) -> Any:
-        """Whether a block starts with a step before which all traces are zero."""
-        if isinstance(number, int) and number:
-            return False
-        if not self.options.carry_trace:
-            return number == 0
-        return self.since_reset + number * self.size == 0
 
     @cached_property
     def ways(self) -> list[Way]:
@@ -337,13 +330,7 @@ def _total(
     executor: Executor, state: State, step: TracedStep, direct: Any, by_path: Mapping[Any, Any]
 ) -> Any:
     """Direct plus traced gradient of one parameter, zero where neither exists."""
-    leaves, treedef = jax.tree.flatten(state.value)
-    total = [jnp.zeros_like(leaf) for leaf in leaves]
-    for k, i in enumerate(step.leaves.get(state, ())):
-        if i in direct:
-            total[k] = add_gradients(total[k], direct[i])
-    weight = executor.weights.get(state)
-    if weight is not None and weight.path in by_path:
-        found = jax.tree.leaves(by_path[weight.path])
-        total = [add_gradients(a, b) for a, b in zip(total, found, strict=True)]
-    return jax.tree.unflatten(treedef, total)
+    total, weight = step.gradient_of(state, direct), executor.weights.get(state)
+    if weight is None or weight.path not in by_path:
+        return total
+    return jax.tree.map(add_gradients, total, by_path[weight.path])

@@ -24,6 +24,7 @@ from ..compiler.requirements import check_states
 from ..ops.traces.base import added, together
 from . import guards, undo
 from .block_size import auto_block_size
+from .first import is_first
 from .loops import Progress, in_parts
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
@@ -63,20 +64,14 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
         for path, state in learner.states_of(StateKind.HIDDEN).items()
         for i in step.leaves.get(state, ())
     }
-    since_reset = learner.running_index.value
-
-    def is_first(number: Any) -> Any:
-        """Whether a block starts with a step before which all traces are zero."""
-        if isinstance(number, int) and number:
-            return False
-        return number == 0 if not options.carry_trace else since_reset + number * size == 0
+    steps_before = learner.running_index.value if options.carry_trace else 0
 
     def one_block(carry: Any, numbered: Any) -> Any:
         (leaves, traces, total), (number, inputs) = carry, numbered
         found, signal, olds, (end, kept, losses, aux) = run(leaves, inputs)
         last = isinstance(number, int) and number == (steps - 1) // size
         ends = last and not (options.carry_trace or options.check or rule.in_single_steps)
-        begins = is_first(number)
+        begins = is_first(number, size, steps_before)
         after = None if ends else rule.after_steps(traces, kept, params, begins)
         by_path = rule.credit(traces, olds, params, begins, after, signal, parts)
         for i, state in weights.items():
@@ -168,8 +163,8 @@ def _differentiated(
         for i, value in step.direct.gradients(start, of, dys, parts).items():
             direct[i] = added(direct[i], value) if i in step.direct.elsewhere else value
     end = {i: v.astype(given[i]) if i in smooth else v for i, v in end.items()}
-    found = {k: _like(state, step, direct) for k, state in weights.items()}
-    by_path = {path: _like(state, step, olds) for path, state in states.items()}
+    found = {k: step.gradient_of(state, direct) for k, state in weights.items()}
+    by_path = {path: step.gradient_of(state, olds) for path, state in states.items()}
     return found, signal, by_path, (end, *records)
 
 
@@ -178,12 +173,3 @@ def _whole(like: Any, *terms: Any) -> Any:
     if any(term.dtype == jax.dtypes.float0 for term in terms):
         return terms[0]
     return together(reduce(added, terms), jnp.ndim(like))
-
-
-def _like(state: Any, step: TracedStep, gradients: Mapping[int, Any]) -> Any:
-    """The gradients of the leaves of a state, in its structure; zero where there is none."""
-    leaves, tree = jax.tree.flatten(state.value)
-    new = [*map(jnp.zeros_like, leaves)]
-    for k, i in enumerate(step.leaves.get(state, ())):
-        new[k] = gradients.get(i, new[k])
-    return jax.tree.unflatten(tree, new)

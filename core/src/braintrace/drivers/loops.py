@@ -66,23 +66,17 @@ def _joined(*values: Any) -> Any:
     return jnp.concatenate(values)
 
 
-def recorded_scan(
+def marked_scan(
     body: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any, Way]:
     """``jax.lax.scan(body, start, inputs)`` that stacks every array once, and no constant ones.
 
     A step hands out some arrays several times (the input of four gates), and some that are the
     same at every step (``f`` of a current that is added to a membrane is one). Stacked as they are,
     they would take most of the memory of a block, and writing fresh memory costs more than
-    computing.
+    computing. Behind what a scan gives come marks of the arrays that are not the same at every
+    step, and how it ran.
     """
-    return marked_scan(body, start, inputs)[:2]
-
-
-def marked_scan(
-    body: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any
-) -> tuple[Any, Any, Any, Way]:
-    """:func:`recorded_scan`, which of the arrays are not the same at every step, and how it ran."""
     length = jax.tree.leaves(inputs)[0].shape[0]
     first = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), inputs)
     jaxpr, shapes = jax.make_jaxpr(body, return_shape=True)(start, first)

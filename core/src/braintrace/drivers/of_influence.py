@@ -21,7 +21,7 @@ from ..algorithms.base import Traces
 from ..algorithms.influence import InfluenceRule
 from ..base import versions
 from ..base.precision import widened
-from .steps import add_traced, guarded, narrowed, strong
+from .steps import add_traced, guarded, narrowed, reversed_by, strong
 
 
 def influence_step(rule: InfluenceRule) -> Callable[..., Any]:
@@ -64,12 +64,6 @@ def _of_window(rule: InfluenceRule, perturb: Any) -> Callable[..., Any]:
         after = rule.after_steps(traces, kept, params, index == 0)
         return (out, new, after), (pull, params, states, traces, after, given, index)
 
-    @jax.custom_vjp
-    def window(
-        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
-    ) -> Any:
-        return forward(params, args, states, traces, given, index)[0]
-
     def backward(residuals: Any, cotangents: Any) -> Any:
         pull, params, states, traces, after, given, index = residuals
         direct, args_bar, olds, signals = pull(cotangents[:2])
@@ -78,5 +72,4 @@ def _of_window(rule: InfluenceRule, perturb: Any) -> Callable[..., Any]:
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given, index))
         return *guarded((params_bar, args_bar), params), *zeros
 
-    window.defvjp(forward, backward)
-    return window
+    return reversed_by(forward, backward)

@@ -28,6 +28,7 @@ from ..executor.detours import run_with_nodes
 from ..executor.executor import Executor
 from ..executor.tangents import kept_inputs
 from .options import common_length
+from .steps import narrowed
 from .traced import TracedStep
 
 #: What the entries are.
@@ -194,14 +195,9 @@ class Probe:
 
     def by_path(self, leaves: Mapping[int, Any]) -> dict[Path, Any]:
         """Gradients by path of the parameters from those by leaf of the cut step."""
-        found = {}
-        for slot in self.graph.module_info.slots_of(StateKind.PARAM):
-            values, tree = jax.tree.flatten(slot.state.value)
-            new = [jnp.zeros_like(v) for v in values]
-            for k, i in enumerate(self.cut.leaves.get(slot.state, ())):
-                new[k] = leaves.get(i, new[k]).astype(new[k].dtype)
-            found[slot.path] = jax.tree.unflatten(tree, new)
-        return found
+        slots = self.graph.module_info.slots_of(StateKind.PARAM)
+        found = {slot.path: self.cut.gradient_of(slot.state, leaves) for slot in slots}
+        return dict(narrowed(found, self.params))
 
 
 def _summed(step: TracedStep, stepwise: Any, products: Any, moving: Any) -> dict[int, Any]:

@@ -54,12 +54,6 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
         return (out, new, after), (pull, jacobians, params, states, traces, after, given, index)
 
-    @jax.custom_vjp
-    def step(
-        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
-    ) -> Any:
-        return forward(params, args, states, traces, given, index)[0]
-
     def backward(residuals: Any, cotangents: Any) -> Any:
         pull, jacobians, params, states, traces, after, given, index = residuals
         direct, args_bar, old_bar, signal = pull(cotangents[:2])
@@ -73,8 +67,7 @@ def online_step(rule: LearningRule) -> Callable[..., Any]:
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, given, index))
         return *guarded((params_bar, args_bar), params), *zeros
 
-    step.defvjp(forward, backward)
-    return step
+    return reversed_by(forward, backward)
 
 
 def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[..., Any]:
@@ -128,12 +121,6 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         after = rule.update(traces, Block(jacobians, (), ()), executor.operand_values(params))
         return (out, new, after), (pull, direct, params, states, new, traces, given, index)
 
-    @jax.custom_vjp
-    def step(
-        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
-    ) -> Any:
-        return forward(params, args, states, traces, given, index)[0]
-
     def backward(residuals: Any, cotangents: Any) -> Any:
         pull, direct, params, states, new, traces, given, index = residuals
         out_bar, new_bar, _ = cotangents
@@ -159,6 +146,18 @@ def window_step(rule: LearningRule, predict: Predict | None = None) -> Callable[
         zeros = jax.tree.map(versions.zero_cotangent, (states, traces, index))
         found_bars = guarded((params_bar, args_bar, given_bar), params)
         return *found_bars[:2], *zeros[:2], found_bars[2], zeros[2]
+
+    return reversed_by(forward, backward)
+
+
+def reversed_by(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A step or window with these two passes; ``index`` may be left out, where it is not zero."""
+
+    @jax.custom_vjp
+    def step(
+        params: Any, args: Any, states: Any, traces: Traces, given: Any, index: Any = 1
+    ) -> Any:
+        return forward(params, args, states, traces, given, index)[0]
 
     step.defvjp(forward, backward)
     return step

@@ -56,6 +56,13 @@ class TracedStep:
         found = ((where, jax.tree.leaves(state.value)) for state, where in self.leaves.items())
         return {i: leaf for pair in found for i, leaf in zip(*pair, strict=True)}
 
+    def gradient_of(self, state: State, by_leaf: Mapping[int, Any]) -> Any:
+        """Gradients of the leaves of a state, in its structure; zero where there is none."""
+        leaves, tree = jax.tree.flatten(state.value)
+        own = {k: by_leaf[i] for k, i in enumerate(self.leaves.get(state, ())) if i in by_leaf}
+        whole = (own[k] if k in own else jnp.zeros_like(v) for k, v in enumerate(leaves))
+        return jax.tree.unflatten(tree, whole)
+
     def write(self, leaves: Mapping[int, Any]) -> None:
         """Take the leaves of all states but parameters, which a step does not change."""
         for state, where in self.leaves.items():
