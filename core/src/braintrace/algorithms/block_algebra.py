@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from ..base.precision import sum_dtype
 from ..compiler.reach import Pattern
-from ..executor.cascade import Cascade
+from ..executor.cascade import Cascade, joined
 from ..executor.pulled import Pulled
 from ..jaxprs.run import scan
 from ..ops.traces.bands import Bands, bands_of_products, identity, product
@@ -173,17 +173,12 @@ def _products_of_cascade(moving: Cascade) -> tuple[jax.Array, jax.Array | Cascad
     states, filters = len(one), len(leak)
     below = jnp.zeros((filters, *one.shape[1:]), dtype)
     ends, products = scan(_multiplied_cascade, (one, below, leak), moving, reverse=True)
-    (one, below, leak), shape = ends, (filters, filters, *one.shape[2:])
+    one, below, leak = ends
     products = jnp.concatenate(products, 1)
     if moving.is_large:
         nothing = ((False,) * states,) * filters
         return products, Cascade(one, leak, jnp.zeros_like(below), nothing, below)
-    above = jnp.zeros((states, filters, *one.shape[2:]), dtype)
-    whole = (
-        jnp.concatenate([one, above], 1),
-        jnp.concatenate([below, jnp.broadcast_to(leak, shape)], 1),
-    )
-    return products, jnp.concatenate(whole)
+    return products, joined(one, below, leak)
 
 
 def _multiplied_cascade(carried: tuple[Any, Any, Any], now: Cascade) -> tuple[Any, Any]:

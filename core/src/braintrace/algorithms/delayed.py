@@ -147,9 +147,8 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         for n in range(len(bands)):
             if (g, n) in self._steady:
                 value = self._steady[g, n]()
-                values.append(
-                    value if steps is None else jnp.broadcast_to(value, (steps, *value.shape))
-                )
+                lead = () if steps is None else (steps,)
+                values.append(jnp.broadcast_to(value, (*lead, *value.shape)))
             else:
                 values.append(next(moving))
         return Bands(tuple(values), bands, self.executor.groups[g].num_state)
@@ -224,8 +223,7 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         """Traces of ``lag`` steps ago, and what is kept of the steps since then."""
         new = self._kept(block.jacobians)
         steps, lag = len(new.f[0]), self.lag
-        known = traces is not None
-        held = traces[-1] if traces is not None else self.init()[-1]
+        held = self.init()[-1] if traces is None else traces[-1]
         new = jax.tree.map(lambda v, own: v.astype(own.dtype), new, held)
         if steps < lag:
             pushed = jax.tree.map(lambda v: v[:steps], held)
@@ -233,7 +231,7 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         else:
             pushed, kept = held, jax.tree.map(lambda v: v[steps - lag :], new)
         moved = traces
-        if known:
+        if traces is not None:
             old = block._replace(jacobians=self._whole(pushed))
             moved = ParamDimRule.update(self, moved, old, operands)
         if steps > lag:

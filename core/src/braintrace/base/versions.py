@@ -102,24 +102,20 @@ def is_var(atom: Atom) -> bool:
     return not isinstance(atom, jex_core.Literal)
 
 
-def close(jaxpr: Jaxpr) -> Jaxpr:
+def close(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Jaxpr:
     """A jaxpr with ``consts``: older JAX keeps open ones in some equations' parameters."""
-    if hasattr(jaxpr, "consts"):
-        return jaxpr
-    return jex_core.ClosedJaxpr(jaxpr, ())
+    return jaxpr if hasattr(jaxpr, "consts") else jex_core.ClosedJaxpr(jaxpr, consts)
 
 
 def with_outvars(jaxpr: Jaxpr, outvars: Sequence[Atom]) -> Jaxpr:
     """A closed jaxpr with other outputs."""
-    changed = jaxpr.jaxpr.replace(outvars=[*outvars])
-    return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
+    return close(jaxpr.jaxpr.replace(outvars=[*outvars]), jaxpr.consts)
 
 
 def without_effects(jaxpr: Jaxpr) -> Jaxpr:
     """A closed jaxpr without its prints and callbacks, which have no results."""
     kept = [eqn for eqn in jaxpr.eqns if not eqn.effects]
-    changed = jaxpr.jaxpr.replace(eqns=kept, effects=frozenset())
-    return changed if hasattr(changed, "consts") else jex_core.ClosedJaxpr(changed, jaxpr.consts)
+    return close(jaxpr.jaxpr.replace(eqns=kept, effects=frozenset()), jaxpr.consts)
 
 
 def open_jaxpr(

@@ -13,7 +13,7 @@ from ..base import versions
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path
 from ..base.versions import Var
-from ..jaxprs.depends import slice_to
+from ..jaxprs.depends import marks_of, slice_to
 from .groups import Groups, groups_of_new
 from .module_info import Marks, ModuleInfo, StateKind
 from .relation import Relations
@@ -51,18 +51,13 @@ def find_unheard(minfo: ModuleInfo, groups: Groups) -> frozenset[int]:
     others = [s for s in slots if any(versions.is_float(v.aval) for v in minfo.invars_of(s))]
     olds: dict[Var, Marks] = {v: frozenset({g.index}) for g in groups for v in g.hidden_invars}
     olds |= {v: frozenset({slot.path}) for slot in others for v in minfo.invars_of(slot)}
-
     marks = minfo.credit(olds, emits=groups_of_new(groups)) if others else {}
-
-    def behind(atoms: Iterable[Any]) -> Marks:
-        return frozenset().union(*(marks.get(v, frozenset()) for v in atoms if versions.is_var(v)))
-
-    by_group = {group.index: behind(group.hidden_outvars) for group in groups}
-    heard = behind(minfo.jaxpr.outvars[: minfo.num_out])
+    by_group = {group.index: marks_of(marks, group.hidden_outvars) for group in groups}
+    heard = marks_of(marks, minfo.jaxpr.outvars[: minfo.num_out])
     read = heard.union(*by_group.values())
     for _ in groups:
         heard = heard.union(*(found for g, found in by_group.items() if g in heard))
-    taken = {slot.path: behind(minfo.outvars_of(slot)) for slot in others}
+    taken = {slot.path: marks_of(marks, minfo.outvars_of(slot)) for slot in others}
     carried = behind_states(read, taken)
     return frozenset(g for g in by_group if g in carried and g not in heard)
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,8 +14,8 @@ from ..base import versions
 from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.errors import CompilationError
 from ..base.types import Path, show_path, units_of
-from ..base.versions import Atom, Var
-from ..jaxprs.depends import Along, depends, operands_behind
+from ..base.versions import Var
+from ..jaxprs.depends import Along, depends, marks_of, operands_behind
 from ..jaxprs.positions.alignment import Alignment
 from ..published import GraphViews
 from ..show.facts import (
@@ -372,9 +373,7 @@ def _inflows(graph: ETraceGraph, along: Along) -> dict[Node, frozenset[Node]]:
         through=own.get,
         along=along,
     )
-
-    def behind(atoms: Iterable[Atom]) -> frozenset[Node]:
-        return frozenset(m for a in atoms if versions.is_var(a) for m in marks.get(a, ()))
+    behind = partial(marks_of, marks)
 
     def into(var: Var) -> frozenset[Node]:
         if var in ops:

@@ -66,6 +66,11 @@ def states_without_place(mesh: Any) -> Iterator[None]:
         trace.recovery_original_values()
 
 
+def axes_of_place(spec: Any) -> list[tuple[str, ...]]:
+    """For each axis of an array with this place, the axes of the mesh that divide it."""
+    return [(part,) if isinstance(part, str) else tuple(part or ()) for part in spec]
+
+
 def as_automatic(mesh: Any) -> Any:
     return mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
 

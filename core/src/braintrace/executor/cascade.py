@@ -89,11 +89,15 @@ class Cascade:
         """``D`` of all states [S, S, *V]."""
         below = jnp.einsum("qj...,jh...->qh...", self.between, self.first)
         below = below if self.old is None else below + self.old
-        shape = (*self.last.shape[:2], *self.first.shape[2:])
-        right = jnp.broadcast_to(self.last, shape)
-        above = jnp.zeros((self.num_first, *shape[1:]), right.dtype)
-        rows = jnp.concatenate([self.first, above], 1), jnp.concatenate([below, right], 1)
-        return jnp.concatenate(rows)
+        return joined(self.first, below, self.last)
+
+
+def joined(first: jax.Array, below: jax.Array, last: jax.Array) -> jax.Array:
+    """The matrix [S, S, *V] of these blocks, with zeros where filters lead to first states."""
+    shape = (*last.shape[:2], *first.shape[2:])
+    above = jnp.zeros((len(first), *shape[1:]), last.dtype)
+    rows = [first, above], [below, jnp.broadcast_to(last, shape)]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
 
 
 def composed(f: jax.Array, between: jax.Array) -> jax.Array:

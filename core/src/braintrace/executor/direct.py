@@ -24,7 +24,7 @@ from ..base import versions
 from ..base.precision import pulled_in, start_of_sum, wide_dtype, widened, widened_dtype
 from ..base.types import bytes_of
 from ..base.versions import Atom, Jaxpr, JaxprEqn, Var
-from ..jaxprs.depends import Along, depends, moving_with, slice_to
+from ..jaxprs.depends import Along, depends, marks_of, moving_with, slice_to
 from ..jaxprs.pull import pulled_in_parts
 from ..jaxprs.run import read, run_equations
 from ..jaxprs.stages import PRODUCTS
@@ -168,8 +168,7 @@ class DirectProducts:
             lambda i, eqn, operand: operand not in cut.get(i, ()),
             along=Along.DERIVATIVES,
         )
-        known = (marks.get(end, frozenset()) for end in self.ends if versions.is_var(end))
-        return frozenset[int]().union(*known)
+        return marks_of(marks, self.ends)
 
     def run(
         self, values: Sequence[Any], shifts: Sequence[jax.Array]

@@ -87,10 +87,13 @@ def depends(
     return marks
 
 
-def differentiable(eqn: JaxprEqn, operand: int | None = None) -> bool:
-    """Whether a derivative can flow through an equation at all, or from that operand."""
-    if operand is not None and not versions.is_float(eqn.invars[operand].aval):
-        return False
+def marks_of(marks: Mapping[Any, frozenset[Any]], atoms: Iterable[Atom]) -> frozenset[Any]:
+    """All marks of some operands or results; a literal has none."""
+    return frozenset[Any]().union(*(marks.get(a, ()) for a in atoms if versions.is_var(a)))
+
+
+def differentiable(eqn: JaxprEqn) -> bool:
+    """Whether a derivative can flow through an equation at all."""
     return eqn.primitive is not jaxp.stop_gradient_p and any(
         versions.is_float(var.aval) for var in eqn.outvars
     )

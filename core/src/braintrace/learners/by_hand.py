@@ -20,7 +20,7 @@ from ..base import versions
 from ..base.errors import NotSupportedError
 from ..base.types import show_path
 from ..compiler.module_info import StateKind
-from ..compiler.places import holds_convolutions
+from ..compiler.places import axes_of_place, holds_convolutions
 
 WRONG = "XLA computes wrong derivatives of convolutions whose positions are divided there."
 #: Places of states by learner that are known to be right.
@@ -71,7 +71,7 @@ def _division(value: Any, examples: int, units: bool) -> tuple[int, Any] | None:
     if not isinstance(place, NamedSharding):
         return None
     mesh: Any = place.mesh
-    axes = [(part,) if isinstance(part, str) else tuple(part or ()) for part in place.spec]
+    axes = axes_of_place(place.spec)
     own = [tuple(name for name in part if mesh.shape[name] > 1) for part in axes]
     batch = own[examples] if len(own) > examples else ()
     if not batch and not (units and any(own)):
@@ -130,8 +130,7 @@ def _in_space(learner: Any, state: Any, mesh: Any, spec: Any) -> tuple[int, tupl
     """An axis of a state that ``learner.shard`` would not divide, and the axes of the mesh."""
     from .placing import found_places
 
-    for axis, part in enumerate(spec):
-        names = (part,) if isinstance(part, str) else tuple(part or ())
+    for axis, names in enumerate(axes_of_place(spec)):
         if not axis or not names:
             continue
         try:

@@ -12,9 +12,8 @@ import brainstate
 from ..base import versions
 from ..base.former import OPTIONS, former_options, instead
 from ..compiler.compile import compile_etrace_graph
+from ..compiler.keywords import NAMED
 from ..executor.graph_executor import compile_options
-
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 OBSOLETE = {
     "fast_solve": "the fast way is always taken where there is one, with the same numbers",

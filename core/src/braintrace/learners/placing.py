@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import brainstate
@@ -24,7 +24,7 @@ from ..algorithms.base import Block
 from ..base import versions
 from ..base.types import Path, State, show_path
 from ..compiler.module_info import StateKind
-from ..compiler.places import as_automatic
+from ..compiler.places import as_automatic, axes_of_place
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
 from ..executor.layout import Link, Positions
@@ -221,19 +221,14 @@ class Places:
 
         Where a parameter lies changes no number; the gates of a cell lie beside one another so.
         """
-        pairs = (
-            (group, [*map(self.units.__eq__, self.spec(group))]) for group in self.executor.groups
-        )
-        sizes = {group.varshape[own.index(True)] for group, own in pairs if True in own}
+        places = ((group, self.spec(group)) for group in self.executor.groups)
+        sizes = {g.varshape[own.index(self.units)] for g, own in places if self.units in own}
 
         def spec(leaf: Any) -> PartitionSpec:
             shape = jnp.shape(leaf)
-            divided = shape and shape[-1] in sizes
-            return (
-                PartitionSpec(*[None] * (len(shape) - 1), self.units)
-                if divided
-                else PartitionSpec()
-            )
+            if not shape or shape[-1] not in sizes:
+                return PartitionSpec()
+            return PartitionSpec(*[None] * (len(shape) - 1), self.units)
 
         params = self.learner.states_of(StateKind.PARAM).values()
         return {state: [*map(spec, jax.tree.leaves(state.value))] for state in params}
@@ -293,18 +288,13 @@ class Places:
         step = jax.jit(one_step, in_shardings=(places, NamedSharding(mesh, PartitionSpec())))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             gradients, traces = step.lower(given, types).compile().output_shardings
-        found: dict[State, Any] = {}
-        for path, where in gradients.items():
-            leaves = jax.tree.leaves(states[path].value)
-            pairs = zip(jax.tree.leaves(where), leaves, strict=True)
-            found[states[path]] = [self._spec_of(one, leaf, self.units) for one, leaf in pairs]
+        own = partial(self._spec_of, names=self.units)
+        found = {states[path]: [*map(own, jax.tree.leaves(gradients[path]))] for path in gradients}
         if not rule.from_blocks:
             return {**found, **self._of_influence(rule)}
-        for state, where in zip(self.learner.traces, traces, strict=True):
-            pairs = zip(jax.tree.leaves(where), jax.tree.leaves(state.value), strict=True)
-            both = (*self.batch, *self.units)
-            found[state] = [self._spec_of(one, leaf, both) for one, leaf in pairs]
-        return found
+        both = partial(self._spec_of, names=(*self.batch, *self.units))
+        of_traces = zip(self.learner.traces, traces, strict=True)
+        return found | {s: [*map(both, jax.tree.leaves(where))] for s, where in of_traces}
 
     def _contracted(self, link: Link, xs: Any, signals: list[Any], operands: Any) -> Any:
         """Cotangents from a signal at the output of an operation."""
@@ -313,10 +303,9 @@ class Places:
         x, held = xs[link.relation.index], operands[link.relation.index]
         return link.operation.contract(x, dy, held)
 
-    def _spec_of(self, found: Any, leaf: Any, names: Names) -> PartitionSpec:
+    def _spec_of(self, found: Any, names: Names) -> PartitionSpec:
         """What XLA chose for an array, as far as it is along these axes of the mesh."""
-        spec = getattr(found, "spec", ())
-        own = [(p,) if isinstance(p, str) else tuple(p or ()) for p in spec]
+        own = axes_of_place(getattr(found, "spec", ()))
         if not all({*part} <= {*names} for part in own):
             return PartitionSpec()
         return PartitionSpec(*(part or None for part in own))

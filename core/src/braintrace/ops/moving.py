@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.errors import NotSupportedError
-from .primitive import ETPPrimitive, batch_rule
+from .primitive import ETPPrimitive
 from .repeated import RepeatedSpec, rows_of
 from .spec import ETPPrimitiveSpec
 
@@ -108,9 +107,10 @@ class MovingPrimitive(ETPPrimitive):
 
     spec: MovingSpec
 
-    def _define(self, spec: ETPPrimitiveSpec) -> None:
-        super()._define(spec)
-        versions.install_rules(self, spec.impl, partial(_batch, self))
+    def _mapped(self, args: Any, x: jax.Array, params: Any) -> tuple[jax.Array, int]:
+        """What moves, moves for each example by itself."""
+        of_examples = ExamplesPrimitive(rows_of(self, ExamplesSpec, "examples"), self.owner)
+        return of_examples._of(args, x, params), 0
 
 
 def moving(
@@ -162,20 +162,5 @@ class ExamplesPrimitive(ETPPrimitive):
 
     spec: ExamplesSpec
 
-    def _define(self, spec: ETPPrimitiveSpec) -> None:
-        super()._define(spec)
-        versions.install_rules(self, spec.impl, partial(_batch, self))
-
-
-def _batch(primitive: Any, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
-    """Map over ``x'``: what moves, moves for each example by itself."""
-    i = primitive.spec.x_invar_index
-    if [k for k, dim in enumerate(dims) if dim is not None] != [i]:
-        return batch_rule(primitive, args, dims, **params)
-    x = jnp.moveaxis(args[i], dims[i], 0)
-    if isinstance(primitive, MovingPrimitive):
-        spec = rows_of(primitive, ExamplesSpec, "examples")
-        primitive = ExamplesPrimitive(spec, primitive.owner)
-        return primitive.bind(*args[:i], x, *args[i + 1 :], **params), 0
-    y = primitive.bind(*args[:i], x.reshape(-1, *x.shape[2:]), *args[i + 1 :], **params)
-    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+    def _mapped(self, args: Any, x: jax.Array, params: Any) -> tuple[jax.Array, int]:
+        return self._folded(args, x, params), 0

@@ -89,7 +89,46 @@ class ETPPrimitive(versions.Primitive):
     def _define(self, spec: ETPPrimitiveSpec) -> None:
         self.spec = spec
         self.derived = None
-        versions.install_rules(self, spec.impl, partial(batch_rule, self))
+        versions.install_rules(self, spec.impl, self._batch)
+
+    def _batch(self, args: Any, dims: Any, **params: Any) -> tuple[jax.Array, int]:
+        """Map over ``x``; see :meth:`_mapped`.
+
+        Mapping any other operand has no ETP primitive to stand for it, so the plain implementation
+        is mapped: the result is right. In a step that is compiled, a warning says that the compiler
+        cannot see the operation.
+        """
+        i = self.spec.x_invar_index
+        if [k for k, dim in enumerate(dims) if dim is not None] == [i]:
+            return self._mapped(args, jnp.moveaxis(args[i], dims[i], 0), params)
+        if compiling.get():
+            versions.warn(
+                f"vmap maps an operand of {self.name!r} other than x; the operation becomes "
+                "plain JAX operations and its parameters are not trained by eligibility traces. "
+                "Map over x alone, or compile one model per weight; where a cond has a mapped "
+                "predicate, use jnp.where instead",
+                CompilationWarning,
+            )
+        run = partial(self.spec.impl, **params)
+        return jax.vmap(run, in_axes=tuple(dims))(*args), 0
+
+    def _mapped(self, args: Any, x: jax.Array, params: Any) -> tuple[jax.Array, int]:
+        """Of each row of ``x``: by the batched counterpart, or as a longer batch."""
+        if self.spec.batched:
+            return self._folded(args, x, params), 0
+        return batched_form(self)._of(args, x, params), 0
+
+    def _folded(self, args: Any, x: jax.Array, params: Any) -> jax.Array:
+        """For an ``x`` with two leading axes in place of one."""
+        y = self._of(args, x.reshape(-1, *x.shape[2:]), params)
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+    def _of(self, args: Any, x: jax.Array, params: Any) -> jax.Array:
+        """For another ``x``."""
+        operands = [*args]
+        operands[self.spec.x_invar_index] = x  # type: ignore[index]
+        found: jax.Array = self.bind(*operands, **params)
+        return found
 
     def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
         """Set rules by name (``yw_to_w``, ``xy_to_dw``, ``init_drtrl``, ``init_pp``, ...).
@@ -373,37 +412,6 @@ ETP_RULES_INIT_PP = _View("spec.init_pp")
 
 
 # --- vmap ------------------------------------------------------------------------------------
-
-
-def batch_rule(
-    primitive: ETPPrimitive, args: Any, dims: Any, **params: Any
-) -> tuple[jax.Array, int]:
-    """Map an ETP primitive over ``x``: its batched counterpart, or a longer batch.
-
-    Mapping any other operand has no ETP primitive to stand for it, so the plain implementation
-    is mapped: the result is right. In a step that is compiled, a warning says that the compiler
-    cannot see the operation.
-    """
-    spec = primitive.spec
-    mapped = [i for i, dim in enumerate(dims) if dim is not None]
-    if mapped != [spec.x_invar_index]:
-        if compiling.get():
-            versions.warn(
-                f"vmap maps an operand of {primitive.name!r} other than x; the operation becomes "
-                "plain JAX operations and its parameters are not trained by eligibility traces. "
-                "Map over x alone, or compile one model per weight; where a cond has a mapped "
-                "predicate, use jnp.where instead",
-                CompilationWarning,
-            )
-        y = jax.vmap(lambda *a: spec.impl(*a, **params), in_axes=tuple(dims))(*args)
-        return y, 0
-    (i,) = mapped
-    x = jnp.moveaxis(args[i], dims[i], 0)
-    if not spec.batched:
-        return batched_form(primitive).bind(*args[:i], x, *args[i + 1 :], **params), 0
-    folded = x.reshape(-1, *x.shape[2:])
-    y = primitive.bind(*args[:i], folded, *args[i + 1 :], **params)
-    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
 def batched_form(primitive: ETPPrimitive) -> ETPPrimitive:

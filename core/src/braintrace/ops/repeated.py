@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ..base import versions
-from .primitive import ETPPrimitive, batch_rule, batched_form
+from .primitive import ETPPrimitive, batched_form
 from .spec import ETPPrimitiveSpec
 
 
@@ -38,9 +35,13 @@ class RepeatedPrimitive(ETPPrimitive):
 
     spec: RepeatedSpec
 
-    def _define(self, spec: ETPPrimitiveSpec) -> None:
-        super()._define(spec)
-        versions.install_rules(self, spec.impl, partial(_batch, self))
+    def _mapped(self, args: Any, x: jax.Array, params: Any) -> tuple[jax.Array, int]:
+        """Every iteration is that of the batched form of the operation."""
+        one, x = self.spec.one, x.swapaxes(0, 1)  # [n, examples, *X]
+        if not one.spec.batched:
+            return repeated(batched_form(one))._of(args, x, params), 1
+        y = self._of(args, x.reshape(x.shape[0], -1, *x.shape[3:]), params)
+        return y.reshape(*x.shape[:3], *y.shape[2:]), 1
 
     def __reduce__(self) -> Any:
         return repeated, (self.spec.one,)
@@ -87,24 +88,4 @@ def repeat(one: ETPPrimitive, operands: list[Any], params: dict[str, Any]) -> ja
     """``one`` for every iteration: its ``x`` has them along its leading axis, as the result has."""
     if not isinstance(one.spec, RepeatedSpec):
         return repeated(one).bind(*operands, **params)
-    i: int = one.spec.x_invar_index  # type: ignore[assignment]
-    x = operands[i]
-    y = one.bind(*operands[:i], x.reshape(-1, *x.shape[2:]), *operands[i + 1 :], **params)
-    return y.reshape(*x.shape[:2], *y.shape[1:])
-
-
-def _batch(
-    primitive: RepeatedPrimitive, args: Any, dims: Any, **params: Any
-) -> tuple[jax.Array, int]:
-    """Map over ``x``: every iteration is the batched form of the operation."""
-    one = primitive.spec.one
-    i: int = primitive.spec.x_invar_index  # type: ignore[assignment]
-    if [k for k, dim in enumerate(dims) if dim is not None] != [i]:
-        return batch_rule(primitive, args, dims, **params)
-    x = jnp.moveaxis(args[i], dims[i], 1)  # [n, examples, *X]
-    if not one.spec.batched:
-        form = repeated(batched_form(one))
-        return form.bind(*args[:i], x, *args[i + 1 :], **params), 1
-    folded = x.reshape(x.shape[0], -1, *x.shape[3:])
-    y = primitive.bind(*args[:i], folded, *args[i + 1 :], **params)
-    return y.reshape(*x.shape[:3], *y.shape[2:]), 1
+    return one._folded(operands, operands[one.spec.x_invar_index], params)  # type: ignore[index]

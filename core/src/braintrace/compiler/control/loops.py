@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ...base import versions
 from ...base.versions import Jaxpr, JaxprEqn, Var, jaxp
-from ...jaxprs.depends import Along, depends, influences, operands_behind
+from ...jaxprs.depends import Along, depends, influences, marks_of, operands_behind
 from ...jaxprs.run import holds, run_inlined
 
 #: What JAX differentiates by differentiating the programs inside.
@@ -58,7 +58,7 @@ def loops_without_derivative(
 
 
 def passed_loops(
-    jaxpr: Jaxpr, inputs: Collection[int] | None = None, outputs: Collection[int] | None = None
+    jaxpr: Jaxpr, inputs: Collection[int] | None, outputs: Collection[int] | None
 ) -> Iterator[tuple[int, set[int], set[int]]]:
     """Equations that are, or hold, a ``while`` through which a derivative has to pass.
 
@@ -77,7 +77,7 @@ def passed_loops(
         return marks | {var} if var in made else marks
 
     passed = depends(jaxpr.eqns, seeds, through=through, along=Along.DERIVATIVES)
-    wanted = {mark for a in leaving if versions.is_var(a) for mark in passed.get(a, ())}
+    wanted = marks_of(passed, leaving)
     for i in suspects:
         eqn = jaxpr.eqns[i]
         results = [k for k, var in enumerate(eqn.outvars) if var in wanted]

@@ -11,6 +11,7 @@ from ...base import versions
 from ...base.errors import NotSupportedError
 from ...base.types import Path, show_path
 from ...base.versions import Var
+from ...jaxprs.depends import marks_of
 from ...jaxprs.positions.alignment import align
 from ..groups import Groups, member_of
 from ..module_info import CreditFilter, ModuleInfo
@@ -115,12 +116,11 @@ def _drive(
     def owns(k: int, key: Key) -> bool:
         if isinstance(key, int):
             return key == k
-        inputs = (behind.get(a, ()) for a in operations[key].eqn.invars if versions.is_var(a))
-        return k in operations[key].near or any(k in marks for marks in inputs)
+        return k in operations[key].near or k in marks_of(behind, operations[key].eqn.invars)
 
     found: dict[int, frozenset[Key]] = {}
     for g in groups:
-        marks = frozenset[Key]().union(*(arriving.get(v, ()) for v in g.hidden_outvars))
+        marks = marks_of(arriving, g.hidden_outvars)
         found[g.index] = frozenset(key for key in marks if not owns(g.index, key))
     return operations, found
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
+from ...jaxprs.depends import marks_of
 from ..exact.find import MOST_VALUES
 from ..graph import ETraceGraph
 from ..groups import HiddenGroup, groups_of_new
@@ -164,12 +166,7 @@ def _pairs(graph: ETraceGraph) -> Iterator[tuple[HiddenGroup, Paths, Paths, froz
     info = executed.module_info
     seeds: dict[Any, Marks] = {v: frozenset({p}) for (p, _), v in info.parameter_leaves.items()}
     seeds |= {v: frozenset({g.index}) for g in executed.hidden_groups for v in g.hidden_invars}
-    marks = info.credit(seeds, emits=groups_of_new(executed.hidden_groups))
-
-    def behind(atoms: Iterable[Any]) -> Marks:
-        known = (marks.get(v, frozenset()) for v in atoms if versions.is_var(v))
-        return frozenset().union(*known)
-
+    behind = partial(marks_of, info.credit(seeds, emits=groups_of_new(executed.hidden_groups)))
     heard = behind(info.jaxpr.outvars[: info.num_out])
     heard |= {
         path

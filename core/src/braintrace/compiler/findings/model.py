@@ -13,7 +13,7 @@ from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import show_path
 from ...base.versions import JaxprEqn, Var
-from ...jaxprs.depends import Along, slice_to
+from ...jaxprs.depends import Along, marks_of, slice_to
 from ...jaxprs.run import first_nested_operation
 from ...ops.primitive import is_etp_primitive
 from ..coverage import behind_states, why_uncovered
@@ -134,7 +134,7 @@ def _crossed_by_transitions(found: ETraceGraph) -> Iterator[Sequence[JaxprEqn]]:
     olds = {v: frozenset({(g.index, -1)}) for g in groups for v in g.hidden_invars}
     marks = found.module_info.credit(olds, through=through)
     for group in groups:
-        crossed = {i for var in group.hidden_outvars for _, i in marks.get(var, ())}
+        crossed = {i for _, i in marks_of(marks, group.hidden_outvars)}
         yield [eqns[i] for i in sorted(crossed - {-1})]
 
 
@@ -190,8 +190,7 @@ def _outside(found: ETraceGraph) -> Iterator[CompilationRecord]:
     seeds = {var: frozenset({path}) for (path, _), var in info.parameter_leaves.items()}
     marks = info.credit(seeds, passes)
     news = [var for group in found.hidden_groups for var in group.hidden_outvars]
-    reaching = {path for var in news for path in marks.get(var, ())}
-    if not reaching:
+    if not (reaching := marks_of(marks, news)):
         return
     readers = [info.eqns[i] for i in slice_to(info.eqns, news, passes, Along.DERIVATIVES)]
     for path, leaves in info.weight_path_to_invars.items():
@@ -209,18 +208,14 @@ def _carriers(found: ETraceGraph) -> Iterator[CompilationRecord]:
     seeds |= {v: taken for g in groups for v in g.hidden_invars}
     members = {v for g in groups for v in g.hidden_outvars}
     marks = info.credit(seeds, emits=dict.fromkeys(members, taken))
-    used = filter(versions.is_var, (*members, *info.jaxpr.outvars[: info.num_out]))
     lost = ", ".join(show_path(path) for path, how in found.coverage().items() if how == "lost")
     zero = f", so that the gradient of {lost} is zero" if lost else ""
-    read = {mark for var in used for mark in marks.get(var, ())}
+    read = marks_of(marks, (*members, *info.jaxpr.outvars[: info.num_out]))
     kinds_of = {
         slot: [(v, marks.get(v, frozenset())) for v in info.outvars_of(slot) if versions.is_var(v)]
         for slot in others
     }
-    read |= behind_states(
-        frozenset(read),
-        {s.path: frozenset().union(*(what for _, what in ks)) for s, ks in kinds_of.items()},
-    )
+    read |= behind_states(read, {s.path: marks_of(marks, info.outvars_of(s)) for s in others})
     for slot, kinds in kinds_of.items():
         taking = [(var, what) for var, what in kinds if {"hidden", "parameters"} & what]
         if taking and slot.path in read:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.types import Path, show_path
+from ...jaxprs.depends import marks_of
 from ...published import PathClassification
 from ..graph import ETraceGraph
 from ..module_info import StateKind, is_barrier
@@ -95,14 +96,13 @@ def operation_findings(found: ETraceGraph) -> Iterator[CompilationRecord]:
 
 def _blocking(found: ETraceGraph) -> dict[int, list[Reach]]:
     """The first ETP operations that the outputs of those without a near group lead to."""
-    info, nothing = found.module_info, frozenset[int]()
+    info = found.module_info
     ends = [reach for reach in found.reach if reach.far and not reach.near]
     seeds = {reach.eqn.outvars[0]: frozenset({reach.eqn_index}) for reach in ends}
     marks = info.credit(seeds, info.near) if ends else {}
     blocking: dict[int, list[Reach]] = {}
     for reach in found.reach if ends else ():
-        operands = filter(versions.is_var, reach.eqn.invars)
-        for index in nothing.union(*(marks.get(var, nothing) for var in operands)):
+        for index in marks_of(marks, reach.eqn.invars):
             blocking.setdefault(index, []).append(reach)
     return blocking
 
@@ -118,11 +118,10 @@ def _keeping(found: ETraceGraph) -> dict[int, tuple[Path, ...]]:
     emits = {v: frozenset({i}) for i in ends for v in info.eqns[i].outvars}
     marks = info.credit(seeds, emits=emits)
     used = (*info.hidden_path_to_outvar.values(), *info.jaxpr.outvars[: info.num_out])
-    read = {mark for v in used if versions.is_var(v) for mark in marks.get(v, ())}
+    read = marks_of(marks, used)
     kept: dict[int, tuple[Path, ...]] = {}
     for slot in (slot for slot in others if slot.path in read):
-        news = filter(versions.is_var, info.outvars_of(slot))
-        for i in ends & {mark for v in news for mark in marks.get(v, ())}:
+        for i in ends & marks_of(marks, info.outvars_of(slot)):
             kept[i] = (*kept.get(i, ()), slot.path)
     return kept
 
