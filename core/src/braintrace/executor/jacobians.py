@@ -83,7 +83,6 @@ class Pullback:
     """Reverse mode of a group's new values: ``pull(cotangents) -> (of old values, of each y)``."""
 
     group: HiddenGroup
-    news: Sequence[Any]
     pull: Callable[[list[Any]], Any]
 
     @classmethod
@@ -92,7 +91,7 @@ class Pullback:
     ) -> Pullback:
         """Of a transition that has a program of its own, in the old values."""
         call = versions.jaxpr_as_fun(program)
-        return cls(group, *jax.vjp(lambda olds: call(*held, *olds), [*olds]))
+        return cls(group, jax.vjp(lambda olds: call(*held, *olds), [*olds])[1])
 
     def rows(self, mask: jax.Array) -> Any:
         """What is pulled back from ``mask`` [*V of the group] at each state: arrays [S, ..].
@@ -109,15 +108,8 @@ class Pullback:
 
     def _at(self, mask: jax.Array, chosen: Any) -> list[Any]:
         """Cotangents of the members that are ``mask`` at the chosen states [S], zero elsewhere."""
-        first, found = 0, []
-        counts, axes = self.group.state_counts, self.group.state_axes
-        for new, count, axis in zip(self.news, counts, axes, strict=True):
-            whole = jnp.where(chosen[first : first + count], mask[..., None], 0)
-            single = new.shape == mask.shape
-            own = whole[..., 0] if single else jnp.moveaxis(whole, -1, axis)
-            found.append(own.astype(new.dtype))
-            first += count
-        return found
+        where = jnp.reshape(chosen, (-1, *(1,) * mask.ndim))
+        return Positions(self.group).members(jnp.where(where, mask, 0))
 
     @cached_property
     def sums(self) -> Any:
@@ -328,7 +320,7 @@ def jacobians_of_group(
     forward = {link.index for link in links if takes_forward_mode(eqns, cone, link, bool(banded))}
     reverse = {i: zero for i, zero in zeros.items() if i not in forward}
     pulled = jax.vjp(step.in_turn if follows else step, olds, reverse, news)
-    pullback = Pullback(group, *jax.lax.optimization_barrier(pulled))
+    pullback = Pullback(group, jax.lax.optimization_barrier(pulled)[1])
     factors = {
         link.index: pushed(link) if link.index in forward else pullback.factor(link)
         for link in links

@@ -81,10 +81,9 @@ class BandedTransition:
         """``D`` by its bands."""
         bands = self.bands
         values: dict[int, jax.Array] = {}
-        news, pull = jax.vjp(self.step, self.olds)
+        _, pull = jax.vjp(self.step, self.olds)
         for sweep in sweeps_for(self.pattern, bands) or ():
-            like = self.olds if sweep.forward else news
-            ones = ones_at(self.positions, sweep.seeds, like)
+            ones = ones_at(self.positions, sweep.seeds)
             if sweep.forward:
                 _, moved = jax.jvp(self.step, (self.olds,), (ones,))
             else:
@@ -106,15 +105,8 @@ class BandedTransition:
         raise IndexError(f"states {where} of {first}")
 
 
-def ones_at(positions: Positions, states: frozenset[int], like: Sequence[Any]) -> list[Any]:
+def ones_at(positions: Positions, states: frozenset[int]) -> list[jax.Array]:
     """Values of the members that are one at some states, zero at the others."""
-    group, first, found = positions.group, 0, []
-    for value, count, axis in zip(like, group.state_counts, group.state_axes, strict=True):
-        chosen = np.array([first + k in states for k in range(count)])
-        shape = [1] * value.ndim
-        if value.shape != group.varshape:
-            shape[axis] = count
-        ones = jnp.asarray(chosen.reshape(shape), value.dtype)
-        found.append(jnp.broadcast_to(ones, value.shape))
-        first += count
-    return found
+    group = positions.group
+    ones = np.isin(np.arange(group.num_state), [*states]).reshape(-1, *(1,) * group.ndim)
+    return positions.members(jnp.broadcast_to(ones, (group.num_state, *group.varshape)))
