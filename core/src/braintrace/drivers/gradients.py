@@ -11,7 +11,7 @@ traces of the size of the activity takes each step up in the scan instead, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import attrgetter
@@ -141,14 +141,19 @@ class BlockRun:
     operands: Any
     before: Any
 
+    @property
+    def executor(self) -> Executor:
+        """What runs the steps."""
+        return self.learner.rule.executor
+
     def block(self, carry: Any, numbered: Any) -> Any:
         """Run a block: leaves of states, traces and sums of gradients move on."""
         (leaves, traces, direct, total), (number, inputs) = carry, numbered
         rule, options = self.learner.rule, self.options
-        held, take = (rule.hold(traces), rule.take) if self.takes_steps else ((), _keep)
-        record = _record(rule.executor, self.step, leaves, direct, self.traced, inputs, take, held)
-        leaves, direct, held, recorded, moves, losses, aux, own, way = record
-        self.ways.append(way)
+        held = rule.hold(traces) if self.takes_steps else ()
+        (leaves, direct, held), (recorded, moves, losses, aux, own) = self.record(
+            (leaves, direct, held), inputs
+        )
         if self.takes_steps:
             found, traces = rule.release(held, recorded, self.operands)
         else:
@@ -167,6 +172,56 @@ class BlockRun:
             before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
             after = undo.where_finite(guards.failed(flags), before, after)
         return after, (losses, aux, flags)
+
+    def record(self, start: tuple[Any, Any, Any], inputs: Any) -> tuple[Any, Any]:
+        """Run the steps of a block: leaves, direct gradients and what is held for steps move on.
+
+        Behind these come the steps, or what the rule keeps of them, which arrays of these differ
+        between steps, losses and aux, and the direct gradients of all steps.
+        """
+        executor, step, (leaves, direct, held) = self.executor, self.step, start
+        perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
+        old = sorted({i for indices in self.olds.values() for i in indices})
+        chosen = [i for i in direct if i in step.direct.elsewhere]
+        apart = bool(executor.cascades)  # where states without a signal have no zeros among others'
+
+        def old_signals(found: Mapping[int, Any], leaves: Mapping[int, Any]) -> Any:
+            by_path = {
+                path: found.get(i, jnp.zeros_like(leaves[i]))
+                for group in executor.graph.hidden_groups
+                for path, state in zip(group.hidden_paths, group.hidden_states, strict=True)
+                for i in step.leaves.get(state, ())
+            }
+            return executor.old_signals(by_path, {group for group, own in self.olds.items() if own})
+
+        def one(carry: Any, inputs: Any) -> Any:
+            leaves, direct, held = carry
+
+            def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
+                changed = {**leaves, **olds, **params}
+                loss, *rest = step.run(perturb, inputs, changed, shifts)
+                return loss, rest
+
+            (loss, (aux, recorded, new, moving)), (signal, olds, params, dys) = jax.value_and_grad(
+                loss_of, argnums=(0, 1, 2, 3), has_aux=True
+            )(perturb, {i: leaves[i] for i in old}, {i: leaves[i] for i in chosen}, shifts)
+            values, given = recorded
+            jacobians = executor.jacobians_at(values)
+            direct = {i: value + params[i] for i, value in direct.items()}
+            signals = tuple(signal) if apart else executor.signals(signal)
+            block = Block(jacobians, signals, old_signals(olds, leaves), given)
+            if self.takes_steps:
+                held, block = self.learner.rule.take(held, block)
+            return (new, direct, held), (block, moving, dys, loss, aux)
+
+        start = leaves, {i: direct[i] for i in chosen}, held
+        (new, stepwise, held), found, marks, way = marked_scan(one, start, inputs)
+        kept, moving, dys, losses, aux = found
+        if apart:
+            kept = kept._replace(signal=jax.vmap(executor.signals)(kept.signal))
+        own = step.direct.gradients(leaves, moving, dys, executor.parts, self.traced)
+        self.ways.append(way)
+        return (new, {**direct, **stepwise}, held), (kept, marks[0], losses, aux, own)
 
     def advance(self, number: Any, traces: Any, recorded: Block, moves: Any) -> tuple[Any, Any]:
         """The cotangents of a recorded block, and the traces after it, if they go on."""
@@ -187,8 +242,7 @@ class BlockRun:
 
     def traced_of(self, state: State) -> Iterable[tuple[int, Any]]:
         """The leaves of a parameter with a trace, and their variables, if there are parts."""
-        executor = self.learner.rule.executor
-        known = executor.weights.get(state) if executor.parts > 1 else None
+        known = self.executor.weights.get(state) if self.executor.parts > 1 else None
         if known is None or not known.links:
             return ()
         return zip(self.step.leaves.get(state, ()), known.inputs, strict=False)
@@ -196,12 +250,11 @@ class BlockRun:
     @cached_property
     def traced(self) -> frozenset[int]:
         """The leaves of parameters with a trace, if there are parts."""
-        states = self.learner.rule.executor.weights
-        return frozenset(i for state in states for i, _ in self.traced_of(state))
+        return frozenset(i for state in self.executor.weights for i, _ in self.traced_of(state))
 
     def added_up(self, direct: dict[int, Any], found: Cotangents) -> dict[int, Any]:
         """Direct gradients of a block; of parts, with those through traces, summed once."""
-        executor = self.learner.rule.executor
+        executor = self.executor
         if executor.parts == 1:
             return direct
         pulled, total = executor.pulled(self.params, found), dict(direct)
@@ -220,9 +273,15 @@ class BlockRun:
     @cached_property
     def takes_steps(self) -> bool:
         """Whether the rule takes up each step while it is run."""
-        executor, rule = self.learner.rule.executor, self.learner.rule
-        in_blocks = self.options.check or any(_live_olds(executor, self.step).values())
-        return rule.takes_steps and not in_blocks and drives_every_state(executor)
+        in_blocks = self.options.check or any(self.olds.values())
+        fits = self.learner.rule.takes_steps and not in_blocks
+        return fits and drives_every_state(self.executor)
+
+    @cached_property
+    def olds(self) -> dict[int, list[int]]:
+        """By group, the leaves of its states whose old values the loss depends on."""
+        live, groups = self.step.live_leaves, self.executor.graph.hidden_groups
+        return {g.index: [i for s in g.hidden_states for i in live(s)] for g in groups}
 
     @cached_property
     def progress(self) -> Progress:
@@ -232,10 +291,10 @@ class BlockRun:
     @cached_property
     def heard(self) -> tuple[tuple[bool, ...], ...]:
         """Which states the loss of a step depends on."""
-        executor = self.learner.rule.executor
-        paths = executor.graph.perturbed.perturb_hidden_paths  # the first inputs of the step
+        graph = self.executor.graph
+        paths = graph.perturbed.perturb_hidden_paths  # the first inputs of the step
         live = {path for i, path in enumerate(paths) if i in self.step.live}
-        groups = executor.graph.hidden_groups
+        groups = graph.hidden_groups
         pairs = (zip(g.hidden_paths, g.state_counts, strict=True) for g in groups)
         return tuple(tuple(p in live for p, n in own for _ in range(n)) for own in pairs)
 
@@ -245,85 +304,12 @@ class BlockRun:
         states = self.learner.states_of(StateKind.HIDDEN).items()
         own = {s: f"the state {show_path(p)}" for p, s in states}
         hidden = {i: name for s, name in own.items() for i in self.step.leaves.get(s, ())}
-        return _places(self.options.names(self.learner.param_states), self.step), hidden
-
-
-def _keep(held: Any, step: Block) -> tuple[Any, Block]:
-    """The whole of a step is kept."""
-    return held, step
-
-
-def _live_olds(executor: Executor, step: TracedStep) -> dict[int, list[int]]:
-    """By group, the leaves of its states whose old values the loss depends on."""
-    groups = executor.graph.hidden_groups
-    return {g.index: [i for s in g.hidden_states for i in step.live_leaves(s)] for g in groups}
-
-
-def _record(
-    executor: Executor,
-    step: TracedStep,
-    leaves: Mapping[int, Any],
-    direct: Any,
-    traced: Container[int],
-    inputs: Any,
-    take: Callable[[Any, Block], tuple[Any, Any]],
-    held: Any,
-) -> tuple[dict[int, Any], dict[int, Any], Any, Any, Any, Any, Any, dict[int, Any], Way]:
-    """Run ``K`` steps: ``leaves``, ``direct`` and what is ``held`` for ``take`` move on; then come
-    what it keeps of the steps, which of its arrays differ between steps, losses and aux, the
-    direct gradients of all steps, and how they ran."""
-    groups = executor.graph.hidden_groups
-    perturb, shifts = executor.graph.perturbed.init_perturb_data(), step.direct.shifts()
-    read = _live_olds(executor, step)
-    old = sorted({i for indices in read.values() for i in indices})
-    chosen = [i for i in direct if i in step.direct.elsewhere]
-    apart = bool(executor.cascades)  # where states without a signal have no zeros among others'
-
-    def old_signals(found: Mapping[int, Any], leaves: Mapping[int, Any]) -> Any:
-        by_path = {
-            path: found.get(i, jnp.zeros_like(leaves[i]))
-            for group in groups
-            for path, state in zip(group.hidden_paths, group.hidden_states, strict=True)
-            for i in step.leaves.get(state, ())
-        }
-        return executor.old_signals(by_path, {group for group, found in read.items() if found})
-
-    def one(carry: Any, inputs: Any) -> Any:
-        leaves, direct, held = carry
-
-        def loss_of(perturb: Any, olds: Any, params: Any, shifts: Any) -> Any:
-            changed = {**leaves, **olds, **params}
-            loss, *rest = step.run(perturb, inputs, changed, shifts)
-            return loss, rest
-
-        (loss, (aux, recorded, new, moving)), (signal, olds, params, dys) = jax.value_and_grad(
-            loss_of, argnums=(0, 1, 2, 3), has_aux=True
-        )(perturb, {i: leaves[i] for i in old}, {i: leaves[i] for i in chosen}, shifts)
-        values, given = recorded
-        jacobians = executor.jacobians_at(values)
-        direct = {i: value + params[i] for i, value in direct.items()}
-        signals = tuple(signal) if apart else executor.signals(signal)
-        block = Block(jacobians, signals, old_signals(olds, leaves), given)
-        held, kept = take(held, block)
-        return (new, direct, held), (kept, moving, dys, loss, aux)
-
-    start = leaves, {i: direct[i] for i in chosen}, held
-    (new, stepwise, held), found, marks, way = marked_scan(one, start, inputs)
-    kept, moving, dys, losses, aux = found
-    if apart:
-        kept = kept._replace(signal=jax.vmap(executor.signals)(kept.signal))
-    own = step.direct.gradients(leaves, moving, dys, executor.parts, traced)
-    return new, {**direct, **stepwise}, held, kept, marks[0], losses, aux, own, way
-
-
-def _places(names: Mapping[State, str], step: TracedStep) -> dict[int, str]:
-    """What the leaves of parameters are called, by their place in a step."""
-    found: dict[int, str] = {}
-    for state, name in names.items():
-        leaves = jax.tree_util.tree_leaves_with_path(state.value)
-        named = (f"{name}{jax.tree_util.keystr(place)}" for place, _ in leaves)
-        found.update(zip(step.leaves.get(state, ()), named, strict=False))
-    return found
+        found: dict[int, str] = {}
+        for state, name in self.options.names(self.learner.param_states).items():
+            leaves = jax.tree_util.tree_leaves_with_path(state.value)
+            named = (f"{name}{jax.tree_util.keystr(place)}" for place, _ in leaves)
+            found.update(zip(self.step.leaves.get(state, ()), named, strict=False))
+        return found, hidden
 
 
 def _total(
