@@ -49,11 +49,8 @@ class UORORule(ParameterTraces):
 
     Parameters
     ----------
-    executor
-        A compiled executor with ``jacobians='whole'``.
-    trace_dtype
-        Dtype in which traces are kept; ``None``: that of the operation's output, and no narrower
-        than those of its parameters and of the states, and float32.
+    executor, trace_dtype
+        See :class:`ParamDimRule`; an executor with ``jacobians='whole'``.
     seed
         An integer or a JAX key: where the random signs start after a reset.
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from ..algorithms.base import Block, Cotangents
 from ..base import versions
 from ..base.precision import start_of_sum
-from ..base.types import State, show_path
+from ..base.types import State
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
@@ -38,7 +38,7 @@ from .loops import Progress, in_parts, marked_scan
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum, not_differentiable
-from .traced import TracedStep, trace_step
+from .traced import TracedStep, hidden_leaves, trace_step
 
 
 def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -163,10 +163,10 @@ class BlockRun:
         direct = {i: v + own[i].astype(v.dtype) if i in own else v for i, v in direct.items()}
         flags: Any = None
         if options.check:
-            names, hidden = self.names
-            named = [(names[i], value) for i, value in direct.items()]
+            named = [(self.names[i], value) for i, value in direct.items()]
             flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
-            flags = guards.and_at_end(flags, [(hidden[i], leaves[i]) for i in hidden])
+            hidden = hidden_leaves(self.learner, self.step).items()
+            flags = guards.and_at_end(flags, [(name, leaves[i]) for i, name in hidden])
         after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found) if total else total)
         if options.check == SKIP:
             before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
@@ -299,17 +299,14 @@ class BlockRun:
         return tuple(tuple(p in live for p, n in own for _ in range(n)) for own in pairs)
 
     @cached_property
-    def names(self) -> tuple[dict[int, str], dict[int, str]]:
-        """What the leaves of parameters and of hidden states are called, by place in a step."""
-        states = self.learner.states_of(StateKind.HIDDEN).items()
-        own = {s: f"the state {show_path(p)}" for p, s in states}
-        hidden = {i: name for s, name in own.items() for i in self.step.leaves.get(s, ())}
+    def names(self) -> dict[int, str]:
+        """What the leaves of parameters are called, by their place in a step."""
         found: dict[int, str] = {}
         for state, name in self.options.names(self.learner.param_states).items():
             leaves = jax.tree_util.tree_leaves_with_path(state.value)
             named = (f"{name}{jax.tree_util.keystr(place)}" for place, _ in leaves)
             found.update(zip(self.step.leaves.get(state, ()), named, strict=False))
-        return found, hidden
+        return found
 
 
 def _total(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import start_of_sum, widened
-from ..base.types import Path, show_path
+from ..base.types import Path
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..ops.traces.base import added, together
@@ -29,7 +29,7 @@ from .loops import Progress, in_parts
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
 from .steps import add_gradients, end_of_sum
-from .traced import TracedStep, trace_step
+from .traced import TracedStep, hidden_leaves, trace_step
 
 
 def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any) -> Outcome:
@@ -59,11 +59,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
 
     run = partial(_differentiated, step, [*rule.perturbations()], weights, states, parts)
 
-    hidden = {
-        i: f"the state {show_path(path)}"
-        for path, state in learner.states_of(StateKind.HIDDEN).items()
-        for i in step.leaves.get(state, ())
-    }
+    hidden = hidden_leaves(learner, step)
     steps_before = learner.running_index.value if options.carry_trace else 0
 
     def one_block(carry: Any, numbered: Any) -> Any:

@@ -207,6 +207,12 @@ def _check_kept(learner: Running, leaves: Mapping[State, range], jaxpr: Jaxpr) -
             )
 
 
+def hidden_leaves(learner: Running, step: TracedStep) -> dict[int, str]:
+    """What the leaves of hidden states are called, by their place in a step."""
+    states = learner.states_of(StateKind.HIDDEN).items()
+    return {i: f"the state {show_path(p)}" for p, s in states for i in step.leaves.get(s, ())}
+
+
 class Tape:
     """A stepper that runs perturbed steps and records them.
 

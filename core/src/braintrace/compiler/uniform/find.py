@@ -12,7 +12,7 @@ from ..groups import HiddenGroup
 from ..module_info import ModuleInfo
 from .descent import Descent
 from .state import NotUniform, UniformSource, UniformState
-from .step import Step
+from .step import Step, closed
 
 
 def find_uniform(
@@ -84,16 +84,11 @@ def _in_order(found: Mapping[Path, UniformState]) -> dict[Path, UniformState]:
     return {path: parts[path] for path in sorted(parts, key=lambda path: len(below[path]))}
 
 
-def _below(found: Mapping[Path, UniformState]) -> dict[Path, set[Path]]:
+def _below(found: Mapping[Path, UniformState]) -> dict[Path, frozenset[Path]]:
     """The uniform states that lead to each."""
-    below = {path: _lower(u) for path, u in found.items()}
-    while True:
-        wider = {path: own.union(*(below[p] for p in own)) for path, own in below.items()}
-        if wider == below:
-            return below
-        below = wider
+    return closed({path: _lower(u) for path, u in found.items()})
 
 
-def _lower(uniform: UniformState) -> set[Path]:
+def _lower(uniform: UniformState) -> frozenset[Path]:
     """The uniform states whose values drive one."""
-    return {source.of for source in uniform.sources.values() if source.of is not None}
+    return frozenset(s.of for s in uniform.sources.values() if s.of is not None)

@@ -21,6 +21,15 @@ from ..groups import HiddenGroup
 from ..module_info import DYNAMIC, ModuleInfo
 
 
+def closed(behind: Mapping[Path, frozenset[Path]]) -> dict[Path, frozenset[Path]]:
+    """What is behind each in any number of steps, from what is in one."""
+    while True:
+        wider = {path: own.union(*(behind[p] for p in own)) for path, own in behind.items()}
+        if wider == behind:
+            return wider
+        behind = wider
+
+
 @dataclass(eq=False)
 class Step:
     """A step, with its groups; ``cuts``: whether recurrent input is held."""
@@ -102,12 +111,7 @@ class Step:
     def _ever_near(self) -> dict[Path, frozenset[Path]]:
         """The states that lead to each across no barrier, over any number of steps."""
         news = self.minfo.hidden_path_to_outvar
-        found = {path: self.near(var) | {path} for path, var in news.items()}
-        while True:
-            wider = {p: s.union(*(found[q] for q in s)) for p, s in found.items()}
-            if wider == found:
-                return found
-            found = wider
+        return closed({path: self.near(var) | {path} for path, var in news.items()})
 
     def recurs(self, atom: Atom, path: Path) -> bool:
         """Whether a state leads to a value across no barrier, over any number of steps."""
