@@ -103,7 +103,6 @@ class Watch:
         if self._paused or context.state not in self._hooks:  # a clone of it has the same hooks
             return
         if not versions.is_traced(context.value) and versions.several_devices():
-            _take_places(learner)
             self._refused = _refusal(learner)  # where it lies, a gradient of a call does not see
         if not (calls := resets_in_progress(learner, learner.model)):
             self._put_back.assigned(context.value)
@@ -208,26 +207,20 @@ def begin_call(learner: Any, args: Any = (), lead: int = 1) -> None:
     learner._watch.call(learner)
     if versions.several_devices():
         lead += lead == 1 and number_of_steps(args) is not None
-        _take_places(learner, args, lead)
-        refused = _refusal(learner, args, lead) or learner._watch._refused
-        if refused is not None:
+        if refused := _refusal(learner, args, lead) or learner._watch._refused:
             raise refused
 
 
-def _take_places(learner: Any, *args: Any) -> None:
-    """Sums over examples are divided as what users put onto several devices by hand."""
-    if learner.is_compiled:
-        from .by_hand import take_places  # which one device has no need of
-
-        take_places(learner, *args)
-
-
 def _refusal(learner: Any, *args: Any) -> NotSupportedError | None:
-    """Why states, or arguments, may not lie where they were put by hand."""
+    """Why states, or arguments, may not lie where they were put onto several devices by hand.
+
+    Sums over examples are divided as these are.
+    """
     if not learner.is_compiled:
         return None
-    from .by_hand import refusal  # which one device has no need of
+    from .by_hand import refusal, take_places  # which one device has no need of
 
+    take_places(learner, *args)
     return refusal(learner, *args)
 
 
