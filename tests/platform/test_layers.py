@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 1010,
-    "ops": 3133,
+    "base": 1006,
+    "ops": 3107,
     "show": 1475,
-    "jaxprs": 1928,
+    "jaxprs": 1931,
     "plugins": 1730,
-    "compiler": 8260,
-    "executor": 3022,
+    "compiler": 8249,
+    "executor": 3009,
     "files": 934,
     "cli": 739,
-    "algorithms": 3496,
-    "drivers": 3800,
-    "learners": 4388,
+    "algorithms": 3486,
+    "drivers": 3752,
+    "learners": 4368,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_849, 12_999
-WHOLE_CORE = 34_730
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_788, 12_934
+WHOLE_CORE = 34_601
 
 
 def module_of(file: Path) -> str:
