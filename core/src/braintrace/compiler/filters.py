@@ -70,12 +70,10 @@ def move_leaks(moving: Moving) -> ModuleInfo:
 
 
 def _path(number: int) -> Path:
-    """The path of a filter."""
     return FILTER, str(number)
 
 
 def is_filter(path: Path) -> bool:
-    """Whether a path is that of a filter."""
     return path[0] == FILTER
 
 

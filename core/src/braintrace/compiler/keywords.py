@@ -25,7 +25,6 @@ class ByName(dict[str, Any]):
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str, ...], values: Any) -> ByName:
-        """From names and values."""
         return cls(zip(names, values, strict=True))
 
 

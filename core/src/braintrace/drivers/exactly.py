@@ -44,22 +44,18 @@ class Exactly:
 
     @property
     def model(self) -> brainstate.nn.Module:
-        """That of the learner."""
         return self.learner.model
 
     @property
     def param_states(self) -> Mapping[Any, State]:
-        """Those of the learner."""
         return self.learner.param_states
 
     @property
     def graph(self) -> ETraceGraph:
-        """That of the executor."""
         return self.executor.graph
 
     @cached_property
     def rule(self) -> LearningRule:
-        """D-RTRL."""
         return ParamDimRule(self.executor.compiled)
 
     def states_of(self, kind: StateKind) -> Mapping[Path, State]:

@@ -143,7 +143,6 @@ class BlockRun:
 
     @property
     def executor(self) -> Executor:
-        """What runs the steps."""
         return self.learner.rule.executor
 
     def block(self, carry: Any, numbered: Any) -> Any:
@@ -285,7 +284,6 @@ class BlockRun:
 
     @cached_property
     def progress(self) -> Progress:
-        """The bar."""
         return Progress(-(-self.steps // self.size) if self.options.progress else 0)
 
     @cached_property

@@ -39,7 +39,6 @@ def influence_step(rule: InfluenceRule) -> Callable[..., Any]:
 
 
 def influence_window(rule: InfluenceRule) -> Callable[..., Any]:
-    """A window of ``k`` steps."""
     return _of_window(rule, ())
 
 

@@ -67,7 +67,6 @@ class GradOptions:
         return {state: paths.get(state, str(key)) for key, state in self.weights}
 
     def by_key(self, grads: Sequence[Any]) -> dict[Any, Any]:
-        """Gradients by the keys of the weights."""
         return {key: grad for (key, _), grad in zip(self.weights, grads, strict=True)}
 
     def __post_init__(self) -> None:

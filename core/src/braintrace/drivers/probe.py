@@ -75,7 +75,6 @@ class Nodes:
         return [var for group in self.executor.graph.hidden_groups for var in group.hidden_outvars]
 
     def perturbations(self) -> list[jax.Array]:
-        """Zeros."""
         return [jnp.zeros(var.aval.shape, var.aval.dtype) for var in self.ends]
 
     def run(self, args: Sequence[Any], states: Mapping[Path, Any], perturb: Any) -> Any:
@@ -100,12 +99,10 @@ class Probe:
 
     @property
     def executor(self) -> Executor:
-        """What runs the steps."""
         return self.rule.executor
 
     @property
     def graph(self) -> ETraceGraph:
-        """The compiled step that is run."""
         return self.executor.graph
 
     @cached_property

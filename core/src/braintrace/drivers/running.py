@@ -60,7 +60,6 @@ class Drivers:
         self._kept: list[tuple[tuple[Any, ...], dict[str, Any], Callable[..., Any]]] = []
 
     def clear(self) -> None:
-        """Forget all."""
         self._kept.clear()
 
     def get(

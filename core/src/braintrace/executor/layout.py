@@ -53,12 +53,10 @@ class Positions:
 
     @property
     def index(self) -> int:
-        """Number of the group."""
         return self.group.index
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
-        """Axes of the group that are not mixed."""
         return tuple(k for k in range(self.group.ndim) if k not in self.mixed)
 
     @property
@@ -68,7 +66,6 @@ class Positions:
 
     @property
     def ndim(self) -> int:
-        """Number of kept axes."""
         return len(self.kept)
 
     @property
@@ -180,7 +177,6 @@ class Link:
 
     @cached_property
     def _others(self) -> tuple[int, ...]:
-        """The group's other axes."""
         return tuple(k for k in range(self.group.ndim) if k not in self._along.values())
 
     def to_y(self, array: jax.Array, lead: int = 0) -> jax.Array:

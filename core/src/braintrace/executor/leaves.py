@@ -28,7 +28,6 @@ class StateLeaf(NamedTuple):
 
     @property
     def is_complex(self) -> bool:
-        """Whether the numbers are complex."""
         return bool(jnp.issubdtype(self.aval.dtype, jnp.complexfloating))
 
     def widened(self, wide: Any) -> StateLeaf:

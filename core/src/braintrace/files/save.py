@@ -237,7 +237,6 @@ def _name(record: Any) -> str:
 
 
 def _classes(owner: str, parts: Iterable[tuple[Path, Any]]) -> dict[str, str]:
-    """Classes of objects, by path."""
     return {named(owner, path): type(part).__name__ for path, part in parts}
 
 

@@ -66,7 +66,6 @@ class Candidate:
 
     @property
     def package(self) -> str | None:
-        """Top-level package of its plugin object."""
         return package_of(self.plugins[0]) if self.plugins else None
 
     @property

@@ -155,7 +155,6 @@ def _rect(x: float, y: float, width: float, height: float, rx: int, **look: str)
 
 
 def _head(look: str, *corners: Point) -> str:
-    """The head of an arrow."""
     return _tag("polygon", class_=look, points=" ".join(_at(*p, between=",") for p in corners))
 
 

@@ -72,7 +72,6 @@ class CreditFacts:
 
     @property
     def stops(self) -> bool:
-        """Whether it ends there."""
         return not self.how.startswith("passes")
 
 

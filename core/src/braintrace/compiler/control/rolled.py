@@ -52,7 +52,6 @@ class Rolled:
 
     @cached_property
     def operations(self) -> dict[int, JaxprEqn]:
-        """The ETP equations of the body, by index."""
         return {i: self.body.eqns[i] for i in etp_equations(self.body.eqns)}
 
     @cached_property

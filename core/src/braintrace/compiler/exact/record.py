@@ -36,17 +36,14 @@ class Member:
 
     @property
     def path(self) -> Path:
-        """Its path."""
         return self.group.hidden_paths[self.number]
 
     @property
     def old(self) -> Var:
-        """Its old value."""
         return self.group.hidden_invars[self.number]
 
     @property
     def new(self) -> Var:
-        """Its new value."""
         return self.group.hidden_outvars[self.number]
 
     @property
@@ -206,7 +203,6 @@ class ExactCredit:
 
 
 def filter_path(number: int) -> Path:
-    """The path of a filter."""
     return "<exact>", str(number)
 
 

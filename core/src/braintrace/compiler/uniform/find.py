@@ -85,7 +85,6 @@ def _in_order(found: Mapping[Path, UniformState]) -> dict[Path, UniformState]:
 
 
 def _below(found: Mapping[Path, UniformState]) -> dict[Path, frozenset[Path]]:
-    """The uniform states that lead to each."""
     return closed({path: _lower(u) for path, u in found.items()})
 
 
