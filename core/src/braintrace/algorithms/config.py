@@ -214,9 +214,8 @@ class ETraceConfig(ConfigViews):
     @property
     def jacobians(self) -> str:
         """What ``D`` and ``f`` must hold, as for :class:`braintrace.ETraceGraphExecutor`."""
-        if self.of_steps:
-            return "near"
-        return "whole" if self.recurrence_scope in ("sparse_n", "full") else "near"
+        between = self.recurrence_scope in ("sparse_n", "full") and not self.of_steps
+        return "whole" if between else "near"
 
     def executor(
         self, model: brainstate.nn.Module, jacobians: str | None = None, **options: Any

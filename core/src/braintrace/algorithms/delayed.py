@@ -78,7 +78,7 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         return f"{type(self).__name__} of {self.lag} steps"
 
     def _states(self, link: Link) -> tuple[int, ...]:
-        return reaching(self.executor.passing(link.group.index), self.lag)
+        return reaching(self.executor.passing(link.group.index), self.lag)[0]
 
     # --- records ----------------------------------------------------------------------------------
 
@@ -256,13 +256,8 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
         return traces[index] or {"f": traces[-1].f[index]}
 
 
-def reaching(pattern: Pattern, steps: int) -> tuple[int, ...]:
-    """The states that reach a new value over so many steps."""
-    return _reaching(pattern, steps)[0]
-
-
 @lru_cache
-def _reaching(pattern: Pattern, most: int) -> tuple[tuple[int, ...], int]:
+def reaching(pattern: Pattern, most: int) -> tuple[tuple[int, ...], int]:
     """The states that reach a new value over so many steps, and from which number on the same."""
     known: Any = np.array(pattern, bool)
     found: Any = np.ones(len(pattern), bool)
@@ -279,7 +274,7 @@ def lag_of(executor: Executor, dtype: Any = None) -> int:
     Only groups with a delay line are asked, and traces are compared with what is kept of the steps.
     """
     patterns = [executor.passing(g) for g in executor.bands]
-    lag = max((1, *(_reaching(pattern, len(pattern) + 1)[1] for pattern in patterns)))
+    lag = max((1, *(reaching(pattern, len(pattern) + 1)[1] for pattern in patterns)))
     if lag == 1 or needs_weights(executor):
         return 1
     deep, plain = DelayedDRTRLRule(executor, dtype, lag=lag), ParamDimRule(executor, dtype)
