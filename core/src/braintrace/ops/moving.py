@@ -110,7 +110,7 @@ class MovingPrimitive(ETPPrimitive):
     def _mapped(self, args: Any, x: jax.Array, params: Any) -> tuple[jax.Array, int]:
         """What moves, moves for each example by itself."""
         of_examples = ExamplesPrimitive(rows_of(self, ExamplesSpec, "examples"), self.owner)
-        return of_examples._of(args, x, params), 0
+        return of_examples.bind(*self._with(args, x), **params), 0
 
 
 def moving(

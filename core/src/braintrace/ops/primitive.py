@@ -116,19 +116,17 @@ class ETPPrimitive(versions.Primitive):
         """Of each row of ``x``: by the batched counterpart, or as a longer batch."""
         if self.spec.batched:
             return self._folded(args, x, params), 0
-        return batched_form(self)._of(args, x, params), 0
+        return batched_form(self).bind(*self._with(args, x), **params), 0
 
     def _folded(self, args: Any, x: jax.Array, params: Any) -> jax.Array:
         """For an ``x`` with two leading axes in place of one."""
-        y = self._of(args, x.reshape(-1, *x.shape[2:]), params)
+        y = self.bind(*self._with(args, x.reshape(-1, *x.shape[2:])), **params)
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
-    def _of(self, args: Any, x: jax.Array, params: Any) -> jax.Array:
-        """For another ``x``."""
-        operands = [*args]
-        operands[self.spec.x_invar_index] = x  # type: ignore[index]
-        found: jax.Array = self.bind(*operands, **params)
-        return found
+    def _with(self, args: Any, x: jax.Array) -> list[Any]:
+        """Operands with another ``x``."""
+        i: int = self.spec.x_invar_index  # type: ignore[assignment]
+        return [*args[:i], x, *args[i + 1 :]]
 
     def register_etp_rules(self, **rules: Callable[..., Any]) -> ETPPrimitive:
         """Set rules by name (``yw_to_w``, ``xy_to_dw``, ``init_drtrl``, ``init_pp``, ...).

@@ -39,8 +39,8 @@ class RepeatedPrimitive(ETPPrimitive):
         """Every iteration is that of the batched form of the operation."""
         one, x = self.spec.one, x.swapaxes(0, 1)  # [n, examples, *X]
         if not one.spec.batched:
-            return repeated(batched_form(one))._of(args, x, params), 1
-        y = self._of(args, x.reshape(x.shape[0], -1, *x.shape[3:]), params)
+            return repeated(batched_form(one)).bind(*self._with(args, x), **params), 1
+        y = self.bind(*self._with(args, x.reshape(x.shape[0], -1, *x.shape[3:])), **params)
         return y.reshape(*x.shape[:3], *y.shape[2:]), 1
 
     def __reduce__(self) -> Any:
