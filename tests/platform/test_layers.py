@@ -55,22 +55,22 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
     "base": 1006,
-    "ops": 3107,
-    "show": 1475,
+    "ops": 3105,
+    "show": 1473,
     "jaxprs": 1931,
-    "plugins": 1730,
-    "compiler": 8249,
-    "executor": 3009,
-    "files": 934,
+    "plugins": 1729,
+    "compiler": 8240,
+    "executor": 3004,
+    "files": 933,
     "cli": 739,
-    "algorithms": 3486,
-    "drivers": 3752,
+    "algorithms": 3480,
+    "drivers": 3740,
     "learners": 4368,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_788, 12_934
-WHOLE_CORE = 34_601
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_766, 12_929
+WHOLE_CORE = 34_563
 
 
 def module_of(file: Path) -> str:
