@@ -100,7 +100,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     params = {path: state.value for path, state in learner.states_of(StateKind.PARAM).items()}
     operands = executor.operand_values(params)
     before = learner.running_index.value if options.carry_trace else 0
-    run = BlockRun(learner, options, step, steps, size, params, operands, before)
+    run = BlockRun(learner, options, step, steps, size, scale, params, operands, before)
     leaves, traces = step.read(), learner.read_traces() if options.carry_trace else None
     if traces is None and steps >= 2 * size:
         traces = rule.init()
@@ -112,7 +112,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     learner._drivers.last_way = max(run.ways, key=attrgetter("steps"))
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end
-    direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), tuple(sums), like)
+    direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), tuple(sums), like)
     by_path = executor.param_gradients(params, total) if total else {}
     grads = tuple(_total(executor, weight, step, direct, by_path) for weight in weights)
     step.write(leaves)
@@ -129,7 +129,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
 class BlockRun:
     """What the blocks of a sequence have in common; ``steps`` are all, ``size`` those of a block.
 
-    ``before`` is how many steps the traces know of before the sequence.
+    ``scale`` is what gradients are multiplied by as they are added up; at the end, each would take
+    a kernel of its own. ``before`` is how many steps the traces know of before the sequence.
     """
 
     learner: Running
@@ -137,6 +138,7 @@ class BlockRun:
     step: TracedStep
     steps: int
     size: int
+    scale: Any
     params: Mapping[Any, Any]
     operands: Any
     before: Any
@@ -159,18 +161,22 @@ class BlockRun:
             found, traces = self.advance(number, traces, recorded, moves)
         self.progress.advance(number, losses)
         own = self.added_up(own, found)
-        direct = {i: v + own[i].astype(v.dtype) if i in own else v for i, v in direct.items()}
+        direct = {i: self.plus(v, own[i]) if i in own else v for i, v in direct.items()}
         flags: Any = None
         if options.check:
             named = [(self.names[i], value) for i, value in direct.items()]
             flags = guards.flags_of_block(rule, losses, named, traces, recorded, found)
             hidden = hidden_leaves(self.learner, self.step).items()
             flags = guards.and_at_end(flags, [(name, leaves[i]) for i, name in hidden])
-        after = (leaves, traces, direct, jax.tree.map(jnp.add, total, found) if total else total)
+        after = (leaves, traces, direct, jax.tree.map(self.plus, total, found) if total else total)
         if options.check == SKIP:
             before = carry if carry[1] is not None else (carry[0], rule.init(), *carry[2:])
             after = undo.where_finite(guards.failed(flags), before, after)
         return after, (losses, aux, flags)
+
+    def plus(self, total: jax.Array, found: jax.Array) -> jax.Array:
+        """A sum of gradients, and what is added to it."""
+        return total + (found.astype(total.dtype) * self.scale).astype(total.dtype)
 
     def record(self, start: tuple[Any, Any, Any], inputs: Any) -> tuple[Any, Any]:
         """Run the steps of a block: leaves, direct gradients and what is held for steps move on.
@@ -206,7 +212,7 @@ class BlockRun:
             )(perturb, {i: leaves[i] for i in old}, {i: leaves[i] for i in chosen}, shifts)
             values, given = recorded
             jacobians = executor.jacobians_at(values)
-            direct = {i: value + params[i] for i, value in direct.items()}
+            direct = {i: self.plus(value, params[i]) for i, value in direct.items()}
             signals = tuple(signal) if apart else executor.signals(signal)
             block = Block(jacobians, signals, old_signals(olds, leaves), given)
             if self.takes_steps:

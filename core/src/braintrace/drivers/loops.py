@@ -12,6 +12,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..base import versions
 from ..base.versions import Jaxpr, Var
@@ -44,7 +45,7 @@ def in_parts(
     found = []
     if full:
         parts = jax.tree.map(lambda v: v[: full * size].reshape(full, size, *v.shape[1:]), inputs)
-        start, (a, b, seen) = scan(one, start, (jnp.arange(full), parts))
+        start, (a, b, seen) = scan(one, start, (np.arange(full), parts))
         found.append((*jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (a, b)), seen))
     for number in range(full, -(-steps // size)):
         where = slice(number * size, (number + 1) * size)
