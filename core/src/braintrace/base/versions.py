@@ -290,6 +290,13 @@ def several_devices() -> bool:
     return jax.device_count() > 1
 
 
+def on_processors(*args: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """``jax.lax.platform_dependent``, which traces ``cpu`` alone where there is nothing else."""
+    if jax.default_backend() == "cpu":
+        return cpu(*args)
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
 def devices_of_mesh() -> int:
     """How many devices the mesh that is set has, along axes that are not of ``jax.shard_map``."""
     mesh = jax.sharding.get_abstract_mesh()

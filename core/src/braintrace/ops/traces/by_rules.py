@@ -154,7 +154,7 @@ class StructuredTrace(TraceRules):
 
         if not self._is_large:
             return in_place(whole, trace, x, f)
-        return jax.lax.platform_dependent(whole, trace, x, f, cpu=in_place, default=at_once)
+        return versions.on_processors(whole, trace, x, f, cpu=in_place, default=at_once)
 
     def _in_a_turn(self, examples: int) -> int:
         """How many examples a turn of a loop over them takes, a divisor."""
@@ -262,10 +262,11 @@ class StructuredTrace(TraceRules):
             return whole(signal, trace)
 
         def by_example(signal: jax.Array, trace: Arrays) -> Arrays:
+            each, small = self.sum_over_states(rule, signal, trace), trace.keys() - {*large}
             found = self._summed_by_example(rule, signal, trace, large)
-            return whole(signal, trace) | found
+            return found | {key: _sum_leading(each[key], 1) for key in small}
 
-        return jax.lax.platform_dependent(signal, trace, cpu=by_example, default=whole)
+        return versions.on_processors(signal, trace, cpu=by_example, default=whole)
 
     def solve_in_parts(
         self, signal: jax.Array, trace: Arrays, operands: Sequence[Any], parts: int
