@@ -17,7 +17,7 @@ State = brainstate.State[Any]
 
 def show_path(path: Path) -> str:
     """A state's path as every text writes it: ``rnn.layers[0].weight``."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     return "".join(parts).removeprefix(".")
 
 

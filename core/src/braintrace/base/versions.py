@@ -8,7 +8,6 @@ releases (``ClosedJaxpr`` became ``Jaxpr`` in 0.11), is reached through the name
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
 import os
 import re
@@ -139,9 +138,12 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     """Every jaxpr held in an equation's parameters (branches, bodies, calls)."""
-    values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
-    items = itertools.chain.from_iterable(values)
-    return [close(item) for item in items if hasattr(item, "eqns") and hasattr(item, "invars")]
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "eqns") and hasattr(item, "invars"):
+                found.append(close(item))
+    return found
 
 
 def sub_jaxpr(eqn: JaxprEqn) -> Jaxpr:

@@ -36,7 +36,10 @@ SUMS = frozenset(
 def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
     """The step with its delay lines among the hidden states; itself where there are none."""
     operations = {*etp_equations(minfo.eqns)}
-    axes = {k: _axes_of(minfo, slot, operations) for k, slot in enumerate(minfo.slots)}
+    known = {slot.varshape for slot in minfo.slots_of(StateKind.HIDDEN)}
+    known |= {minfo.eqns[i].outvars[0].aval.shape for i in operations}
+    others = [eqn for i, eqn in enumerate(minfo.eqns) if i not in operations]
+    axes = {k: _axes_of(minfo, slot, known, others) for k, slot in enumerate(minfo.slots)}
     lines = {k: own for k, own in axes.items() if own and _carries(minfo, minfo.slots[k])}
     while lines:
         found = _with(minfo, {k: axes[0] for k, axes in lines.items()})
@@ -48,11 +51,14 @@ def with_delay_lines(minfo: ModuleInfo) -> ModuleInfo:
     return minfo
 
 
-def _axes_of(minfo: ModuleInfo, slot: StateSlot, operations: set[int]) -> list[int]:
+def _axes_of(
+    minfo: ModuleInfo, slot: StateSlot, known: set[tuple[int, ...]], others: Sequence[JaxprEqn]
+) -> list[int]:
     """The axes along which a state may be a line: it is shifted along one, or written at an index.
 
-    Without them, it has the positions of another hidden state, or of the result of an operation; or
-    it tells itself along which it is written. ``ONE_STEP``: it holds one step.
+    Without them, it has the positions of another hidden state, or of the result of an operation,
+    whose shapes are ``known``; or it tells itself along which it is written. ``ONE_STEP``: it holds
+    one step. ``others`` are the equations that are no operations.
     """
     if slot.kind is StateKind.PARAM or slot.is_filter or len(slot.leaves) != 1:
         return []
@@ -62,12 +68,9 @@ def _axes_of(minfo: ModuleInfo, slot: StateSlot, operations: set[int]) -> list[i
     shape, own = old.aval.shape, slot.kind is StateKind.HIDDEN
     if own and len(shape) != len(slot.varshape):
         return []  # it says itself which of its axes holds states
-    known = {s.varshape for s in minfo.slots_of(StateKind.HIDDEN) if s is not slot}
-    known |= {minfo.eqns[i].outvars[0].aval.shape for i in operations}
     axes = [k for k in range(len(shape)) if (*shape[:k], *shape[k + 1 :]) in known]
     if own and not axes:
         return []
-    others = [eqn for i, eqn in enumerate(minfo.eqns) if i not in operations]
     eqns = between(others, [old], [new]).eqns  # what an operation mixes is no shift
     news = {minfo.outvars_of(s)[0] for s in minfo.slots_of(StateKind.HIDDEN)}
     if not own and (new in news or not between(others, [old], [new], news).eqns):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -240,9 +240,20 @@ class ModuleInfo(StepViews):
         return set(self.credit(dict.fromkeys(seeds, frozenset({0}))))
 
     @cached_property
-    def _passes(self) -> dict[JaxprEqn, bool]:
-        """Whether a path may stay near through an equation."""
-        return {eqn: differentiable(eqn) and not is_barrier(eqn) for eqn in self.eqns}
+    def _near(self) -> dict[JaxprEqn, Collection[int | None]]:
+        """The operands of each equation through which a path may stay near."""
+        return {eqn: self._near_operands(eqn) for eqn in self.eqns}
+
+    def _near_operands(self, eqn: JaxprEqn) -> Collection[int | None]:
+        if is_barrier(eqn) or not differentiable(eqn):
+            return ()
+        if is_etp_primitive(eqn.primitive):
+            spec = eqn.primitive.spec
+            positions = spec.resolve_trainable_invars(eqn.params).values()
+            atoms = (eqn.invars[k] for k in positions if k < len(eqn.invars))
+            if any(self.behind(atom) - {DYNAMIC} for atom in atoms):
+                return (spec.x_invar_index,)
+        return range(len(eqn.invars))
 
     def near(self, index: int, eqn: JaxprEqn, operand: int) -> bool:
         """Whether a path stays *near* through an operand of an equation of the step.
@@ -251,13 +262,7 @@ class ModuleInfo(StepViews):
         gradient-enabled one, unless it enters by a trainable operand that parameters lead to: that
         belongs to the relation of the operation.
         """
-        if not self._passes[eqn]:
-            return False
-        if not is_etp_primitive(eqn.primitive) or operand == eqn.primitive.spec.x_invar_index:
-            return True
-        positions = eqn.primitive.spec.resolve_trainable_invars(eqn.params).values()
-        atoms = (eqn.invars[k] for k in positions if k < len(eqn.invars))
-        return not any(self.behind(atom) - {DYNAMIC} for atom in atoms)
+        return operand in self._near[eqn]
 
     @property
     def model_parameters(self) -> dict[Path, State]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..base import versions
@@ -104,7 +105,7 @@ class Reach:
         """The parameters that it has a derivative of, each once."""
         return tuple(dict.fromkeys(p for operand in self.operands for p, _ in operand.leaves))
 
-    @property
+    @cached_property
     def traced(self) -> bool:
         """Whether the operation becomes a relation."""
         return bool(self.near) and any(operand.leaves for operand in self.operands)
@@ -237,8 +238,8 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> tuple[TrainableOperand
             held = tuple(leaf for leaf in known if leaf not in trained)
             chain: Iterable[int] = ()
             if minfo.producer(atom) is not None and DYNAMIC not in behind:
-                before = minfo.eqns[: minfo.producers[atom] + 1]
-                chain = slice_to(before, [atom], along=Along.EQUATIONS)
+                made = minfo.producers
+                chain = slice_to(minfo.eqns, [atom], along=Along.EQUATIONS, made=made)
             key = keys.get(position, "")
             operands.append(TrainableOperand(key, position, atom, leaves, tuple(chain), held))
     return tuple(operands)
@@ -246,20 +247,26 @@ def weight_operands(minfo: ModuleInfo, eqn_index: int) -> tuple[TrainableOperand
 
 def find_cones(groups: Groups, reach: Sequence[Reach], scope: str) -> tuple[Cone, ...]:
     """The cones of all groups, within a recurrence scope."""
-    return tuple(_cone(groups, group, reach, scope) for group in groups)
+    driven: dict[int, list[Var]] = defaultdict(list)
+    for r in reach:
+        for g in r.near if r.traced else ():
+            driven[g].append(r.eqn.outvars[0])
+    member = member_of(groups)
+    return tuple(_cone(groups, group, driven[group.index], member, scope) for group in groups)
 
 
-def _cone(groups: Groups, group: HiddenGroup, reach: Sequence[Reach], scope: str) -> Cone:
-    """The cone of a group; where no operation drives it, no transition is needed."""
-    ys = [r.eqn.outvars[0] for r in reach if r.traced and group.index in r.near]
-    program, member = group.module_info.eqns, member_of(groups)
+def _cone(
+    groups: Groups, group: HiddenGroup, ys: Sequence[Var], member: Mapping[Var, int], scope: str
+) -> Cone:
+    """The cone of a group and of what drives it; without that, no transition is needed."""
+    program, made = group.module_info.eqns, group.module_info.producers
 
     def enters(i: int, eqn: JaxprEqn, operand: int) -> bool:
         atom = eqn.invars[operand]
         g = member.get(atom, group.index) if versions.is_var(atom) else group.index
         return g == group.index and group.module_info.near(i, eqn, operand)
 
-    behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES)
+    behind = slice_to(program, group.hidden_outvars, enters, Along.DERIVATIVES, made)
     olds = {var: frozenset({var}) for var in group.hidden_invars}
     within, starts = [program[i] for i in behind], {y: frozenset({y}) for y in ys}
     marks = depends(within, olds, enters, starts, along=Along.DERIVATIVES)

@@ -104,26 +104,30 @@ def slice_to(
     targets: Iterable[Atom],
     follows: Callable[[int, JaxprEqn, int], bool] = lambda i, eqn, operand: True,
     along: Along = Along.VALUES,
+    made: Mapping[Var, int] | None = None,
 ) -> list[int]:
     """Indices of the equations that compute ``targets``.
 
     ``follows(index, eqn, operand_position)``: whether to look behind that operand. With
     ``DERIVATIVES``, those through which a derivative reaches the targets; with ``EQUATIONS``, those
-    that have to be run for the targets to be known.
+    that have to be run for the targets to be known. Where ``made``, the index of the equation that
+    computes each variable, is given, no other equations are looked at.
     """
-    wanted = {atom for atom in targets if versions.is_var(atom)}
-    kept: list[int] = []
-    for i in range(len(eqns) - 1, -1, -1):
+    if made is None:
+        made = {var: i for i, eqn in enumerate(eqns) for var in eqn.outvars}
+    kept, wanted = set[int](), set[Var]()
+    todo = [atom for atom in targets if versions.is_var(atom)]
+    while todo:
+        i = made.get(var := todo.pop())
+        if var in wanted or i is None:
+            continue
+        wanted.add(var)
+        kept.add(i)
         eqn = eqns[i]
-        results = [k for k, var in enumerate(eqn.outvars) if var in wanted]
-        if results:
-            kept.append(i)
-            wanted.update(
-                eqn.invars[k]
-                for k in operands_behind(eqn, results, along)
-                if versions.is_var(eqn.invars[k]) and follows(i, eqn, k)
-            )
-    return kept[::-1]
+        behind = operands_behind(eqn, [eqn.outvars.index(var)], along)
+        operands = ((k, eqn.invars[k]) for k in behind)
+        todo += [a for k, a in operands if versions.is_var(a) and follows(i, eqn, k)]
+    return sorted(kept)
 
 
 def moving_with(eqns: Sequence[JaxprEqn], variables: Iterable[Var]) -> set[Var]:
@@ -159,7 +163,7 @@ def influences(eqn: JaxprEqn, along: Along) -> Influences | None:
     otherwise than their values.
     """
     rule = _INFLUENCES.get(eqn.primitive)
-    if rule is None and carries(eqn):
+    if rule is None and len(eqn.outvars) > 1 and carries(eqn):
         rule = _one_by_one
     return None if rule is None or along is Along.EQUATIONS else rule(eqn, along)
 

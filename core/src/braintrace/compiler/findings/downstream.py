@@ -174,6 +174,11 @@ def _pairs(graph: ETraceGraph) -> Iterator[tuple[HiddenGroup, Paths, Paths, froz
         if heard.intersection(relation.group_alignments)
         for path in relation.parameter_paths
     }
+    lower: dict[int, tuple[Paths, frozenset[Path]]] = {}
+    for group in executed.hidden_groups:
+        unheard = behind(group.hidden_outvars) - heard if group.index not in heard else ()
+        silent = frozenset(p for p in unheard if isinstance(p, tuple)) - graph.frozen
+        lower[group.index] = _shown(graph, group), silent
     for group in executed.hidden_groups:
         above = _shown(graph, group)
         if graph.moving and graph.moving.keeps_traces:  # to uniform ones, credit passes through
@@ -181,10 +186,7 @@ def _pairs(graph: ETraceGraph) -> Iterator[tuple[HiddenGroup, Paths, Paths, froz
         for index in sorted(i for i in behind(group.hidden_outvars) if isinstance(i, int)):
             if index == group.index or not above:
                 continue
-            other = executed.hidden_groups[index]
-            below, unheard = _shown(graph, other), behind(other.hidden_outvars) - heard
-            silent = frozenset(p for p in unheard if isinstance(p, tuple)) - graph.frozen
-            yield group, above, below, frozenset() if index in heard else silent
+            yield group, above, *lower[index]
 
 
 def _stops_in_groups(graph: ETraceGraph) -> Iterator[CompilationRecord]:

@@ -42,7 +42,7 @@ TURN = 64 * 2**20
 class StructuredTrace(TraceRules):
     """Leaves are [S, *E, *rule's own leaf]. Rules see one state and no axis ``E`` at a time."""
 
-    @property
+    @cached_property
     def types(self) -> dict[str, jax.ShapeDtypeStruct]:
         head, own, wide = (self.num_state, *self.extra), self._own, self.operation.wide
         return {
