@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 1006,
-    "ops": 3105,
+    "base": 1015,
+    "ops": 3106,
     "show": 1473,
-    "jaxprs": 1931,
+    "jaxprs": 1935,
     "plugins": 1729,
-    "compiler": 8240,
+    "compiler": 8257,
     "executor": 3004,
     "files": 933,
     "cli": 739,
     "algorithms": 3480,
-    "drivers": 3740,
+    "drivers": 3747,
     "learners": 4368,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_766, 12_929
-WHOLE_CORE = 34_563
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_797, 12_954
+WHOLE_CORE = 34_601
 
 
 def module_of(file: Path) -> str:
