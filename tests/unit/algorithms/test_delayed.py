@@ -218,4 +218,4 @@ def test_what_is_kept_of_a_line() -> None:
     records = traces[-1]
     assert sorted(f.shape[1] for f in records.f) == [2, 3]  # drive does not reach v
     every = ((True, False, False), (True, False, False), (False, True, False))
-    assert [reaching(every, k) for k in (0, 1, 2, 3)] == [(0, 1, 2), (0, 1), (0,), (0,)]
+    assert [reaching(every, k)[0] for k in (0, 1, 2, 3)] == [(0, 1, 2), (0, 1), (0,), (0,)]
