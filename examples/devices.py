@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tuple(jax.make_array_from_callback(v.shape, by_example, v.__getitem__) for v in both)
 
     rng, losses = np.random.default_rng(options.seed), []  # the same in every process
-    shown = f"{jax.device_count()} devices"
+    count = jax.device_count()
+    shown = f"{count} device{'s' * (count != 1)}"
     with Progress(shown, num_epochs) as progress:
         for _ in range(num_epochs):
             order = rng.permutation(len(data.train_labels) // BATCH * BATCH)

@@ -28,7 +28,7 @@ ELSEWHERE = {"digits", "neurons"}
 PRINTED = {
     "characters": r"held-out bits per character \d\.\d\d \(order-2 n-gram: 2\.\d\d\)",
     "conv_motion": r"right on 32 new films: [01]\.\d{3} after a frame, [01]\.\d{3} after 16",
-    "devices": r"1 devices, mean loss \d\.\d{6}, held-out accuracy 0\.[4-9]",
+    "devices": r"1 device, mean loss \d\.\d{6}, held-out accuracy 0\.[4-9]",
     "dense_cells": r"minGRU +[01]\.\d{3} of the bits are right",
     "digit_pixels": r"differ by \d\.\de-0[678]\nheld-out accuracy 0\.[3-9]",
     "digit_rows": r"held-out accuracy 0\.[4-9]",

@@ -508,7 +508,7 @@ def test_the_cost_is_said_before_anything_runs() -> None:
     assert "layers[0].v" in first.message and "6 states in place of 1" in first.message
     assert "layers[1].h" in second.message and "3 states in place of 1" in second.message
     for record, n in ((first, 5), (second, 2)):
-        assert f"each step makes {n} reverse sweeps of the part above" in record.message
+        assert f"each value, {n} in all, is one more state of" in record.message
     assert "exact credit: 5 values of layers[1].h, layers[2].v as states of" in learner.report
     assert "5 reverse sweeps of what is above a step" in learner.report
     assert "passes: 5 values as states, 6 for 1" in learner.graph.report()

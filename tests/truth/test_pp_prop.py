@@ -347,7 +347,7 @@ LEGAL = r"a decay \(a float in \[0, 1\)\) or a rank \(an integer from 1\)"
         ("0.9", TypeError, f"{LEGAL}, got '0.9'"),
         (None, TypeError, f"{LEGAL}, got None"),
         ((0.9, 1.5), ValueError, f"{LEGAL}, got 1.5"),
-        ((0.9,), ValueError, "one value or a pair, for x and for f; got 1 values"),
+        ((0.9,), ValueError, "one value or a pair, for x and for f; got 1 value"),
     ],
 )
 def test_wrong_decays(given: Any, error: type[Exception], message: str) -> None:

@@ -186,8 +186,8 @@ def test_graphs_that_say_nothing_are_refused_by_name():
     two = nir.NIRGraph({**ends(), "other": nir.Input(np.array([N]))}, [("in", "out")])
     nan = np.array([1.0, np.nan, 0.0])
     for nodes, edges, text in (
-        ({"a": lif(threshold=nan)}, path, r"^a \(LIF\): v_threshold has 1 entries that are NaN"),
-        ({"a": nir.Scale(nan)}, path, r"^a \(Scale\): scale has 1 entries"),
+        ({"a": lif(threshold=nan)}, path, r"^a \(LIF\): v_threshold holds NaN \(entries: 1\)"),
+        ({"a": nir.Scale(nan)}, path, r"^a \(Scale\): scale holds NaN"),
         ({"a": nir.Delay(-np.eye(N)[1])}, path, r"^a .*: a delay must be finite and not below"),
         ({"a": matrix()}, [*path, ("a", "a")], "^a: a loop without a neuron or a delay"),
         ({"a": lif(), "late": mixed}, [*path, ("a", "late"), ("late", "a")], "^late: in a loop"),

@@ -13,7 +13,10 @@ import saiunit as u
 
 from braintrace.base.types import (
     bytes_of,
+    check_module,
+    how_many,
     in_units_of,
+    named_leaves,
     restore_values,
     show_path,
     unit_change,
@@ -81,3 +84,25 @@ def test_units_of_every_leaf_and_the_structure_without_them() -> None:
     units, bare = units_of(structure({"v": 1.0 * u.mV, "x": 1.0}))
     assert units == [u.mV, u.UNITLESS]
     assert bare.num_leaves == 2 and bare == units_of(structure({"v": 1.0 * u.volt, "x": 1.0}))[1]
+
+
+def test_one_is_no_plural() -> None:
+    assert [how_many(n, "reverse sweep") for n in (0, 1, 2)] == [
+        "0 reverse sweeps",
+        "1 reverse sweep",
+        "2 reverse sweeps",
+    ]
+
+
+def test_a_quantity_is_one_leaf_of_a_name() -> None:
+    found = named_leaves({"v": jnp.ones(2) * u.mV, "w": (1.0, 2.0 * u.ms)})
+    assert [name for name, _ in found] == ["['v']", "['w'][0]", "['w'][1]"]
+    assert len(jax.tree.leaves([leaf for _, leaf in found])) == 3
+
+
+def test_a_class_is_no_model() -> None:
+    check_module(brainstate.nn.Module())
+    with pytest.raises(TypeError, match=r"got the class GRU: make one, GRU\(\.\.\.\)"):
+        check_module(type("GRU", (brainstate.nn.Module,), {}))
+    with pytest.raises(TypeError, match=r"brainstate\.nn\.Module, got int$"):
+        check_module(1)

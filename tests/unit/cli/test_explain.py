@@ -50,7 +50,7 @@ MISTAKES = {
     ("nets.py:Net",): "a step of Net takes x: give --input",
     ("nets.py:Net", "--input", "3;4"): "--input '3;4' is not a shape",
     ("nets.py:Net", "--input", "3:float33"): "'float33' is not a dtype; did you mean 'float32'",
-    ("nets.py:Net", "--input", "3:float64"): "dtype float64 needs JAX_ENABLE_X64=1",
+    ("nets.py:Net", "--input", "3:float64"): "float64 needs brainstate.environ.set(precision=64)",
     ("nets.py:Net", "--batch-size", "0"): "--batch-size must be at least 1, got 0",
     ("nets.py:make", "--scan-unroll-limit", "-1"): "--scan-unroll-limit must not be negative",
     ("nets.py:make", "--recurrence-scope", "full"): "invalid choice: 'full'",

@@ -183,7 +183,7 @@ def test_windows_that_are_refused(data: Any) -> None:
     for step_fn, chunk, text in (
         (of_windows(learner), None, "a MultiStepData of 3 steps for a step; chunk_size says"),
         (of_windows(learner), 1, r"steps for a step; .* \(1, or none: single steps, as they are"),
-        (lambda x, y: of_windows(learner)(x[:1], y), 2, "of 1 steps for a window of 2 steps"),
+        (lambda x, y: of_windows(learner)(x[:1], y), 2, "of 1 step for a window of 2 steps"),
         (lambda x, y: summed(learner)(x[0], y), 2, "one step for a window of 2 steps: wrap"),
         (lambda x, y: (x**2).sum(), None, "exactly once per step; it called it 0 times"),
     ):
@@ -193,3 +193,20 @@ def test_windows_that_are_refused(data: Any) -> None:
         learner.etrace_grad(*data, step_fn=lambda x, y: x.sum((1, 2)), chunk_size=2)
     with pytest.raises(ValueError, match="one length of at least one"):
         learner(bt.MultiStepData(jnp.zeros((0, B, IN))))
+
+
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "dni"])
+def test_windows_without_jit_are_those_with_it(algorithm: str, data: Any) -> None:
+    """``brainstate.transform.grad`` of what writes states needs jit."""
+    xs, ys = data
+
+    def found() -> Any:
+        learner = made(algorithm, vjp_method="multi-step")
+        options = {"step_fn": of_windows(learner), "chunk_size": 3, "reduction": "sum"}
+        grads = learner.etrace_grad(xs, ys, **options)
+        learner.etrace_update(xs[:3], ys[:3], optimizer=optax.sgd(0.1), update_every=3, **options)
+        return grads, weights_of(learner)
+
+    expected = found()
+    with jax.disable_jit():
+        assert_tree_close(found(), expected)

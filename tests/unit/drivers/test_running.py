@@ -221,3 +221,15 @@ def test_states_are_read_by_kind_and_taken_back() -> None:
     write_states(learner, states, {path: value + 1.0 for path, value in states.items()})
     assert jnp.array_equal(learner.hidden_states["cell", "h"].value, states["cell", "h"] + 1.0)
     assert all(learner.param_states[path].value is value for path, value in params.items())
+
+
+def test_a_gradient_of_a_call_without_jit_says_what_it_needs() -> None:
+    def gradient() -> Any:
+        learner, x = made("d_rtrl"), jnp.ones((B, IN))
+        return brainstate.transform.grad(lambda: learner(x).sum(), learner.param_states)
+
+    with pytest.raises(brainstate.TraceContextError) as raised, jax.disable_jit():
+        gradient()()
+    assert "etrace_grad, or put `with jax.disable_jit(False):`" in raised.value.__notes__[0]
+    with jax.disable_jit(), jax.disable_jit(False):
+        assert gradient()()

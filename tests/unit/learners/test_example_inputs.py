@@ -78,6 +78,41 @@ def test_what_was_meant_is_what_can_be_run(make: Any, shape: Any, options: Any, 
     assert (random.value == before[1]).all()
 
 
+class OfBatch(Free):
+    """Its ``init_state`` may be called without a batch, and then fails."""
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, HIDDEN)))
+
+
+class ResetOfBatch(Free):
+    def reset_state(self, batch_size: int, **kwargs: Any) -> None:
+        self.h.value = jnp.zeros((batch_size, HIDDEN))
+
+
+@pytest.mark.parametrize("size", [None, B])
+@pytest.mark.parametrize("make", [Needing, OfBatch])
+def test_a_model_that_needs_a_batch_is_not_for_vmap(make: type, size: int | None) -> None:
+    place = rf"{make.__name__}\.init_state \(.*test_example_inputs\.py:\d+\) cannot make the states"
+    with pytest.raises(ExampleInputError, match=f"{place}.* pass batch_size={B} without vmap=True"):
+        bt.compile(make(), "d_rtrl", jnp.ones((B, IN)), vmap=True, batch_size=size)
+
+
+def test_nor_is_one_whose_reset_needs_it() -> None:
+    learner = bt.compile(ResetOfBatch(), "d_rtrl", jnp.ones((B, IN)), vmap=True)
+    with pytest.raises(ExampleInputError, match=r"ResetOfBatch\.reset_state \(.*\.py:\d+\) cannot"):
+        learner.reset_state(model_states=True)
+
+
+def test_another_error_of_an_initialisation_stays() -> None:
+    class Broken(Free):
+        def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="^of its own"):
+        bt.compile(Broken(), "d_rtrl", jnp.ones((B, IN)), vmap=True)
+
+
 def test_an_error_of_another_cause_stays() -> None:
     """Nothing that has to do with the inputs would help."""
 

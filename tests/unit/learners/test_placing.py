@@ -41,7 +41,7 @@ def test_traces_of_influence_lie_as_the_states_do() -> None:
     [
         (("x", None, None), TypeError, "mesh must be a jax.sharding.Mesh, got str"),
         ((MESH, None, None), ValueError, "give the axis of the mesh for batch, for units"),
-        ((MESH, "date", None), ValueError, r"no axis 'date'; its axes are 'data' \(1 devices\)"),
+        ((MESH, "date", None), ValueError, r"no axis 'date'; its axes are 'data' \(1 device\)"),
         ((MESH, "data", "data"), ValueError, "batch and units are both"),
     ],
 )

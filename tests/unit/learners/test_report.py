@@ -85,7 +85,7 @@ def test_the_report_says_how_far_credit_goes() -> None:
     assert line.split()[:2] == ["layers[0].h", "layers[1].r"]
     assert "over time: within each hidden group alone" in of("d_rtrl", downstream="step")
     assert "credit over time: through all that a step carries\n" in of("rtrl")
-    assert "carries, within 1 steps between positions" in of("snap", n=1)
+    assert "carries, within 1 step between positions" in of("snap", n=1)
     assert "credit over time" not in compiled("d_rtrl", downstream="step").report
 
 
@@ -121,3 +121,34 @@ def test_the_report_says_how_the_last_gradient_ran() -> None:
         "no number of steps from 16 to 16 (64.00 KiB a step) divides the block"
     )
     assert "in parts of 20: the recurrence (3 eq" in shown_way(Way(40, 20, 3, 4, 2**15))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("d_rtrl", {}),
+        ("d_rtrl", {"downstream": "exact"}),
+        ("d_rtrl", {"vjp_method": "multi-step"}),
+        ("snap", {"n": 1}),
+        ("rtrl", {}),
+        ("uoro", {}),
+    ],
+)
+def test_one_is_no_plural_in_a_report(algorithm: str, options: Any) -> None:
+    class One(brainstate.nn.Module):
+        """A unit with a unit above it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = brainstate.ParamState(jnp.array(0.5))
+            self.h, self.v = (brainstate.HiddenState(jnp.zeros(1)) for _ in range(2))
+
+        def update(self, x: Any) -> Any:
+            self.h.value = 0.9 * self.h.value + bt.element_wise(self.a.value) * x
+            self.v.value = jnp.tanh(self.v.value + bt.element_wise(self.h.value.sum()))
+            return self.v.value
+
+    learner = bt.compile(One(), algorithm, jnp.ones(1), **options)
+    learner.etrace_grad(jnp.ones((1, 1)), step_fn=lambda x: learner(x).sum())
+    texts = [learner.report, *map(str, learner.graph.diagnostics)]
+    assert not [line for text in texts for line in re.findall(r".*\b1 [a-z]+s\b.*", text)]

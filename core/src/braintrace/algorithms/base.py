@@ -147,6 +147,10 @@ class LearningRule(ABC):
     takes_steps: bool = False
     #: Whether every step is differentiated by itself, whatever the size of a block.
     in_single_steps: bool = False
+    #: Whether :meth:`solve` and :meth:`solve_at_start` may give [parts, *W] in place of [*W], as
+    #: :attr:`parts` says, and nothing that the class does with cotangents minds it. A class that
+    #: inherits from such a one says so itself, because what it overrides may mind.
+    adds_up_parts: bool = False
     #: Which entries of the traces are the same whatever the examples are: a count, random bits.
     of_no_example: tuple[int, ...] = ()
 

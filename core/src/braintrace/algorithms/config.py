@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ..base import versions
+from ..base.types import how_many
 from ..compiler.filters import check_downstream
 from ..executor.executor import Executor
 from ..executor.graph_executor import ETraceVjpGraphExecutor, compiled_step
@@ -279,7 +280,7 @@ def decays_of(decay_or_rank: Any) -> tuple[float, float]:
     if len(decay_or_rank) != 2:
         raise ValueError(
             "decay_or_rank must be one value or a pair, for x and for f; got "
-            f"{len(decay_or_rank)} values"
+            f"{how_many(len(decay_or_rank), 'value')}"
         )
     return _decay(decay_or_rank[0]), _decay(decay_or_rank[1])
 

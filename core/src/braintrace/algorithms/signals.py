@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..base import versions
 from ..base.precision import sum_dtype, widened
+from ..base.types import how_many
 from ..compiler.batch_states import is_batched
 from ..compiler.groups import HiddenGroup
 from ..executor.executor import Executor
@@ -198,8 +199,8 @@ def _spread(given: jax.Array, positions: Positions) -> jax.Array:
     axes = len(group.varshape)
     if given.ndim not in (1, 1 + axes, 2 + axes):
         raise ValueError(
-            f"a modulator of {steps} steps has shape {given.shape}; it must be [K], [K, *V] or "
-            f"[K, S, *V] with all axes of the positions {group.varshape}"
+            f"a modulator of {how_many(steps, 'step')} has shape {given.shape}; it must be "
+            f"[K], [K, *V] or [K, S, *V] with all axes of the positions {group.varshape}"
         )
     missing = (1,) * (2 + axes - given.ndim)
     wide = given.reshape(steps, *missing, *given.shape[1:])

@@ -21,6 +21,11 @@ def show_path(path: Path) -> str:
     return "".join(parts).removeprefix(".")
 
 
+def how_many(number: int, noun: str) -> str:
+    """``2 steps``, ``1 step``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def restore_values(values: Mapping[State, Any]) -> None:
     """Give states earlier values of theirs, of another structure, too."""
     for state, value in values.items():
@@ -30,9 +35,25 @@ def restore_values(values: Mapping[State, Any]) -> None:
             state.value = value
 
 
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a pytree, each with its place as text; a quantity is one leaf."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=saiunit.math.is_quantity)
+    keystr = jax.tree_util.keystr
+    return [(keystr(place), leaf) for place, held in found for leaf in jax.tree.leaves(held)]
+
+
 def bytes_of(tree: Any) -> int:
     """Bytes of all arrays of a pytree, or of arrays of these types."""
     return sum(math.prod(v.shape) * v.dtype.itemsize for v in jax.tree.leaves(tree))
+
+
+def check_module(model: Any) -> None:
+    """Raise ``TypeError`` for a model that is none."""
+    if isinstance(model, brainstate.nn.Module):
+        return
+    name = getattr(model, "__name__", "")
+    got = f"the class {name}: make one, {name}(...)" if isinstance(model, type) else ""
+    raise TypeError(f"model must be a brainstate.nn.Module, got {got or type(model).__name__}")
 
 
 # --- units ----------------------------------------------------------------------------------------

@@ -116,7 +116,10 @@ def _zeros(shape: tuple[int, ...], name: str | None) -> Any:
         near = hint(str(name), known, "dtypes")
         raise UsageError(f"{name!r} is not a dtype{near}") from None
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise UsageError(f"dtype {dtype} needs JAX_ENABLE_X64=1 in the environment")
+        raise UsageError(
+            f"dtype {dtype} needs brainstate.environ.set(precision=64) in the file of the model: "
+            "importing brainstate turns JAX_ENABLE_X64=1 off"
+        )
     return jnp.zeros(shape, dtype)
 
 

@@ -11,9 +11,11 @@ an operation in each, and map its weights as well.
 
 from __future__ import annotations
 
+import inspect
 import operator
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -23,8 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from ..base import versions
-from ..base.errors import CompilationError, NotSupportedError
-from ..base.types import Path, restore_values, show_path
+from ..base.errors import CompilationError, ExampleInputError, NotSupportedError
+from ..base.types import Path, how_many, named_leaves, restore_values, show_path
 from ..jaxprs.depends import Along, program_influences
 from ..jaxprs.run import flatten, run_inlined
 from .control.selects import with_whole_branches
@@ -61,8 +63,8 @@ def batch_size_of(model: brainstate.nn.Module) -> int:
     if len(sizes) > 1:
         (one, a), (other, b), *_ = sizes.items()
         raise CompilationError(
-            f"the state {show_path(a)} holds {one} examples, but {show_path(b)} holds {other}; "
-            "initialise the model again"
+            f"the state {show_path(a)} holds {how_many(one, 'example')}, but {show_path(b)} holds "
+            f"{other}; initialise the model again"
         )
     return next(iter(sizes))
 
@@ -99,11 +101,11 @@ def examples_in(args: tuple[Any, ...], batch_size: int | None = None) -> int:
 
 def leading_axis(args: tuple[Any, ...], size: int | None, given: str) -> int | None:
     """The length of the leading axis of all arrays; it has to be ``size``, as ``given`` says."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+    for place, leaf in named_leaves(args):
         shape = jnp.shape(leaf)
         if shape and size not in (None, shape[0]):
             raise ValueError(
-                f"argument{jax.tree_util.keystr(path)} has shape {shape}, but {given}; with "
+                f"argument{place} has shape {shape}, but {given}; with "
                 "vmap=True, every argument but a scalar has a leading axis of examples"
             )
         if shape and size is None:
@@ -163,7 +165,8 @@ def init_batched_states(
         state.value = _first(state.value)
         state.tag = {*(state.tag or ())} - {BATCHED}
     keys = [generator.value for generator in _generators(model)]
-    init()
+    with _without_batch_size(model, "init_state", size):
+        init()
     drawn = any(g.value is not key for g, key in zip(_generators(model), keys, strict=False))
     values: Mapping[Path, Any] = {}
     if drawn:
@@ -188,18 +191,49 @@ def reset_batched_states(
     given = {path: state.value for path, state in batched_states(model).items()}
     if size != present:
         given = {path: _repeated(_first(value), size) for path, value in given.items()}
-    values, kept = _each(
-        model, size, partial(brainstate.nn.reset_all_states, model, **kwargs), given
-    )
+    reset = partial(brainstate.nn.reset_all_states, model, **kwargs)
+    with _without_batch_size(model, "reset_state", size):
+        values, kept = _each(model, size, reset, given)
     if kept and size != present:
         raise ValueError(
-            f"batch_size={size} cannot reset {show_path(kept[0])}, which holds {present} examples: "
-            "no reset_state of the model sets it. Define reset_state beside init_state"
+            f"batch_size={size} cannot reset {show_path(kept[0])}, which holds "
+            f"{how_many(present, 'example')}: no reset_state of the model sets it. Define "
+            "reset_state beside init_state"
         )
     for path, state in brainstate.graph.states(model).items():
         if path in values and path not in kept:
             state.value = values[path]
             state.add_tag(BATCHED)
+
+
+@contextmanager
+def _without_batch_size(model: brainstate.nn.Module, method: str, size: int) -> Iterator[None]:
+    """Say which method of the model cannot do without an axis of examples, and what to do."""
+    try:
+        yield
+    except TypeError as error:
+        frames = [(f.f_code, line) for f, line in traceback.walk_tb(error.__traceback__)]
+        own = [(code, line) for code, line in frames if code.co_name == method]
+        for node in brainstate.graph.nodes(model).values() if not own else ():
+            function: Any = getattr(type(node), method, None)
+            with suppress(TypeError, AttributeError):
+                if any(p.default is p.empty for p in _named(function)[1:]):
+                    own.append((function.__code__, function.__code__.co_firstlineno))
+        if not own:
+            raise
+        code, line = own[-1]
+        raise ExampleInputError(
+            f"{code.co_qualname} ({code.co_filename}:{line}) cannot make the states of one "
+            f"example, for which vmap=True calls it without batch_size ({error}). If the model is "
+            f"written for a batch, pass batch_size={size} without vmap=True; if it is for one "
+            "example, let batch_size=None mean states without an axis of examples"
+        ) from error
+
+
+def _named(function: Any) -> list[inspect.Parameter]:
+    """The parameters of a function, without ``*args`` and ``**kwargs``."""
+    found = inspect.signature(function).parameters.values()
+    return [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _each(
@@ -272,7 +306,7 @@ def _checked_size(batch_size: Any) -> int:
 
 def arguments_of_one(args: tuple[Any, ...], size: int) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
     """Types of the arguments of one example, and which leaves have an axis of examples: arrays."""
-    leading_axis(args, size, f"the states of the model hold {size} examples")
+    leading_axis(args, size, f"the states of the model hold {how_many(size, 'example')}")
 
     def of_one(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if jnp.ndim(leaf) else leaf

@@ -11,7 +11,7 @@ import brainstate
 
 from ..base import versions
 from ..base.errors import CompilationError
-from ..base.types import Path, show_path
+from ..base.types import Path, how_many, show_path
 from ..base.versions import Var
 from ..jaxprs.depends import marks_of, slice_to
 from .groups import Groups, groups_of_new
@@ -79,8 +79,9 @@ def require_coverage(
         return
     lines = [f"  {show_path(path)}: {why_uncovered(minfo, path)}" for path in lost]
     names = ", ".join(repr(show_path(path)) for path in lost)
+    of = how_many(len(coverage), "parameter")
     raise CompilationError(
-        f"no gradient can reach {len(lost)} of the model's {len(coverage)} parameters:\n"
+        f"no gradient can reach {len(lost)} of the model's {of}:\n"
         + "\n".join(lines)
         + "\nLet the step use them, take them out of the model, or say that they are meant to stay "
         f"as they are: frozen=[{names}]"

@@ -13,7 +13,7 @@ import jax
 from ..base import versions
 from ..base.diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ..base.errors import CompilationError
-from ..base.types import Path, show_path, units_of
+from ..base.types import Path, how_many, show_path, units_of
 from ..base.versions import Var
 from ..jaxprs.depends import Along, depends, marks_of, operands_behind
 from ..jaxprs.positions.alignment import Alignment
@@ -243,7 +243,8 @@ def _credit(graph: ETraceGraph) -> Iterator[CreditFacts]:
         if record.kind is DiagnosticKind.UNIFORM_DYNAMICS:
             yield CreditFacts(told["below"], record.hidden_paths, f"passes: {told['filters']}", "")
         elif record.kind is DiagnosticKind.EXACT_CREDIT:
-            how = f"passes: {told['count']} values as states, {told['now']} for {told['before']}"
+            values, now, before = how_many(told["count"], "value"), told["now"], told["before"]
+            how = f"passes: {values} as states, {now} for {before}"
             yield CreditFacts(told["below"], record.hidden_paths, how, "")
         elif record.kind is DiagnosticKind.HIDDEN_GROUP_MERGED and "below" in told:
             yield CreditFacts(told["below"], record.hidden_paths, "passes: one group", "")

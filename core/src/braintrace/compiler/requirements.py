@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.errors import CompilationError
-from ..base.types import Path, State, in_units_of, show_path, unit_change
+from ..base.types import Path, State, in_units_of, named_leaves, show_path, unit_change
 from .batch_states import is_batched
 from .environment import changed_setting
 from .keywords import shown
@@ -32,9 +32,8 @@ def checked_args(info: ModuleInfo, args: tuple[Any, ...], remedy: str | None = N
             + ("; steps in a list become one array by jnp.stack" * ("[" in shown(treedef)))
         )
     checked = []
-    places = jax.tree_util.tree_leaves_with_path(args)
-    for (place, leaf), var in zip(places, info.jaxpr.invars, strict=False):
-        name, aval = jax.tree_util.keystr(place), var.aval
+    for (name, leaf), var in zip(named_leaves(args), info.jaxpr.invars, strict=False):
+        aval = var.aval
         try:
             leaf = jnp.asarray(leaf)
         except (TypeError, ValueError):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.precision import start_of_sum
-from ..base.types import show_path
+from ..base.types import how_many, show_path
 from ..compiler.module_info import StateKind
 from . import guards, undo
 from .call_arguments import number_of_steps
@@ -60,7 +60,8 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         differentiated = brainstate.transform.grad(loss, weights, has_aux=True, check_states=False)
 
         def moved() -> Any:
-            grads, (losses, aux) = differentiated()  # zero for weights that the step does not use
+            with jax.disable_jit(False):  # without jit, brainstate's gradient refuses to write
+                grads, (losses, aux) = differentiated()  # zero for weights that are not used
             return grads, losses, aux, flags_of(losses, grads)
 
         if options.check == SKIP:
@@ -132,8 +133,9 @@ def _counted(learner: Running, size: int) -> Iterator[None]:
         steps = number_of_steps(args)
         if steps not in (size, None):
             raise ValueError(
-                f"step_fn passes a MultiStepData of {steps} steps for a {window}; chunk_size says "
-                "how many steps step_fn gets and passes on (1, or none: single steps, as they are)"
+                f"step_fn passes a MultiStepData of {how_many(steps, 'step')} for a {window}; "
+                "chunk_size says how many steps step_fn gets and passes on (1, or none: single "
+                "steps, as they are)"
             )
         out = stepper(learner, args, given)  # one step of another shape is told there
         if steps is None and size > 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit
 
-from ..base.types import State, show_path
+from ..base.types import State, named_leaves, show_path
 
 #: ``check``: leave out what is not finite, in place of raising.
 SKIP = "skip"
@@ -84,8 +84,8 @@ class GradOptions:
 def common_length(sequences: tuple[Any, ...]) -> int:
     """The common length T of sequences; raises ``ValueError`` when there is none, or it is zero."""
     lengths = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(sequences):
-        name = f"sequences{jax.tree_util.keystr(path)}"
+    for place, leaf in named_leaves(sequences):
+        name = f"sequences{place}"
         number = np.isscalar(leaf) and not isinstance(leaf, str | bytes)
         if number or getattr(leaf, "shape", 0) == ():
             raise ValueError(f"{name} is a scalar; expected an array [T, ...]")

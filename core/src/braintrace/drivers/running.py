@@ -238,6 +238,15 @@ def _moved(learner: Running, run: Any, leaves: list[Any], given: Any, steps: int
     index = learner.running_index.value
     how, traces = learner.rule.executor.division, learner.read_traces()
     out, new, traces = run(how, params, leaves, states, traces, given, index)
-    write_states(learner, states, new)
+    try:
+        write_states(learner, states, new)
+    except brainstate.TraceContextError as error:
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            error.add_note(
+                "Under jax.disable_jit(), brainstate.transform.grad cannot differentiate what "
+                "writes states, and leaves tracers in the parameters: make the model anew. Take "
+                "etrace_grad, or put `with jax.disable_jit(False):` around the gradient"
+            )
+        raise
     learner.write_traces(traces, steps)
     return out

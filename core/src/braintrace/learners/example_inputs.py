@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..base.errors import ExampleInputError, MissingSettingError, NotSupportedError, behind
+from ..base.types import how_many
 from ..compiler.batch_states import examples_in, init_batched_states
 from ..compiler.tracing.extract import extract_module_info
 
@@ -80,9 +81,10 @@ def _attempts(args: tuple[Any, ...], batch_size: int | None, vmap: bool) -> Iter
     one = "if they are a sequence, pass one step of it, x[0]"
     of_all = f"if they are {length} sequences [B, T, ...], pass one step of all, x[:, 0]"
     if not vmap:
-        yield args, length, f"if they are {length} examples, pass batch_size={length}"
+        yield args, length, f"if they are {how_many(length, 'example')}, pass batch_size={length}"
     if batch_size is not None and not vmap:
-        yield args, None, f"if they are one example, pass no batch_size or {batch_size} examples"
+        some = how_many(batch_size, "example")
+        yield args, None, f"if they are one example, pass no batch_size or {some}"
     if batch_size is None and not vmap and second is not None:
         yield cut(0), second, f"{one}, and batch_size={second}"
         yield cut(slice(None), 0), length, f"{of_all}, and batch_size={length}"

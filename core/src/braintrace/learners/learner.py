@@ -16,6 +16,7 @@ from ..algorithms.influence import InfluenceRule
 from ..algorithms.signals import TracelessRule
 from ..base.errors import CompilationError, NotCompiledError, refuse_unused
 from ..base.former import FormerAttributes
+from ..base.types import check_module
 from ..compiler.graph import ETraceGraph
 from ..compiler.keywords import in_order
 from ..compiler.module_info import StateKind
@@ -109,8 +110,7 @@ class ETraceAlgorithm(FormerAttributes, StatesOfLearner):
     ) -> None:
         named: dict[str, Any] = {"name": options.pop("name", None)}
         super().__init__(**named)
-        if not isinstance(model, brainstate.nn.Module):
-            raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
+        check_module(model)
         if isinstance(model, ETraceAlgorithm):
             raise TypeError(
                 f"model is a learner already ({type(model).__name__}); pass the model that it wraps"

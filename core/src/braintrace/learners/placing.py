@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..algorithms.base import Block
 from ..base import versions
-from ..base.types import Path, State, show_path
+from ..base.types import Path, State, how_many, show_path
 from ..compiler.module_info import StateKind
 from ..compiler.places import as_automatic, axes_of_place
 from ..executor.executor import Executor
@@ -112,7 +112,7 @@ def automatic(mesh: Any) -> Any:
 
 
 def _shown(mesh: Mesh) -> str:
-    return ", ".join(f"{name!r} ({size} devices)" for name, size in mesh.shape.items())
+    return ", ".join(f"{name!r} ({how_many(size, 'device')})" for name, size in mesh.shape.items())
 
 
 def _put(value: Any, shardings: list[NamedSharding]) -> Any:

@@ -14,7 +14,7 @@ from ..algorithms.d_rtrl import ParamDimRule
 from ..algorithms.delayed import DelayedDRTRLRule
 from ..algorithms.influence import InfluenceRule
 from ..base.diagnostics import CompilationRecord
-from ..base.types import Path, bytes_of, show_path
+from ..base.types import Path, bytes_of, how_many, show_path
 from ..compiler.findings.record import warns
 from ..compiler.graph import ETraceGraph
 from ..compiler.groups import LAST
@@ -129,13 +129,12 @@ def report_of(
 
 def shown_way(way: Way) -> str:
     """How a block is run, and why not in stages."""
-    count = "1 step" if way.steps == 1 else f"{way.steps} steps"
-    head = f"the last gradient: a block of {count}, "
+    head = f"the last gradient: a block of {how_many(way.steps, 'step')}, "
     if way.size:
         parts = "at once" if way.size == way.steps else f"in parts of {way.size}"
         return (
-            f"{head}{parts}: the recurrence ({way.in_loops} equations) step by step, "
-            f"{way.together} equations for all steps together"
+            f"{head}{parts}: the recurrence ({how_many(way.in_loops, 'equation')}) "
+            f"step by step, {how_many(way.together, 'equation')} for all steps together"
         )
     longest, held = longest_stage(way.bytes_per_step), shown_bytes(way.bytes_per_step)
     if way.effect:
@@ -182,8 +181,9 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     for below, above, count, before in () if graph.exact is None else graph.exact.costs():
         lower, upper = (", ".join(map(show_path, paths)) for paths in (below, above))
         lines.append(
-            f"exact credit: {count} values of {upper} as states of {lower}, whose traces have "
-            f"{before + count} in place of {before}; {count} reverse sweeps of what is above a step"
+            f"exact credit: {how_many(count, 'value')} of {upper} as states of {lower}, whose "
+            f"traces have {before + count} in place of {before}; "
+            f"{how_many(count, 'reverse sweep')} of what is above a step"
         )
     held = [slot.state.value for slot in graph.executed.module_info.slots]
     size = shown_bytes(bytes_of(held) + bytes_of(traces))
@@ -199,16 +199,16 @@ def _traces(graph: ETraceGraph, rule: LearningRule, vjp_method: str) -> str:
     if not rule.from_blocks:
         lines.append("blocks are run by reverse mode, step by step")
     block = 1 if rule.in_single_steps else auto_block_size(rule, EXAMPLE_LENGTH)
-    lines.append(f"block_size='auto': {block} steps for a sequence of {EXAMPLE_LENGTH}")
+    lines.append(f"block_size='auto': {how_many(block, 'step')} for a sequence of {EXAMPLE_LENGTH}")
     return "\n".join(lines)
 
 
 def _passes(rule: InfluenceRule) -> str:
     """What the traces cost at every step."""
     if rule.by_states is None:
-        return f"forward {rule.num_entries} times"
+        return f"forward {how_many(rule.num_entries, 'time')}"
     together = "" if rule.in_single_steps else ", all steps of a block together"
-    return f"backward {rule.by_states.count} times{together}"
+    return f"backward {how_many(rule.by_states.count, 'time')}{together}"
 
 
 def _delay_lines(rule: LearningRule) -> list[str]:
@@ -220,7 +220,8 @@ def _delay_lines(rule: LearningRule) -> list[str]:
         held = {path: count for path, count, axis in pairs if axis != LAST}
         own = _shown_group(executor.graph, group.hidden_paths)
         found += [
-            f"delay line: {show_path(p)}, {n} steps, states of {own}" for p, n in held.items()
+            f"delay line: {show_path(p)}, {how_many(n, 'step')}, states of {own}"
+            for p, n in held.items()
         ]
         if held:
             entries = int(np.sum(executor.passing(positions.index)))
@@ -234,8 +235,10 @@ def _delay_lines(rule: LearningRule) -> list[str]:
 def _credit(graph: ETraceGraph, rule: LearningRule) -> str:
     """How far credit goes, if the table of the graph does not say so."""
     if isinstance(rule, InfluenceRule):
-        within = "" if rule.order is None else f", within {rule.order} steps between positions"
-        return f"through all that a step carries{within}"
+        if rule.order is None:
+            return "through all that a step carries"
+        steps = how_many(rule.order, "step")
+        return f"through all that a step carries, within {steps} between positions"
     if graph.uniform or graph.not_uniform or len(graph.hidden_groups) < 2:
         return ""
     return "within each hidden group alone (downstream='step')"

@@ -185,8 +185,12 @@ def _driver(
     def traces() -> Iterable[State]:
         return () if check else learner.traces
 
+    def states() -> Iterable[State]:
+        slots = learner.graph.executed.module_info.slots
+        return [*learner.param_states.values(), *(slot.state for slot in slots)]
+
     key = (*key, learner.rule.executor.division)
-    return learner._drivers.get(key, run, like, traces, lambda: learner.param_states.values())
+    return learner._drivers.get(key, run, like, traces, states)
 
 
 def _finished(

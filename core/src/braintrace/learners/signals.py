@@ -20,7 +20,7 @@ from brainstate.nn import Module
 from ..algorithms.config import ETraceConfig
 from ..base import versions
 from ..base.errors import NoModulatorError
-from ..base.types import Path
+from ..base.types import Path, how_many
 from ..compiler.batch_states import is_batched
 from ..compiler.groups import HiddenGroup
 from ..drivers.call_arguments import number_of_steps
@@ -80,8 +80,8 @@ def arguments_and_error(learner: EProp, args: tuple[Any, ...], error: Any = None
     if jnp.ndim(out) == 1 and any(len(s) > 1 - of_examples and s[0] == len(out) for s in shapes):
         raise ValueError(
             f"error is fed back to an output of shape {jnp.shape(out)}, which may be a value for "
-            f"each of {len(out)} examples or {len(out)} values of one; let the model return "
-            "out[:, None] or out[None]"
+            f"each of {how_many(len(out), 'example')} or {how_many(len(out), 'value')} of one; let "
+            "the model return out[:, None] or out[None]"
         )
     return feed_back(out, error, feedback_matrix(learner.config.seed, out, error))
 

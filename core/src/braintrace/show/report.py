@@ -14,7 +14,7 @@ from operator import attrgetter, sub
 from typing import Any
 
 from ..base.diagnostics import CompilationRecord, DiagnosticKind
-from ..base.types import Path, show_path
+from ..base.types import Path, how_many, show_path
 from .facts import CreditFacts, OperationFacts, Summary
 from .text import Names, columns, listed, numbers, short_sources, wrap
 
@@ -188,13 +188,13 @@ def totals(summary: Summary) -> str:
     gradients = Counter(parameter.gradient for parameter in summary.parameters)
     ways = ", ".join(f"{n} {how}" for how, n in gradients.most_common())
     counts = (
-        (len(summary.groups), "hidden group", f" of {states} state{'s' * (states != 1)}"),
+        (len(summary.groups), "hidden group", f" of {how_many(states, 'state')}"),
         (len(summary.relations), "relation", ""),
         (len(summary.parameters), "parameter", f" ({ways})"),
         (len(summary.excluded), "operation", " without a trace"),
         (len(summary.warnings), "warning", ""),
     )
-    return ", ".join(f"{n} {noun}{'s' * (n != 1)}{more}" for n, noun, more in counts)
+    return ", ".join(f"{how_many(n, noun)}{more}" for n, noun, more in counts)
 
 
 def alike(records: Sequence[CompilationRecord]) -> list[list[CompilationRecord]]:

@@ -123,7 +123,7 @@ def _check_sizes(terms: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     sizes: dict[str, int] = {}
     for name, (term, shape) in terms.items():
         if len(term) != len(shape):
-            raise _Refused(f"{name} has {len(shape)} axes and {len(term)} letters")
+            raise _Refused(f"{name} has axes {shape} and letters {term!r}")
         for letter, size in zip(term, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise _Refused(f"the letter {letter!r} has the sizes {sizes[letter]} and {size}")

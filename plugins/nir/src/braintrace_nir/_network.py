@@ -244,7 +244,7 @@ def _check_numbers(node: Any) -> None:
     for field, value in vars(node).items():
         is_array = isinstance(value, np.ndarray | jax.Array) and value.dtype.kind == "f"
         if is_array and np.isnan(value).any():
-            raise ValueError(f"{field} has {int(np.isnan(value).sum())} entries that are NaN")
+            raise ValueError(f"{field} holds NaN (entries: {int(np.isnan(value).sum())})")
 
 
 def _warn_of_unit(found: Flat, dt: float) -> None:

@@ -28,9 +28,9 @@ PASSES = info(
 )
 EXACT = info(
     Kind.EXACT_CREDIT,
-    "what {lower} does to later values of {states} gets exact credit: each of {count} values is "
-    "one more state of {lower}, whose traces have {now} states in place of {before}, and each step "
-    "makes {count} reverse sweeps of the part above",
+    "what {lower} does to later values of {states} gets exact credit: each value, {count} in "
+    "all, is one more state of {lower}, whose traces have {now} states in place of {before}, and "
+    "each step makes a reverse sweep of the part above for each",
     "Nothing to do; downstream='linear' leaves that credit out, and costs less",
 )
 JOINED = info(

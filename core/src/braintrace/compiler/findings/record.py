@@ -78,8 +78,8 @@ REWRITTEN = info(
 )
 ROLLED = info(
     Kind.SCAN_DESCENT_APPLIED,
-    "{primitive}: its {length} iterations stay a loop, and {count} operations in it are taken out "
-    "for all iterations at once, with one trace for each",
+    "{primitive}: its {length} iterations stay a loop; operations taken out of it, for all "
+    "iterations at once and with one trace for each: {count}",
     "ControlFlowPolicy(scan_unroll_limit=...) has a longer loop written out",
 )
 OPAQUE = info(

@@ -17,7 +17,15 @@ from brainstate.util import FlattedDict
 from ...base import versions
 from ...base.diagnostics import CompilationRecord
 from ...base.errors import CompilationError, NotSupportedError, behind
-from ...base.types import Path, State, restore_values, show_path, unit_change
+from ...base.types import (
+    Path,
+    State,
+    check_module,
+    named_leaves,
+    restore_values,
+    show_path,
+    unit_change,
+)
 from ...jaxprs.run import first_nested_operation, flatten, holds, nested
 from ...ops.primitive import compiling, is_etp_primitive
 from ..batch_states import arguments_of_one, batch_size_of, in_batch, one_example
@@ -86,12 +94,11 @@ def extract_module_info(
         raise TypeError(f"control_flow must be a ControlFlowPolicy, got {type(policy).__name__}")
     if not isinstance(vmap, bool):
         raise TypeError(f"vmap must be True or False, got {vmap!r}")
-    if not isinstance(model, brainstate.nn.Module):
-        raise TypeError(f"model must be a brainstate.nn.Module, got {type(model).__name__}")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+    check_module(model)
+    for place, leaf in named_leaves(args):
         if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
             raise TypeError(
-                f"argument{jax.tree_util.keystr(path)} is a {type(leaf).__name__}; a step takes "
+                f"argument{place} is a {type(leaf).__name__}; a step takes "
                 "arrays and pytrees of them. Keep what is no array in an attribute of the model"
             )
     if not vmap:

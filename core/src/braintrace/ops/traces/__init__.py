@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...base.errors import CompilationError
+from ...base.types import how_many
 from ..moving import ExamplesSpec, MovingSpec
 from ..operation import Operation
 from .base import TraceRules
@@ -52,6 +53,6 @@ def output_trace(operation: Operation, num_state: int) -> jax.ShapeDtypeStruct:
     if not right or not jnp.issubdtype(found.dtype, jnp.floating):
         raise CompilationError(
             f"init_pp of {spec.name!r} gives {found}; expected floating-point zeros of shape "
-            f"{expected.shape}, the axes of y and then {num_state} states"
+            f"{expected.shape}, the axes of y and then {how_many(num_state, 'state')}"
         )
     return found
