@@ -54,23 +54,23 @@ ASKS_FOR_THE_VERSION = {"files"}
 #: 9,965, 5,731 and 18,337 lines by credit that passes through uniform layers (docs/credit.md),
 #: and by what records and learners answer to code for braintrace 0.2 (published.py, former.py).
 CEILINGS = {
-    "base": 1015,
-    "ops": 3106,
+    "base": 1036,
+    "ops": 3107,
     "show": 1473,
     "jaxprs": 1935,
     "plugins": 1729,
-    "compiler": 8257,
+    "compiler": 8299,
     "executor": 3004,
     "files": 933,
-    "cli": 739,
-    "algorithms": 3480,
-    "drivers": 3747,
-    "learners": 4368,
+    "cli": 742,
+    "algorithms": 3486,
+    "drivers": 3839,
+    "learners": 4377,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_797, 12_954
-WHOLE_CORE = 34_601
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_867, 13_006
+WHOLE_CORE = 34_775
 
 
 def module_of(file: Path) -> str:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from ..algorithms.base import Block, Cotangents
 from ..base import versions
 from ..base.precision import start_of_sum
-from ..base.types import State
+from ..base.types import State, named_leaves
 from ..compiler.module_info import StateKind
 from ..compiler.requirements import check_states
 from ..executor.executor import Executor
@@ -36,6 +36,7 @@ from .in_stages import Way
 from .in_windows import in_windows
 from .loops import Progress, in_parts, marked_scan
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
+from .outside import say_what_passes
 from .running import Running, clear_filters
 from .steps import add_gradients, end_of_sum, not_differentiable
 from .traced import TracedStep, hidden_leaves, trace_step
@@ -55,6 +56,7 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
         found = gradients_of(run, (sequences, mask), weights)
     else:
         found = run(sequences, mask)
+    say_what_passes(learner, options, sequences)
     guarded = not_differentiable(tuple(found[:3]), (values, sequences, mask))
     return found._replace(grads=guarded[0], losses=guarded[1], aux=guarded[2])
 
@@ -307,8 +309,7 @@ class BlockRun:
         """What the leaves of parameters are called, by their place in a step."""
         found: dict[int, str] = {}
         for state, name in self.options.names(self.learner.param_states).items():
-            leaves = jax.tree_util.tree_leaves_with_path(state.value)
-            named = (f"{name}{jax.tree_util.keystr(place)}" for place, _ in leaves)
+            named = (f"{name}{place}" for place, _ in named_leaves(state.value))
             found.update(zip(self.step.leaves.get(state, ()), named, strict=False))
         return found
 
