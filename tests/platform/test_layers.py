@@ -63,14 +63,14 @@ CEILINGS = {
     "executor": 3004,
     "files": 933,
     "cli": 742,
-    "algorithms": 3486,
+    "algorithms": 3491,
     "drivers": 3839,
     "learners": 4377,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_867, 13_006
-WHOLE_CORE = 34_775
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_872, 13_008
+WHOLE_CORE = 34_780
 
 
 def module_of(file: Path) -> str:

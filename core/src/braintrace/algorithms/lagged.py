@@ -139,8 +139,7 @@ class LaggedDRTRLRule(ParamDimRule):
         """A step that holds every input once."""
         first = self.executor.sources
         own = (x if first.get(r) == r else None for r, x in enumerate(step.x))
-        moving = (D.by_entries if isinstance(D, Bands) else D for D in step.transition)
-        return step._replace(x=tuple(own), transition=tuple(moving))
+        return step._replace(x=tuple(own), transition=_by_entries(step.transition))
 
     def _last(self, traces: Traces) -> StepJacobians:
         """The last step as one of a block, with the input of every relation."""
@@ -179,7 +178,8 @@ class LaggedDRTRLRule(ParamDimRule):
 
     def update(self, traces: Traces | None, block: Block, operands: Operands) -> Traces:
         """Traces of the last step but one, after the step held back and others, and the last."""
-        steps = jax.tree.map(lambda v: v[:-1], block.jacobians)
+        moving = _by_entries(block.jacobians.transition)
+        steps = jax.tree.map(lambda v: v[:-1], block.jacobians._replace(transition=moving))
         last = self._once(jax.tree.map(lambda v: v[-1], block.jacobians))
         last = widened(last, sum_dtype(jnp.float16))  # part of the trace, and no narrower than it
         if traces is not None:
@@ -206,3 +206,8 @@ class LaggedDRTRLRule(ParamDimRule):
     def held_by(self, traces: Traces, index: int) -> Arrays:
         """What is held for a link: the kept trace, or the factor of the last step."""
         return traces[index] or {"f": traces[-1].f[index]}
+
+
+def _by_entries(transition: Sequence[Any]) -> tuple[Any, ...]:
+    """``D`` of every group, without what pulls signals back through it."""
+    return tuple(D.by_entries if isinstance(D, Bands) else D for D in transition)
