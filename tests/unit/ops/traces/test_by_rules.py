@@ -100,10 +100,15 @@ def test_a_large_trace_is_written_over_itself_by_derived_increments(
         monkeypatch.setattr(by_rules, name, 1)
     form = rules()
     assert form.by_example
-    run = jax.jit(lambda *given: form.moved(*given, operands))
-    assert_tree_close(run(*given), expected, 1e-12)
-    for platform in ("cpu", "cuda"):
-        text = run.trace(*given).lower(lowering_platforms=(platform,)).as_text()
+
+    def run(*given: Any) -> Any:
+        return form.moved(*given, operands)
+
+    assert_tree_close(jax.jit(run)(*given), expected, 1e-12)
+    for backend, platform in (("cpu", "cpu"), ("gpu", "cpu"), ("gpu", "cuda")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        program = jax.jit(lambda *given: run(*given)).trace(*given)
+        text = program.lower(lowering_platforms=(platform,)).as_text()
         assert ("while" in text) == (platform == "cpu")
     one = form.moved(whole[:, :, :examples], some, x[:1, :examples], f[:1, :, :examples], operands)
     kept = plain.propagate(whole, trace, operands)
