@@ -179,6 +179,22 @@ def test_what_is_refused() -> None:
         inside(lambda xs, ys: own.etrace_update(xs, step_fn=step, optimizer=tx, check="skip"))
 
 
+def test_a_branch_behind_the_call_of_the_learner() -> None:
+    """What is said of step_fn is found out where types do not vary, as its gradient is."""
+
+    def branching(xs: Any, ys: Any) -> Any:
+        learner = bt.compile(own, "d_rtrl", xs[0], batch_size=xs.shape[1])
+
+        def loss(x: Any) -> Any:
+            out = learner(x)
+            return jax.lax.cond(x.sum() > -1e9, lambda: (out**2).sum(), lambda: x.sum() + out.sum())
+
+        return learner.etrace_grad(xs, step_fn=loss, reduction="sum", block_size=2)
+
+    own = cell()
+    assert_tree_close(inside(branching), branching(XS, YS), 1e-12)
+
+
 @pytest.mark.parametrize("rule", ["d_rtrl", "rtrl"])
 def test_what_is_sent(rule: str) -> None:
     """One sum of the parameters, after all blocks, also where traces go on."""

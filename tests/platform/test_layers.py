@@ -59,18 +59,18 @@ CEILINGS = {
     "show": 1473,
     "jaxprs": 1935,
     "plugins": 1729,
-    "compiler": 8299,
+    "compiler": 8304,
     "executor": 3004,
     "files": 933,
     "cli": 742,
     "algorithms": 3491,
-    "drivers": 3839,
+    "drivers": 3847,
     "learners": 4377,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
-LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_872, 13_008
-WHOLE_CORE = 34_780
+LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_877, 13_010
+WHOLE_CORE = 34_793
 
 
 def module_of(file: Path) -> str:

@@ -80,3 +80,15 @@ def test_what_the_gradient_has_is_not_mentioned(step_fn: Any, windows: bool) -> 
 
 def test_the_state_before_is_credited_in_single_steps() -> None:
     assert not said(reads_before)
+
+
+def test_nothing_is_left_out_of_a_single_window() -> None:
+    learner, xs = made(vjp_method="multi-step"), jax.random.normal(jax.random.key(0), (4, B, IN))
+
+    def step_fn(x: Any) -> Any:
+        bias = learner.model.readout.weight.value["bias"]
+        return learner(bt.MultiStepData(x * bias)).sum((1, 2))
+
+    with warnings.catch_warnings(record=True, action="always") as found:
+        learner.etrace_grad(xs, step_fn=step_fn, chunk_size=4)
+    assert not found

@@ -104,12 +104,13 @@ def test_nor_is_one_whose_reset_needs_it() -> None:
         learner.reset_state(model_states=True)
 
 
-def test_another_error_of_an_initialisation_stays() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
+def test_another_error_of_an_initialisation_stays(kind: type[Exception]) -> None:
     class Broken(Free):
         def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
-            raise RuntimeError("of its own")
+            raise kind("of its own")
 
-    with pytest.raises(RuntimeError, match="^of its own"):
+    with pytest.raises(kind, match="^of its own"):
         bt.compile(Broken(), "d_rtrl", jnp.ones((B, IN)), vmap=True)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base import versions
 from ..base.precision import sum_dtype
-from ..base.types import bytes_of, how_many
+from ..base.types import bytes_of
 from ..compiler.reach import Pattern
 from ..executor.executor import Executor
 from ..executor.jacobians import StepJacobians
@@ -75,7 +75,7 @@ class DelayedDRTRLRule(LaggedDRTRLRule):
     @property
     def saved_as(self) -> str:
         """The name of the rule in files."""
-        return f"{type(self).__name__} of {how_many(self.lag, 'step')}"
+        return f"{type(self).__name__} of {self.lag} steps"
 
     def _states(self, link: Link) -> tuple[int, ...]:
         return reaching(self.executor.passing(link.group.index), self.lag)[0]

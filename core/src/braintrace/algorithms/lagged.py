@@ -182,7 +182,7 @@ class LaggedDRTRLRule(ParamDimRule):
         steps = jax.tree.map(lambda v: v[:-1], block.jacobians._replace(transition=moving))
         last = self._once(jax.tree.map(lambda v: v[-1], block.jacobians))
         last = widened(last, sum_dtype(jnp.float16))  # part of the trace, and no narrower than it
-        if traces is not None:
+        if traces is not None:  # one pass over the traces; steps in half precision become wider
             steps = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self._last(traces), steps)
         if len(steps.f[0]):
             traces = super().update(traces, block._replace(jacobians=steps), operands)

@@ -293,7 +293,7 @@ def several_devices() -> bool:
 
 
 def on_processors(*args: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """``jax.lax.platform_dependent``, which traces ``cpu`` alone where there is nothing else."""
+    """``jax.lax.platform_dependent``, which traces ``cpu`` alone where JAX's backend is a CPU."""
     if jax.default_backend() == "cpu":
         return cpu(*args)
     return jax.lax.platform_dependent(*args, cpu=cpu, default=default)

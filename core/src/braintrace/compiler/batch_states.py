@@ -208,10 +208,15 @@ def reset_batched_states(
 
 @contextmanager
 def _without_batch_size(model: brainstate.nn.Module, method: str, size: int) -> Iterator[None]:
-    """Say which method of the model cannot do without an axis of examples, and what to do."""
+    """Say which method of the model cannot do without an axis of examples, and what to do.
+
+    Python's error is then of an argument ``batch_size`` that is missing, or of ``None`` for it.
+    """
     try:
         yield
     except TypeError as error:
+        if not any(word in str(error) for word in ("batch_size", "None")):
+            raise
         frames = [(f.f_code, line) for f, line in traceback.walk_tb(error.__traceback__)]
         own = [(code, line) for code, line in frames if code.co_name == method]
         for node in brainstate.graph.nodes(model).values() if not own else ():

@@ -32,7 +32,7 @@ from ..ops.traces.bands import Bands
 
 
 def is_first(number: Any, size: int, before: Any) -> Any:
-    """Whether all traces are zero in front of a block, by its number, with steps ``before`` all."""
+    """Whether traces are zero in front of a block: its number, its size, steps ``before`` all."""
     return not (isinstance(number, int) and number) and before + number * size == 0
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -49,14 +49,18 @@ def gradient(learner: Running, options: GradOptions, sequences: Any, mask: Any) 
     """
     weights = [state for _, state in options.weights]
     values = [state.value for state in (*learner.states_of(StateKind.PARAM).values(), *weights)]
-    run = partial(_of_mode, learner, options)
+
+    def run(sequences: Any, mask: Any) -> Outcome:
+        found = _of_mode(learner, options, sequences, mask)
+        say_what_passes(learner, options, sequences)
+        return found
+
     if versions.types_vary():
         from .by_device import gradients_of  # which nothing else needs
 
         found = gradients_of(run, (sequences, mask), weights)
     else:
         found = run(sequences, mask)
-    say_what_passes(learner, options, sequences)
     guarded = not_differentiable(tuple(found[:3]), (values, sequences, mask))
     return found._replace(grads=guarded[0], losses=guarded[1], aux=guarded[2])
 

@@ -16,13 +16,13 @@ from ..base.types import show_path
 from ..compiler.module_info import StateKind
 from ..jaxprs.depends import Along, program_influences
 from .call_arguments import number_of_steps
-from .options import GradOptions
+from .options import GradOptions, common_length
 from .running import Running
 
 ENTERS = (
     "step_fn makes arguments of the learner from {names}, and what these do to later steps by that "
-    "is not in the gradient: traces follow the model alone. Let the model do it, or say that it is "
-    "meant so, by jax.lax.stop_gradient"
+    "is not in the gradient, or within a block or window alone: traces follow the model. Let the "
+    "model do it; where no gradient is wanted by this way, jax.lax.stop_gradient says so"
 )
 BEFORE = (
     "the loss of step_fn reads {names} of before the call of the learner, and in windows what "
@@ -35,24 +35,28 @@ def say_what_passes(learner: Running, options: GradOptions, sequences: Any) -> N
     """Warn where parameters or hidden states act through ``step_fn`` in the place of the model.
 
     ``step_fn`` is traced with zeros for what a call of the learner makes: what depends on states
-    then, or on parameters, passes ``step_fn`` alone.
+    then, or on parameters, passes ``step_fn`` alone. Within a single window nothing is left out.
     """
+    if options.chunk_size is not None and options.chunk_size >= common_length(sequences):
+        return
     info, hidden = learner.graph.module_info, learner.states_of(StateKind.HIDDEN)
-    entering: list[Any] = []
+    types, entering = [var.aval for var in info.jaxpr.outvars[: info.num_out]], list[Any]()
+    if any(jnp.issubdtype(aval.dtype, jax.dtypes.extended) for aval in types):  # a key, say
+        return
 
     def cut(learner: Running, args: tuple[Any, ...], given: Any) -> Any:
         entering.append(jax.tree.leaves(args))
         lead = () if (steps := number_of_steps(args)) is None else (steps,)
         for state in hidden.values():
             state.value = jax.tree.map(jnp.zeros_like, state.value)
-        types = (var.aval for var in info.jaxpr.outvars[: info.num_out])
         out = [jnp.zeros((*lead, *aval.shape), aval.dtype) for aval in types]
         return jax.tree.unflatten(info.out_treedef, out)
 
     def step(*inputs: Any) -> Any:
+        entering.clear()
         with learner.stepping_by(cut):
             result = options.step_fn(*inputs)
-        return jax.tree.leaves(result[0] if options.has_aux else result), entering
+        return jax.tree.leaves(result[0] if options.has_aux else result), [*entering]
 
     size = options.chunk_size or 1
     first = jax.tree.map(lambda v: v[:size] if size > 1 else v[0], sequences)
