@@ -33,10 +33,8 @@ EFFORT, QUICK_EFFORT = Effort(7, 1.5), Effort(2, 1.0)
 SECONDS = 420.0  # that a run takes at most, unless told
 START_S, PREPARE_S, RUN_S = 120.0, 60.0, 25.0  # the longest that an answer is waited for
 CASE_S, RESERVE_S = 20.0, 12.0  # no case is begun with less; left for the end
-CHECKS_PART, CASE_PART = (
-    0.35,
-    0.25,
-)  # of all the time, for all checks at first, and for one case of many
+# Of all the time, for all checks at first, and for one case of many.
+CHECKS_PART, CASE_PART = 0.35, 0.25
 
 OURS = (BPTT, DEFAULT, FRESH, PP, UPDATE)
 SMALL = (BPTT, DEFAULT, STEP_BY_STEP, *OURS[2:])  # whose steps may be run in stages
