@@ -64,13 +64,13 @@ CEILINGS = {
     "files": 933,
     "cli": 742,
     "algorithms": 3491,
-    "drivers": 3847,
+    "drivers": 3855,
     "learners": 4377,
     "modules": 815,
 }
 MINIMAL_CORE = ("base", "ops", "jaxprs", "compiler", "executor", "algorithms")
 LINES_OF_MINIMAL_CORE, CODE_OF_MINIMAL_CORE = 20_877, 13_010
-WHOLE_CORE = 34_793
+WHOLE_CORE = 34_801
 
 
 def module_of(file: Path) -> str:

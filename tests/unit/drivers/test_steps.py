@@ -15,6 +15,7 @@ import braintrace as bt
 from braintrace.drivers.running import read_states
 from braintrace.drivers.steps import (
     add_gradients,
+    add_scaled,
     end_of_sum,
     not_differentiable,
     online_step,
@@ -118,7 +119,8 @@ def test_sums_of_gradients() -> None:
     none = np.zeros(2, jax.dtypes.float0)
     assert add_gradients(none, jnp.ones(2)) is none
     assert add_gradients(jnp.ones(2), 2 * jnp.ones(2)).tolist() == [3.0, 3.0]
-    found = end_of_sum(jnp.array([4.0], "float32"), jnp.ones(1, "bfloat16"), 0.5)
+    total = add_scaled(jnp.array([1.0], "float32"), jnp.array([2.0], "bfloat16"), 0.5)
+    found = end_of_sum(total, jnp.ones(1, "bfloat16"))
     assert (found.dtype, found.tolist()) == ("bfloat16", [2.0])
 
 

@@ -38,7 +38,7 @@ from .loops import Progress, in_parts, marked_scan
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .outside import say_what_passes
 from .running import Running, clear_filters
-from .steps import add_gradients, end_of_sum, not_differentiable
+from .steps import add_gradients, add_scaled, end_of_sum, not_differentiable
 from .traced import TracedStep, hidden_leaves, trace_step
 
 
@@ -118,7 +118,7 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
     learner._drivers.last_way = max(run.ways, key=attrgetter("steps"))
     _, (losses, aux), flags = found  # as they were weighted, and as step_fn returned them
     leaves, traces, *sums = end
-    direct, total = jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), tuple(sums), like)
+    direct, total = jax.tree.map(end_of_sum, tuple(sums), like)
     by_path = executor.param_gradients(params, total) if total else {}
     grads = tuple(_total(executor, weight, step, direct, by_path) for weight in weights)
     step.write(leaves)
@@ -135,8 +135,8 @@ def _in_blocks(learner: Running, options: GradOptions, sequences: Any, mask: Any
 class BlockRun:
     """What the blocks of a sequence have in common; ``steps`` are all, ``size`` those of a block.
 
-    ``scale`` is what gradients are multiplied by as they are added up; at the end, each would take
-    a kernel of its own. ``before`` is how many steps the traces know of before the sequence.
+    ``scale`` is what gradients are multiplied by as they are added up; ``before``, how many steps
+    the traces know of before the sequence.
     """
 
     learner: Running
@@ -182,7 +182,7 @@ class BlockRun:
 
     def plus(self, total: jax.Array, found: jax.Array) -> jax.Array:
         """A sum of gradients, and what is added to it."""
-        return total + (found.astype(total.dtype) * self.scale).astype(total.dtype)
+        return add_scaled(total, found, self.scale)
 
     def record(self, start: tuple[Any, Any, Any], inputs: Any) -> tuple[Any, Any]:
         """Run the steps of a block: leaves, direct gradients and what is held for steps move on.

@@ -28,7 +28,7 @@ from .first import is_first
 from .loops import Progress, in_parts
 from .options import SKIP, GradOptions, Outcome, common_length, masked_step, scale_of
 from .running import Running
-from .steps import add_gradients, end_of_sum
+from .steps import add_scaled, end_of_sum
 from .traced import TracedStep, hidden_leaves, trace_step
 
 
@@ -60,6 +60,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
     run = partial(_differentiated, step, [*rule.perturbations()], weights, states, parts)
 
     hidden = hidden_leaves(learner, step)
+    scale = scale_of(options.reduction, mask, steps)
     steps_before = learner.running_index.value if options.carry_trace else 0
 
     def one_block(carry: Any, numbered: Any) -> Any:
@@ -80,7 +81,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
             named = [(f"the gradient of {names[state]}", found[i]) for i, state in weights.items()]
             flags = guards.flags_of(rule, losses, named, after)
             flags = guards.and_at_end(flags, [(hidden[i], end[i]) for i in hidden])
-        new = (end, after, jax.tree.map(add_gradients, total, found))
+        new = (end, after, jax.tree.map(partial(add_scaled, scale=scale), total, found))
         if options.check == SKIP:
             before = carry if traces is not None else (leaves, rule.init(), total)
             new = undo.where_finite(guards.failed(flags), before, new)
@@ -92,8 +93,7 @@ def in_reverse(learner: Running, options: GradOptions, sequences: Any, mask: Any
     start = (step.read(), traces, jax.tree.map(start_of_sum, values))
     end, (_, (losses, aux), flags) = in_parts(one_block, start, inputs, size, jax.lax.scan, least=2)
     leaves, traces, total = end
-    scale = scale_of(options.reduction, mask, steps)
-    grads = jax.tree.map(lambda v, like: end_of_sum(v, like, scale), total, values)
+    grads = jax.tree.map(end_of_sum, total, values)
     step.write(leaves)
     done = (
         guards.kept_steps(flags, size, steps).sum(dtype="int32") if options.check == SKIP else steps

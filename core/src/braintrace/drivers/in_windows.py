@@ -97,9 +97,7 @@ def in_windows(learner: Running, options: GradOptions, sequences: Any, mask: Any
         learner.write_traces(learner.rule.init(), 0)
         clear_filters(learner)
         learner.running_index.value = before + steps
-    return Outcome(
-        jax.tree.map(lambda v, like: end_of_sum(v, like, 1.0), total, values), losses, *seen
-    )
+    return Outcome(jax.tree.map(end_of_sum, total, values), losses, *seen)
 
 
 def _loss_of_step(learner: Running, options: GradOptions, inputs: tuple[Any, ...]) -> Any:

@@ -224,9 +224,19 @@ def add_gradients(a: Any, b: Any) -> Any:
     return a if jax.dtypes.float0 in (a.dtype, b.dtype) else jnp.add(a, b)
 
 
-def end_of_sum(total: jax.Array, like: Any, scale: Any) -> jax.Array:
-    """A sum of gradients, scaled, in the dtype of what it is the gradient of."""
-    return (total * scale).astype(jnp.result_type(like))
+def add_scaled(total: Any, found: Any, scale: Any) -> Any:
+    """A sum of gradients, to which another one is added times ``scale``, in its dtype.
+
+    Scaled at the end, each would take a kernel of its own.
+    """
+    if jax.dtypes.float0 in (total.dtype, found.dtype):
+        return total
+    return total + (found.astype(total.dtype) * scale).astype(total.dtype)
+
+
+def end_of_sum(total: jax.Array, like: Any) -> jax.Array:
+    """A sum of gradients in the dtype of what it is the gradient of."""
+    return total.astype(jnp.result_type(like))
 
 
 def add_traced(direct: Mapping[Any, Any], traced: Mapping[Any, Any]) -> dict[Any, Any]:
