@@ -52,4 +52,4 @@ def _turned(x: jax.Array) -> jax.Array:
     rows, columns, most = TURNED
     small = x.shape[0] >= rows and x.shape[1] < columns and bytes_of([x]) <= most
     turn = jax.lax.optimization_barrier if small and jax.default_backend() == "cpu" else jnp.asarray
-    return turn(turn(x).T)  # else XLA writes a product that ``x`` is with its result transposed
+    return turn(x.T)

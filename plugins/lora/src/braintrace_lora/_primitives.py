@@ -139,9 +139,11 @@ def _mm_xy_to_dw(
     x: jax.Array, dy: jax.Array, weights: Arrays, *, alpha: float, has_bias: bool
 ) -> Arrays:
     B, A = weights["lora_b"], weights["lora_a"]
+    # without a barrier XLA writes these products with their results transposed, which takes longer
+    ahead, behind = jax.lax.optimization_barrier((_narrow(x, B, alpha), jnp.matmul(dy, A.T)))
     cotangents = {
-        "lora_b": alpha * sum_of_outer(x, jnp.matmul(dy, A.T)),
-        "lora_a": sum_of_outer(_narrow(x, B, alpha), dy),
+        "lora_b": alpha * sum_of_outer(x, behind),
+        "lora_a": sum_of_outer(ahead, dy),
     }
     return cotangents | ({"bias": dy.sum(0)} if has_bias else {})
 
