@@ -4,17 +4,13 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
+import zlib
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent
-OF_NUMBERS = "benchmarks conformance devices platform/test_docstrings.py published/test_programs.py"
-OF_NUMBERS += " truth unit"
-NUMBERS = {ROOT / "plugins", *(ROOT / "tests" / name for name in OF_NUMBERS.split())}
-FEWEST = 4
+#: Of three cells of a test with parameters, how many a run with ``BRAINTRACE_CELLS`` takes.
+SHARES = {"all": range(3), "third": range(1), "rest": range(1, 3)}
 
 
 def pytest_collection_finish() -> None:
@@ -25,22 +21,20 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """With ``BRAINTRACE_PROPERTY_RUNS`` below 1, that share of the cells of tests of numbers.
+    """With ``BRAINTRACE_CELLS``, a third of the cells of a test with parameters, or the rest.
 
-    For a second Python, after all cells have been run with another. A test with parameters keeps
-    cells at equal distances, at least ``FEWEST``; what is left out counts as deselected.
+    For two Pythons, which share the cells; a test with one cell runs on both. Their order is that
+    of a checksum, so that no parameter goes with a share. What is left out counts as deselected.
     """
-    share = float(os.environ.get("BRAINTRACE_PROPERTY_RUNS", "1"))
+    share = SHARES[os.environ.get("BRAINTRACE_CELLS", "all")]
     by_test = defaultdict(list)
     for item in items:
-        if hasattr(item, "callspec") and NUMBERS & {item.path, *item.path.parents}:
-            by_test[item.nodeid.partition("[")[0]].append(item)
+        by_test[item.nodeid.partition("[")[0]].append(item)
     left_out = set()
     for cells in by_test.values():
-        count = max(FEWEST, math.ceil(share * len(cells)))
-        if count < len(cells):
-            kept = {i * len(cells) // count for i in range(count)}
-            left_out.update(cell for i, cell in enumerate(cells) if i not in kept)
+        cells.sort(key=lambda cell: zlib.crc32(cell.nodeid.encode()))
+        if len(cells) > 1:
+            left_out.update(cell for k, cell in enumerate(cells) if k % 3 not in share)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]

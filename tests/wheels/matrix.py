@@ -37,8 +37,8 @@ OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
 ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-#: A share of the cells of tests with parameters: the suite runs all of them with another Python.
-SHARE = {"BRAINTRACE_PROPERTY_RUNS": "0.3"}
+#: Of the cells of tests with parameters: the suite runs the rest of them with another Python.
+SHARE = {"BRAINTRACE_CELLS": "third"}
 
 
 def subsets(families: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, ...]]:

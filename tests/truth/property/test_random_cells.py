@@ -230,18 +230,18 @@ def representative(tally: Tally, refused: float, **shares: float) -> bool:
 
 
 def test_random_cells() -> None:
-    tally = run(150, cases(sequence))
+    tally = run(90, cases(sequence))
     often = {name.replace(" ", "_"): 0.15 for name in OFTEN}
     assert representative(tally, 0.05, shared_by_groups=0, **often), tally
 
 
 def test_random_cells_step_by_step() -> None:
-    tally = run(40, cases(single_steps))
+    tally = run(25, cases(single_steps))
     assert representative(tally, 0.1), tally
 
 
 def test_random_cells_in_the_coupled_scope() -> None:
-    tally = run(40, cases(sequence), "coupled")
+    tally = run(25, cases(sequence), "coupled")
     assert representative(tally, 0.1, traces=0.3), tally
 
 
@@ -275,5 +275,5 @@ def test_random_cells_by_default() -> None:
 @pytest.mark.parametrize("scope", ["diagonal", "coupled"])
 def test_random_cells_that_mix_positions(scope: str) -> None:
     """What is refused here may be more: loops and conditions on the way of a state, long tails."""
-    tally = run(40, cases(sequence, mixing=True), scope)
+    tally = run(25, cases(sequence, mixing=True), scope)
     assert representative(tally, 0.4, mixing=0.4), tally
