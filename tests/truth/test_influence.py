@@ -111,19 +111,20 @@ def test_blocks_calls_masks_and_single_steps() -> None:
     (learner, step, of_examples), (xs, ys) = made(), data()
     every, last = reference(), np.arange(STEPS) == STEPS - 1
     of_last = reference(last)
-    for size in (1, 4, STEPS, "auto"):
-        for mask, wanted in ((None, every), (np.repeat(last[:, None], BATCH, 1), of_last)):
-            again(learner)
-            found = learner.etrace_grad(
-                xs,
-                ys,
-                step_fn=step if mask is None else of_examples,
-                mask=mask,
-                reduction="sum",
-                block_size=size,
-                carry_trace=size != STEPS,
-            )
-            equal(found, wanted)
+    masks = (None, every), (np.repeat(last[:, None], BATCH, 1), of_last)
+    for k, size in enumerate((1, 1, 4, STEPS, STEPS, "auto")):
+        mask, wanted = masks[k % 2]
+        again(learner)
+        found = learner.etrace_grad(
+            xs,
+            ys,
+            step_fn=step if mask is None else of_examples,
+            mask=mask,
+            reduction="sum",
+            block_size=size,
+            carry_trace=size != STEPS,
+        )
+        equal(found, wanted)
     again(learner)
     calls = [
         learner.etrace_grad(xs[own], ys[own], step_fn=step, reduction="sum", block_size=2)

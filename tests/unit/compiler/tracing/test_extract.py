@@ -123,7 +123,7 @@ def test_one_construction(name: str) -> None:
 
 
 @settings(
-    max_examples=20,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
