@@ -9,8 +9,7 @@ import zlib
 from collections import defaultdict
 from typing import Any
 
-#: Of three cells of a test with parameters, how many a run with ``BRAINTRACE_CELLS`` takes.
-SHARES = {"all": range(3), "third": range(1), "rest": range(1, 3)}
+import pytest
 
 
 def pytest_collection_finish() -> None:
@@ -21,20 +20,27 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """With ``BRAINTRACE_CELLS``, a third of the cells of a test with parameters, or the rest.
+    """With ``BRAINTRACE_CELLS=third``, a third of the tests of a file; with ``rest``, those left.
 
-    For two Pythons, which share the cells; a test with one cell runs on both. Their order is that
-    of a checksum, so that no parameter goes with a share. What is left out counts as deselected.
+    For two Pythons. Of a test with parameters each cell is in one of the two, and at least one in
+    either; a test without is always in the rest, and may be in the third as well. Their order is
+    that of a checksum, so that no parameter goes with a share. What is left out is deselected.
     """
-    share = SHARES[os.environ.get("BRAINTRACE_CELLS", "all")]
+    share = os.environ.get("BRAINTRACE_CELLS", "all")
+    if share not in ("all", "third", "rest"):
+        raise pytest.UsageError(f"BRAINTRACE_CELLS is all, third or rest, not {share!r}")
     by_test = defaultdict(list)
-    for item in items:
+    for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
         by_test[item.nodeid.partition("[")[0]].append(item)
-    left_out = set()
+    alone = defaultdict(list)
+    third, both = set(), set()
     for cells in by_test.values():
-        cells.sort(key=lambda cell: zlib.crc32(cell.nodeid.encode()))
-        if len(cells) > 1:
-            left_out.update(cell for k, cell in enumerate(cells) if k % 3 not in share)
-    if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+        if len(cells) == 1:
+            alone[cells[0].path] += cells
+        third.update(cells[::3])
+    for tests in alone.values():
+        both.update(tests)
+        third.difference_update(tests[k] for k in range(len(tests)) if k % 3)
+    chosen = {"all": {*items}, "third": third, "rest": both | {*items} - third}[share]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
