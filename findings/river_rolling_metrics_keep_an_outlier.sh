@@ -10,7 +10,8 @@
 # is NaN.
 #
 # Why it matters to people who train networks online: prequential evaluation looks at such windows, to see drift,
-# to choose between models and to stop. One broken sample makes both numbers wrong for the rest of a stream. Clip what is measured before it enters a metric, or make the metric anew after an outlier.
+# to choose between models and to stop. One broken sample makes both numbers wrong for the rest of a stream. Clip
+# what is measured before it enters a metric, or make the metric anew after an outlier.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
