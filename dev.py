@@ -49,13 +49,14 @@ EXTRAS = "docs,examples,neurons,test,dev"
 NEWER_PYTHONS = ("3.13", "3.12")
 UNITS, RANDOM = "tests/unit", "tests/truth/property"
 SLOW: tuple[str, ...] = (
+    "tests/devices",
     RANDOM,
     "tests/truth",
     "tests/truth/neurons",
     "tests/truth/oracle",
     "tests/examples",
+    "tests/benchmarks",
 )
-SLOW += ("tests/benchmarks", "tests/devices")
 FILES_PER_PROCESS, UNITS_PER_PROCESS = 4, 12
 NO_TESTS = 5  # pytest's exit status
 #: With these XLA compiles small programs in half the time; a version may lack some of them.
