@@ -11,11 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from braintrace.testing import assert_tree_close
 
 from . import everything
-from .shared_cases import cases, gradient, learner
+from .shared_cases import PARTS, cases, gradient, learner
 from .worker import PROCESSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,8 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def test_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_two_processes(part: int, tmp_path: Path) -> None:
     alone = learner()
     gradient(alone)
     alone.save(tmp_path / "of_one.npz")
@@ -36,7 +38,7 @@ def test_two_processes(tmp_path: Path) -> None:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])}
     running = [
         subprocess.Popen(
-            [*command, str(i), port, str(tmp_path)],
+            [*command, str(i), port, str(part), str(tmp_path)],
             cwd=ROOT,
             env=variables,
             stdout=subprocess.PIPE,
@@ -49,7 +51,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0] * PROCESSES, said
     with np.load(tmp_path / "found.npz") as file:
         found = dict(file)
-    for rule, form, _ in cases():
+    for rule, form, _ in cases(part):
         expected = jax.tree.leaves(everything.alone(rule)[form])
         together = [found[f"{rule}/{i}"] for i in range(len(expected))]
         assert_tree_close(together, expected, 1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes that share a mesh: ``python -m tests.devices.worker INDEX PORT FOLDER``.
+"""One of the processes on a mesh: ``python -m tests.devices.worker INDEX PORT PART FOLDER``.
 
 The first one writes what all have computed together.
 """
@@ -20,8 +20,8 @@ import jax
 PROCESSES, EACH = 2, 4
 
 
-def main(index: int, port: str, folder: Path) -> None:
-    """Run every case on all devices; save and restore a learner."""
+def main(index: int, port: str, part: int, folder: Path) -> None:
+    """Run every case of a part on all devices; save and restore a learner."""
     jax.config.update("jax_num_cpu_devices", EACH)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -36,7 +36,7 @@ def main(index: int, port: str, folder: Path) -> None:
     warnings.simplefilter("ignore")
     brainstate.environ.set(precision=64)
     found: dict[str, Any] = {}
-    for rule, form, (kind, *shape) in cases():
+    for rule, form, (kind, *shape) in cases(part):
         leaves = jax.tree.leaves(everything.run(rule, meshes.mesh(kind, *shape), (form,)))
         found |= {f"{rule}/{i}": leaf for i, leaf in enumerate(leaves)}
     own = learner()
@@ -54,4 +54,4 @@ def main(index: int, port: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
