@@ -29,18 +29,20 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     share = os.environ.get("BRAINTRACE_CELLS", "all")
     if share not in ("all", "third", "rest"):
         raise pytest.UsageError(f"BRAINTRACE_CELLS is all, third or rest, not {share!r}")
+    if share == "all":
+        return
     by_test = defaultdict(list)
     for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
         by_test[item.nodeid.partition("[")[0]].append(item)
-    alone = defaultdict(list)
-    third, both = set(), set()
+    third, alone = set(), defaultdict(list)
     for cells in by_test.values():
-        if len(cells) == 1:
+        if len(cells) > 1:
+            third.update(cells[::3])
+        else:
             alone[cells[0].path] += cells
-        third.update(cells[::3])
-    for tests in alone.values():
-        both.update(tests)
-        third.difference_update(tests[k] for k in range(len(tests)) if k % 3)
-    chosen = {"all": {*items}, "third": third, "rest": both | {*items} - third}[share]
+    always = {item for tests in alone.values() for item in tests}
+    rest = {*items} - third | always
+    third.update(item for tests in alone.values() for item in tests[::3])
+    chosen = third if share == "third" else rest
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]

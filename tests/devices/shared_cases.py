@@ -17,9 +17,7 @@ from . import everything, meshes
 #: Meshes of all devices that the cases take in turn.
 MESHES = (("Auto", 4, 2), ("Explicit", 8), ("Auto", 8), ("Explicit", 4, 2), ("Auto", 8))
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 3)))
-
-
-PARTS = 3
+PARTS = 3  # of the rules, each in processes of its own
 
 
 def cases(part: int) -> Iterator[tuple[everything.Rule, str, Any]]:

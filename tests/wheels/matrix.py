@@ -37,7 +37,7 @@ OLDEST_PLUGGY = "1.6.0"
 DROPPED = ("BRAINTRACE_", "PYTHON")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
 ENVIRONMENT |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-#: Of the cells of tests with parameters: the suite runs the rest of them with another Python.
+#: A third of the plugins' own tests: the suite runs the rest of them with another Python.
 SHARE = {"BRAINTRACE_CELLS": "third"}
 
 
@@ -54,8 +54,8 @@ def subsets(families: Sequence[str], options: Sequence[str]) -> Iterator[tuple[s
         yield tuple(family for bit, family in enumerate(families) if code >> bit & 1)
 
 
-def run(*arguments: str | Path) -> str:
-    """What this interpreter prints when it is run with arguments.
+def run(*arguments: str | Path, **variables: str) -> str:
+    """What this interpreter prints when it is run with arguments and environment variables.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def run(*arguments: str | Path) -> str:
     """
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT, env=ENVIRONMENT | SHARE, text=True,
+        cwd=ROOT, env=ENVIRONMENT | variables, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
@@ -101,7 +101,7 @@ def try_subsets(wheels: dict[str, Path], testing: Path, options: Sequence[str]) 
         tests = ""
         if "own-tests" in options and len(subset) == 1:
             pip("install", "--no-deps", "--no-index", testing)
-            said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests")
+            said = run("-P", "-m", "pytest", "-q", f"plugins/{subset[0]}/tests", **SHARE)
             tests = f"; own tests: {said.splitlines()[-1].strip('= ')}"
             pip("uninstall", "--yes", TESTING)
         names = " + ".join(("core", *subset))
@@ -117,7 +117,7 @@ def try_adapters(adapters: dict[str, Path], wheels: dict[str, Path]) -> None:
         text = read(wheel, "METADATA")
         required = [f for f in wheels if f"Requires-Dist: braintrace-{f}" in text]
         change(wheels, tuple(wheels), required)
-        said = run("-P", "-m", "pytest", "-q", f"plugins/{name}/tests")
+        said = run("-P", "-m", "pytest", "-q", f"plugins/{name}/tests", **SHARE)
         change(wheels, required, tuple(wheels))
         tests = f"own tests: {said.splitlines()[-1].strip('= ')}"
         with_these = " + ".join(("core", *required, name))
